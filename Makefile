@@ -1,0 +1,42 @@
+# `make serve` and `make test` are all that a newcomer needs; each makes its own environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check bench train-mini clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## the environment, in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Rekontext needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev,train]'
+	@touch $(STAMP)
+
+serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model
+	$(BIN)/rekontext serve
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, formatting, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## every figure that the README quotes
+	$(BIN)/python -m bench
+
+train-mini: $(STAMP) ## make the embedded model again, from nothing
+	$(BIN)/python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

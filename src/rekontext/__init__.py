@@ -1,0 +1,6 @@
+"""FLUX.1 Kontext [dev] as an image-editing API on your own machines.
+
+Nothing heavy is imported here: the engine is `rekontext.engine`, the service `rekontext.api`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,316 @@
+"""Opening a model: find out which published layout it has and build its parts.
+
+| given | layout |
+|---|---|
+| "mini" | the model inside this package |
+| a folder with model_index.json | diffusers (sharded or not) |
+| a .safetensors file | the original single file, its tensors perhaps under ComfyUI's prefix, perhaps fp8; beside it |
+|  | `ae.safetensors`, and the text encoders in diffusers' folders, which else come from the hub |
+| owner/name | a hub repository in diffusers' layout |
+
+A `rekontext.json` beside the weights may carry what no published layout has: see `Facts`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from math import gcd
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from rekontext.engine.canvas import KONTEXT_AREA, Canvas
+from rekontext.engine.layouts import (
+    config_from_diffusers,
+    config_from_original,
+    is_diffusers,
+    load_transformer,
+    original_part,
+)
+from rekontext.engine.schedule import Schedule
+from rekontext.engine.tensors import CheckpointError, TensorSource, refuse_pickle
+from rekontext.engine.transformer import KontextTransformer
+
+MINI: Final = "mini"
+CLIP_HUB_ID: Final = "openai/clip-vit-large-patch14"
+T5_HUB_ID: Final = "google/t5-v1_1-xxl"
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """`rekontext.json`: what the weights themselves don't tell.
+
+    Attributes:
+        name: how the model calls itself; empty takes the name it was opened by.
+        canvas_area: native pixels per picture.
+        text_tokens: length to which T5's input is padded.
+        axes: rotary widths (stream, row, column), for single files with unusual heads.
+        autoencoder: configuration of an `ae.safetensors` that differs from FLUX's.
+    """
+
+    name: str = ""
+    canvas_area: int = KONTEXT_AREA
+    text_tokens: int = 512
+    axes: tuple[int, ...] | None = None
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, folder: Path) -> Facts:
+        """Read from `folder`; defaults where there is no file.
+
+        Raises:
+            CheckpointError: the file has an unknown key or no JSON in it.
+        """
+        path = folder / "rekontext.json"
+        if not path.is_file():
+            return cls()
+        try:
+            facts = json.loads(path.read_text())
+            return cls(**{key: value for key, value in facts.items() if not key.startswith("about")})
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """An opened model, on its device."""
+
+    name: str
+    canvas: Canvas
+    schedule: Schedule
+    text_tokens: int
+    transformer: KontextTransformer
+    autoencoder: AutoencoderKL
+    clip: CLIPTextModel
+    clip_tokenizer: CLIPTokenizer
+    t5: T5EncoderModel
+    t5_tokenizer: T5Tokenizer
+
+
+def open_model(model: str, *, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Load every part of `model` in `dtype` onto `device`.
+
+    Raises:
+        CheckpointError: the model can't be found or isn't complete.
+    """
+    with _quiet():
+        return _open(model, device, dtype)
+
+
+def _open(model: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    if model == MINI:
+        return _open_folder(Path(str(resources.files("rekontext") / "models" / MINI)), MINI, device, dtype)
+    path = Path(model).expanduser()
+    refuse_pickle(path)
+    if path.is_dir():
+        return _open_folder(path, path.resolve().name, device, dtype)
+    if path.is_file():
+        return _open_file(path, device, dtype)
+    if _HUB_ID.fullmatch(model):
+        return _open_folder(_download(model), model, device, dtype)
+    raise CheckpointError(
+        f"no model at {model!r}: give a diffusers folder, a .safetensors file, a hub id (owner/name) or {MINI!r}"
+    )
+
+
+def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no model_index.json, so it is no diffusers folder: "
+            "give that folder, or the .safetensors file itself"
+        )
+    facts = Facts.beside(folder)
+    config = _json(folder / "transformer" / "config.json")
+    source = TensorSource.of_folder(folder / "transformer", "diffusion_pytorch_model")
+    return Parts(
+        name=facts.name or name,
+        canvas=Canvas(area=facts.canvas_area),
+        schedule=_schedule(folder),
+        text_tokens=facts.text_tokens,
+        transformer=load_transformer(source, config_from_diffusers(config), device=device, dtype=dtype),
+        autoencoder=_frozen(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
+        **_text_parts(folder, device, dtype),
+    )
+
+
+def _open_file(path: Path, device: torch.device, dtype: torch.dtype) -> Parts:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
+    folder = path.parent
+    facts = Facts.beside(folder)
+    source = TensorSource([path])
+    original = source if is_diffusers(source) else original_part(source)
+    if original is None:
+        first = ", ".join(sorted(source.names())[:5])
+        raise CheckpointError(f"{path} holds no FLUX transformer: its first tensors are {first}")
+    if original is source and is_diffusers(source):
+        raise CheckpointError(
+            f"{path} is one part of a diffusers folder: open the folder that has model_index.json in it"
+        )
+    return Parts(
+        name=facts.name or path.stem,
+        canvas=Canvas(area=facts.canvas_area),
+        schedule=_schedule(folder),
+        text_tokens=facts.text_tokens,
+        transformer=load_transformer(original, config_from_original(original, facts.axes), device=device, dtype=dtype),
+        autoencoder=_frozen(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
+        **_text_parts(folder, device, dtype),
+    )
+
+
+def _schedule(folder: Path) -> Schedule:
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return Schedule()
+    config = _json(path)
+    if not config.get("use_dynamic_shifting", False):
+        raise CheckpointError(f"{path}: use_dynamic_shifting is off, so this is no schedule of FLUX.1 Kontext [dev]")
+    return Schedule(
+        base_shift=config.get("base_shift", 0.5),
+        max_shift=config.get("max_shift", 1.15),
+        base_tokens=config.get("base_image_seq_len", 256),
+        max_tokens=config.get("max_image_seq_len", 4096),
+    )
+
+
+def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """CLIP and T5 with their tokenizers, from beside the weights or from the hub."""
+    if (folder / "text_encoder").is_dir():
+        clip = folder / "text_encoder", folder / "tokenizer"
+        t5 = folder / "text_encoder_2", folder / "tokenizer_2"
+    else:
+        clip_folder = _download(CLIP_HUB_ID, for_what="the text encoder")
+        t5_folder = _download(T5_HUB_ID, for_what="the text encoder")
+        clip, t5 = (clip_folder, clip_folder), (t5_folder, t5_folder)
+    return {
+        "clip": _frozen(_pretrained(CLIPTextModel, clip[0], None, dtype=dtype), device),
+        "clip_tokenizer": _tokenizer(CLIPTokenizer, clip[1]),
+        "t5": _frozen(_pretrained(T5EncoderModel, t5[0], None, dtype=dtype), device),
+        "t5_tokenizer": _tokenizer(T5Tokenizer, t5[1]),
+    }
+
+
+def _pretrained(kind: Any, folder: Path, subfolder: str | None, **options: Any) -> Any:
+    where = folder / subfolder if subfolder else folder
+    if not where.is_dir():
+        raise CheckpointError(f"{where} is missing")
+    if not any(where.glob("*.safetensors")):
+        found = next((path for path in where.iterdir() if path.suffix in {".bin", ".pt", ".ckpt"}), None)
+        if found:
+            refuse_pickle(found)
+        raise CheckpointError(f"{where} has no .safetensors file in it")
+    try:
+        part, report = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{where}: missing tensors: {', '.join(missing[:5])}")
+    return part
+
+
+def _tokenizer(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: no {kind.__name__} can be read there: {error}") from error
+
+
+def _original_autoencoder(path: Path, facts: Facts) -> AutoencoderKL:
+    """FLUX's `ae.safetensors`, its sizes read off the tensors, its names translated by diffusers."""
+    # Private to diffusers, but the one maintained translation of these names.
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    source = TensorSource([path])
+    levels = len({name.split(".")[2] for name in source.names() if name.startswith("encoder.down.")})
+    blocks = len({name.split(".")[4] for name in source.names() if name.startswith("encoder.down.0.block.")})
+    if not levels or not blocks:
+        raise CheckpointError(f"{path} holds no FLUX autoencoder: no encoder.down.0.block tensors")
+    channels = [source.shape(f"encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)]
+    config = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": channels,
+        "layers_per_block": blocks,
+        "latent_channels": source.shape("decoder.conv_in.weight")[1],
+        "norm_num_groups": gcd(32, *channels),
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        **facts.autoencoder,
+    }
+    autoencoder = AutoencoderKL.from_config(config)
+    tensors = {name: source.read(name, torch.float32) for name in source.names()}
+    translated = convert_ldm_vae_checkpoint(tensors, config)
+    report = autoencoder.load_state_dict(translated, strict=False)
+    for what, names in (("missing", report.missing_keys), ("unexpected", report.unexpected_keys)):
+        if names:
+            raise CheckpointError(f"{path}: {what} tensors: {', '.join(sorted(names)[:5])}")
+    return autoencoder
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries draw a progress bar for every part; whoever opens a model has a display of their own."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
+
+
+def _frozen(part: Any, device: torch.device) -> Any:
+    return part.to(device).requires_grad_(False).eval()
+
+
+def _download(hub_id: str, *, for_what: str = "the model") -> Path:
+    """Fetch a hub repository (or take it from the local cache), safetensors and configuration only."""
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=[
+                    "*.json",
+                    "*/*.json",
+                    "*/*.safetensors",
+                    "*/*.model",
+                    "*/*.txt",
+                    "*.model",
+                    "*.txt",
+                    "model.safetensors",
+                    "model-*.safetensors",
+                ],
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{for_what} {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
+            "check the name, the network, and for gated models that HF_TOKEN is set"
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    assert isinstance(value, dict), f"{path}: expected an object"
+    return value

@@ -1,0 +1,214 @@
+"""The building blocks of the FLUX transformer.
+
+Axis letters in this file: b batch, n tokens, d width, h heads, k head width.
+Parameters carry the names and the fused layout of the original checkpoint (black-forest-labs/flux,
+src/flux/modules/layers.py): one matrix for Q, K and V, and in single-stream blocks one for Q, K, V and the MLP's input.
+
+Modulation isn't computed here. It depends on time, guidance and pooled prompt only, so the transformer computes
+it for all steps of an edit at once and hands each block its slice: shift, 1 + scale, gate, each (b, 1, d).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rekontext.engine.rope import rotate
+
+EPS: Final = 1e-6
+MLP_RATIO: Final = 4
+
+
+class Modulation(NamedTuple):
+    """What time, guidance and prompt do to one residual branch; each (b, 1, d)."""
+
+    shift: Tensor
+    scale_plus_one: Tensor
+    gate: Tensor
+
+
+def modulated_norm(x_bnd: Tensor, modulation: Modulation) -> Tensor:
+    """LayerNorm without parameters, then scale and shift."""
+    normed = F.layer_norm(x_bnd, x_bnd.shape[-1:], eps=EPS)
+    return torch.addcmul(modulation.shift, normed, modulation.scale_plus_one)
+
+
+def attend(q_bhnk: Tensor, k_bhnk: Tensor, v_bhnk: Tensor) -> Tensor:
+    """Full attention, heads merged: (b, n, h * k) of the queries."""
+    return F.scaled_dot_product_attention(q_bhnk, k_bhnk, v_bhnk).transpose(1, 2).flatten(2)
+
+
+class TimestepMLP(nn.Module):
+    """Two layers with a SiLU between: embeds time, guidance or the pooled prompt."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.in_layer = nn.Linear(width_in, width)
+        self.out_layer = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, width_in) -> (b, width)."""
+        embedded: Tensor = self.out_layer(F.silu(self.in_layer(x)))
+        return embedded
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the head width, statistics in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) -> (..., k), same dtype."""
+        return F.rms_norm(x, x.shape[-1:], self.scale, EPS)
+
+
+class QKNorm(nn.Module):
+    """Separate norms for queries and keys."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(width)
+        self.key_norm = RMSNorm(width)
+
+
+class SelfAttention(nn.Module):
+    """The projections of one stream; the attention itself is over both streams together."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm = QKNorm(width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, x_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed queries, normed keys, values; each (b, h, n, k), positions not yet applied."""
+        q, k, v = split_heads(self.qkv(x_bnd), 3, self.heads)
+        return self.norm.query_norm(q), self.norm.key_norm(k), v
+
+
+def split_heads(x_bnd: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Cut a fused projection (b, n, parts * h * k) into `parts` tensors (b, h, n, k)."""
+    split: tuple[Tensor, ...] = x_bnd.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return split
+
+
+class DoubleStreamBlock(nn.Module):
+    """Text and picture each with weights of their own, joined in attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        for stream in ("img", "txt"):
+            self.add_module(f"{stream}_mod", ModulationLinear(width, branches=2))
+            self.add_module(f"{stream}_attn", SelfAttention(width, heads))
+            self.add_module(f"{stream}_mlp", mlp(width))
+
+    img_mod: ModulationLinear
+    txt_mod: ModulationLinear
+    img_attn: SelfAttention
+    txt_attn: SelfAttention
+    img_mlp: nn.Sequential
+    txt_mlp: nn.Sequential
+
+    def forward(
+        self,
+        image_bnd: Tensor,
+        text_bnd: Tensor,
+        image_mod: tuple[Modulation, Modulation],
+        text_mod: tuple[Modulation, Modulation],
+        rotation: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One block over picture tokens (output, then reference) and text tokens.
+
+        `rotation` (2, n, k / 2) covers text first, then picture.
+        """
+        text_tokens = text_bnd.shape[1]
+        text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]))
+        image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
+        mixed = attend(rotate(q, rotation), rotate(k, rotation), v)
+
+        image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, text_tokens:]))
+        image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self.img_mlp(modulated_norm(image_bnd, image_mod[1])))
+        text_bnd = torch.addcmul(text_bnd, text_mod[0].gate, self.txt_attn.proj(mixed[:, :text_tokens]))
+        text_bnd = torch.addcmul(text_bnd, text_mod[1].gate, self.txt_mlp(modulated_norm(text_bnd, text_mod[1])))
+        return image_bnd, text_bnd
+
+
+class SingleStreamBlock(nn.Module):
+    """One set of weights for all tokens; attention and MLP side by side."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width = width
+        self.heads = heads
+        self.linear1 = nn.Linear(width, (3 + MLP_RATIO) * width)
+        self.linear2 = nn.Linear((1 + MLP_RATIO) * width, width)
+        self.norm = QKNorm(width // heads)
+        self.modulation = ModulationLinear(width, branches=1)
+
+    def forward(self, x_bnd: Tensor, modulation: Modulation, rotation: Tensor) -> Tensor:
+        """All tokens in, all tokens out; `rotation` (2, n, k / 2)."""
+        fused = self.linear1(modulated_norm(x_bnd, modulation))
+        qkv, hidden = fused.split([3 * self.width, MLP_RATIO * self.width], dim=-1)
+        q, k, v = split_heads(qkv, 3, self.heads)
+        mixed = attend(
+            rotate(self.norm.query_norm(q), rotation),
+            rotate(self.norm.key_norm(k), rotation),
+            v,
+        )
+        out = self.linear2(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
+        return torch.addcmul(x_bnd, modulation.gate, out)
+
+    def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Tensor, part: slice) -> Tensor:
+        """As `forward`, for the tokens in `part` only.
+
+        The others are needed as keys and values alone, so their queries, MLP and projection are skipped.
+        """
+        normed = modulated_norm(x_bnd, modulation)
+        weight, bias = self.linear1.weight, self.linear1.bias
+        d = self.width
+        k, v = split_heads(F.linear(normed, weight[d : 3 * d], bias[d : 3 * d]), 2, self.heads)
+        (q,) = split_heads(F.linear(normed[:, part], weight[:d], bias[:d]), 1, self.heads)
+        hidden = F.linear(normed[:, part], weight[3 * d :], bias[3 * d :])
+        mixed = attend(
+            rotate(self.norm.query_norm(q), rotation[:, part]),
+            rotate(self.norm.key_norm(k), rotation),
+            v,
+        )
+        out = self.linear2(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
+        return torch.addcmul(x_bnd[:, part], modulation.gate, out)
+
+
+class ModulationLinear(nn.Module):
+    """The weights from which a block's modulation comes: 3 vectors (shift, scale, gate) per residual branch."""
+
+    def __init__(self, width: int, *, branches: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(width, 3 * branches * width)
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation and projection to latent tokens."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_bnd: Tensor, shift: Tensor, scale_plus_one: Tensor) -> Tensor:
+        """(b, n, d) -> (b, n, channels)."""
+        normed = F.layer_norm(x_bnd, x_bnd.shape[-1:], eps=EPS)
+        out: Tensor = self.linear(torch.addcmul(shift, normed, scale_plus_one))
+        return out
+
+
+def mlp(width: int) -> nn.Sequential:
+    """The feed-forward part of a double-stream block."""
+    hidden = MLP_RATIO * width
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))

@@ -1,0 +1,209 @@
+"""The names under which transformer weights are published, and how they become ours.
+
+Ours are the original's names (black-forest-labs/flux): that layout loads as it is. diffusers splits the fused
+matrices and swaps the halves of the final layer's modulation; `diffusers_recipe` puts them together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rekontext.engine.tensors import CheckpointError, TensorSource
+from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+
+ORIGINAL_PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.")
+_ORIGINAL_MARK: Final = "single_blocks.0.linear1.weight"
+_DIFFUSERS_MARK: Final = "single_transformer_blocks.0.proj_mlp.weight"
+
+
+class Recipe(NamedTuple):
+    """How one of our tensors is made: the named tensors on top of each other; `swap` exchanges the two halves."""
+
+    sources: tuple[str, ...]
+    swap: bool = False
+
+
+def original_part(source: TensorSource) -> TensorSource | None:
+    """The transformer in the original layout, found under any of the prefixes in use; None if it isn't there."""
+    for prefix in ORIGINAL_PREFIXES:
+        if prefix + _ORIGINAL_MARK in source:
+            return source.with_prefix(prefix) if prefix else source
+    return None
+
+
+def is_diffusers(source: TensorSource) -> bool:
+    """Whether the transformer's tensors have diffusers' names."""
+    return _DIFFUSERS_MARK in source
+
+
+def config_from_diffusers(config: dict[str, Any]) -> TransformerConfig:
+    """From `transformer/config.json`.
+
+    Raises:
+        CheckpointError: the file describes something other than a FLUX transformer.
+    """
+    if config.get("_class_name") != "FluxTransformer2DModel":
+        raise CheckpointError(
+            f"transformer/config.json describes {config.get('_class_name')!r}: "
+            "only FluxTransformer2DModel can be opened"
+        )
+    heads = int(config.get("num_attention_heads", 24))
+    return TransformerConfig(
+        width=heads * int(config.get("attention_head_dim", 128)),
+        heads=heads,
+        axes=_axes(config.get("axes_dims_rope", (16, 56, 56))),
+        double_blocks=int(config.get("num_layers", 19)),
+        single_blocks=int(config.get("num_single_layers", 38)),
+        channels=int(config.get("in_channels", 64)),
+        text_width=int(config.get("joint_attention_dim", 4096)),
+        pooled_width=int(config.get("pooled_projection_dim", 768)),
+        guidance_embedded=bool(config.get("guidance_embeds", False)),
+    )
+
+
+def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> TransformerConfig:
+    """Read off the tensors' shapes.
+
+    Args:
+        axes: rotary widths, which leave no trace in the weights; None takes FLUX's proportions (1 : 3.5 : 3.5).
+    """
+    width = source.shape("img_in.weight")[0]
+    head_width = source.shape("single_blocks.0.norm.query_norm.scale")[0]
+    stream = head_width // 16 * 2
+    plane = (head_width - stream) // 2
+    return TransformerConfig(
+        width=width,
+        heads=width // head_width,
+        axes=_axes(axes) if axes else (head_width - 2 * (plane // 2 * 2), plane // 2 * 2, plane // 2 * 2),
+        double_blocks=_count(source, "double_blocks."),
+        single_blocks=_count(source, "single_blocks."),
+        channels=source.shape("img_in.weight")[1],
+        text_width=source.shape("txt_in.weight")[1],
+        pooled_width=source.shape("vector_in.in_layer.weight")[1],
+        guidance_embedded="guidance_in.in_layer.weight" in source,
+    )
+
+
+def load_transformer(
+    source: TensorSource, config: TransformerConfig, *, device: torch.device, dtype: torch.dtype
+) -> KontextTransformer:
+    """Build the transformer on `device` from a source in either layout.
+
+    Raises:
+        CheckpointError: tensors are missing, left over, or of the wrong shape; the first five are named.
+    """
+    with torch.device("meta"):
+        model = KontextTransformer(config)
+    parameters = dict(model.named_parameters())
+    if is_diffusers(source):
+        recipes = {name: diffusers_recipe(name) for name in parameters}
+    else:
+        recipes = {name: Recipe((name,)) for name in parameters}
+
+    wanted = {name for recipe in recipes.values() for name in recipe.sources}
+    names = set(source.names())
+    _complain("missing", wanted - names, source)
+    _complain("unexpected", names - wanted, source)
+
+    tensors: dict[str, Tensor] = {}
+    for name, recipe in recipes.items():
+        parts = [source.read(part, dtype) for part in recipe.sources]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if recipe.swap:
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if tensor.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{_files(source)}: {' + '.join(recipe.sources)} has shape {list(tensor.shape)}, "
+                f"expected {list(parameters[name].shape)}"
+            )
+        tensors[name] = tensor.to(device)
+    model.load_state_dict(tensors, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def diffusers_recipe(name: str) -> Recipe:
+    """Which of diffusers' tensors make up our tensor `name`."""
+    module, _, kind = name.rpartition(".")
+    head, *rest = module.split(".")
+    if head == "double_blocks":
+        block, part = f"transformer_blocks.{rest[0]}.", ".".join(rest[1:])
+        return Recipe(tuple(f"{block}{target}" for target in _double(part, kind)))
+    if head == "single_blocks":
+        block, part = f"single_transformer_blocks.{rest[0]}.", ".".join(rest[1:])
+        return Recipe(tuple(f"{block}{target}" for target in _single(part, kind)))
+    if module == "final_layer.adaLN_modulation.1":
+        # diffusers keeps scale before shift here, the original shift before scale.
+        return Recipe((f"norm_out.linear.{kind}",), swap=True)
+    return Recipe((f"{_TOP[module]}.{kind}",))
+
+
+_TOP: Final = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{ours}_in.{layer}_layer": f"time_text_embed.{theirs}_embedder.linear_{number}"
+        for ours, theirs in (("time", "timestep"), ("guidance", "guidance"), ("vector", "text"))
+        for layer, number in (("in", 1), ("out", 2))
+    },
+}
+
+
+def _single(part: str, kind: str) -> tuple[str, ...]:
+    match part:
+        case "linear1":
+            return (*(f"attn.to_{x}.{kind}" for x in "qkv"), f"proj_mlp.{kind}")
+        case "linear2":
+            return (f"proj_out.{kind}",)
+        case "modulation.lin":
+            return (f"norm.linear.{kind}",)
+        case "norm.query_norm":
+            return ("attn.norm_q.weight",)
+        case "norm.key_norm":
+            return ("attn.norm_k.weight",)
+    raise AssertionError(f"no recipe for single_blocks.*.{part}.{kind}")
+
+
+def _double(part: str, kind: str) -> tuple[str, ...]:
+    stream, _, rest = part.partition("_")
+    text = stream == "txt"
+    match rest:
+        case "mod.lin":
+            return (f"norm1_context.linear.{kind}" if text else f"norm1.linear.{kind}",)
+        case "attn.qkv":
+            return tuple(f"attn.add_{x}_proj.{kind}" if text else f"attn.to_{x}.{kind}" for x in "qkv")
+        case "attn.norm.query_norm":
+            return ("attn.norm_added_q.weight" if text else "attn.norm_q.weight",)
+        case "attn.norm.key_norm":
+            return ("attn.norm_added_k.weight" if text else "attn.norm_k.weight",)
+        case "attn.proj":
+            return (f"attn.to_add_out.{kind}" if text else f"attn.to_out.0.{kind}",)
+        case "mlp.0":
+            return (f"ff_context.net.0.proj.{kind}" if text else f"ff.net.0.proj.{kind}",)
+        case "mlp.2":
+            return (f"ff_context.net.2.{kind}" if text else f"ff.net.2.{kind}",)
+    raise AssertionError(f"no recipe for double_blocks.*.{part}.{kind}")
+
+
+def _axes(values: Iterable[int]) -> tuple[int, int, int]:
+    stream, row, column = (int(value) for value in values)
+    return stream, row, column
+
+
+def _count(source: TensorSource, prefix: str) -> int:
+    return len({name.split(".")[1] for name in source.names() if name.startswith(prefix)})
+
+
+def _complain(what: str, names: set[str], source: TensorSource) -> None:
+    if names:
+        first = ", ".join(sorted(names)[:5])
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise CheckpointError(f"{_files(source)}: {what} tensors: {first}{more}")
+
+
+def _files(source: TensorSource) -> str:
+    return source.paths[0].name if len(source.paths) == 1 else f"{source.paths[0].name} ... ({len(source.paths)} files)"

@@ -1,0 +1,43 @@
+"""In which number format a model computes on which device."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from rekontext.contract import EditRefused
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the first GPU, or the CPU.
+
+    Raises:
+        EditRefused: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EditRefused(f"device is {name!r}: it must be cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EditRefused(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here")
+    if device.type not in {"cpu", "cuda"}:
+        raise EditRefused(f"device is {name!r}: it must be cpu, cuda or cuda:N")
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named dtype, or bfloat16 on a GPU and float32 on the CPU.
+
+    Raises:
+        EditRefused: no such dtype.
+    """
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise EditRefused(f"dtype is {name!r}: it must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]

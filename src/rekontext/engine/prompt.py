@@ -1,0 +1,65 @@
+"""Prompt -> what the transformer reads: T5's states for every token, and CLIP's pooled vector.
+
+Axis letters in this file: t text tokens, w state width, p pooled width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from rekontext.engine.checkpoint import Parts
+
+CACHED_PROMPTS_MAX: Final = 64
+"""T5-XXL states of one prompt are 4 MiB in bfloat16, so the cache stays under 300 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEmbedding:
+    """An encoded prompt.
+
+    Attributes:
+        states_1tw: T5's last states; padding is attended to, as the model was trained.
+        pooled_1p: CLIP's pooled state.
+    """
+
+    states_1tw: Tensor
+    pooled_1p: Tensor
+
+
+class PromptEncoder:
+    """Encodes prompts and remembers the last `CACHED_PROMPTS_MAX`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._cache: OrderedDict[str, PromptEmbedding] = OrderedDict()
+
+    @torch.inference_mode()
+    def encode(self, prompt: str) -> PromptEmbedding:
+        """Tokens past the encoders' lengths are cut off, as in every implementation of this model."""
+        if prompt in self._cache:
+            self._cache.move_to_end(prompt)
+            return self._cache[prompt]
+        parts = self._parts
+        clip_ids = parts.clip_tokenizer(
+            prompt,
+            padding="max_length",
+            max_length=parts.clip_tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        t5_ids = parts.t5_tokenizer(
+            prompt, padding="max_length", max_length=parts.text_tokens, truncation=True, return_tensors="pt"
+        ).input_ids
+        embedding = PromptEmbedding(
+            states_1tw=parts.t5(t5_ids.to(parts.t5.device))[0],
+            pooled_1p=parts.clip(clip_ids.to(parts.clip.device)).pooler_output,
+        )
+        self._cache[prompt] = embedding
+        if len(self._cache) > CACHED_PROMPTS_MAX:
+            self._cache.popitem(last=False)
+        return embedding

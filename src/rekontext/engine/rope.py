@@ -1,0 +1,69 @@
+"""Rotary positions on three axes: stream (0 output, 1 reference), row, column. Text sits at the origin.
+
+Axis letters in this file: n tokens, a position axis (stream, row, column), k rotation pairs (head width / 2).
+Source: black-forest-labs/flux, src/flux/math.py (`rope`) and src/flux/modules/layers.py (`EmbedND`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from rekontext.engine.canvas import PIXELS_PER_TOKEN, Size
+
+THETA: Final = 10_000.0
+
+
+def text_positions(tokens: int) -> Tensor:
+    """Positions (n, a) of text tokens: all zero."""
+    return torch.zeros(tokens, 3)
+
+
+def picture_positions(size: Size, *, stream: int) -> Tensor:
+    """Positions (n, a) of a picture's tokens, row by row.
+
+    Args:
+        size: width and height in pixels, multiples of 16.
+        stream: 0 for the picture being made, 1 for the reference.
+    """
+    columns, rows = size[0] // PIXELS_PER_TOKEN, size[1] // PIXELS_PER_TOKEN
+    positions = torch.zeros(rows, columns, 3)
+    positions[..., 0] = stream
+    positions[..., 1] = torch.arange(rows)[:, None]
+    positions[..., 2] = torch.arange(columns)[None, :]
+    return positions.flatten(0, 1)
+
+
+def rotation_table(positions_na: Tensor, axes: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Cosines and sines by which queries and keys are turned.
+
+    Args:
+        positions_na: float32 positions.
+        axes: rotary width of each axis; their sum is the head width.
+
+    Returns:
+        (2, n, k) float32 on `device`: cosines, then sines.
+    """
+    angles = []
+    for axis, width in enumerate(axes):
+        # float64: at position 97 float32 frequencies are already off in the 6th digit.
+        frequencies = THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles.append(positions_na[:, axis, None].double() * frequencies)
+    angle_nk = torch.cat(angles, dim=-1)
+    return torch.stack([angle_nk.cos(), angle_nk.sin()]).float().to(device)
+
+
+def rotate(x: Tensor, table_2nk: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels by its token's angles.
+
+    Args:
+        x: (..., n, 2k), any float dtype; the turn itself is done in float32.
+
+    Returns:
+        Shape and dtype of `x`.
+    """
+    cos, sin = table_2nk[0], table_2nk[1]
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)

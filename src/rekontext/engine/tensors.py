@@ -1,0 +1,101 @@
+"""Reading named tensors out of safetensors files, whole or in shards. Knows no model.
+
+fp8 files are dequantised here: an e4m3 or e5m2 tensor becomes `tensor * scale` in the dtype that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+_FP8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale")
+# Marks that quantised files carry for their own loaders; the weights are complete without them.
+_MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
+
+
+class CheckpointError(ValueError):
+    """A model can't be opened. The message says which file or tensor is at fault and what would be right."""
+
+
+class TensorSource:
+    """Named tensors from one or more safetensors files, read one at a time.
+
+    Args:
+        paths: the files; later ones must not repeat a name of earlier ones.
+        prefix: cut off from every name; tensors without it are left out.
+
+    Raises:
+        CheckpointError: a file is missing, is a pickle, or is no safetensors file.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
+        self.prefix = prefix
+        self._files: dict[str, Any] = {}
+        self.paths = tuple(paths)
+        for path in self.paths:
+            refuse_pickle(path)
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            try:
+                file = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name.startswith(prefix):
+                    self._files[name.removeprefix(prefix)] = file
+
+    @classmethod
+    def of_folder(cls, folder: Path, stem: str) -> TensorSource:
+        """`stem.safetensors`, or the shards that `stem.safetensors.index.json` lists."""
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return cls(folder / shard for shard in shards)
+        return cls([folder / f"{stem}.safetensors"])
+
+    def with_prefix(self, prefix: str) -> TensorSource:
+        """The tensors under `prefix`, without it in their names."""
+        return TensorSource(self.paths, prefix=self.prefix + prefix)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def names(self) -> Iterator[str]:
+        """Names of weights: scales and marks of quantised files are left out."""
+        for name in self._files:
+            if name.rpartition(".")[2] not in (*_SCALE_SUFFIXES, *_MARKS):
+                yield name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+        return tuple(self._files[name].get_slice(self.prefix + name).get_shape())
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor on the host, dequantised if it is fp8."""
+        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
+        if tensor.dtype not in _FP8:
+            return tensor.to(dtype)
+        base = name.removesuffix("weight")
+        scales = [base + suffix for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
+        wide = tensor.float()
+        for scale_name in scales:
+            scale = self._files[scale_name].get_tensor(self.prefix + scale_name).float()
+            # One scale for the tensor, or one for each output row.
+            wide *= scale if scale.ndim == 0 else scale.reshape(-1, *[1] * (wide.ndim - 1))
+        return wide.to(dtype)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise for the formats that can run code when they are read."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when it is read: convert it to .safetensors and open that"
+        )

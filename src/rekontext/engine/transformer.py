@@ -1,0 +1,190 @@
+"""The FLUX.1 Kontext transformer: noisy output tokens, reference tokens and text in, velocity out.
+
+Axis letters in this file: b batch, n output tokens, m reference tokens, t text tokens, d width, c latent token
+channels, s steps, w all modulation values of one step.
+
+What depends on the edit but not on the step is computed once per edit (`condition`); what depends on the step but
+not on the tokens is computed for all steps in one small batch (`modulation`). A step is then blocks only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rekontext.engine.layers import (
+    DoubleStreamBlock,
+    FinalLayer,
+    Modulation,
+    SingleStreamBlock,
+    TimestepMLP,
+)
+
+TIME_WIDTH = 256
+TIME_FACTOR = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The shape of a transformer; the defaults are FLUX.1 Kontext [dev].
+
+    Attributes:
+        width: model width, `heads` times the head width.
+        axes: rotary width of the stream, row and column axis; their sum is the head width.
+        channels: values per token in and out (16 latent channels, 2x2 packed).
+        text_width, pooled_width: widths of the T5 states and of the pooled CLIP vector.
+    """
+
+    width: int = 3072
+    heads: int = 24
+    axes: tuple[int, int, int] = (16, 56, 56)
+    double_blocks: int = 19
+    single_blocks: int = 38
+    channels: int = 64
+    text_width: int = 4096
+    pooled_width: int = 768
+    guidance_embedded: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or sum(self.axes) != self.width // self.heads or any(a % 2 for a in self.axes):
+            raise ValueError(
+                f"rotary axes {self.axes} must be even and add up to the head width {self.width}/{self.heads}"
+            )
+        if self.single_blocks < 1:
+            raise ValueError("the transformer needs at least one single-stream block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What stays the same through all steps of an edit.
+
+    Attributes:
+        text_btd: projected prompt.
+        reference_bmd: projected reference tokens, None for text-to-image.
+        rotation: (2, t + n + m, k) cosines and sines of all tokens.
+    """
+
+    text_btd: Tensor
+    reference_bmd: Tensor | None
+    rotation: Tensor
+
+
+class KontextTransformer(nn.Module):
+    """Parameters carry the original checkpoint's names; see `checkpoint.py` for the other layouts."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.img_in = nn.Linear(config.channels, d)
+        self.txt_in = nn.Linear(config.text_width, d)
+        self.time_in = TimestepMLP(TIME_WIDTH, d)
+        self.vector_in = TimestepMLP(config.pooled_width, d)
+        self.guidance_in = TimestepMLP(TIME_WIDTH, d) if config.guidance_embedded else None
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(d, config.heads) for _ in range(config.double_blocks))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(d, config.heads) for _ in range(config.single_blocks))
+        self.final_layer = FinalLayer(d, config.channels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.img_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.img_in.weight.device
+
+    def condition(self, text_btw: Tensor, reference_bmc: Tensor | None, rotation: Tensor) -> Conditioning:
+        """Project prompt states and reference tokens, once per edit."""
+        return Conditioning(
+            text_btd=self.txt_in(text_btw.to(self.device, self.dtype)),
+            reference_bmd=None if reference_bmc is None else self.img_in(reference_bmc.to(self.device, self.dtype)),
+            rotation=rotation,
+        )
+
+    def modulation(self, times: Tensor, guidance: float, pooled: Tensor) -> Tensor:
+        """All modulation values of all steps.
+
+        Args:
+            times: (s,) float32 noise levels at which the velocity will be asked for.
+            pooled: (1, pooled_width).
+
+        Returns:
+            (s, w), dtype of the model; row i goes into `forward`. Scales are stored as 1 + scale.
+        """
+        times = times.to(self.device)
+        vector = self.time_in(sinusoid(times).to(self.dtype))
+        if self.guidance_in is not None:
+            scale = torch.full((1,), guidance, dtype=torch.float32, device=self.device)
+            vector = vector + self.guidance_in(sinusoid(scale).to(self.dtype))
+        vector = F.silu(vector + self.vector_in(pooled.to(self.device, self.dtype)))
+        # The final layer has its own SiLU in the checkpoint's layout; `vector` has had it already.
+        rows = [linear(vector) for linear in self._modulation_linears()]
+        for row in rows[:-1]:
+            row.unflatten(-1, (-1, 3, self.config.width))[:, :, 1].add_(1)
+        rows[-1].unflatten(-1, (2, self.config.width))[:, 1].add_(1)
+        return torch.cat(rows, dim=-1)
+
+    def forward(self, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor) -> Tensor:
+        """The velocity of the output tokens at one noise level.
+
+        Args:
+            latents_bnc: noisy output tokens.
+            modulation_bw: the step's row of `modulation`; the steps of a batch may differ.
+
+        Returns:
+            (b, n, c), dtype of the model.
+        """
+        text = conditioning.text_btd
+        image = self.img_in(latents_bnc.to(self.dtype))
+        output_tokens = image.shape[1]
+        if conditioning.reference_bmd is not None:
+            image = torch.cat([image, conditioning.reference_bmd], dim=1)
+        values = iter(modulation_bw.unflatten(-1, (-1, 1, self.config.width)).unbind(1))
+
+        for block in self.double_blocks:
+            image_mod = (_next(values), _next(values))
+            text_mod = (_next(values), _next(values))
+            image, text = block(image, text, image_mod, text_mod, conditioning.rotation)
+
+        text_tokens = text.shape[1]
+        tokens = torch.cat([text, image], dim=1)
+        *blocks, last = self.single_blocks
+        for block in blocks:
+            tokens = block(tokens, _next(values), conditioning.rotation)
+        assert isinstance(last, SingleStreamBlock)
+        output = slice(text_tokens, text_tokens + output_tokens)
+        tokens = last.forward_part(tokens, _next(values), conditioning.rotation, output)
+        velocity: Tensor = self.final_layer(tokens, next(values), next(values))
+        return velocity
+
+    def _modulation_linears(self) -> Iterator[nn.Linear]:
+        """In the order in which `forward` takes their values."""
+        for block in self.double_blocks:
+            assert isinstance(block, DoubleStreamBlock)
+            yield block.img_mod.lin
+            yield block.txt_mod.lin
+        for block in self.single_blocks:
+            assert isinstance(block, SingleStreamBlock)
+            yield block.modulation.lin
+        final = self.final_layer.adaLN_modulation[1]
+        assert isinstance(final, nn.Linear)
+        yield final
+
+
+def sinusoid(values: Tensor) -> Tensor:
+    """Sinusoidal embedding of time or guidance: (s,) -> (s, 256) float32, cosines first."""
+    half = TIME_WIDTH // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = TIME_FACTOR * values.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _next(values: Iterator[Tensor]) -> Modulation:
+    return Modulation(next(values), next(values), next(values))
