@@ -1,0 +1,77 @@
+"""A request's body -> the parameters in it, still unchecked. JSON and multipart forms; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from rekontext.api.connection import CallerGone
+from rekontext.api.parameters import Upload
+from rekontext.pictures import CodecThreads
+
+_FIELDS_MAX: Final = 64
+_INLINE_BYTES_MAX: Final = 2**16
+
+JsonObject = dict[str, object]
+FormFields = Sequence[tuple[str, str | Upload]]
+
+
+class UnsupportedContentType(ValueError):
+    """The body is of a type that is not read here."""
+
+    def __init__(self, content_type: str) -> None:
+        given = f'"{content_type[:80]}"' if content_type else "missing"
+        super().__init__(f"Content-Type is {given}; send application/json or multipart/form-data")
+
+
+class MalformedBody(ValueError):
+    """The body is not what its type says."""
+
+
+async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) -> JsonObject | FormFields:
+    """Read the whole body.
+
+    Returns:
+        A dict when it was JSON, a sequence of fields when it was a form.
+
+    Raises:
+        UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone.
+    """
+    content_type = request.headers.get("content-type", "")
+    try:
+        match content_type.partition(";")[0].strip().lower():
+            case "application/json":
+                return await _json(await request.body(), threads)
+            case "multipart/form-data":
+                return await _form(request, bytes_max)
+    except ClientDisconnect as fault:
+        raise CallerGone from fault
+    raise UnsupportedContentType(content_type)
+
+
+async def _json(body: bytes, threads: CodecThreads) -> JsonObject:
+    try:
+        document = orjson.loads(body) if len(body) <= _INLINE_BYTES_MAX else await threads.run(orjson.loads, body)
+    except orjson.JSONDecodeError as fault:
+        raise MalformedBody(f"the body is not valid JSON: {fault}") from fault
+    if not isinstance(document, dict):
+        raise MalformedBody("the body must be a JSON object such as {...}")
+    return document
+
+
+async def _form(request: Request, bytes_max: int) -> FormFields:
+    try:
+        async with request.form(max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max) as form:
+            return [
+                (name, Upload(data=await value.read()) if isinstance(value, UploadFile) else value)
+                for name, value in form.multi_items()
+            ]
+    except HTTPException as fault:
+        raise MalformedBody(f"the form can't be read: {fault.detail}") from fault
+    except KeyError as fault:
+        raise MalformedBody("the form can't be read: its Content-Type names no boundary") from fault

@@ -1,0 +1,45 @@
+"""Is the process alive, and would an edit run? For load balancers and people; no key needed."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from rekontext.api.answers import shown_name
+from rekontext.contract import Fleet
+
+
+class Alive(BaseModel):
+    status: str = "ok"
+
+
+class Ready(BaseModel):
+    status: str = "ready"
+    model: str
+    device: str
+    dtype: str
+    parameters: int
+
+
+class NotReady(RuntimeError):
+    """The model is not loaded yet."""
+
+    def __init__(self) -> None:
+        super().__init__("the model is still loading; edits sent now wait for it")
+
+
+def router(fleet: Fleet) -> APIRouter:
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/healthz", summary="The process is alive")
+    async def healthz() -> Alive:
+        return Alive()
+
+    @routes.get("/readyz", summary="The model is loaded", responses={503: {"description": "Still loading"}})
+    async def readyz() -> Ready:
+        if not fleet.is_ready:
+            raise NotReady
+        card = fleet.card
+        return Ready(model=shown_name(card), device=card.device, dtype=card.dtype, parameters=card.parameters)
+
+    return routes

@@ -1,0 +1,206 @@
+"""The parameters of `flux-kontext-dev` on Segmind's surface: names, types, ranges and defaults as its page states them.
+
+How strict: JSON types are meant as they stand, so "35" is no number and true is no number; 35.0 is the integer 35,
+because many clients have one number type. null stands for a parameter left out. A form has only text, which is read
+as JSON would spell the value; there an empty field is one left out. Unknown parameters are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rekontext.contract import (
+    ASPECT_RATIOS,
+    GUIDANCE_DEFAULT,
+    GUIDANCE_MAX,
+    GUIDANCE_MIN,
+    SEED_MAX,
+    STEPS_DEFAULT,
+    STEPS_MAX,
+    STEPS_MIN,
+    AspectRatio,
+)
+from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat
+
+PROMPT_CHARACTERS_MAX: Final = 10_000
+_SHOWN_CHARACTERS: Final = 80
+_JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+
+ALLOWED: Final[Mapping[str, str]] = {
+    "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
+    "prompt": f"text of 1 to {PROMPT_CHARACTERS_MAX} characters",
+    "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
+    "disable_safety_checker": "true or false",
+    "guidance": f"a number from {GUIDANCE_MIN:g} to {GUIDANCE_MAX:g}",
+    "num_inference_steps": f"an integer from {STEPS_MIN} to {STEPS_MAX}",
+    "output_format": "one of " + ", ".join(OUTPUT_FORMATS),
+    "output_quality": f"an integer from {QUALITY_MIN} to {QUALITY_MAX}",
+    "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One parameter that is wrong.
+
+    Attributes:
+        value: as given, cut short; None when it is missing.
+        reason: a clause that follows the parameter's name in a sentence.
+        code: for the answer when this is the only problem.
+    """
+
+    parameter: str
+    value: object
+    reason: str
+    code: str = "invalid_parameters"
+
+    @property
+    def allowed(self) -> str:
+        return ALLOWED[self.parameter]
+
+
+class ParametersRefused(ValueError):
+    """One parameter or more is wrong; all of them are in `problems`."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        assert problems, "refused without a problem"
+        listed = "; ".join(f"{each.parameter} {each.reason} (allowed: {each.allowed})" for each in problems)
+        super().__init__(f"wrong parameters: {listed}" if len(problems) > 1 else f"wrong parameter: {listed}")
+        self.problems = tuple(problems)
+        self.code = problems[0].code if len(problems) == 1 else "invalid_parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A file that came in a form field."""
+
+    data: bytes
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _printable(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    if "\x00" in text:
+        raise ValueError("NUL character")
+    return text
+
+
+Whole = BeforeValidator(_whole)
+
+
+class KontextParameters(BaseModel):
+    """One edit as the wire asks for it. A `seed` of None asks for a random one."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    input_image: str | Upload = Field(description="Reference picture: jpeg, png, gif (first frame) or webp.")
+    prompt: Annotated[str, AfterValidator(_printable)] = Field(
+        min_length=1, max_length=PROMPT_CHARACTERS_MAX, description="What to do to the picture, in plain words."
+    )
+    aspect_ratio: AspectRatio = Field(default="match_input_image", description="Shape of the answer.")
+    disable_safety_checker: bool = Field(default=False, description="Turn the safety check of the answer off.")
+    guidance: float = Field(
+        default=GUIDANCE_DEFAULT, ge=GUIDANCE_MIN, le=GUIDANCE_MAX, description="How closely to follow the prompt."
+    )
+    num_inference_steps: Annotated[int, Whole] = Field(
+        default=STEPS_DEFAULT, ge=STEPS_MIN, le=STEPS_MAX, description="More steps take longer and add detail."
+    )
+    output_format: OutputFormat = Field(default="png", description="Type of the answer.")
+    output_quality: Annotated[int, Whole] = Field(
+        default=QUALITY_DEFAULT, ge=QUALITY_MIN, le=QUALITY_MAX, description="For jpg and webp; png is lossless."
+    )
+    seed: Annotated[int, Whole] | None = Field(
+        default=None, ge=0, le=SEED_MAX, description="The same seed gives the same picture; -1 or nothing is random."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Mapping[str, object]) -> dict[str, object]:
+        return {name: value for name, value in given.items() if value is not None and not _is_random(name, value)}
+
+
+def _is_random(name: str, value: object) -> bool:
+    return name == "seed" and not isinstance(value, bool) and value in ("", -1)
+
+
+def parse(given: Mapping[str, object]) -> tuple[KontextParameters | None, list[Problem]]:
+    """Check every parameter. Either the parameters or the list of all that is wrong comes back."""
+    try:
+        return KontextParameters.model_validate(given), []
+    except ValidationError as fault:
+        names = dict.fromkeys(str(error["loc"][0]) for error in fault.errors(include_url=False, include_input=False))
+        return None, [_problem(name, given.get(name)) for name in names]
+
+
+def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, object], dict[str, Problem]]:
+    """Form fields as the values that JSON would carry, and by name the fields that came more than once."""
+    given: dict[str, object] = {}
+    repeated: dict[str, Problem] = {}
+    for name, value in fields:
+        if name not in ALLOWED:
+            continue
+        if name in given:
+            repeated[name] = Problem(parameter=name, value=shown(value), reason="is given more than once")
+        given[name] = _from_text(name, value) if isinstance(value, str) else value
+    return given, repeated
+
+
+def shown(value: object) -> object:
+    """A caller's value for a message: as it is when short."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Upload):
+        return f"a file of {len(value.data)} bytes"
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _problem(name: str, value: object) -> Problem:
+    if value is None:
+        return Problem(parameter=name, value=None, reason="is missing")
+    short = shown(value)
+    spelled = orjson.dumps(short).decode() if not isinstance(value, Upload) else short
+    return Problem(parameter=name, value=short, reason=f"is {spelled}")
+
+
+def _from_text(name: str, text: str) -> object:
+    if name in _TEXTS:
+        return text if text or name in _REQUIRED else None
+    plain = text.strip()
+    if not plain:
+        return None
+    if name == "disable_safety_checker":
+        return {"true": True, "false": False}.get(plain.lower(), text)
+    return _number(plain) if _JSON_NUMBER.fullmatch(plain) else text
+
+
+def _number(digits: str) -> object:
+    try:
+        return orjson.loads(digits)
+    except orjson.JSONDecodeError:  # larger than any float
+        return digits
+
+
+_REQUIRED: Final = frozenset(name for name, field in KontextParameters.model_fields.items() if field.is_required())
+_TEXTS: Final = _REQUIRED | {"aspect_ratio", "output_format"}
+
+
+def schema(*, as_form: bool) -> dict[str, Any]:
+    """JSON Schema of the parameters, for the API's documentation."""
+    document = KontextParameters.model_json_schema()
+    document.pop("$defs", None)
+    description = KontextParameters.model_fields["input_image"].description
+    forms = "A file." if as_form else "An http(s) URL, a data URI or base64."
+    binary = {"format": "binary"} if as_form else {}
+    document["properties"]["input_image"] = {"type": "string", "description": f"{description} {forms}", **binary}
+    return document

@@ -1,0 +1,41 @@
+"""Bytes <-> pixels: fetch, sniff, decode, bound, encode. Knows nothing of users, models or HTTP requests."""
+
+from rekontext.pictures.decode import PIXELS_MAX, Photo, PhotoFormat, PictureLimits, decode, inspect, sniff
+from rekontext.pictures.encode import (
+    MEDIA_TYPES,
+    OUTPUT_FORMATS,
+    QUALITY_DEFAULT,
+    QUALITY_MAX,
+    QUALITY_MIN,
+    OutputFormat,
+    encode,
+)
+from rekontext.pictures.fetch import AllowList, Fetcher
+from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
+from rekontext.pictures.source import PhotoReader, is_url
+from rekontext.pictures.threads import CodecThreads
+
+__all__ = [
+    "MEDIA_TYPES",
+    "OUTPUT_FORMATS",
+    "PIXELS_MAX",
+    "QUALITY_DEFAULT",
+    "QUALITY_MAX",
+    "QUALITY_MIN",
+    "AllowList",
+    "CodecThreads",
+    "Fetcher",
+    "OutputFormat",
+    "Photo",
+    "PhotoFormat",
+    "PhotoReader",
+    "PictureLimits",
+    "PictureRefused",
+    "PictureTooLarge",
+    "PictureUnreachable",
+    "decode",
+    "encode",
+    "inspect",
+    "is_url",
+    "sniff",
+]

@@ -1,0 +1,174 @@
+"""Checked bytes -> RGB pixels. Knows nothing of where the bytes came from.
+
+`inspect` reads the header only and is cheap; `decode` does the work. Both are synchronous: the caller runs them off
+the event loop. What the bytes are is read from the bytes: a name or a Content-Type is never believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final, Literal
+
+from PIL import Image, ImageCms
+
+from rekontext.pictures.refused import PictureRefused, PictureTooLarge
+
+PhotoFormat = Literal["jpeg", "png", "gif", "webp"]
+
+_PILLOW_NAMES: Final[dict[PhotoFormat, str]] = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP"}
+PIXELS_MAX: Final = 89_000_000
+_READABLE: Final = "jpeg, png, gif or webp"
+_PROFILE_BYTES_MAX: Final = 4 * 2**20
+_EXIF_ORIENTATION: Final = 0x0112
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureLimits:
+    """The most that one picture may weigh, as sent (`bytes_max`) and unpacked (`pixels_max`, width x height).
+
+    `pixels_max` is at most `PIXELS_MAX`, where Pillow's own guard against decompression bombs begins.
+    """
+
+    bytes_max: int
+    pixels_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """A picture as it came in, its header checked and its pixels not yet unpacked.
+
+    Attributes:
+        width, height: as stored; an EXIF orientation may swap them in the decoded picture.
+    """
+
+    data: bytes
+    format: PhotoFormat
+    width: int
+    height: int
+
+
+def sniff(data: bytes) -> PhotoFormat | None:
+    """The format that the first bytes declare, or None."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def inspect(data: bytes, limits: PictureLimits) -> Photo:
+    """Check size and format without unpacking a pixel, so that a decompression bomb costs nothing.
+
+    Raises:
+        PictureTooLarge: too many bytes, or too many pixels once unpacked.
+        PictureRefused: empty, or none of the four formats, or a header that can't be read.
+    """
+    if not data:
+        raise PictureRefused("the picture is empty (0 bytes)")
+    if len(data) > limits.bytes_max:
+        raise PictureTooLarge(f"the picture has {len(data)} bytes; at most {limits.bytes_max} are allowed")
+    photo_format = sniff(data)
+    if photo_format is None:
+        raise PictureRefused(f"the bytes are no {_READABLE} picture (they begin with {data[:8].hex(' ')})")
+    width, height = _stored_size(data, photo_format, limits)
+    if width * height > limits.pixels_max:
+        raise PictureTooLarge(
+            f"the picture has {width}x{height} = {width * height} pixels; at most {limits.pixels_max} are allowed"
+        )
+    return Photo(data=data, format=photo_format, width=width, height=height)
+
+
+def decode(photo: Photo) -> Image.Image:
+    """Unpack to upright sRGB pixels: first frame, EXIF orientation applied, transparency laid on white.
+
+    Returns:
+        A fresh picture of mode "RGB" without metadata.
+
+    Raises:
+        PictureRefused: the file is cut off or damaged.
+    """
+    try:
+        with Image.open(BytesIO(photo.data), formats=[_PILLOW_NAMES[photo.format]]) as opened:
+            opened.load()
+            return _flat_rgb(_upright(opened))
+    except MemoryError:
+        raise
+    except Exception as fault:  # a decoder fed hostile bytes raises nearly anything; all of it is the file's fault
+        raise PictureRefused(f"the {photo.format} picture is cut off or damaged ({_reason(fault)})") from fault
+
+
+def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) -> tuple[int, int]:
+    try:
+        with Image.open(BytesIO(data), formats=[_PILLOW_NAMES[photo_format]]) as opened:
+            return opened.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
+        raise PictureTooLarge(
+            f"the picture is far too large once unpacked; at most {limits.pixels_max} pixels are allowed"
+        ) from fault
+    except MemoryError:
+        raise
+    except Exception as fault:
+        raise PictureRefused(f"the {photo_format} picture's header can't be read ({_reason(fault)})") from fault
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged metadata must not cost anybody a good picture
+        return picture
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    if method is None:
+        return picture
+    turned = picture.transpose(method)
+    turned.info = picture.info  # profile and transparency still hold; transpose drops them for some formats
+    return turned
+
+
+def _flat_rgb(picture: Image.Image) -> Image.Image:
+    profile = picture.info.get("icc_profile")
+    if picture.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips instead of scaling
+        picture = picture.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+    if not picture.has_transparency_data:
+        return _to_srgb(picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB"), profile)
+    layered = picture.convert("RGBA")
+    flat = Image.new("RGB", layered.size, "white")
+    flat.paste(_to_srgb(layered.convert("RGB"), profile), mask=layered.getchannel("A"))
+    return flat
+
+
+def _to_srgb(picture: Image.Image, profile_bytes: object) -> Image.Image:
+    """Apply an embedded colour profile. One that is damaged or fits another colour model is left out of account."""
+    if isinstance(profile_bytes, bytes) and 0 < len(profile_bytes) <= _PROFILE_BYTES_MAX:
+        try:
+            profile = ImageCms.ImageCmsProfile(BytesIO(profile_bytes))
+            if picture.mode != "RGB" or "sRGB" not in ImageCms.getProfileDescription(profile):
+                target = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(picture, profile, target, outputMode="RGB")
+                if converted is not None:
+                    return _bare(converted)
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return _bare(picture.convert("RGB"))
+
+
+def _bare(picture: Image.Image) -> Image.Image:
+    picture.info = {}
+    return picture
+
+
+def _reason(fault: BaseException) -> str:
+    return (str(fault) or type(fault).__name__).splitlines()[0][:120]

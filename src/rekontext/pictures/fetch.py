@@ -1,0 +1,204 @@
+"""Pictures by URL, without ever dialling an address that the caller could not reach from outside.
+
+The guard looks at each address that is really dialled, below name resolution, so literal addresses, odd spellings,
+re-bound names and redirects all meet it. Knows nothing of pictures: it brings bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from yarl import URL
+
+from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_CHUNK_BYTES: Final = 2**16
+
+
+class AddressRefused(OSError):
+    """The address belongs to no public host."""
+
+
+class AllowList:
+    """Addresses and hosts that an operator opened for fetching though they are not public.
+
+    Args:
+        entries: networks ("10.1.0.0/16"), addresses, or exact host names ("files.internal").
+    """
+
+    def __init__(self, entries: Iterable[str] = ()) -> None:
+        networks: list[IPv4Network | IPv6Network] = []
+        hosts: set[str] = set()
+        for entry in entries:
+            try:
+                networks.append(ip_network(entry.strip(), strict=False))
+            except ValueError:
+                hosts.add(entry.strip().lower().rstrip("."))
+        self._networks = tuple(networks)
+        self._hosts = frozenset(hosts)
+
+    @classmethod
+    def everything(cls) -> Self:
+        """For a person fetching on their own machine, who may reach what the machine reaches."""
+        return cls(("0.0.0.0/0", "::/0"))
+
+    def has_host(self, host: str) -> bool:
+        return host.lower().rstrip(".") in self._hosts
+
+    def has_address(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+class Fetcher:
+    """Fetches URLs within limits. One per process, open between `async with` and its end.
+
+    Args:
+        timeout_s: for the whole fetch, redirects included.
+        redirects_max: how many redirects are followed.
+        agent: the User-Agent header.
+    """
+
+    def __init__(self, *, timeout_s: float, redirects_max: int, agent: str, allow: AllowList | None = None) -> None:
+        self._timeout_s = timeout_s
+        self._redirects_max = redirects_max
+        self._agent = agent
+        self._allow = allow or AllowList()
+        self._guarded: aiohttp.ClientSession | None = None
+        self._open: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._guarded = self._session(aiohttp.TCPConnector(socket_factory=self._public_socket))
+        self._open = self._session(aiohttp.TCPConnector())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for session in (self._guarded, self._open):
+            if session is not None:
+                await session.close()
+        self._guarded = self._open = None
+
+    async def fetch(self, address: str, *, bytes_max: int) -> bytes:
+        """GET `address`, following redirects.
+
+        Raises:
+            PictureTooLarge: more than `bytes_max` bytes.
+            PictureUnreachable: everything else that went wrong; the message says what.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._follow(address, bytes_max)
+        except TimeoutError as fault:
+            raise PictureUnreachable(f"{_shown(address)} did not answer within {self._timeout_s:g} s") from fault
+        except PictureRefused:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell
+            raise PictureUnreachable(f"{_shown(address)} can't be fetched: {_reason(fault)}") from fault
+
+    async def _follow(self, address: str, bytes_max: int) -> bytes:
+        url = _parse(address)
+        for _ in range(self._redirects_max + 1):
+            async with self._session_for(url).get(url, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS and "location" in answer.headers:
+                    url = _parse(answer.headers["location"], base=url)
+                    continue
+                if answer.status != 200:
+                    raise PictureUnreachable(f"{_shown(str(url))} answered {answer.status}, not 200")
+                if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                    raise PictureUnreachable(f"{_shown(str(url))} answered with a compressed body, which is not read")
+                return await _body(answer, bytes_max)
+        raise PictureUnreachable(f"{_shown(address)} redirects more than {self._redirects_max} times")
+
+    def _session_for(self, url: URL) -> aiohttp.ClientSession:
+        session = self._open if self._allow.has_host(url.host or "") else self._guarded
+        assert session is not None, "the fetcher is not open: use it inside `async with`"
+        return session
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            trust_env=False,  # a proxy would do the dialling, out of the guard's sight
+            auto_decompress=False,  # a compressed body can grow past any limit in one read
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._agent, "Accept": "image/*", "Accept-Encoding": "identity"},
+        )
+
+    def _public_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, where = info
+        address = ip_address(str(where[0]).partition("%")[0])
+        if not self._allow.has_address(address) and not is_public(address):
+            raise AddressRefused(f"{address} is not a public address")
+        return socket.socket(family, kind, protocol)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether a host on the open internet may have this address, seen through every way of wrapping IPv4 in IPv6."""
+    if isinstance(address, IPv6Address):
+        inner = _wrapped(address)
+        if inner:
+            return all(is_public(each) for each in inner)
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
+
+
+def _wrapped(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    if address.ipv4_mapped is not None:
+        return (address.ipv4_mapped,)
+    if address.sixtofour is not None:
+        return (address.sixtofour,)
+    if address.teredo is not None:
+        return address.teredo
+    if address in _NAT64:
+        return (IPv4Address(int(address) & 0xFFFFFFFF),)
+    return ()
+
+
+def _parse(text: str, *, base: URL | None = None) -> URL:
+    try:
+        url = URL(text) if base is None else base.join(URL(text))
+        valid = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
+    except ValueError as fault:
+        raise PictureUnreachable(f"{_shown(text)} is not a valid URL ({_reason(fault)})") from fault
+    if not valid:
+        raise PictureUnreachable(f"{_shown(text)} is not a complete http or https URL")
+    return url
+
+
+async def _body(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    too_large = PictureTooLarge(f"the picture at {_shown(str(answer.url))} has more than {bytes_max} bytes")
+    if (answer.content_length or 0) > bytes_max:
+        raise too_large
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > bytes_max:
+            raise too_large
+    return bytes(body)
+
+
+def _shown(address: str) -> str:
+    """An address for a message: short, and without the password or signature that it may carry."""
+    bare = address.partition("?")[0]
+    scheme, separator, rest = bare.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:120]
+
+
+def _reason(fault: BaseException) -> str:
+    """The innermost plain cause: aiohttp wraps one in up to two layers."""
+    cause: BaseException | None = fault
+    while cause is not None:
+        if isinstance(cause, AddressRefused):
+            return str(cause)
+        cause = getattr(cause, "os_error", None) or cause.__cause__
+    return (str(fault) or type(fault).__name__).splitlines()[0][:160]
