@@ -1,0 +1,57 @@
+"""Who may use the service and what it costs them: accounts, keys, credits, limits, and the operators' audit log.
+
+Repository functions take an open transaction (`Connection`) and are called through `Database.transact` or `read`.
+"""
+
+from rekontext.accounts import audit, integrity, keys, ledger, registry
+from rekontext.accounts.audit import AuditRecord
+from rekontext.accounts.errors import (
+    AccountRefused,
+    AccountUnknown,
+    InsufficientCredits,
+    KeyRefused,
+    ModelNotAllowed,
+    NameTaken,
+    RateLimited,
+    ScopeMissing,
+    SpendCapReached,
+)
+from rekontext.accounts.keys import SCOPES, ApiKey, KeyPolicy, NewKey, Scope, SyncResponse
+from rekontext.accounts.ledger import Balance
+from rekontext.accounts.limits import REQUESTS_PER_MINUTE_DEFAULT, Allowance, RequestLimiter
+from rekontext.accounts.money import format_usd, parse_usd, usd
+from rekontext.accounts.pricing import Tariff
+from rekontext.accounts.registry import Account
+
+__all__ = [
+    "REQUESTS_PER_MINUTE_DEFAULT",
+    "SCOPES",
+    "Account",
+    "AccountRefused",
+    "AccountUnknown",
+    "Allowance",
+    "ApiKey",
+    "AuditRecord",
+    "Balance",
+    "InsufficientCredits",
+    "KeyPolicy",
+    "KeyRefused",
+    "ModelNotAllowed",
+    "NameTaken",
+    "NewKey",
+    "RateLimited",
+    "RequestLimiter",
+    "Scope",
+    "ScopeMissing",
+    "SpendCapReached",
+    "SyncResponse",
+    "Tariff",
+    "audit",
+    "format_usd",
+    "integrity",
+    "keys",
+    "ledger",
+    "parse_usd",
+    "registry",
+    "usd",
+]

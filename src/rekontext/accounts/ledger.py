@@ -1,0 +1,236 @@
+"""The books: double entry in whole micro-dollars.
+
+Money moves in transfers, each written once with entries that add up to zero and never changed afterwards.
+A customer has four books (free, paid, and what is held of each for unfinished edits), the house three (grants,
+payments, revenue). One row per account keeps the customer's four sums; the database refuses a sum below zero.
+A hold is settled exactly once, by a capture or by a release. Knows nothing of what an edit is.
+
+Every writer locks the account's balance row first, so transfers of one account come one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+
+from rekontext.accounts.errors import AccountUnknown, InsufficientCredits, SpendCapReached
+from rekontext.accounts.money import AMOUNT_MICROS_MAX, format_usd
+from rekontext.database.tables import AccountId, JobId, balances, entries, transfers
+
+Book = Literal["free", "paid", "held_free", "held_paid", "grants", "payments", "revenue"]
+Source = Literal["payment", "grant", "correction"]
+Settlement = Literal["capture", "release"]
+
+_CUSTOMER_BOOKS: Final = ("free", "paid", "held_free", "held_paid")
+_BOOKS_OF: Final[Mapping[Source, tuple[Book, Book]]] = {
+    "payment": ("paid", "payments"),
+    "grant": ("free", "grants"),
+    "correction": ("paid", "payments"),
+}
+SERVICE: Final = "service"
+"""The actor of transfers that no person asked for."""
+
+
+class HoldNotOpen(AssertionError):
+    """A job's hold was settled before, or never made: a fault in the program, never in the request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What one account has, in micro-dollars."""
+
+    free_micros: int
+    paid_micros: int
+    held_free_micros: int
+    held_paid_micros: int
+
+    @property
+    def available_micros(self) -> int:
+        """What can still be spent."""
+        return self.free_micros + self.paid_micros
+
+    @property
+    def held_micros(self) -> int:
+        """What is promised to unfinished edits."""
+        return self.held_free_micros + self.held_paid_micros
+
+
+_BALANCE = select(
+    balances.c.free_micros, balances.c.paid_micros, balances.c.held_free_micros, balances.c.held_paid_micros
+).where(balances.c.account_id == bindparam("account"))
+_BALANCE_LOCKED = _BALANCE.with_for_update()
+_NEW_TRANSFER = insert(transfers).returning(transfers.c.id)
+_NEW_ENTRIES = insert(entries)
+_CHANGE_BALANCE = (
+    update(balances)
+    .where(balances.c.account_id == bindparam("account"))
+    .where(*(balances.c[f"{book}_micros"] + bindparam(book) >= 0 for book in _CUSTOMER_BOOKS))
+    .values({f"{book}_micros": balances.c[f"{book}_micros"] + bindparam(book) for book in _CUSTOMER_BOOKS})
+)
+_HELD_FOR = (
+    select(entries.c.book, entries.c.amount_micros)
+    .join(transfers, transfers.c.id == entries.c.transfer_id)
+    .where(transfers.c.job_id == bindparam("job"))
+    .where(transfers.c.kind == literal_column("'hold'"), entries.c.book.in_(("held_free", "held_paid")))
+)
+_SETTLED = select(transfers.c.id).where(
+    transfers.c.job_id == bindparam("job"),
+    transfers.c.kind.in_((literal_column("'capture'"), literal_column("'release'"))),
+)
+_CAPTURED_SINCE = select(func.coalesce(func.sum(transfers.c.amount_micros), 0)).where(
+    transfers.c.account_id == bindparam("account"),
+    transfers.c.kind == literal_column("'capture'"),
+    transfers.c.at >= bindparam("since", type_=transfers.c.at.type),
+)
+
+
+def open_books(tx: Connection, account: AccountId) -> None:
+    """Give a new account its balance row, all zero."""
+    tx.execute(insert(balances).values(account_id=account, **{f"{book}_micros": 0 for book in _CUSTOMER_BOOKS}))
+
+
+def balance(tx: Connection, account: AccountId) -> Balance:
+    """What the account has.
+
+    Raises:
+        AccountUnknown: there is no such account.
+    """
+    return _balance(tx, account, lock=False)
+
+
+def lock(tx: Connection, account: AccountId) -> Balance:
+    """What the account has, and nobody else may change it before this transaction ends.
+
+    Raises:
+        AccountUnknown: there is no such account.
+    """
+    return _balance(tx, account, lock=True)
+
+
+def add(
+    tx: Connection, account: AccountId, amount_micros: int, *, source: Source, actor: str, now: datetime, note: str = ""
+) -> Balance:
+    """Put credits on an account: bought ("payment"), given ("grant") or set right ("correction", may be negative).
+
+    Raises:
+        AccountUnknown: there is no such account.
+        InsufficientCredits: the correction takes more than there is.
+        ValueError: the amount is out of range.
+    """
+    if not 0 < (abs(amount_micros) if source == "correction" else amount_micros) <= AMOUNT_MICROS_MAX:
+        raise ValueError(f"{format_usd(amount_micros)} can't be added as a {source}; allowed: more than $0.00")
+    held = lock(tx, account)
+    own, house = _BOOKS_OF[source]
+    if held.paid_micros + amount_micros < 0:
+        raise InsufficientCredits(available_micros=held.paid_micros, price_micros=-amount_micros)
+    _post(tx, account, source, {own: amount_micros, house: -amount_micros}, amount_micros, None, actor, note, now)
+    return balance(tx, account)
+
+
+def hold(
+    tx: Connection, account: AccountId, amount_micros: int, *, job: JobId, now: datetime, cap_micros: int | None = None
+) -> Balance:
+    """Set the price of `job` aside, free credits first. At most once per job.
+
+    Args:
+        cap_micros: what the account may spend in a calendar month (UTC), None for no limit.
+
+    Returns:
+        What is left.
+
+    Raises:
+        InsufficientCredits: less is available than the price.
+        SpendCapReached: the cap would be passed.
+    """
+    before = lock(tx, account)
+    if before.available_micros < amount_micros:
+        raise InsufficientCredits(available_micros=before.available_micros, price_micros=amount_micros)
+    if cap_micros is not None:
+        spent = spent_since(tx, account, month_start(now)) + before.held_micros
+        if spent + amount_micros > cap_micros:
+            raise SpendCapReached(cap_micros=cap_micros, spent_micros=spent, price_micros=amount_micros)
+    free = min(before.free_micros, amount_micros)
+    paid = amount_micros - free
+    changes: dict[Book, int] = {"free": -free, "held_free": free, "paid": -paid, "held_paid": paid}
+    _post(tx, account, "hold", changes, amount_micros, job, SERVICE, "", now)
+    return Balance(
+        free_micros=before.free_micros - free,
+        paid_micros=before.paid_micros - paid,
+        held_free_micros=before.held_free_micros + free,
+        held_paid_micros=before.held_paid_micros + paid,
+    )
+
+
+def settle(tx: Connection, account: AccountId, settlement: Settlement, *, job: JobId, now: datetime) -> int:
+    """End the hold of `job`: "capture" makes it revenue, "release" gives it back to where it came from.
+
+    Returns:
+        The amount in micro-dollars.
+
+    Raises:
+        HoldNotOpen: the hold was never made or is settled already.
+    """
+    lock(tx, account)
+    if tx.execute(_SETTLED, {"job": job}).first() is not None:
+        raise HoldNotOpen(f"the hold of job {job} is settled already")
+    held: dict[str, int] = {row.book: row.amount_micros for row in tx.execute(_HELD_FOR, {"job": job})}
+    free, paid = held.get("held_free", 0), held.get("held_paid", 0)
+    changes: dict[Book, int] = {"held_free": -free, "held_paid": -paid}
+    changes |= {"revenue": free + paid} if settlement == "capture" else {"free": free, "paid": paid}
+    _post(tx, account, settlement, changes, free + paid, job, SERVICE, "", now)
+    return free + paid
+
+
+def spent_since(tx: Connection, account: AccountId, since: datetime) -> int:
+    """Micro-dollars captured from the account at `since` or later."""
+    return int(tx.execute(_CAPTURED_SINCE, {"account": account, "since": since}).scalar_one())
+
+
+def month_start(now: datetime) -> datetime:
+    """The first moment of the calendar month, in the timezone of `now`."""
+    return now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _balance(tx: Connection, account: AccountId, *, lock: bool) -> Balance:
+    row = tx.execute(_BALANCE_LOCKED if lock else _BALANCE, {"account": account}).first()
+    if row is None:
+        raise AccountUnknown(f"there is no account {account!r}")
+    return Balance(**row._mapping)
+
+
+def _post(
+    tx: Connection,
+    account: AccountId,
+    kind: str,
+    changes: Mapping[Book, int],
+    amount_micros: int,
+    job: JobId | None,
+    actor: str,
+    note: str,
+    now: datetime,
+) -> None:
+    assert sum(changes.values()) == 0, f"a {kind} that doesn't add up: {changes}"
+    transfer = tx.execute(
+        _NEW_TRANSFER,
+        {
+            "account_id": account,
+            "kind": kind,
+            "job_id": job,
+            "amount_micros": amount_micros,
+            "at": now,
+            "actor": actor,
+            "note": note,
+        },
+    ).scalar_one()
+    rows = [
+        {"transfer_id": transfer, "book": book, "amount_micros": amount} for book, amount in changes.items() if amount
+    ]
+    if rows:
+        tx.execute(_NEW_ENTRIES, rows)
+        own = {book: changes.get(book, 0) for book in _CUSTOMER_BOOKS}
+        changed = tx.execute(_CHANGE_BALANCE, {"account": account, **own}).rowcount
+        assert changed == 1, f"the locked balance of {account} changed under a {kind} of {changes}"

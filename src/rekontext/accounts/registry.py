@@ -1,0 +1,135 @@
+"""Accounts: who pays. Knows that an account starts with books and may start with credits and a key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from rekontext.accounts import ledger
+from rekontext.accounts.errors import AccountUnknown, NameTaken
+from rekontext.accounts.secrets import webhook_secret
+from rekontext.database.tables import AccountId, accounts
+from rekontext.sources import Randomness
+
+NAME_CHARACTERS_MAX: Final = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Who pays.
+
+    Attributes:
+        monthly_cap_micros: what may be spent in a calendar month (UTC); None for no cap.
+        in_flight_max: unfinished edits at a time; None takes the service's default.
+        webhook_secret: signs deliveries to a job's own webhook_url ("whsec_...").
+    """
+
+    id: AccountId
+    name: str
+    created_at: datetime
+    monthly_cap_micros: int | None
+    in_flight_max: int | None
+    webhook_secret: str
+
+    def __repr__(self) -> str:
+        return f"Account(id={self.id!r}, name={self.name!r})"
+
+
+_BY_ID = select(accounts).where(accounts.c.id == bindparam("account"))
+
+
+def create(
+    tx: Connection,
+    name: str,
+    *,
+    account: AccountId,
+    randomness: Randomness,
+    now: datetime,
+    monthly_cap_micros: int | None = None,
+    in_flight_max: int | None = None,
+) -> Account:
+    """Open an account with empty books.
+
+    Raises:
+        NameTaken: another account has this name.
+        ValueError: the name is empty or too long, or a limit is out of range.
+    """
+    if not 0 < len(name.strip()) <= NAME_CHARACTERS_MAX:
+        raise ValueError(f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(name)}")
+    _check_limits(monthly_cap_micros, in_flight_max)
+    made = Account(
+        id=account,
+        name=name,
+        created_at=now,
+        monthly_cap_micros=monthly_cap_micros,
+        in_flight_max=in_flight_max,
+        webhook_secret=webhook_secret(randomness),
+    )
+    try:
+        tx.execute(insert(accounts).values(**vars(made)))
+    except IntegrityError as error:
+        raise NameTaken(f"there is an account named {name!r} already") from error
+    ledger.open_books(tx, account)
+    return made
+
+
+def get(tx: Connection, account: AccountId) -> Account:
+    """The account with this id.
+
+    Raises:
+        AccountUnknown: there is none.
+    """
+    row = tx.execute(_BY_ID, {"account": account}).mappings().first()
+    if row is None:
+        raise AccountUnknown(f"there is no account {account!r}")
+    return Account(**row)
+
+
+def find(tx: Connection, name_or_id: str) -> Account:
+    """The account that an operator means by its name or its id.
+
+    Raises:
+        AccountUnknown: there is none.
+    """
+    matches = (accounts.c.id == name_or_id) | (accounts.c.name == name_or_id)
+    # A name that looks like another account's id must not shadow it: the id wins.
+    row = tx.execute(select(accounts).where(matches).order_by(accounts.c.id != name_or_id)).mappings().first()
+    if row is None:
+        raise AccountUnknown(f"there is no account {name_or_id!r}")
+    return Account(**row)
+
+
+def every(tx: Connection) -> Sequence[Account]:
+    """All accounts, oldest first."""
+    query = select(accounts).order_by(accounts.c.created_at, accounts.c.id)
+    return [Account(**row) for row in tx.execute(query).mappings()]
+
+
+def set_limits(
+    tx: Connection, account: AccountId, *, monthly_cap_micros: int | None, in_flight_max: int | None
+) -> Account:
+    """Replace both limits; None lifts the cap, or takes the service's default.
+
+    Raises:
+        AccountUnknown: there is no such account.
+        ValueError: a limit is out of range.
+    """
+    _check_limits(monthly_cap_micros, in_flight_max)
+    tx.execute(
+        update(accounts)
+        .where(accounts.c.id == account)
+        .values(monthly_cap_micros=monthly_cap_micros, in_flight_max=in_flight_max)
+    )
+    return get(tx, account)
+
+
+def _check_limits(monthly_cap_micros: int | None, in_flight_max: int | None) -> None:
+    if monthly_cap_micros is not None and monthly_cap_micros < 0:
+        raise ValueError(f"monthly_cap_micros is {monthly_cap_micros}; allowed: 0 or more, or none")
+    if in_flight_max is not None and in_flight_max < 1:
+        raise ValueError(f"in_flight_max is {in_flight_max}; allowed: 1 or more, or none")

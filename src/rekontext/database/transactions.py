@@ -1,0 +1,189 @@
+"""One `Database`: transactions as plain functions, each run in one hop to a worker thread.
+
+Two kinds of database stand behind it. SQLite, embedded: every write goes through one thread and one connection
+(WAL, `BEGIN IMMEDIATE`), and reads have connections of their own, so that a poll never waits for a writer.
+PostgreSQL: a small pool of threads, each with a connection. A function that is given to `transact` may run more
+than once (after a deadlock, say), so it must touch nothing but the database. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from rekontext.database.migrate import upgrade
+
+T = TypeVar("T")
+Synchronous = Literal["FULL", "NORMAL"]
+
+TRIES_MAX = 8
+_BUSY_TIMEOUT_MS = 5_000
+_RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
+_POSTGRES_OPTIONS = (
+    "-c timezone=utc -c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
+)
+
+
+class DatabaseUnavailable(RuntimeError):
+    """The database can't be reached, or stayed busy through every retry. Nothing was changed."""
+
+
+class Database:
+    """Transactions on one database. Made by `open`, usable from any thread and loop until `close`."""
+
+    def __init__(self, *, write: Engine, read: Engine, writers: int, readers: int) -> None:
+        self._write = write
+        self._read = read
+        self._write_threads = ThreadPoolExecutor(writers, thread_name_prefix="database-write")
+        self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-read")
+
+    @classmethod
+    def open(cls, url: str, *, synchronous: Synchronous = "FULL", connections: int = 4, migrate: bool = True) -> Self:
+        """Open the database at `url` and bring its tables up to date.
+
+        Args:
+            url: `sqlite:///path/to/file` or `postgresql://user:password@host/name`.
+            synchronous: SQLite only. FULL survives a power cut; NORMAL may lose the last commits in one.
+            connections: for reads, and on PostgreSQL as many again for writes.
+            migrate: False leaves the tables as they are.
+
+        Raises:
+            ValueError: the URL names no database that is supported.
+            DatabaseUnavailable: it can't be opened.
+        """
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise ValueError(f"database url {url!r} can't be read: {error}") from error
+        match parsed.get_backend_name():
+            case "sqlite":
+                database = cls._open_sqlite(parsed, synchronous, connections)
+            case "postgresql":
+                database = cls._open_postgres(parsed, connections)
+            case other:
+                raise ValueError(f"database url names {other!r}; allowed: sqlite:///FILE, postgresql://HOST/NAME")
+        if migrate:
+            try:
+                database.transact_sync(upgrade)
+            except BaseException:
+                database.close()
+                raise
+        return database
+
+    @classmethod
+    def _open_sqlite(cls, url: URL, synchronous: Synchronous, readers: int) -> Self:
+        if not url.database or url.database == ":memory:":
+            raise ValueError("database url names SQLite in memory, but readers need a file: sqlite:///path/to/file")
+
+        def engine(begin: str, pragmas: tuple[str, ...], size: int) -> Engine:
+            made = create_engine(url, pool_size=size, max_overflow=0, connect_args={"check_same_thread": False})
+
+            @event.listens_for(made, "connect")
+            def prepare(connection: Any, _record: object) -> None:
+                connection.isolation_level = None  # the driver starts no transaction behind our back
+                for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "foreign_keys = ON", *pragmas):
+                    connection.execute(f"PRAGMA {pragma}")
+
+            @event.listens_for(made, "begin")
+            def start(connection: Connection) -> None:
+                connection.exec_driver_sql(begin)
+
+            return made
+
+        # A transaction that reads, then writes, would fail as "locked" instead of waiting: take the lock first.
+        write = engine("BEGIN IMMEDIATE", ("journal_mode = WAL", f"synchronous = {synchronous}"), 1)
+        read = engine("BEGIN", ("query_only = ON",), readers)
+        return cls(write=write, read=read, writers=1, readers=readers)
+
+    @classmethod
+    def _open_postgres(cls, url: URL, connections: int) -> Self:
+        write = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=2 * connections,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 10, "application_name": "rekontext"},
+        )
+        # Reads see one snapshot, as they do on SQLite.
+        read = write.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return cls(write=write, read=read, writers=connections, readers=connections)
+
+    @property
+    def dialect(self) -> str:
+        """Either "sqlite" or "postgresql"."""
+        return self._write.dialect.name
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction and commit it; what it raises rolls everything back.
+
+        Once begun it isn't stopped by cancelling the awaiting task: it commits or rolls back as a whole.
+
+        Raises:
+            DatabaseUnavailable: nothing was changed.
+        """
+        return await asyncio.wrap_future(self._submit(self._write_threads, self._write, work))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which only reads, on one snapshot of the committed data.
+
+        Raises:
+            DatabaseUnavailable: the database can't be reached.
+        """
+        return await asyncio.wrap_future(self._submit(self._read_threads, self._read, work))
+
+    def transact_sync(self, work: Callable[[Connection], T]) -> T:
+        """`transact` for callers without an event loop."""
+        return self._submit(self._write_threads, self._write, work).result()
+
+    def read_sync(self, work: Callable[[Connection], T]) -> T:
+        """`read` for callers without an event loop."""
+        return self._submit(self._read_threads, self._read, work).result()
+
+    def close(self) -> None:
+        """Let running transactions end, then close every connection."""
+        self._write_threads.shutdown(wait=True)
+        self._read_threads.shutdown(wait=True)
+        self._read.dispose()
+        self._write.dispose()
+
+    def _submit(self, threads: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]) -> Future[T]:
+        return threads.submit(_run, engine, work)
+
+
+def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
+    for tried in range(1, TRIES_MAX + 1):
+        committing = False
+        try:
+            with engine.connect() as connection, connection.begin() as transaction:
+                result = work(connection)
+                committing = True
+                transaction.commit()
+                return result
+        except DBAPIError as error:
+            if not _may_retry(error, committing):
+                if isinstance(error, OperationalError):
+                    raise DatabaseUnavailable(f"the database failed: {error.orig}") from error
+                raise
+            if tried == TRIES_MAX:
+                raise DatabaseUnavailable(f"the database stayed busy through {tried} tries: {error.orig}") from error
+        # Competitors that met once should not meet again: wait a random while, longer each time.
+        time.sleep(random.uniform(0, 0.01 * 2**tried))  # noqa: S311
+    raise AssertionError("the loop above returns or raises")
+
+
+def _may_retry(error: DBAPIError, committing: bool) -> bool:
+    """Whether the transaction surely left nothing behind and may do better next time."""
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _RETRIED_SQLSTATES:
+        return True
+    if error.connection_invalidated:
+        return not committing  # a connection lost during a commit doesn't tell whether it happened
+    return not committing and "database is locked" in str(error.orig)

@@ -1,0 +1,53 @@
+"""Idempotency keys: two requests with one key are one job. Knows only keys, digests and job ids."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from rekontext.database import AccountId, JobId
+from rekontext.database.tables import idempotency_keys
+from rekontext.jobs.errors import IdempotencyKeyReused
+from rekontext.jobs.model import Idempotency
+
+KEY_CHARACTERS_MAX: Final = 255
+
+# A second request with the key waits here until the first has committed, then finds its row.
+_CLAIM: Final = {
+    "sqlite": sqlite.insert(idempotency_keys).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(idempotency_keys).on_conflict_do_nothing(),
+}
+_EARLIER: Final = select(idempotency_keys.c.job_id, idempotency_keys.c.body_digest).where(
+    idempotency_keys.c.account_id == bindparam("account"), idempotency_keys.c.key == bindparam("key")
+)
+
+
+def claim(tx: Connection, account: AccountId, promise: Idempotency, *, job: JobId, now: datetime) -> JobId | None:
+    """Take the key for `job`, or find the job that has it.
+
+    Returns:
+        None if `job` has the key now, else the earlier job.
+
+    Raises:
+        IdempotencyKeyReused: the earlier job was ordered with another body.
+    """
+    assert 0 < len(promise.key) <= KEY_CHARACTERS_MAX, f"an idempotency key of {len(promise.key)} characters"
+    claimed = tx.execute(
+        _CLAIM[tx.dialect.name],
+        {
+            "account_id": account,
+            "key": promise.key,
+            "body_digest": promise.body_digest,
+            "job_id": job,
+            "created_at": now,
+        },
+    ).rowcount
+    if claimed == 1:
+        return None
+    earlier = tx.execute(_EARLIER, {"account": account, "key": promise.key}).one()
+    if earlier.body_digest != promise.body_digest:
+        raise IdempotencyKeyReused(promise.key)
+    return JobId(earlier.job_id)

@@ -1,0 +1,320 @@
+"""The life of a job: QUEUED -> PROCESSING -> COMPLETED | FAILED | CANCELLED.
+
+Each function here is one transition, to be run in one transaction together with its money and its messages
+(docs/states.md draws them). A worker holds a job by a lease with an attempt number; whoever comes with an older
+number is refused, so a job ends once even if two workers ran it. Knows no event loop, no engine and no HTTP.
+
+The order of locks is the same everywhere: job rows, then balance rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+
+from rekontext.accounts import Balance, ledger, registry
+from rekontext.database import AccountId, JobId
+from rekontext.database.tables import jobs
+from rekontext.jobs import idempotency, queries
+from rekontext.jobs.errors import JobUnknown, LeaseLost, QueueFull, TooManyInFlight
+from rekontext.jobs.model import Bounds, Job, Lease, Order, Output, Patience, State
+from rekontext.jobs.outbox import Outbox
+from rekontext.jobs.queries import from_row, is_state
+
+RECOVERED_PER_TRANSACTION: Final = 100
+
+_NEW: Final = insert(jobs).returning(jobs)
+_BY_ID_LOCKED: Final = queries.BY_ID.with_for_update()
+_CHANGE: Final = update(jobs).where(jobs.c.number == bindparam("this")).returning(jobs)
+_OVERDUE: Final = (
+    select(jobs)
+    .where(is_state(State.QUEUED), jobs.c.accepted_at <= bindparam("since", type_=jobs.c.accepted_at.type))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_HELD_BY: Final = (
+    select(jobs)
+    .where(is_state(State.PROCESSING), jobs.c.worker == bindparam("worker"))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """The answer to an order.
+
+    Attributes:
+        replayed: an earlier request with the same idempotency key made this job; nothing was held again.
+        ahead: waiting jobs before this one, None for a replay.
+    """
+
+    job: Job
+    balance: Balance
+    replayed: bool
+    ahead: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobLife:
+    """The transitions, with the rules they go by. Has no state of its own."""
+
+    outbox: Outbox
+    bounds: Bounds = field(default_factory=Bounds)
+    patience: Patience = field(default_factory=Patience)
+
+    def accept(self, tx: Connection, order: Order, *, now: datetime) -> Accepted:
+        """Take an order: claim its idempotency key, hold its price, write its job. All of it or nothing.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another body before.
+            TooManyInFlight, QueueFull: a bound is reached.
+            InsufficientCredits, SpendCapReached: the account can't pay.
+            AccountUnknown: there is no such account.
+        """
+        if order.idempotency is not None:
+            earlier = idempotency.claim(tx, order.account, order.idempotency, job=order.job, now=now)
+            if earlier is not None:
+                job = queries.get(tx, earlier, account=order.account)
+                return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=None)
+        account = registry.get(tx, order.account)
+        # The lock makes accepts of one account take turns, which makes the count below exact.
+        ledger.lock(tx, order.account)
+        limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
+        in_flight = queries.in_flight(tx, order.account)
+        if in_flight >= limit:
+            raise TooManyInFlight(in_flight=in_flight, limit=limit)
+        queued = queries.queued(tx)
+        if queued >= self.bounds.queued_max:
+            raise QueueFull(limit=self.bounds.queued_max)
+        balance = ledger.hold(
+            tx, order.account, order.price_micros, job=order.job, now=now, cap_micros=account.monthly_cap_micros
+        )
+        row = tx.execute(
+            _NEW,
+            {
+                "id": order.job,
+                "account_id": order.account,
+                "key_id": order.key,
+                "model": order.model,
+                "state": State.QUEUED.value,
+                "price_micros": order.price_micros,
+                "parameters": dict(order.parameters),
+                "input_key": order.input_key,
+                "webhook_url": order.webhook_url,
+                "attempt": 0,
+                "faults": 0,
+                "accepted_at": now,
+                "available_at": now,
+            },
+        )
+        return Accepted(job=from_row(row.mappings().one()), balance=balance, replayed=False, ahead=queued)
+
+    def claim(self, tx: Connection, *, worker: str, limit: int, now: datetime) -> list[Job]:
+        """Give the oldest waiting jobs to `worker`, at most `limit`, each under a lease with a new attempt number."""
+        numbers = tx.execute(queries.NEXT, {"now": now, "limit": limit}).scalars().all()
+        if not numbers:
+            return []
+        claimed = tx.execute(
+            update(jobs)
+            .where(jobs.c.number.in_(numbers), is_state(State.QUEUED))
+            .values(
+                state=State.PROCESSING.value,
+                attempt=jobs.c.attempt + 1,
+                worker=worker,
+                lease_until=self._lease_end(now),
+                started_at=now,
+            )
+            .returning(jobs)
+        )
+        return sorted((from_row(row) for row in claimed.mappings()), key=lambda job: job.number)
+
+    def renew(self, tx: Connection, leases: Sequence[Lease], *, now: datetime) -> dict[Lease, Job]:
+        """Say that these attempts are alive.
+
+        Returns:
+            The leases that go on, with their jobs: see `cancel_requested_at`. One that is missing is lost.
+        """
+        if not leases:
+            return {}
+        renewed = tx.execute(
+            update(jobs)
+            .where(
+                is_state(State.PROCESSING),
+                tuple_(jobs.c.id, jobs.c.attempt).in_([(lease.job, lease.attempt) for lease in leases]),
+            )
+            .values(lease_until=self._lease_end(now))
+            .returning(jobs)
+        )
+        return {job.lease: job for job in map(from_row, renewed.mappings())}
+
+    def complete(
+        self,
+        tx: Connection,
+        lease: Lease,
+        *,
+        outputs: Sequence[Output],
+        inference_s: float,
+        timings: Mapping[str, float],
+        now: datetime,
+    ) -> Job:
+        """End the job well and capture its price. Where a cancel was promised, that is kept instead.
+
+        Raises:
+            LeaseLost: the job is another attempt's, or ended.
+        """
+        job = self._held(tx, lease)
+        if job.cancel_requested_at is not None:
+            return self._end(tx, job, State.CANCELLED, now=now)
+        return self._end(
+            tx,
+            job,
+            State.COMPLETED,
+            now=now,
+            outputs=[asdict(output) for output in outputs],
+            inference_s=inference_s,
+            timings=dict(timings),
+        )
+
+    def fail(self, tx: Connection, lease: Lease, *, code: str, error: str, retry: bool, now: datetime) -> Job:
+        """End an attempt badly.
+
+        Args:
+            retry: the fault was ours, so another attempt is made while `Patience.faults_max` allows; False for bad
+                input, which would fail again.
+
+        Returns:
+            The job: QUEUED again, or FAILED (or CANCELLED if that was promised) with the credits given back.
+
+        Raises:
+            LeaseLost: the job is another attempt's, or ended.
+        """
+        return self._fault(tx, self._held(tx, lease), code=code, error=error, retry=retry, now=now)
+
+    def stop(self, tx: Connection, lease: Lease, *, now: datetime) -> Job:
+        """End an attempt whose cancel was asked for, and give the credits back.
+
+        Raises:
+            LeaseLost: the job is another attempt's, or ended.
+        """
+        return self._end(tx, self._held(tx, lease), State.CANCELLED, now=now)
+
+    def hand_back(self, tx: Connection, lease: Lease, *, now: datetime) -> Job:
+        """Put the job back into the queue because its worker goes away in good order. No fault is counted.
+
+        Raises:
+            LeaseLost: the job is another attempt's, or ended.
+        """
+        job = self._held(tx, lease)
+        if job.cancel_requested_at is not None:
+            return self._end(tx, job, State.CANCELLED, now=now)
+        return self._requeue(tx, job, available_at=now)
+
+    def cancel(self, tx: Connection, job: JobId, *, account: AccountId | None, now: datetime) -> Job:
+        """Cancel a waiting job at once, or ask the worker of a running one to stop. Free from this moment on.
+
+        A job that ended stays as it is; so does one whose cancel was asked for before.
+
+        Raises:
+            JobUnknown: the account has no such job.
+        """
+        row = tx.execute(_BY_ID_LOCKED, {"job": job}).mappings().first()
+        if row is None or (account is not None and row["account_id"] != account):
+            raise JobUnknown(job)
+        found = from_row(row)
+        if found.state is State.QUEUED:
+            return self._end(tx, found, State.CANCELLED, now=now)
+        if found.state is State.PROCESSING and found.cancel_requested_at is None:
+            return self._change(tx, found, cancel_requested_at=now)
+        return found
+
+    def recover(self, tx: Connection, *, now: datetime, worker: str | None = None) -> list[Job]:
+        """Take jobs back from workers that are gone, and give up on jobs that waited too long.
+
+        Args:
+            worker: also take back all that this one holds, whatever its leases say: it has just started anew.
+
+        Returns:
+            The jobs that changed, at most `RECOVERED_PER_TRANSACTION` of each kind.
+        """
+        limit = RECOVERED_PER_TRANSACTION
+        lost = tx.execute(queries.EXPIRED, {"now": now, "limit": limit}).mappings().all()
+        if worker is not None:
+            lost = [*lost, *tx.execute(_HELD_BY, {"worker": worker, "limit": limit}).mappings()]
+        # Balances are locked in one order by everyone who takes several.
+        held = sorted({row["number"]: from_row(row) for row in lost}.values(), key=lambda job: job.account)
+        changed = [
+            self._fault(
+                tx,
+                job,
+                code="worker_lost",
+                error=f"The worker stopped before the edit was done, {job.faults + 1} times.",
+                retry=True,
+                now=now,
+            )
+            for job in held
+        ]
+        since = now - timedelta(seconds=self.patience.queue_s_max)
+        overdue = [from_row(row) for row in tx.execute(_OVERDUE, {"since": since, "limit": limit}).mappings()]
+        changed += [
+            self._end(
+                tx,
+                job,
+                State.FAILED,
+                now=now,
+                error_code="queue_timeout",
+                error=f"No worker was free within {self.patience.queue_s_max:.0f} s.",
+            )
+            for job in sorted(overdue, key=lambda job: job.account)
+        ]
+        return changed
+
+    def _held(self, tx: Connection, lease: Lease) -> Job:
+        """The job that `lease` is for, locked."""
+        row = tx.execute(_BY_ID_LOCKED, {"job": lease.job}).mappings().first()
+        if row is None or row["state"] != State.PROCESSING or row["attempt"] != lease.attempt:
+            now_is = "gone" if row is None else f"{row['state']} in attempt {row['attempt']}"
+            raise LeaseLost(f"attempt {lease.attempt} of job {lease.job} lost its lease: the job is {now_is}")
+        return from_row(row)
+
+    def _fault(self, tx: Connection, job: Job, *, code: str, error: str, retry: bool, now: datetime) -> Job:
+        if job.cancel_requested_at is not None:
+            return self._end(tx, job, State.CANCELLED, now=now)
+        faults = job.faults + 1
+        if not retry or faults >= self.patience.faults_max:
+            return self._end(tx, job, State.FAILED, now=now, error_code=code, error=error, faults=faults)
+        wait = timedelta(seconds=self.patience.backoff_s * 2 ** (faults - 1))
+        return self._requeue(tx, job, available_at=now + wait, faults=faults)
+
+    def _requeue(self, tx: Connection, job: Job, **values: Any) -> Job:
+        return self._change(tx, job, state=State.QUEUED.value, worker=None, lease_until=None, **values)
+
+    def _end(self, tx: Connection, job: Job, state: State, *, now: datetime, **values: Any) -> Job:
+        ended = self._change(
+            tx,
+            job,
+            state=state.value,
+            worker=None,
+            lease_until=None,
+            finished_at=now,
+            files_until=now + timedelta(seconds=self.patience.outputs_s),
+            **values,
+        )
+        ledger.settle(tx, job.account, "capture" if state is State.COMPLETED else "release", job=job.id, now=now)
+        self.outbox.write(tx, ended, now=now)
+        return ended
+
+    def _change(self, tx: Connection, job: Job, **values: Any) -> Job:
+        """Write `values` into a job that this transaction has locked."""
+        unchanged = (jobs.c.state == job.state.value, jobs.c.attempt == job.attempt)
+        row = tx.execute(_CHANGE.where(*unchanged).values(**values), {"this": job.number}).mappings().one()
+        return from_row(row)
+
+    def _lease_end(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=self.patience.lease_s)

@@ -1,0 +1,82 @@
+"""Messages about jobs that ended, written in the transaction that ends them, so that none is lost or made up.
+
+Knows which endpoints want to hear and what they are told; sending is `webhooks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, get_args
+
+from sqlalchemy import Connection, bindparam, insert, select
+
+from rekontext.database import DeliveryId
+from rekontext.database.tables import webhook_deliveries, webhook_endpoints
+from rekontext.jobs.model import Job, State
+from rekontext.sources import Ids
+
+EventType = Literal["edit.completed", "edit.failed", "edit.cancelled"]
+EVENT_TYPES: Final[tuple[EventType, ...]] = get_args(EventType)
+_EVENT_OF: Final[Mapping[State, EventType]] = {
+    State.COMPLETED: "edit.completed",
+    State.FAILED: "edit.failed",
+    State.CANCELLED: "edit.cancelled",
+}
+
+Describe = Callable[[Job], Mapping[str, object]]
+"""What a message says about a job that ended, as JSON values."""
+
+_ENDPOINTS: Final = select(webhook_endpoints.c.id, webhook_endpoints.c.url, webhook_endpoints.c.event_types).where(
+    webhook_endpoints.c.account_id == bindparam("account"), webhook_endpoints.c.active.is_(True)
+)
+
+
+def describe_plainly(job: Job) -> Mapping[str, object]:
+    """The least that a message must say. The wire passes its own, which has the URLs of the outputs."""
+    return {"request_id": job.id, "status": job.state.value, "error": job.error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outbox:
+    """Writes one delivery per endpoint, and one for the job's own `webhook_url`."""
+
+    ids: Ids
+    describe: Describe = describe_plainly
+
+    def write(self, tx: Connection, job: Job, *, now: datetime) -> int:
+        """Queue the news that `job` ended. Returns how many deliveries that makes."""
+        event = _EVENT_OF[job.state]
+        targets: list[tuple[str | None, str]] = [
+            (endpoint.id, endpoint.url)
+            for endpoint in tx.execute(_ENDPOINTS, {"account": job.account})
+            if event in endpoint.event_types
+        ]
+        if job.webhook_url is not None:
+            targets.append((None, job.webhook_url))
+        if not targets:
+            return 0
+        message = {"type": event, "timestamp": now.isoformat(), "data": self.describe(job)}
+        body = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+        tx.execute(
+            insert(webhook_deliveries),
+            [
+                {
+                    "id": DeliveryId(f"msg_{self.ids()}"),
+                    "account_id": job.account,
+                    "endpoint_id": endpoint,
+                    "job_id": job.id,
+                    "url": url,
+                    "event_type": event,
+                    "body": body,
+                    "state": "PENDING",
+                    "attempt": 0,
+                    "created_at": now,
+                    "due_at": now,
+                }
+                for endpoint, url in targets
+            ],
+        )
+        return len(targets)

@@ -1,0 +1,163 @@
+"""The questions asked about jobs, and how a row becomes a `Job`. Changes nothing.
+
+The hot statements are built once. A state in them is written out, not bound: only so can both planners see that a
+partial index fits, which a test checks with EXPLAIN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, literal_column, select
+
+from rekontext.database import AccountId, JobId
+from rekontext.database.tables import jobs
+from rekontext.jobs.errors import JobUnknown
+from rekontext.jobs.model import Job, Output, State
+
+PAGE_MAX: Final = 100
+
+
+def is_state(*states: State) -> ColumnElement[bool]:
+    """`state IN (...)` with the states written out."""
+    names: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in states]
+    return jobs.c.state == names[0] if len(names) == 1 else jobs.c.state.in_(names)
+
+
+BY_ID: Final = select(jobs).where(jobs.c.id == bindparam("job"))
+IN_FLIGHT: Final = (
+    select(func.count())
+    .select_from(jobs)
+    .where(jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING))
+)
+QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
+AHEAD: Final = QUEUED.where(jobs.c.number < bindparam("number"))
+NEXT: Final = (
+    select(jobs.c.number)
+    .where(is_state(State.QUEUED), jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+EXPIRED: Final = (
+    select(jobs)
+    .where(is_state(State.PROCESSING), jobs.c.lease_until <= bindparam("now", type_=jobs.c.lease_until.type))
+    .order_by(jobs.c.lease_until)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_COUNT_BY_STATE: Final = (
+    select(jobs.c.state, func.count().label("how_many"))
+    .where(is_state(State.QUEUED, State.PROCESSING))
+    .group_by(jobs.c.state)
+)
+
+
+def from_row(row: RowMapping) -> Job:
+    """The job in a row of the whole table."""
+    values = dict(row)
+    outputs = values.pop("outputs")
+    return Job(
+        account=values.pop("account_id"),
+        key=values.pop("key_id"),
+        state=State(values.pop("state")),
+        outputs=None if outputs is None else tuple(Output(**output) for output in outputs),
+        **values,
+    )
+
+
+def get(tx: Connection, job: JobId, *, account: AccountId | None = None) -> Job:
+    """The job with this id.
+
+    Args:
+        account: if given, the job must be this account's; another's is as good as none.
+
+    Raises:
+        JobUnknown: there is none.
+    """
+    row = tx.execute(BY_ID, {"job": job}).mappings().first()
+    if row is None or (account is not None and row["account_id"] != account):
+        raise JobUnknown(job)
+    return from_row(row)
+
+
+def in_flight(tx: Connection, account: AccountId) -> int:
+    """How many jobs of the account are unfinished."""
+    return int(tx.execute(IN_FLIGHT, {"account": account}).scalar_one())
+
+
+def queued(tx: Connection) -> int:
+    """How many jobs of all accounts wait."""
+    return int(tx.execute(QUEUED).scalar_one())
+
+
+def ahead(tx: Connection, job: Job) -> int:
+    """How many waiting jobs were accepted before this one. 0: it is next."""
+    return int(tx.execute(AHEAD, {"number": job.number}).scalar_one())
+
+
+def unfinished_by_state(tx: Connection) -> dict[State, int]:
+    """How many jobs wait and how many run, for the metrics."""
+    counted = {State(row.state): int(row.how_many) for row in tx.execute(_COUNT_BY_STATE)}
+    return {state: counted.get(state, 0) for state in (State.QUEUED, State.PROCESSING)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Some jobs, and how many there are in all."""
+
+    jobs: Sequence[Job]
+    total: int
+
+
+def history(
+    tx: Connection,
+    account: AccountId | None,
+    *,
+    states: Sequence[State] = (),
+    model_contains: str | None = None,
+    accepted_from: datetime | None = None,
+    accepted_before: datetime | None = None,
+    sort_by: Literal["accepted_at", "model", "price"] = "accepted_at",
+    descending: bool = True,
+    page: int = 1,
+    per_page: int = 20,
+) -> Page:
+    """One page of an account's jobs, or of everyone's.
+
+    Raises:
+        ValueError: the page or its size is out of range.
+    """
+    if page < 1:
+        raise ValueError(f"page is {page}; allowed: 1 or more")
+    if not 1 <= per_page <= PAGE_MAX:
+        raise ValueError(f"per_page is {per_page}; allowed: 1 to {PAGE_MAX}")
+    conditions: list[ColumnElement[bool]] = []
+    if account is not None:
+        conditions.append(jobs.c.account_id == account)
+    if states:
+        conditions.append(is_state(*states))
+    if model_contains:
+        conditions.append(jobs.c.model.contains(model_contains, autoescape=True))
+    if accepted_from is not None:
+        conditions.append(jobs.c.accepted_at >= accepted_from)
+    if accepted_before is not None:
+        conditions.append(jobs.c.accepted_at < accepted_before)
+    columns: dict[str, ColumnElement[object]] = {
+        "accepted_at": jobs.c.number,  # jobs are numbered as they are accepted
+        "model": jobs.c.model,
+        "price": jobs.c.price_micros,
+    }
+    order = [columns[sort_by], jobs.c.number]
+    rows = tx.execute(
+        select(jobs)
+        .where(*conditions)
+        .order_by(*(column.desc() if descending else column for column in order))
+        .limit(per_page)
+        .offset((page - 1) * per_page)
+    ).mappings()
+    total = tx.execute(select(func.count()).select_from(jobs).where(*conditions)).scalar_one()
+    return Page(jobs=[from_row(row) for row in rows], total=int(total))

@@ -1,0 +1,41 @@
+"""Where the service draws time, ids and randomness from, so that tests can own all three.
+
+Knows nothing of what they are used for.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Protocol
+
+Randomness = Callable[[int], bytes]
+"""Takes a number of bytes and returns that many unguessable ones."""
+
+Ids = Callable[[], str]
+"""Returns a new id at each call, 32 hex digits, never the same twice."""
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """The present moment, timezone-aware."""
+        ...
+
+
+class SystemClock:
+    """The machine's wall clock, in UTC."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+def random_bytes(count: int) -> bytes:
+    """`count` bytes from the operating system's generator."""
+    return secrets.token_bytes(count)
+
+
+def random_id() -> str:
+    """A version 4 UUID without dashes."""
+    return uuid.uuid4().hex

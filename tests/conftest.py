@@ -1,0 +1,85 @@
+"""What tests of the service share: time, ids, randomness, and every database that the service runs on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from rekontext.database import Database
+from tests.database import postgres
+from tests.fakes import FakeClock, FakeIds, FakeRandomness
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ids() -> FakeIds:
+    return FakeIds()
+
+
+@pytest.fixture
+def randomness() -> FakeRandomness:
+    return FakeRandomness()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a running PostgreSQL server, without a database's name."""
+    programs = postgres.binaries()
+    if programs is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(
+                "PostgreSQL is not installed, and in CI its tests may not be skipped: apt-get install postgresql"
+            )
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with postgres.server(programs) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> Iterator[str]:
+    """The name of a database with all tables and no rows, to be copied."""
+    with postgres.database(postgres_server, "template_rekontext") as url:
+        Database.open(url, connections=1).close()
+        yield "template_rekontext"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables, once of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/rekontext.db"
+        return
+    with postgres.database(request.getfixturevalue("postgres_server"), f"empty_{next(_numbers)}") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with all tables and no rows, once of each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/rekontext.db"
+        Database.open(url, connections=1, synchronous="NORMAL").close()
+        yield url
+        return
+    template = request.getfixturevalue("postgres_template")
+    server = request.getfixturevalue("postgres_server")
+    with postgres.database(server, f"test_{next(_numbers)}", template=template) as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open database with all tables and no rows, once of each kind."""
+    opened = Database.open(database_url, synchronous="NORMAL", migrate=False)
+    yield opened
+    opened.close()

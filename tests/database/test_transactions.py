@@ -1,0 +1,202 @@
+"""What `Database` promises: whole transactions, reads that don't wait, bounded retries, plain refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import OperationalError
+
+from rekontext.database import Database, DatabaseUnavailable
+from rekontext.database import transactions as module
+from rekontext.database.tables import audit_log
+
+NOON = datetime(2026, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def note(tx: Connection, action: str, at: datetime = NOON) -> None:
+    tx.execute(insert(audit_log).values(at=at, actor="test", action=action, subject="", details={}))
+
+
+def actions(tx: Connection) -> list[str]:
+    return list(tx.execute(select(audit_log.c.action).order_by(audit_log.c.id)).scalars())
+
+
+async def both(database: Database, work: str) -> list[str]:
+    await database.transact(lambda tx: note(tx, work))
+    return await database.read(actions)
+
+
+def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
+    """What it wrote before is gone and the error reaches the caller as it was."""
+
+    def work(tx: Connection) -> None:
+        note(tx, "half")
+        raise LookupError("on purpose")
+
+    with pytest.raises(LookupError, match="on purpose"):
+        database.transact_sync(work)
+    assert database.read_sync(actions) == []
+
+
+def test_a_committed_write_is_seen_by_the_next_read(database: Database) -> None:
+    """Reads have connections of their own and see every commit."""
+    assert asyncio.run(both(database, "written")) == ["written"]
+
+
+def test_reads_do_not_wait_for_a_writer(database: Database) -> None:
+    """A poll is answered while a transaction is open."""
+    writing, may_commit = threading.Event(), threading.Event()
+
+    def work(tx: Connection) -> None:
+        note(tx, "slow")
+        writing.set()
+        assert may_commit.wait(10)
+
+    async def scene() -> list[str]:
+        writer = asyncio.ensure_future(database.transact(work))
+        assert await asyncio.to_thread(writing.wait, 10)
+        seen = await asyncio.wait_for(database.read(actions), 10)
+        may_commit.set()
+        await writer
+        return seen
+
+    assert asyncio.run(scene()) == []
+    assert database.read_sync(actions) == ["slow"]
+
+
+def test_cancelling_the_caller_does_not_split_a_transaction(database: Database) -> None:
+    """Once begun it commits as a whole, whoever is still listening."""
+    writing, may_commit = threading.Event(), threading.Event()
+
+    def work(tx: Connection) -> None:
+        note(tx, "first")
+        writing.set()
+        assert may_commit.wait(10)
+        note(tx, "second")
+
+    async def scene() -> None:
+        caller = asyncio.ensure_future(database.transact(work))
+        assert await asyncio.to_thread(writing.wait, 10)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        may_commit.set()
+
+    asyncio.run(scene())
+    database.transact_sync(lambda tx: note(tx, "after"))
+    assert sorted(database.read_sync(actions)) == ["after", "first", "second"]
+
+
+def test_reads_cannot_write(database: Database) -> None:
+    """A function on the wrong side fails loudly."""
+    with pytest.raises((DatabaseUnavailable, Exception), match=r"readonly|read-only"):
+        database.read_sync(lambda tx: note(tx, "smuggled"))
+    assert database.read_sync(actions) == []
+
+
+@pytest.mark.parametrize("failures", [1, module.TRIES_MAX - 1])
+def test_a_lost_race_is_run_again(database: Database, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Deadlocks and locks end in a retry, and each failed try leaves nothing."""
+    monkeypatch.setattr("rekontext.database.transactions.time.sleep", lambda _s: None)
+    tried = 0
+
+    def work(tx: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        note(tx, f"try {tried}")
+        if tried <= failures:
+            raise OperationalError("UPDATE", {}, psycopg.errors.DeadlockDetected("deadlock detected"))
+
+    database.transact_sync(work)
+    assert database.read_sync(actions) == [f"try {failures + 1}"]
+
+
+def test_retries_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that stays busy is reported, with nothing changed."""
+    monkeypatch.setattr("rekontext.database.transactions.time.sleep", lambda _s: None)
+    tried = 0
+
+    def work(tx: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        note(tx, "never")
+        raise OperationalError("UPDATE", {}, psycopg.errors.SerializationFailure("could not serialize"))
+
+    with pytest.raises(DatabaseUnavailable, match=f"busy through {module.TRIES_MAX} tries"):
+        database.transact_sync(work)
+    assert tried == module.TRIES_MAX
+    assert database.read_sync(actions) == []
+
+
+def test_a_statement_that_is_wrong_is_not_retried(database: Database) -> None:
+    """Our own mistakes come out at once."""
+    tried = 0
+
+    def work(tx: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        tx.execute(text("SELECT 1 FROM nowhere"))
+
+    with pytest.raises(Exception, match="nowhere"):
+        database.transact_sync(work)
+    assert tried == 1
+
+
+def test_moments_come_back_as_they_went_in(database: Database) -> None:
+    """To the microsecond, in UTC, whatever timezone they were given in."""
+    elsewhere = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    database.transact_sync(lambda tx: note(tx, "here", elsewhere))
+    [moment] = database.read_sync(lambda tx: tx.execute(select(audit_log.c.at)).scalars().all())
+    assert moment == NOON
+    assert moment.utcoffset() == timedelta(0)
+
+
+def test_a_moment_without_a_timezone_is_a_fault(database: Database) -> None:
+    """It could mean any of two dozen moments."""
+    with pytest.raises(Exception, match="without a timezone"):
+        database.transact_sync(lambda tx: note(tx, "naive", NOON.replace(tzinfo=None)))
+
+
+def test_two_processes_may_write_to_one_sqlite_file(tmp_path: Path) -> None:
+    """The command line works beside a running server: BEGIN IMMEDIATE waits instead of failing."""
+    url = f"sqlite:///{tmp_path}/shared.db"
+    first, second = Database.open(url, synchronous="NORMAL"), Database.open(url, synchronous="NORMAL")
+
+    async def scene() -> None:
+        await asyncio.gather(*(d.transact(lambda tx: note(tx, "x")) for d in (first, second) for _ in range(100)))
+
+    try:
+        asyncio.run(scene())
+        assert len(first.read_sync(actions)) == 200
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("mysql://host/name", "names 'mysql'"),
+        ("not a url", "can't be read"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_by_name(url: str, complaint: str) -> None:
+    """The setting is wrong, so the start stops and says how."""
+    with pytest.raises(ValueError, match=complaint):
+        Database.open(url)
+
+
+def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    """Not found is not the same as wrongly named."""
+    with pytest.raises(DatabaseUnavailable):
+        Database.open(f"sqlite:///{tmp_path}/no/such/folder/x.db")
+    with pytest.raises(DatabaseUnavailable):
+        Database.open("postgresql://nobody@127.0.0.1:1/nothing")
