@@ -17,6 +17,12 @@ _numbers = count(1)
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """The event loop that async tests run on."""
+    return "asyncio"
+
+
+@pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 

@@ -1,0 +1,77 @@
+"""Accounts are found by name or id, and their limits are checked."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Connection
+
+from rekontext.accounts import AccountUnknown, Balance, NameTaken, audit, ledger, registry
+from rekontext.database import AccountId, Database
+from tests.fakes import FakeClock, FakeRandomness
+
+
+def test_a_new_account_has_empty_books_and_a_secret_of_its_own(database: Database, alice: AccountId) -> None:
+    """Nothing on it, nothing held."""
+    account = database.read_sync(lambda tx: registry.get(tx, alice))
+    assert account.webhook_secret.startswith("whsec_")
+    assert account.webhook_secret not in repr(account)
+    assert database.read_sync(lambda tx: ledger.balance(tx, alice)) == Balance(
+        free_micros=0, paid_micros=0, held_free_micros=0, held_paid_micros=0
+    )
+
+
+def test_accounts_are_found_by_name_and_by_id(database: Database, alice: AccountId) -> None:
+    """As an operator types them."""
+    by_name = database.read_sync(lambda tx: registry.find(tx, "Alice"))
+    by_id = database.read_sync(lambda tx: registry.find(tx, alice))
+    assert by_name.id == by_id.id == alice
+    with pytest.raises(AccountUnknown, match="'Bob'"):
+        database.read_sync(lambda tx: registry.find(tx, "Bob"))
+
+
+def test_an_id_wins_over_a_name_that_looks_like_it(
+    database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness
+) -> None:
+    """Nobody can take over another account's commands by choosing a name."""
+    database.transact_sync(
+        lambda tx: registry.create(tx, alice, account=AccountId("acc_mallory"), randomness=randomness, now=clock.now())
+    )
+    assert database.read_sync(lambda tx: registry.find(tx, alice)).name == "Alice"
+
+
+def test_names_are_unique(database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness) -> None:
+    """The second one is told."""
+    with pytest.raises(NameTaken, match="'Alice'"):
+        database.transact_sync(
+            lambda tx: registry.create(tx, "Alice", account=AccountId("b"), randomness=randomness, now=clock.now())
+        )
+    assert [account.id for account in database.read_sync(registry.every)] == [alice]
+
+
+def test_limits_can_be_changed_and_lifted(database: Database, alice: AccountId) -> None:
+    """None takes the default again."""
+    changed = database.transact_sync(lambda tx: registry.set_limits(tx, alice, monthly_cap_micros=5, in_flight_max=2))
+    assert (changed.monthly_cap_micros, changed.in_flight_max) == (5, 2)
+    lifted = database.transact_sync(
+        lambda tx: registry.set_limits(tx, alice, monthly_cap_micros=None, in_flight_max=None)
+    )
+    assert (lifted.monthly_cap_micros, lifted.in_flight_max) == (None, None)
+    with pytest.raises(ValueError, match="in_flight_max is 0"):
+        database.transact_sync(lambda tx: registry.set_limits(tx, alice, monthly_cap_micros=None, in_flight_max=0))
+
+
+def test_what_operators_did_is_listed_newest_first(database: Database, clock: FakeClock) -> None:
+    """Page by page."""
+
+    def act(tx: Connection) -> None:
+        for number in range(5):
+            audit.record(
+                tx, actor="cli", action="credits.add", subject="acc", now=clock.now(), details={"number": number}
+            )
+
+    database.transact_sync(act)
+    newest = database.read_sync(lambda tx: audit.records(tx, limit=2))
+    assert [record.details["number"] for record in newest] == [4, 3]
+    older = database.read_sync(lambda tx: audit.records(tx, before=newest[-1].id))
+    assert [record.details["number"] for record in older] == [2, 1, 0]
+    assert older[0].at == clock.now()
