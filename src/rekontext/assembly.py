@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from rekontext import __version__
 from rekontext.api import DirectEdits, KeyFile, SingleKey, create_app, open_key_file
-from rekontext.contract import Fleet
+from rekontext.contract import Fleet, ModelCard
 from rekontext.pictures import AllowList, CodecThreads, Fetcher, PhotoReader, PictureLimits
 from rekontext.settings import Settings
 from rekontext.sources import random_id
@@ -37,11 +37,18 @@ def draw_seed() -> int:
     return secrets.randbelow(RANDOM_SEED_MAX + 1)
 
 
-def assemble(settings: Settings, *, fleet: Fleet, on_broken: Callable[[BaseException], None]) -> Service:
+def assemble(
+    settings: Settings,
+    *,
+    fleet: Fleet,
+    on_ready: Callable[[ModelCard], None],
+    on_broken: Callable[[Exception], None],
+) -> Service:
     """Put the service together. Makes the data folder and the key if they are not there.
 
     Args:
-        on_broken: called once, on the event loop, when the model can't be loaded; the service should then stop.
+        on_ready, on_broken: one of them is called once, on the event loop, when the model is loaded or can't be;
+            a service that is broken should stop.
 
     Raises:
         KeyFileError: the data folder or the key can't be used.
@@ -64,10 +71,20 @@ def assemble(settings: Settings, *, fleet: Fleet, on_broken: Callable[[BaseExcep
         now=time.monotonic,
     )
 
+    async def load() -> None:
+        """While the server already answers /healthz; edits that came early go on afterwards."""
+        try:
+            await fleet.start()
+        except Exception as fault:
+            on_broken(fault)
+        else:
+            edits.open()
+            on_ready(fleet.card)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with fetcher:
-            loading = asyncio.create_task(_load(fleet, edits, on_broken))
+            loading = asyncio.create_task(load())
             try:
                 yield
             finally:
@@ -88,13 +105,3 @@ def assemble(settings: Settings, *, fleet: Fleet, on_broken: Callable[[BaseExcep
         lifespan=lifespan,
     )
     return Service(app=app, key_file=key_file)
-
-
-async def _load(fleet: Fleet, edits: DirectEdits, on_broken: Callable[[BaseException], None]) -> None:
-    """Load the model while the server already answers /healthz, then let the waiting edits go on."""
-    try:
-        await fleet.start()
-    except Exception as fault:
-        on_broken(fault)
-    else:
-        edits.open()

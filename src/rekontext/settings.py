@@ -125,4 +125,6 @@ def _wrong(error: Mapping[str, Any], given: Mapping[str, object]) -> str:
     setting = str(error["loc"][0])
     origin = f"--{setting.replace('_', '-')}" if setting in given else variable(setting)
     reason = str(error["msg"]).removeprefix("Value error, ")
-    return f"{origin} is wrong: {reason[:1].lower()}{reason[1:]}"
+    value = error["input"]
+    shown = f'"{value[:60]}"' if isinstance(value, str) else value
+    return f"{origin} is {shown}, which is wrong: {reason[:1].lower()}{reason[1:]}"

@@ -69,4 +69,5 @@ class OrderReader:
 
 def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
     """What is wrong with the picture, as a problem with the parameter that brought it."""
-    return Problem(parameter="input_image", value=shown(source), reason=f"can't be used: {fault}", code=fault.code)
+    reason = f"can't be used: {fault}"
+    return Problem(parameter="input_image", value=shown(source), reason=reason, says_allowed=True, code=fault.code)

@@ -34,7 +34,7 @@ _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 ALLOWED: Final[Mapping[str, str]] = {
     "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
-    "prompt": f"text of 1 to {PROMPT_CHARACTERS_MAX} characters",
+    "prompt": f"text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
     "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
     "disable_safety_checker": "true or false",
     "guidance": f"a number from {GUIDANCE_MIN:g} to {GUIDANCE_MAX:g}",
@@ -52,17 +52,24 @@ class Problem:
     Attributes:
         value: as given, cut short; None when it is missing.
         reason: a clause that follows the parameter's name in a sentence.
+        says_allowed: the reason tells by itself what would be right.
         code: for the answer when this is the only problem.
     """
 
     parameter: str
     value: object
     reason: str
+    says_allowed: bool = False
     code: str = "invalid_parameters"
 
     @property
     def allowed(self) -> str:
         return ALLOWED[self.parameter]
+
+    @property
+    def sentence(self) -> str:
+        allowed = "" if self.says_allowed else f" (allowed: {self.allowed})"
+        return f"{self.parameter} {self.reason}{allowed}"
 
 
 class ParametersRefused(ValueError):
@@ -70,7 +77,7 @@ class ParametersRefused(ValueError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         assert problems, "refused without a problem"
-        listed = "; ".join(f"{each.parameter} {each.reason} (allowed: {each.allowed})" for each in problems)
+        listed = "; ".join(each.sentence for each in problems)
         super().__init__(f"wrong parameters: {listed}" if len(problems) > 1 else f"wrong parameter: {listed}")
         self.problems = tuple(problems)
         self.code = problems[0].code if len(problems) == 1 else "invalid_parameters"
@@ -169,7 +176,7 @@ def _problem(name: str, value: object) -> Problem:
     if value is None:
         return Problem(parameter=name, value=None, reason="is missing")
     short = shown(value)
-    spelled = orjson.dumps(short).decode() if not isinstance(value, Upload) else short
+    spelled = orjson.dumps(short).decode() if isinstance(value, (str, bool, float)) else short
     return Problem(parameter=name, value=short, reason=f"is {spelled}")
 
 

@@ -1,0 +1,170 @@
+"""`rekontext doctor`: is this machine ready, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rekontext import __version__
+from rekontext.cli.failure import CommandFailed
+from rekontext.settings import Settings, SettingsError, load_settings
+
+Verdict = Literal["ok", "note", "broken"]
+
+_MARKS: Final[dict[Verdict, str]] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[bold red]broken[/]"}
+_ENGINE_PACKAGES: Final = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "einops")
+_GIB: Final = 2**30
+_MINI_NEEDS_BYTES: Final = 3 * _GIB // 2
+_DISK_NEEDED_BYTES: Final = _GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at, and what to do about it unless it is "ok"."""
+
+    subject: str
+    verdict: Verdict
+    says: str
+
+
+def run_doctor(*, model: str | None) -> None:
+    """Print what was found.
+
+    Raises:
+        CommandFailed: something is broken (exit code 1).
+    """
+    findings = list(examine(model))
+    table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "", "what was found"):
+        table.add_column(heading, overflow="fold")
+    for each in findings:
+        table.add_row(each.subject, _MARKS[each.verdict], escape(each.says))
+    Console(highlight=False).print(table)
+    broken = [each.subject for each in findings if each.verdict == "broken"]
+    if broken:
+        raise CommandFailed(f"broken: {', '.join(broken)}; the lines above say what to do", exit_code=1)
+
+
+def examine(model: str | None) -> Iterator[Finding]:
+    """Look at everything; each finding stands by itself."""
+    yield Finding(subject="python", verdict="ok", says=f"{platform.python_version()} at {sys.executable}")
+    try:
+        settings = load_settings(model=model)
+    except SettingsError as fault:
+        yield Finding(subject="settings", verdict="broken", says=str(fault))
+        return
+    yield Finding(subject="settings", verdict="ok", says="all REKONTEXT_* variables are understood")
+    missing = [name for name in _ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
+    yield _packages(missing)
+    if not missing:
+        yield _device(settings)
+        yield _model(settings)
+    yield _memory(settings)
+    yield _disk(settings.data_dir)
+
+
+def _packages(missing: list[str]) -> Finding:
+    if missing:
+        return Finding(
+            subject="engine",
+            verdict="broken",
+            says=f"{', '.join(missing)} not installed; run: pip install 'rekontext[engine]'",
+        )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _ENGINE_PACKAGES[:3])
+    return Finding(subject="engine", verdict="ok", says=versions)
+
+
+def _device(settings: Settings) -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        return Finding(subject="device", verdict="ok", says=f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
+    if settings.device and settings.device.startswith("cuda"):
+        return Finding(
+            subject="device",
+            verdict="broken",
+            says=f"{settings.device} was asked for and torch sees no GPU; install a driver or unset REKONTEXT_DEVICE",
+        )
+    says = f"no GPU; {os.cpu_count()} CPU cores, enough for mini only"
+    return Finding(subject="device", verdict="ok" if settings.model == "mini" else "note", says=says)
+
+
+def _model(settings: Settings) -> Finding:
+    """Opens a model that is cheap to open; of a large one only looks whether it is there."""
+    if settings.model != "mini":
+        return _large_model(settings.model)
+    from rekontext.engine import Engine
+
+    try:
+        card = Engine.open("mini", device="cpu").card
+    except ValueError as fault:
+        return Finding(subject="model", verdict="broken", says=f"mini: {fault}; install rekontext again")
+    return Finding(subject="model", verdict="ok", says=f"mini opens: {card.parameters / 1e6:.1f} M parameters")
+
+
+def _large_model(name: str) -> Finding:
+    path = Path(name).expanduser()
+    if path.exists():
+        return Finding(subject="model", verdict="ok", says=f"{path} is there (not opened)")
+    if name.count("/") != 1 or path.is_absolute():
+        return Finding(
+            subject="model", verdict="broken", says=f"{name} is not there; give a folder, a file or a hub id"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
+        return Finding(subject="model", verdict="ok", says=f"{name} is in the local hub cache (not opened)")
+    return Finding(subject="model", verdict="note", says=f"{name} is not here yet: the first start downloads it")
+
+
+def _memory(settings: Settings) -> Finding:
+    free = _available_memory_bytes()
+    if free is None:
+        return Finding(subject="memory", verdict="note", says="this system does not tell how much is free")
+    if settings.model == "mini" and free < _MINI_NEEDS_BYTES:
+        needed = _MINI_NEEDS_BYTES / _GIB
+        return Finding(
+            subject="memory",
+            verdict="broken",
+            says=f"{free / _GIB:.1f} GiB free, mini needs {needed:.1f} GiB; close something",
+        )
+    return Finding(subject="memory", verdict="ok", says=f"{free / _GIB:.1f} GiB free")
+
+
+def _available_memory_bytes() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = data_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        return Finding(subject="disk", verdict="broken", says=f"{place} can't be written; set REKONTEXT_DATA_DIR")
+    if free < _DISK_NEEDED_BYTES:
+        return Finding(
+            subject="disk",
+            verdict="broken",
+            says=f"{free / _GIB:.1f} GiB free for {data_dir.absolute()}; make room or set REKONTEXT_DATA_DIR",
+        )
+    return Finding(subject="disk", verdict="ok", says=f"{free / _GIB:.1f} GiB free for {data_dir.absolute()}")

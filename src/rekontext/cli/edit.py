@@ -1,0 +1,200 @@
+"""`rekontext edit`: one picture edited on this machine, with its progress shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from rekontext import contract
+from rekontext.api.answers import MINI_NOTICE
+from rekontext.api.parameters import KontextParameters, parse
+from rekontext.assembly import AGENT, draw_seed
+from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
+from rekontext.pictures import (
+    AllowList,
+    Fetcher,
+    OutputFormat,
+    PictureLimits,
+    PictureRefused,
+    decode,
+    encode,
+    inspect,
+    is_url,
+)
+from rekontext.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from rekontext.engine import Engine
+
+_FORMAT_OF_SUFFIX: Final[Mapping[str, OutputFormat]] = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+_FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
+
+
+def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, object]) -> None:
+    """Edit `source` and write `out`; on failure `out` is left as it was.
+
+    Args:
+        given: the parameters by their names on the wire.
+
+    Raises:
+        CommandFailed: the input is bad, or the model can't be used.
+    """
+    output_format = given["output_format"] or _format_of(out)
+    parameters = _checked({**given, "output_format": output_format, "input_image": source})
+    _check_writable(out)
+    try:
+        settings = load_settings(model=model)
+    except SettingsError as fault:
+        raise CommandFailed(str(fault)) from fault
+    photo = _photo(source, settings)
+    seed = draw_seed() if parameters.seed is None else parameters.seed
+
+    console = Console(stderr=True, highlight=False)
+    with console.status(f"Loading {settings.model} …"):
+        engine = _engine(settings)
+    started = time.monotonic()
+    with _progress(console, parameters.num_inference_steps) as on_step:
+        try:
+            picture = engine.edit(
+                photo,
+                parameters.prompt,
+                steps=parameters.num_inference_steps,
+                guidance=parameters.guidance,
+                seed=seed,
+                aspect_ratio=parameters.aspect_ratio,
+                on_step=on_step,
+            )
+        except contract.EditRefused as fault:
+            raise CommandFailed(str(fault)) from fault
+    took_s = time.monotonic() - started
+    _write(out, encode(picture, parameters.output_format, parameters.output_quality))
+    typer.echo(f"{out}  {picture.width}x{picture.height}  seed {seed}  {took_s:.1f} s")
+    if engine.card.is_mini:
+        console.print(MINI_NOTICE, style="dim")
+
+
+def _format_of(out: Path) -> OutputFormat:
+    try:
+        return _FORMAT_OF_SUFFIX[out.suffix.lower()]
+    except KeyError:
+        known = ", ".join(_FORMAT_OF_SUFFIX)
+        raise CommandFailed(f'"{out.name}" ends in none of {known}: rename it or give --output-format') from None
+
+
+def _checked(given: Mapping[str, object]) -> KontextParameters:
+    parameters, problems = parse(given)
+    if parameters is None:
+        raise CommandFailed(
+            "; ".join(f"{_flag(each.parameter)} {each.reason} (allowed: {each.allowed})" for each in problems)
+        )
+    return parameters
+
+
+def _flag(parameter: str) -> str:
+    return _FLAGS.get(parameter) or f"--{parameter.replace('_', '-')}"
+
+
+def _check_writable(out: Path) -> None:
+    """Before minutes of work, not after."""
+    if out.is_dir():
+        raise CommandFailed(f"{out} is a folder; give the name of a file in it")
+    if not out.absolute().parent.is_dir():
+        raise CommandFailed(f"the folder {out.absolute().parent} is not there; make it first")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise CommandFailed(f"{out} can't be written; choose another place")
+
+
+def _photo(source: str, settings: Settings) -> Image.Image:
+    limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
+    try:
+        data = asyncio.run(_fetched(source, settings)) if is_url(source) else _file(Path(source), limits)
+        return decode(inspect(data, limits))
+    except PictureRefused as fault:
+        raise CommandFailed(f"{source}: {fault}" if not is_url(source) else str(fault)) from fault
+
+
+async def _fetched(url: str, settings: Settings) -> bytes:
+    # Whoever types a URL here may reach whatever this machine reaches: no address is out of bounds.
+    async with Fetcher(
+        timeout_s=settings.fetch_timeout_s,
+        redirects_max=settings.fetch_redirects_max,
+        agent=AGENT,
+        allow=AllowList.everything(),
+    ) as fetcher:
+        return await fetcher.fetch(url, bytes_max=settings.picture_bytes_max)
+
+
+def _file(path: Path, limits: PictureLimits) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.bytes_max + 1)  # one more is enough for `inspect` to refuse it
+    except FileNotFoundError:
+        raise CommandFailed(f"there is no file {path}") from None
+    except OSError as fault:
+        raise CommandFailed(f"{path} can't be read: {fault.strerror}") from fault
+
+
+def _engine(settings: Settings) -> Engine:
+    try:
+        from rekontext.engine import Engine
+    except ImportError as fault:
+        raise CommandFailed(ENGINE_MISSING.format(fault=fault), exit_code=1) from fault
+    try:
+        return Engine.open(settings.model, device=settings.device, dtype=settings.dtype)
+    except ValueError as fault:
+        raise CommandFailed(str(fault)) from fault
+
+
+@contextmanager
+def _progress(console: Console, steps: int) -> Iterator[contract.OnProgress]:
+    """A bar with the step count and the remaining time; yields what the engine is to call after each step."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[remaining]}", style="cyan"),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("Preparing", total=steps, remaining="")
+        yield lambda progress: _show(bar, task, progress)
+
+
+def _show(bar: Progress, task: TaskID, progress: contract.Progress) -> None:
+    is_last = progress.step == progress.steps
+    left = "" if progress.remaining_s is None or is_last else f"{progress.remaining_s:.0f} s left"
+    bar.update(task, completed=progress.step, remaining=left, description="Decoding" if is_last else "Denoising")
+
+
+def _write(out: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    part: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}.", delete=False) as file:
+            part = Path(file.name)
+            file.write(data)
+        part.chmod(0o666 & ~_umask())
+        part.replace(out)
+    except OSError as fault:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise CommandFailed(f"{out} can't be written: {fault.strerror}", exit_code=1) from fault
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

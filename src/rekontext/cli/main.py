@@ -1,0 +1,129 @@
+"""The `rekontext` command: its subcommands and their options, and one line for whatever goes wrong.
+
+A command's work is in its own module, imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from typer.exceptions import TyperException
+
+from rekontext import __version__
+from rekontext.cli.failure import CommandFailed
+from rekontext.contract import GUIDANCE_DEFAULT, STEPS_DEFAULT
+
+EXIT_BAD_INPUT: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="rekontext",
+    help="FLUX.1 Kontext \\[dev] as an image-editing API on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(help='"mini" (inside this package), a folder, a file or a hub id.', show_default="mini"),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 when it did what was asked, 2 for bad input, 1 for anything else."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except CommandFailed as fault:
+        _complain(str(fault))
+        code = fault.exit_code
+    except TyperException as fault:
+        if message := fault.format_message():  # none after `rekontext` alone, which printed the help
+            _complain(f"{message} (--help tells how it is used)")
+        code = EXIT_BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("stopped")
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"rekontext {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def edit(
+    photo: Annotated[str, typer.Argument(metavar="IN", help="The picture: a jpeg, png, gif or webp file, or a URL.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to do to it, such as "make it night".')],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the edited picture.")],
+    model: Model = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same picture.", show_default="random")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="4 to 50; more take longer and add detail.")] = STEPS_DEFAULT,
+    guidance: Annotated[float, typer.Option(help="0 to 10; how closely to follow the prompt.")] = GUIDANCE_DEFAULT,
+    aspect_ratio: Annotated[str, typer.Option(help="Shape of the answer, such as 16:9.")] = "match_input_image",
+    output_format: Annotated[
+        str | None, typer.Option(help="png, jpg or webp.", show_default="from the name of OUT")
+    ] = None,
+    output_quality: Annotated[int, typer.Option(help="0 to 100, for jpg and webp.")] = 90,
+) -> None:
+    """Edit a picture on this machine."""
+    from rekontext.cli.edit import run_edit
+
+    run_edit(
+        source=photo,
+        out=out,
+        model=model,
+        given={
+            "prompt": prompt,
+            "seed": seed,
+            "num_inference_steps": steps,
+            "guidance": guidance,
+            "aspect_ratio": aspect_ratio,
+            "output_format": output_format,
+            "output_quality": output_quality,
+        },
+    )
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
+    model: Model = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder for everything that is kept.", show_default="data")
+    ] = None,
+) -> None:
+    """Serve the API. Every other setting is a REKONTEXT_* variable or a line in .env."""
+    from rekontext.cli.serve import run_serve
+
+    run_serve(host=host, port=port, model=model, data_dir=data_dir)
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """Check whether this machine is ready, and say what to do where it is not."""
+    from rekontext.cli.doctor import run_doctor
+
+    run_doctor(model=model)
+
+
+def _complain(sentence: str) -> None:
+    """One line on standard error."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    line = escape(" ".join(sentence.split()))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {line}")
