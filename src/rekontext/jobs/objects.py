@@ -1,0 +1,52 @@
+"""What jobs need of an object store. `pictures/store.py` has one for folders and clouds; tests may bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from rekontext.database import JobId
+from rekontext.pictures.store import StoredObject
+
+
+class Objects(Protocol):
+    """Bytes under names, written whole or not at all."""
+
+    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Write an object, replacing what was there."""
+        ...
+
+    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
+        """Write an object unless there is one. Returns whether it was written."""
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """Read an object whole.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove an object. Removing what isn't there is not an error."""
+        ...
+
+    def list(self, folder: str) -> AsyncIterator[StoredObject]:
+        """Every object whose key starts with `folder` and a slash."""
+        ...
+
+
+def input_key(job: JobId) -> str:
+    """Where a job's input picture lies."""
+    return f"inputs/{job}"
+
+
+def output_folder(job: JobId) -> str:
+    """Under which all that a job's attempts made lies."""
+    return f"outputs/{job}"
+
+
+def output_key(job: JobId, attempt: int, file_name: str) -> str:
+    """Where one attempt puts one picture: two attempts never write to the same place."""
+    return f"{output_folder(job)}/{attempt}/{file_name}"

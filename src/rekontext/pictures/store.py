@@ -1,0 +1,155 @@
+"""Pictures at rest: a local folder, S3, Google or Azure storage behind one small class, by URL.
+
+Also the links that open one object for a while without a key: a cloud signs its own, for a folder we sign them
+(`LinkSigner`) and the wire checks them. Knows nothing of jobs or accounts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore, from_url
+
+SECRET_BYTES_MIN: Final = 16
+_SIGNATURE_BYTES: Final = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object as a listing shows it."""
+
+    key: str
+    bytes: int
+    written_at: datetime
+
+
+class ObjectMissing(LookupError):
+    """No object has this key (any more)."""
+
+
+class LinkRefused(Exception):
+    """The link opens nothing: forged, or its time is over."""
+
+
+class PictureStore:
+    """Bytes under names, written whole or not at all. Usable from any event loop.
+
+    Made by `open_store`.
+    """
+
+    def __init__(self, store: Any, *, is_local: bool) -> None:
+        self._store = store
+        self._is_local = is_local
+
+    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Write an object, replacing what was there."""
+        await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type))
+
+    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
+        """Write an object unless there is one. Returns whether it was written."""
+        try:
+            await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type), mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    async def get(self, key: str) -> bytes:
+        """Read an object whole.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        try:
+            found = await obstore.get_async(self._store, key)
+            return bytes(await found.bytes_async())
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"there is no object {key!r}") from error
+
+    async def delete(self, key: str) -> None:
+        """Remove an object. Removing what isn't there is not an error."""
+        try:
+            await obstore.delete_async(self._store, key)
+        except FileNotFoundError:
+            return
+
+    async def list(self, folder: str) -> AsyncIterator[StoredObject]:
+        """Every object whose key starts with `folder` and a slash, in no order."""
+        async for batch in obstore.list(self._store, prefix=folder):
+            for found in batch:
+                yield StoredObject(key=found["path"], bytes=found["size"], written_at=found["last_modified"])
+
+    async def presign(self, key: str, *, expires_in: timedelta) -> str | None:
+        """The cloud's own link to an object; None for a local folder, whose links `LinkSigner` makes."""
+        if self._is_local:
+            return None
+        signed = await obstore.sign_async(self._store, "GET", key, expires_in)
+        return str(signed)
+
+    def _attributes(self, content_type: str) -> dict[str, str] | None:
+        return None if self._is_local else {"Content-Type": content_type}  # a folder has no place for it
+
+
+def open_store(url: str) -> PictureStore:
+    """Open the store at `url`: `file:///folder` (made if it isn't there), `s3://bucket/prefix`, `gs://...`, `az://...`.
+
+    Raises:
+        ValueError: the URL names no store, or the folder can't be made.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise ValueError(f"object store {url!r} is no URL; allowed: file:///FOLDER, s3://BUCKET, gs://BUCKET, az://BOX")
+    if scheme == "file":
+        folder = Path(rest)
+        if not folder.is_absolute():
+            raise ValueError(f"object store {url!r} must name an absolute folder: file:///FOLDER")
+        try:
+            return PictureStore(LocalStore(folder, mkdir=True, automatic_cleanup=True), is_local=True)
+        except Exception as error:
+            raise ValueError(f"object store {url!r} can't be opened: {error}") from error
+    try:
+        return PictureStore(from_url(url), is_local=False)
+    except Exception as error:
+        raise ValueError(f"object store {url!r} can't be opened: {error}") from error
+
+
+class LinkSigner:
+    """Signs links to objects and checks them: a key, a moment until which it opens, an HMAC-SHA256 over both."""
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) < SECRET_BYTES_MIN:
+            raise ValueError(f"a secret of {len(secret)} bytes is too short to sign links; at least {SECRET_BYTES_MIN}")
+        self._secret = secret
+
+    def sign(self, key: str, *, until: datetime) -> str:
+        """The relative part of a link: the key and a query, quoted, without a leading slash."""
+        expires = int(until.timestamp())
+        return f"{quote(key)}?expires={expires}&signature={self._signature(key, expires)}"
+
+    def verify(self, key: str, *, expires: str, signature: str, now: datetime) -> None:
+        """Return if the link is ours and its time isn't over.
+
+        Raises:
+            LinkRefused: it isn't, or it is.
+        """
+        if not (expires.isascii() and expires.isdigit() and len(expires) <= 12):
+            raise LinkRefused("This link is not valid.")
+        expected = self._signature(key, int(expires))
+        if not hmac.compare_digest(expected.encode(), signature.encode()):
+            raise LinkRefused("This link is not valid.")
+        if now.timestamp() >= int(expires):
+            raise LinkRefused("This link has expired.")
+
+    def _signature(self, key: str, expires: int) -> str:
+        # The key may hold any character, so the number, which can't hold a newline, comes first.
+        signed = hmac.new(self._secret, f"{expires}\n{key}".encode(), hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(signed[:_SIGNATURE_BYTES]).decode()

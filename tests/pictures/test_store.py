@@ -1,0 +1,126 @@
+"""Objects are written whole, read back as they were, and opened to strangers only by a link that is ours and fresh."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, open_store
+from tests.fakes import FakeClock
+
+SECRET = b"a secret of thirty-two bytes ..."
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PictureStore:
+    return open_store(f"file://{tmp_path}/objects")
+
+
+async def keys(store: PictureStore, folder: str) -> list[str]:
+    return sorted([found.key async for found in store.list(folder)])
+
+
+@pytest.mark.anyio
+async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
+    """And a second put replaces it."""
+    await store.put("outputs/job/1/a.png", b"first", content_type="image/png")
+    await store.put("outputs/job/1/a.png", b"second", content_type="image/png")
+    assert await store.get("outputs/job/1/a.png") == b"second"
+
+
+@pytest.mark.anyio
+async def test_of_many_writers_of_a_new_object_one_wins(store: PictureStore) -> None:
+    """And its bytes are the ones that are there."""
+    won = await asyncio.gather(
+        *(store.put_new("one", bytes([number]), content_type="image/png") for number in range(20))
+    )
+    assert sum(won) == 1
+    assert await store.get("one") == bytes([won.index(True)])
+
+
+@pytest.mark.anyio
+async def test_what_is_deleted_is_gone_and_may_be_deleted_again(store: PictureStore) -> None:
+    """A sweep that was cut short can be repeated."""
+    await store.put("a/b", b"x", content_type="image/png")
+    await store.delete("a/b")
+    await store.delete("a/b")
+    with pytest.raises(ObjectMissing, match="'a/b'"):
+        await store.get("a/b")
+
+
+@pytest.mark.anyio
+async def test_a_listing_stays_in_its_folder(store: PictureStore) -> None:
+    """A folder whose name merely begins the same is another one."""
+    for key in ("outputs/job1/1/a", "outputs/job1/2/b", "outputs/job10/1/c"):
+        await store.put(key, b"xy", content_type="image/png")
+    assert await keys(store, "outputs/job1") == ["outputs/job1/1/a", "outputs/job1/2/b"]
+    assert await keys(store, "outputs/none") == []
+    assert [found.bytes async for found in store.list("outputs/job10")] == [2]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/../../outside"])
+async def test_a_key_cannot_leave_the_store(store: PictureStore, tmp_path: Path, key: str) -> None:
+    """However it is written."""
+    with pytest.raises(ValueError, match=r"\.\."):
+        await store.put(key, b"x", content_type="image/png")
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.anyio
+async def test_a_folder_has_no_links_of_its_own(store: PictureStore) -> None:
+    """The wire makes them with `LinkSigner`."""
+    assert await store.presign("a", expires_in=timedelta(hours=1)) is None
+
+
+@pytest.mark.parametrize("url", ["objects", "file://relative/folder", "ftp://host/x", "file:///proc/nowhere"])
+def test_a_store_that_cannot_be_opened_is_refused_by_name(url: str) -> None:
+    """When the service starts."""
+    with pytest.raises(ValueError, match=url):
+        open_store(url)
+
+
+def parts(link: str) -> tuple[str, str, str]:
+    path, _, query = link.partition("?")
+    values = parse_qs(query, strict_parsing=True)
+    return unquote(path), values["expires"][0], values["signature"][0]
+
+
+def test_a_link_opens_its_object_until_its_moment(clock: FakeClock) -> None:
+    """Not a second longer."""
+    signer = LinkSigner(SECRET)
+    key, expires, signature = parts(signer.sign("outputs/a b/ü.png", until=clock.now() + timedelta(seconds=60)))
+    assert key == "outputs/a b/ü.png"
+    signer.verify(key, expires=expires, signature=signature, now=clock.now())
+    clock.advance(60)
+    with pytest.raises(LinkRefused, match="expired"):
+        signer.verify(key, expires=expires, signature=signature, now=clock.now())
+
+
+@given(data=st.data())
+def test_no_part_of_a_link_can_be_changed(data: st.DataObject) -> None:
+    """Another object, another moment or another signature opens nothing."""
+    clock, signer = FakeClock(), LinkSigner(SECRET)
+    original = parts(signer.sign("outputs/job/1/a.png", until=clock.now() + timedelta(seconds=60)))
+    changed = tuple(data.draw(st.one_of(st.just(part), st.text(), st.integers().map(str))) for part in original)
+    key, expires, signature = changed
+    if changed == original:
+        signer.verify(key, expires=expires, signature=signature, now=clock.now())
+        return
+    with pytest.raises(LinkRefused):
+        signer.verify(key, expires=expires, signature=signature, now=clock.now())
+
+
+def test_a_link_of_another_server_opens_nothing(clock: FakeClock) -> None:
+    """And a secret that could be guessed stops the start."""
+    link = parts(LinkSigner(b"another secret, not ours").sign("a", until=clock.now() + timedelta(seconds=60)))
+    with pytest.raises(LinkRefused):
+        LinkSigner(SECRET).verify(link[0], expires=link[1], signature=link[2], now=clock.now())
+    with pytest.raises(ValueError, match="5 bytes is too short"):
+        LinkSigner(b"short")
