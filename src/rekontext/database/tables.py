@@ -170,6 +170,7 @@ jobs = Table(
     Column("finished_at", Instant),
     Column("files_until", Instant),  # when its outputs leave the store; null: not finished, or gone
     Column("outputs", _Json),
+    Column("made", _Json),
     Column("inference_s", Float),
     Column("timings", _Json),
     Column("error_code", String(64)),

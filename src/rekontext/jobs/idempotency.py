@@ -17,8 +17,8 @@ KEY_CHARACTERS_MAX: Final = 255
 
 # A second request with the key waits here until the first has committed, then finds its row.
 _CLAIM: Final = {
-    "sqlite": sqlite.insert(idempotency_keys).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(idempotency_keys).on_conflict_do_nothing(),
+    "sqlite": sqlite.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id),
+    "postgresql": postgresql.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id),
 }
 _EARLIER: Final = select(idempotency_keys.c.job_id, idempotency_keys.c.body_digest).where(
     idempotency_keys.c.account_id == bindparam("account"), idempotency_keys.c.key == bindparam("key")
@@ -44,8 +44,8 @@ def claim(tx: Connection, account: AccountId, promise: Idempotency, *, job: JobI
             "job_id": job,
             "created_at": now,
         },
-    ).rowcount
-    if claimed == 1:
+    ).first()
+    if claimed is not None:
         return None
     earlier = tx.execute(_EARLIER, {"account": account, "key": promise.key}).one()
     if earlier.body_digest != promise.body_digest:

@@ -160,6 +160,7 @@ class JobLife:
         lease: Lease,
         *,
         outputs: Sequence[Output],
+        made: Mapping[str, object],
         inference_s: float,
         timings: Mapping[str, float],
         now: datetime,
@@ -178,6 +179,7 @@ class JobLife:
             State.COMPLETED,
             now=now,
             outputs=[asdict(output) for output in outputs],
+            made=dict(made),
             inference_s=inference_s,
             timings=dict(timings),
         )
@@ -303,7 +305,8 @@ class JobLife:
             worker=None,
             lease_until=None,
             finished_at=now,
-            files_until=now + timedelta(seconds=self.patience.outputs_s),
+            # Attempts that came to nothing may have left files too; nobody waits for those.
+            files_until=now + timedelta(seconds=self.patience.outputs_s if state is State.COMPLETED else 0),
             **values,
         )
         ledger.settle(tx, job.account, "capture" if state is State.COMPLETED else "release", job=job.id, now=now)

@@ -94,6 +94,7 @@ class Job:
         started_at: when the last attempt was claimed.
         files_until: when the outputs leave the store; None before the end and once they are gone.
         outputs: pictures of a COMPLETED job, None otherwise.
+        made: how a COMPLETED job was really done: seed, steps, passes, acceleration.
         inference_s: seconds of engine time.
         timings: seconds by stage.
         error, error_code: of a FAILED job; the text is for the caller.
@@ -120,6 +121,7 @@ class Job:
     finished_at: datetime | None
     files_until: datetime | None
     outputs: Sequence[Output] | None
+    made: Mapping[str, object] | None
     inference_s: float | None
     timings: Mapping[str, float] | None
     error_code: str | None

@@ -173,6 +173,7 @@ def upgrade() -> None:
         sa.Column("finished_at", Instant()),
         sa.Column("files_until", Instant()),
         sa.Column("outputs", DOCUMENT),
+        sa.Column("made", DOCUMENT),
         sa.Column("inference_s", sa.Float()),
         sa.Column("timings", DOCUMENT),
         sa.Column("error_code", sa.String(length=64)),

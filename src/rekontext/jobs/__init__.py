@@ -1,0 +1,72 @@
+"""The life of an edit from accept to its one end, durable in the database: see docs/states.md.
+
+`Desk` is what the wire calls, `Dispatcher` runs jobs on a fleet, `JobLife` has the transitions.
+"""
+
+from rekontext.jobs.desk import Desk, Standing
+from rekontext.jobs.dispatcher import Dispatcher
+from rekontext.jobs.errors import (
+    IdempotencyKeyReused,
+    JobRefused,
+    JobUnknown,
+    LeaseLost,
+    QueueFull,
+    TooManyInFlight,
+)
+from rekontext.jobs.events import Event, EventHub, EventKind
+from rekontext.jobs.idempotency import KEY_CHARACTERS_MAX
+from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.model import (
+    TERMINAL,
+    Bounds,
+    Idempotency,
+    Job,
+    Lease,
+    Order,
+    Output,
+    Patience,
+    State,
+)
+from rekontext.jobs.objects import Objects, input_key, output_folder, output_key
+from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
+from rekontext.jobs.queries import Page, history, unfinished_by_state
+from rekontext.jobs.workbench import File, Workbench
+
+__all__ = [
+    "EVENT_TYPES",
+    "KEY_CHARACTERS_MAX",
+    "TERMINAL",
+    "Accepted",
+    "Bounds",
+    "Desk",
+    "Dispatcher",
+    "Event",
+    "EventHub",
+    "EventKind",
+    "EventType",
+    "File",
+    "Idempotency",
+    "IdempotencyKeyReused",
+    "Job",
+    "JobLife",
+    "JobRefused",
+    "JobUnknown",
+    "Lease",
+    "LeaseLost",
+    "Objects",
+    "Order",
+    "Outbox",
+    "Output",
+    "Page",
+    "Patience",
+    "QueueFull",
+    "Standing",
+    "State",
+    "TooManyInFlight",
+    "Workbench",
+    "history",
+    "input_key",
+    "output_folder",
+    "output_key",
+    "unfinished_by_state",
+]

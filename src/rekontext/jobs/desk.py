@@ -1,0 +1,175 @@
+"""The front of the jobs: what the wire calls. Submit, look, wait, listen, cancel.
+
+Each call is one or two short transactions. What an account asks for that isn't its own is unknown to it.
+Knows no HTTP and nothing of how edits are run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+from rekontext.database import AccountId, Database, JobId
+from rekontext.jobs import queries
+from rekontext.jobs.events import Event, EventHub
+from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.model import Job, Order, State
+from rekontext.sources import Clock
+
+
+class Works(Protocol):
+    """What the desk needs of a dispatcher in its own process."""
+
+    def wake(self) -> None: ...
+
+    def stop(self, job: JobId) -> None: ...
+
+    def wait_s(self, ahead: int) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a job stands.
+
+    Attributes:
+        ahead: waiting jobs before it; None unless it is QUEUED.
+        wait_s: about how long until it is done, in seconds; None unless it is QUEUED and work is done here.
+    """
+
+    job: Job
+    ahead: int | None
+    wait_s: float | None
+
+
+class Desk:
+    """Takes orders and answers questions. For one event loop.
+
+    Args:
+        works: the dispatcher of this process, None where only others run edits.
+        poll_s: how long the news of another process may take to be seen here.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        life: JobLife,
+        hub: EventHub,
+        clock: Clock,
+        works: Works | None = None,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._life = life
+        self._hub = hub
+        self._clock = clock
+        self._works = works
+        self._poll_s = poll_s
+
+    async def submit(self, order: Order) -> Accepted:
+        """Accept an order; once this returns, the edit can't be lost.
+
+        Raises:
+            what `JobLife.accept` raises; DatabaseUnavailable. Then nothing was held or queued.
+        """
+        now = self._clock.now()
+        accepted = await self._database.transact(lambda tx: self._life.accept(tx, order, now=now))
+        if not accepted.replayed:
+            self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
+            if self._works is not None:
+                self._works.wake()
+        return accepted
+
+    async def job(self, job: JobId, *, account: AccountId | None) -> Job:
+        """The job as it is now; `account` None sees everyone's.
+
+        Raises:
+            JobUnknown: the account has no such job.
+        """
+        return await self._database.read(lambda tx: queries.get(tx, job, account=account))
+
+    async def standing(self, job: JobId, *, account: AccountId | None) -> Standing:
+        """The job and its place in the queue.
+
+        Raises:
+            JobUnknown: the account has no such job.
+        """
+
+        def look(tx: Connection) -> tuple[Job, int | None]:
+            found = queries.get(tx, job, account=account)
+            return found, queries.ahead(tx, found) if found.state is State.QUEUED else None
+
+        found, ahead = await self._database.read(look)
+        wait_s = None if ahead is None or self._works is None else self._works.wait_s(ahead)
+        return Standing(job=found, ahead=ahead, wait_s=wait_s)
+
+    async def cancel(self, job: JobId, *, account: AccountId | None) -> Job:
+        """Cancel a job; from this moment it is free. See `JobLife.cancel`.
+
+        Raises:
+            JobUnknown: the account has no such job.
+        """
+        now = self._clock.now()
+        found = await self._database.transact(lambda tx: self._life.cancel(tx, job, account=account, now=now))
+        if found.state.is_terminal:
+            self._hub.publish(job, "ended", {"status": found.state.value})
+        elif self._works is not None:
+            self._works.stop(job)
+        return found
+
+    async def wait(self, job: JobId, *, account: AccountId | None, timeout_s: float) -> Job:
+        """Return the job when it has ended, or as it is after `timeout_s`. Giving up the wait doesn't touch the job.
+
+        Raises:
+            JobUnknown: the account has no such job.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            found = await self.job(job, account=account)
+            left_s = deadline - loop.time()
+            if found.state.is_terminal or left_s <= 0:
+                return found
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hub.wait_ended(job), min(self._poll_s, left_s))
+
+    async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
+        """The job's events from now to its end, beginning with those that are remembered since `after`.
+
+        Raises:
+            JobUnknown: the account has no such job, or its record went while listening.
+        """
+        shown = await self._look(job, account, shown=None)
+        events = self._hub.listen(job, after=after)
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait([coming], timeout=self._poll_s)
+                if not done:
+                    shown = await self._look(job, account, shown=shown)
+                    continue
+                event = coming.result()
+                if event is None:
+                    return
+                yield event
+                coming = asyncio.ensure_future(anext(events, None))
+        finally:
+            coming.cancel()
+            with suppress(asyncio.CancelledError):
+                await coming
+            await events.aclose()
+
+    async def _look(self, job: JobId, account: AccountId | None, *, shown: int | None) -> int | None:
+        """Publish what only the database knows: the place in the queue, and an end in another process."""
+        standing = await self.standing(job, account=account)
+        if standing.job.state.is_terminal:
+            if not self._hub.has_ended(job):
+                self._hub.publish(job, "ended", {"status": standing.job.state.value})
+        elif standing.ahead is not None and standing.ahead != shown:
+            self._hub.publish(job, "queued", {"ahead": standing.ahead, "wait_s": standing.wait_s})
+        return standing.ahead

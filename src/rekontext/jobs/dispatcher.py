@@ -1,0 +1,334 @@
+"""The loop that gives waiting jobs to the fleet and brings each to its end.
+
+It claims jobs as places become free, runs each in a task of its own, keeps their leases alive, and settles them.
+Many dispatchers may share one database; leases and attempt numbers keep them apart. It learns of new jobs at once
+when they come through this process (`wake`), else by polling. Knows neither HTTP nor tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Final, Literal, Protocol, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from rekontext.contract import EditRefused, Fleet, Preview, Progress
+from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.jobs.errors import LeaseLost
+from rekontext.jobs.events import EventHub
+from rekontext.jobs.life import JobLife
+from rekontext.jobs.model import Job, Lease, Output, State
+from rekontext.jobs.objects import Objects, output_key
+from rekontext.jobs.workbench import Workbench
+from rekontext.sources import Clock
+
+_log = structlog.get_logger(__name__)
+
+SETTLE_TRIES_MAX: Final = 10
+_HEARTBEATS_PER_LEASE: Final = 3
+_FIRST_GUESS_S: Final = 5.0
+
+_Why = Literal["cancelled", "lost", "closing"]
+T = TypeVar("T")
+
+
+class _Transition(Protocol):
+    """How an attempt ends, as a function for `Database.transact`."""
+
+    def __call__(self, tx: Connection, /, *, now: datetime) -> Job: ...
+
+
+@dataclass(kw_only=True, eq=False)
+class _Running:
+    """A job in work here. `stopped_for` is set once, before its task is cancelled."""
+
+    job: Job
+    lease_until: datetime
+    task: asyncio.Task[None] | None = None
+    stopped_for: _Why | None = None
+    may_stop: bool = True
+
+    def stop(self, why: _Why) -> None:
+        if self.may_stop and self.stopped_for is None:
+            self.stopped_for = why
+            assert self.task is not None, f"job {self.job.id} is stopped before it was started"
+            self.task.cancel()
+
+
+class Dispatcher:
+    """Runs jobs on a fleet. Use `run` in a task of its own and `close` to end it.
+
+    Args:
+        worker: names this process in the database. Jobs left under the same name by an earlier process are taken back
+            at once, so two that run at the same time must not share it.
+        running_max: jobs that are with the fleet at the same time.
+        run_s_max: an attempt that takes longer is a fault of ours.
+        poll_s: how long a job that came through another process may go unseen.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        life: JobLife,
+        fleet: Fleet,
+        objects: Objects,
+        workbench: Workbench,
+        hub: EventHub,
+        clock: Clock,
+        worker: str,
+        running_max: int,
+        run_s_max: float = 600.0,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._life = life
+        self._fleet = fleet
+        self._objects = objects
+        self._workbench = workbench
+        self._hub = hub
+        self._clock = clock
+        self._worker = worker
+        self._running_max = running_max
+        self._run_s_max = run_s_max
+        self._poll_s = poll_s
+        self._running: dict[Lease, _Running] = {}
+        self._news = asyncio.Event()
+        self._closing = False
+        self._edit_s = _FIRST_GUESS_S
+
+    @property
+    def running(self) -> int:
+        """Jobs in work here."""
+        return len(self._running)
+
+    @property
+    def edit_s(self) -> float:
+        """What an edit took lately, in seconds of engine time."""
+        return self._edit_s
+
+    def wait_s(self, ahead: int) -> float:
+        """About how long until a job with `ahead` others before it is done, in seconds."""
+        return self._edit_s * (1 + ahead / self._running_max)
+
+    def wake(self) -> None:
+        """Look for new jobs now."""
+        self._news.set()
+
+    def stop(self, job: JobId) -> None:
+        """Stop a job whose cancel was just asked for, if it runs here, without waiting for the next heartbeat."""
+        for running in list(self._running.values()):
+            if running.job.id == job:
+                running.stop("cancelled")
+
+    async def run(self) -> None:
+        """Work until `close`. Faults of the database are waited out."""
+        lease_s = self._life.patience.lease_s
+        await self._survive(lambda: self.recover(after_restart=True))
+        try:
+            async with asyncio.TaskGroup() as loops:
+                beats = [
+                    loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
+                    loops.create_task(self._every(lease_s / 2, self.recover)),
+                ]
+                while not self._closing:
+                    self._news.clear()
+                    started = await self._survive(self.claim)
+                    if not started:
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(self._news.wait(), self._poll_s)
+                # Leases are kept alive until the last job has ended.
+                while self._running:
+                    await asyncio.wait(self._tasks())
+                for beat in beats:
+                    beat.cancel()
+        finally:
+            await self.close()
+
+    async def close(self, *, drain_s: float = 0.0) -> None:
+        """Take no new jobs, let running ones end for `drain_s`, then put the rest back into the queue."""
+        self._closing = True
+        self.wake()
+        if self._running and drain_s > 0:
+            await asyncio.wait(self._tasks(), timeout=drain_s)
+        for running in list(self._running.values()):
+            running.stop("closing")
+        if self._running:
+            await asyncio.wait(self._tasks())
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [running.task for running in self._running.values() if running.task is not None]
+
+    async def claim(self) -> bool:
+        """Start as many waiting jobs as there are free places. Returns whether any were started."""
+        free = self._running_max - len(self._running)
+        if free <= 0:
+            return False
+        now = self._clock.now()
+        jobs = await self._database.transact(lambda tx: self._life.claim(tx, worker=self._worker, limit=free, now=now))
+        for job in jobs:
+            assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
+            running = _Running(job=job, lease_until=job.lease_until)
+            self._running[job.lease] = running
+            running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
+        return bool(jobs)
+
+    async def heartbeat(self) -> None:
+        """Keep the leases of running jobs alive; stop those that are lost or whose cancel was asked for."""
+        leases = list(self._running)
+        now = self._clock.now()
+        try:
+            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=now))
+        except DatabaseUnavailable:
+            # Others may take these jobs from now on, so the work on them is for nothing.
+            for running in list(self._running.values()):
+                if running.lease_until <= self._clock.now():
+                    running.stop("lost")
+            raise
+        for lease in leases:
+            running_still = self._running.get(lease)
+            if running_still is None:
+                continue
+            job = renewed.get(lease)
+            if job is None:
+                running_still.stop("lost")
+            elif job.cancel_requested_at is not None:
+                running_still.stop("cancelled")
+            elif job.lease_until is not None:
+                running_still.lease_until = job.lease_until
+
+    async def recover(self, *, after_restart: bool = False) -> None:
+        """Take back the jobs of workers that are gone."""
+        now, worker = self._clock.now(), self._worker if after_restart else None
+        changed = await self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
+        for job in changed:
+            _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
+            self._tell(job)
+        if changed:
+            self.wake()
+
+    async def _work(self, running: _Running) -> None:
+        job = running.job
+        self._hub.publish(job.id, "processing", {"attempt": job.attempt})
+        transition: _Transition | None
+        try:
+            try:
+                transition = await self._attempt(running)
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if running.stopped_for is None or current is None:
+                    raise  # not by us: the loop itself is going down
+                current.uncancel()
+                transition = self._after_stop(running)
+            running.may_stop = False
+            if transition is not None:
+                await self._settle(job, transition)
+        finally:
+            del self._running[job.lease]
+            self.wake()
+
+    async def _attempt(self, running: _Running) -> _Transition:
+        """Run the edit and say how the job is to be settled."""
+        job = running.job
+        try:
+            async with asyncio.timeout(self._run_s_max):
+                photo = None if job.input_key is None else await self._objects.get(job.input_key)
+                request = await self._workbench.unpack(job, photo)
+                result = await self._fleet.edit(request, on_progress=lambda news: self._progress(job, news))
+                files = await self._workbench.pack(job, result)
+                outputs = []
+                for file in files:
+                    key = output_key(job.id, job.attempt, file.name)
+                    await self._objects.put(key, file.data, content_type=file.content_type)
+                    outputs.append(
+                        Output(
+                            key=key,
+                            content_type=file.content_type,
+                            file_name=file.name,
+                            bytes=len(file.data),
+                            width=file.width,
+                            height=file.height,
+                        )
+                    )
+        except EditRefused as refusal:
+            return self._failure(job, code="edit_refused", error=str(refusal), retry=False)
+        except TimeoutError:
+            error = f"The edit was not done within {self._run_s_max:.0f} s."
+            return self._failure(job, code="edit_timeout", error=error, retry=True)
+        except Exception as fault:
+            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__)
+            return self._failure(job, code="engine_fault", error="The edit failed through a fault of ours.", retry=True)
+        self._edit_s += 0.2 * (result.inference_s - self._edit_s)
+        return lambda tx, /, *, now: self._life.complete(
+            tx,
+            job.lease,
+            outputs=outputs,
+            made={
+                "seed": result.seed,
+                "steps": result.steps,
+                "passes": result.passes,
+                "acceleration": result.acceleration,
+            },
+            inference_s=result.inference_s,
+            timings=result.timings,
+            now=now,
+        )
+
+    def _failure(self, job: Job, *, code: str, error: str, retry: bool) -> _Transition:
+        return lambda tx, /, *, now: self._life.fail(tx, job.lease, code=code, error=error, retry=retry, now=now)
+
+    def _after_stop(self, running: _Running) -> _Transition | None:
+        lease = running.job.lease
+        match running.stopped_for:
+            case "cancelled":
+                return lambda tx, /, *, now: self._life.stop(tx, lease, now=now)
+            case "closing":
+                return lambda tx, /, *, now: self._life.hand_back(tx, lease, now=now)
+            case _:
+                return None
+
+    async def _settle(self, job: Job, transition: _Transition) -> None:
+        """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again."""
+        for tried in range(1, SETTLE_TRIES_MAX + 1):
+            try:
+                settled = await self._database.transact(partial(transition, now=self._clock.now()))
+            except LeaseLost as lost:
+                _log.warning("lease_lost", job=job.id, attempt=job.attempt, why=str(lost))
+                return
+            except DatabaseUnavailable as fault:
+                _log.error("settle_failed", job=job.id, attempt=job.attempt, tried=tried, fault=str(fault))
+                await asyncio.sleep(self._poll_s)
+                continue
+            self._tell(settled)
+            return
+
+    def _tell(self, job: Job) -> None:
+        if job.state is State.QUEUED:
+            self._hub.publish(job.id, "queued", {"ahead": None})
+        else:
+            self._hub.publish(job.id, "ended", {"status": job.state.value})
+
+    def _progress(self, job: Job, news: Progress | Preview) -> None:
+        if isinstance(news, Preview):
+            self._hub.publish(job.id, "preview", self._workbench.preview(news))
+            return
+        self._hub.publish(job.id, "progress", {"step": news.step, "steps": news.steps, "remaining_s": news.remaining_s})
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._survive(work)
+
+    async def _survive(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """What `work` returns, or None if the database is away; the next round tries again."""
+        try:
+            return await work()
+        except DatabaseUnavailable as fault:
+            _log.error("database_unavailable", fault=str(fault))
+            return None

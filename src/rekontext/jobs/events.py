@@ -1,0 +1,133 @@
+"""What happens to jobs, as it happens, for whoever listens in this process.
+
+Nothing here is the truth: events are kept in memory, a bounded number of them for a bounded number of jobs, and a
+slow listener misses steps rather than holding anybody up. The last event of a job is never missed.
+Knows no database and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Literal
+
+from rekontext.database import JobId
+
+EventKind = Literal["queued", "processing", "progress", "preview", "ended"]
+
+EVENTS_PER_JOB_MAX: Final = 128
+JOBS_MAX: Final = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        id: grows within a job; a listener that comes back names the last one it has.
+        data: JSON values. "queued": ahead, wait_s. "processing": attempt. "progress": step, steps, remaining_s.
+            "preview": what the wire makes of it. "ended": status.
+    """
+
+    id: str
+    kind: EventKind
+    data: Mapping[str, object]
+
+
+class _Channel:
+    """The events of one job and those who wait for the next."""
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[int, Event]] = deque(maxlen=EVENTS_PER_JOB_MAX)
+        self.next_number = 1
+        self.news = asyncio.Event()
+        self.listeners = 0
+        self.ended = False
+
+
+class EventHub:
+    """Publishes and replays the events of jobs. For one event loop.
+
+    Args:
+        epoch: differs between any two processes, so that numbers of an earlier one are not taken for ours.
+    """
+
+    def __init__(self, *, epoch: str) -> None:
+        assert "-" not in epoch, f"the epoch {epoch!r} would not part from the number after it"
+        self._epoch = epoch
+        self._channels: OrderedDict[JobId, _Channel] = OrderedDict()
+
+    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
+        """Tell every listener of `job`. Returns at once. After "ended" nothing more is taken."""
+        channel = self._channel(job)
+        if channel.ended:
+            return
+        if kind == "preview":  # large, and only the newest is of use
+            channel.events = deque((each for each in channel.events if each[1].kind != "preview"), EVENTS_PER_JOB_MAX)
+        number, channel.next_number = channel.next_number, channel.next_number + 1
+        channel.events.append((number, Event(id=f"{self._epoch}-{number}", kind=kind, data=data)))
+        channel.ended = kind == "ended"
+        channel.news.set()
+        channel.news = asyncio.Event()
+
+    def has_ended(self, job: JobId) -> bool:
+        """Whether the end of `job` was published here."""
+        channel = self._channels.get(job)
+        return channel is not None and channel.ended
+
+    async def listen(self, job: JobId, *, after: str | None = None) -> AsyncGenerator[Event, None]:
+        """The events of `job` that are remembered and all that come, up to the last.
+
+        Args:
+            after: the id of the last event that the listener has; one that isn't ours starts from the beginning.
+
+        Never ends for a job whose end is published in another process: bound the wait.
+        """
+        seen = self._number(after)
+        channel = self._channel(job)
+        channel.listeners += 1
+        try:
+            while True:
+                for number, event in list(channel.events):
+                    if number > seen:
+                        seen = number
+                        yield event
+                if channel.ended and seen >= channel.next_number - 1:
+                    return
+                if seen >= channel.next_number - 1:
+                    await channel.news.wait()
+        finally:
+            channel.listeners -= 1
+
+    async def wait_ended(self, job: JobId) -> None:
+        """Return once the end of `job` is published here."""
+        channel = self._channel(job)
+        channel.listeners += 1
+        try:
+            while not channel.ended:
+                await channel.news.wait()
+        finally:
+            channel.listeners -= 1
+
+    def _number(self, event_id: str | None) -> int:
+        epoch, _, number = (event_id or "").partition("-")
+        return int(number) if epoch == self._epoch and number.isascii() and number.isdigit() else 0
+
+    def _channel(self, job: JobId) -> _Channel:
+        channel = self._channels.get(job)
+        if channel is None:
+            self._forget_oldest()
+            channel = self._channels[job] = _Channel()
+        self._channels.move_to_end(job)
+        return channel
+
+    def _forget_oldest(self) -> None:
+        """Make room for one more job: drop those that were quiet longest, never one that is listened to."""
+        excess = len(self._channels) + 1 - JOBS_MAX
+        if excess > 0:
+            quiet = (job for job, channel in self._channels.items() if not channel.listeners)
+            for job in list(islice(quiet, excess)):
+                del self._channels[job]
