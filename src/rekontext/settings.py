@@ -116,7 +116,7 @@ def _dotenv_names() -> Iterable[str]:
 
 def _unknown(strangers: list[str]) -> str:
     known = [variable(name) for name in Settings.model_fields]
-    close = difflib.get_close_matches(strangers[0], known, n=1)
+    close = difflib.get_close_matches(strangers[0], known, n=1, cutoff=0.75)
     hint = f"; did you mean {close[0]}?" if close else f"; the settings are {', '.join(known)}"
     return f"{', '.join(strangers)} is no setting{hint}"
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from PIL import Image, ImageChops, ImageOps
 
 from rekontext.api import DirectEdits, SingleKey, create_app
-from rekontext.contract import EditRequest, EditResult, ModelCard, OnProgress, Progress
+from rekontext.contract import EditRequest, EditResult, Estimate, ModelCard, OnProgress, Progress
 from rekontext.pictures import AllowList, CodecThreads, Fetcher, PhotoReader, PictureLimits
 
 KEY: Final = "rk_test"
@@ -81,9 +81,13 @@ class PillowFleet:
             picture=_edited(request),
             seed=request.seed,
             steps=request.steps,
+            passes=request.steps,
             inference_s=time.perf_counter() - started,
             timings={"denoise": time.perf_counter() - started},
         )
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        return Estimate(position=0, wait_s=0.0, finish_s=0.0)
 
     async def close(self) -> None:
         self.is_ready = False

@@ -59,7 +59,7 @@ class DirectEdits:
         deadline = asyncio.timeout(self._deadline_s)
         try:
             async with deadline:
-                return await self._run(order, request_id, came=self._now())
+                return await self._run(caller, order, request_id, came=self._now())
         except TimeoutError as fault:
             if deadline.expired():
                 raise DeadlineExceeded(self._deadline_s) from fault
@@ -67,7 +67,7 @@ class DirectEdits:
         finally:
             self._inside -= 1
 
-    async def _run(self, order: EditOrder, request_id: str, *, came: float) -> Edited:
+    async def _run(self, caller: Caller, order: EditOrder, request_id: str, *, came: float) -> Edited:
         await self._opened.wait()
         async with self._slots:
             photo = await self._threads.run(decode, order.photo)
@@ -79,6 +79,7 @@ class DirectEdits:
                 guidance=order.guidance,
                 seed=order.seed,
                 aspect_ratio=order.aspect_ratio,
+                account=caller.name,
             )
             sent = self._now()
             result = await self._fleet.edit(request)

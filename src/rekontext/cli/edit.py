@@ -173,7 +173,9 @@ def _progress(console: Console, steps: int) -> Iterator[contract.OnProgress]:
         yield lambda progress: _show(bar, task, progress)
 
 
-def _show(bar: Progress, task: TaskID, progress: contract.Progress) -> None:
+def _show(bar: Progress, task: TaskID, progress: contract.Progress | contract.Preview) -> None:
+    if isinstance(progress, contract.Preview):
+        return
     is_last = progress.step == progress.steps
     left = "" if progress.remaining_s is None or is_last else f"{progress.remaining_s:.0f} s left"
     bar.update(task, completed=progress.step, remaining=left, description="Decoding" if is_last else "Denoising")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import socket
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 
     # The address before the key: a start that fails must not make a key that nobody gets to see.
     with _listen(settings) as listener:
+        url = _url(listener)
         try:
             service = assemble(
                 settings,
                 fleet=LocalFleet(model=settings.model, device=settings.device, dtype=settings.dtype),
-                on_ready=lambda card: console.print(_ready(card)),
+                on_ready=lambda card: console.print(_ready(card, url, service.key_file.path)),
                 on_broken=stop,
             )
         except KeyFileError as fault:
@@ -57,7 +59,7 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
                 server_header=False,
             )
         )
-        console.print(_greeting(_url(listener), service.key_file, settings))
+        console.print(_greeting(url, service.key_file, settings))
         with contextlib.suppress(KeyboardInterrupt):  # how a served Ctrl-C ends: as asked
             server.run(sockets=[listener])
     if broken:
@@ -85,23 +87,21 @@ def _url(listener: socket.socket) -> str:
 
 
 def _greeting(url: str, key_file: KeyFile, settings: Settings) -> str:
-    lines = [f"[bold]Rekontext[/] on [bold]{url}[/]   docs {url}/docs   model {escape(settings.model)} (loading)"]
+    lines = [f"[bold]Rekontext[/] on [bold]{url}[/], docs at {url}/docs. Loading {escape(settings.model)} …"]
     if key_file.is_new:
-        lines += ["", f"Your API key, shown this once: [bold]{key_file.key}[/]"]
-        lines += [f"It is kept in {escape(str(key_file.path))}, which only you can read."]
-    lines += [
-        "",
-        "Try it:",
-        f"""  curl {url}/v1/flux-kontext-dev -H "x-api-key: $(cat {escape(str(key_file.path))})" \\\\""",
-        '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png',
-        "",
-    ]
+        lines.append(f"Your API key, shown this once: [bold]{key_file.key}[/]")
+        lines.append(f"It is kept in {escape(str(key_file.path))}, which only you can read.")
     return "\n".join(lines)
 
 
-def _ready(card: ModelCard) -> str:
-    millions = card.parameters / 1e6
-    return f"[green]Ready[/]: {escape(card.name)}, {millions:,.1f} M parameters in {card.dtype} on {card.device}"
+def _ready(card: ModelCard, url: str, key_path: Path) -> str:
+    size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} on {card.device}"
+    read_key = escape(f"$(cat {shlex.quote(str(key_path))})")
+    return (
+        f"[green]Ready[/]: {escape(card.name)}, {size}. Try it:\n"
+        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: {read_key}" \\\n'
+        '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png'
+    )
 
 
 def _why(fault: Exception, model: str) -> str:

@@ -19,6 +19,8 @@ from yarl import URL
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
+# Not public either, though some of the Python versions that we run on say so.
+_SPECIAL: Final = (IPv4Network("192.0.0.0/24"), IPv6Network("64:ff9b:1::/48"), IPv6Network("100::/64"))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
 
@@ -148,6 +150,8 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
             return all(is_public(each) for each in inner)
         if address.is_site_local:
             return False
+    if any(address in network for network in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
 
 

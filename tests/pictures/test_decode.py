@@ -1,0 +1,188 @@
+"""Bytes of every kind become upright RGB pixels, or are refused with a sentence."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from io import BytesIO
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageCms
+
+from rekontext.pictures import PictureLimits, PictureRefused, PictureTooLarge, decode, inspect
+from tests.pictures.samples import encoded, gradient, photo_bytes
+
+LIMITS: Final = PictureLimits(bytes_max=1_000_000, pixels_max=1_000_000)
+
+
+def pixels(data: bytes) -> Image.Image:
+    return decode(inspect(data, LIMITS))
+
+
+def furthest(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of any channel of any pixel."""
+    bands = ImageChops.difference(one, other).split()
+    return max(level for band in bands for level, count in enumerate(band.histogram()) if count)
+
+
+@pytest.mark.parametrize(
+    ("pillow_format", "options", "tolerance"),
+    [("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("GIF", {}, 40), ("JPEG", {"quality": 100}, 16)],
+)
+def test_every_format_keeps_its_pixels(pillow_format: str, options: dict[str, object], tolerance: int) -> None:
+    """The four formats decode to what was drawn, lossless ones exactly."""
+    photo = inspect(encoded(gradient(), pillow_format, **options), LIMITS)
+    assert (photo.format, photo.width, photo.height) == (pillow_format.lower(), 24, 16)
+    assert furthest(decode(photo), gradient()) <= tolerance
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    """A gif or webp of several frames is its first one."""
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for pillow_format in ("GIF", "WEBP"):
+        data = encoded(red, pillow_format, save_all=True, append_images=[blue])
+        assert furthest(pixels(data), red) <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("pillow_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, pillow_format: str) -> None:
+    """A picture stored turned or mirrored comes out upright."""
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the inverse of each orientation as a Transpose
+    upright = gradient(32, 16)
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if pillow_format == "JPEG" else {"lossless": True}
+    assert furthest(pixels(encoded(stored, pillow_format, exif=exif, **options)), upright) <= 6
+
+
+def test_an_impossible_orientation_is_ignored() -> None:
+    """A wrong tag costs nobody a good picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert furthest(pixels(encoded(gradient(), exif=exif)), gradient()) == 0
+
+
+def test_transparency_is_laid_on_white() -> None:
+    """What can't be seen through a picture's holes is white, not black."""
+    half = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    half.putpixel((1, 0), (0, 0, 0, 128))
+    flat = pixels(encoded(half))
+    assert flat.getpixel((0, 0)) == (255, 255, 255)
+    assert flat.getpixel((1, 0)) == (127, 127, 127)
+
+
+def test_transparent_palettes_and_grays_are_laid_on_white() -> None:
+    """Palettes with a transparent entry, gray with alpha, and gray with a transparent level."""
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    assert [pixels(encoded(palette, transparency=0)).getpixel((x, 0)) for x in (0, 1)] == [
+        (255, 255, 255),
+        (200, 100, 50),
+    ]
+    assert pixels(encoded(palette, "GIF", transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+    assert pixels(encoded(Image.new("LA", (1, 1), (40, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    assert pixels(encoded(Image.new("L", (1, 1), 40), transparency=40)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
+    """Half of 65535 is half of 255."""
+    gray = Image.new("I;16", (3, 1))
+    for x, level in enumerate((0, 32_896, 65_535)):
+        gray.putpixel((x, 0), level)
+    decoded = pixels(encoded(gray))
+    assert [decoded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    """Whatever a file stores, the engine gets RGB of the same size without metadata."""
+    picture = gradient().convert(mode)
+    decoded = pixels(encoded(picture, "JPEG" if mode == "CMYK" else "PNG"))
+    assert (decoded.mode, decoded.size, decoded.info) == ("RGB", (24, 16), {})
+
+
+def test_an_embedded_profile_is_converted_to_srgb() -> None:
+    """A picture whose profile swaps the gamma is not taken as sRGB; one with an sRGB profile is left alone."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert furthest(pixels(encoded(gradient(), icc_profile=srgb)), gradient()) == 0
+    lab_as_white = Image.new("L", (1, 1), 128)
+    assert pixels(encoded(lab_as_white, icc_profile=srgb)).getpixel((0, 0)) == (128, 128, 128), "does not fit: ignored"
+    assert furthest(pixels(encoded(gradient(), icc_profile=b"no profile")), gradient()) == 0
+
+
+def test_a_wide_gamut_profile_changes_the_numbers() -> None:
+    """Pure red of a wider gamut is not sRGB's (255, 0, 0) half-tone for half-tone."""
+    wide = _linear_profile()
+    decoded = pixels(encoded(Image.new("RGB", (1, 1), (64, 64, 64)), icc_profile=wide))
+    level = decoded.getpixel((0, 0))
+    assert isinstance(level, tuple)
+    assert 130 <= level[0] <= 145, "linear 64/255 is sRGB 137"
+
+
+def _linear_profile() -> bytes:
+    """sRGB's primaries with a linear curve: the built-in profile with each curve rewritten to gamma 1.0."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132], "big")
+    for entry in range(132, 132 + 12 * count, 12):
+        name, start = bytes(profile[entry : entry + 4]), int.from_bytes(profile[entry + 4 : entry + 8], "big")
+        if name in (b"rTRC", b"gTRC", b"bTRC"):
+            linear = b"curv" + bytes(8)  # a curve of no points is the identity
+            profile[start : start + 12] = linear
+            profile[entry + 8 : entry + 12] = (12).to_bytes(4, "big")
+        if name == b"desc":
+            where = profile.find("sRGB".encode("utf-16-be"), start)
+            profile[where : where + 8] = "line".encode("utf-16-be")
+    return bytes(profile)
+
+
+def test_the_bytes_decide_not_the_name() -> None:
+    """Formats outside the four are refused whatever they claim to be."""
+    for pillow_format in ("BMP", "TIFF", "PPM", "ICO"):
+        with pytest.raises(PictureRefused, match="no jpeg, png, gif or webp"):
+            inspect(encoded(gradient(16, 16), pillow_format), LIMITS)
+
+
+def test_limits_are_checked_before_unpacking() -> None:
+    """Bytes and pixels over the limit are refused by name, a bomb included."""
+    with pytest.raises(PictureTooLarge, match="at most 100 are"):
+        inspect(photo_bytes(), PictureLimits(bytes_max=100, pixels_max=10**6))
+    with pytest.raises(PictureTooLarge, match="24x16 = 384 pixels; at most 383"):
+        inspect(encoded(gradient()), PictureLimits(bytes_max=10**6, pixels_max=383))
+    assert inspect(encoded(gradient()), PictureLimits(bytes_max=10**6, pixels_max=384)).width == 24
+    with pytest.raises(PictureTooLarge):
+        inspect(encoded(Image.new("1", (20_000, 20_000))), LIMITS)
+
+
+@pytest.mark.parametrize("pillow_format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_cut_file_is_refused_with_a_sentence(pillow_format: str) -> None:
+    """Half a file is no picture, not a picture with a gray half."""
+    data = encoded(gradient(200, 200), pillow_format)
+    with pytest.raises(PictureRefused, match=r"cut off or damaged|header can't be read"):
+        pixels(data[: len(data) // 2])
+
+
+_ORIGINALS: Final = [encoded(gradient(40, 30), name) for name in ("PNG", "JPEG", "GIF", "WEBP")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(_ORIGINALS), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6))
+def test_damaged_bytes_decode_or_are_refused(original: bytes, damage: list[tuple[int, int]]) -> None:
+    """Whatever a few flipped bytes do, nothing but a refusal comes out."""
+    data = bytearray(original)
+    for where, value in damage:
+        data[where % len(data)] = value
+    with suppress(PictureRefused):
+        assert pixels(bytes(data)).mode == "RGB"
+
+
+def test_decoding_leaves_no_file_open() -> None:
+    """The pixels outlive the bytes they came from."""
+    source = BytesIO(encoded(gradient()))
+    picture = pixels(source.getvalue())
+    source.close()
+    assert picture.getpixel((0, 0)) == (0, 0, 64)

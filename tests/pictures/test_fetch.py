@@ -1,0 +1,203 @@
+"""URLs are fetched within limits, and never from an address that is not public."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+
+import pytest
+from aiohttp import web
+
+from rekontext.pictures import AllowList, Fetcher, PictureTooLarge, PictureUnreachable
+from rekontext.pictures.fetch import is_public
+
+pytestmark = pytest.mark.anyio
+
+PHOTO = b"\xff\xd8\xff" + bytes(2000)
+
+
+class Site:
+    """A web site on loopback that counts its visitors."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.visits: list[str] = []
+        self.never = asyncio.Event()
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        self.visits.append(request.path)
+        match request.path:
+            case "/photo":
+                return web.Response(body=PHOTO)
+            case "/once":
+                raise web.HTTPFound("/photo")
+            case "/away":
+                raise web.HTTPFound(self.url("/photo"))
+            case "/round":
+                raise web.HTTPFound("/round")
+            case "/file":
+                raise web.HTTPFound("file:///etc/passwd")
+            case "/zipped":
+                return web.Response(body=PHOTO, headers={"Content-Encoding": "gzip"})
+            case "/chunked":
+                response = web.StreamResponse()
+                await response.prepare(request)
+                for _ in range(100):
+                    await response.write(bytes(1000))
+                return response
+            case "/slow":
+                await self.never.wait()
+        raise web.HTTPNotFound
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", site.page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    site.port = runner.addresses[0][1]
+    yield site
+    site.never.set()
+    await runner.cleanup()
+
+
+def fetcher(*allow: str, timeout_s: float = 5) -> Fetcher:
+    return Fetcher(timeout_s=timeout_s, redirects_max=2, agent="test", allow=AllowList(allow))
+
+
+async def test_an_allowed_network_is_fetched(site: Site) -> None:
+    """An operator's network is open, and redirects inside it are followed."""
+    async with fetcher("127.0.0.0/8") as opened:
+        assert await opened.fetch(site.url("/photo"), bytes_max=5000) == PHOTO
+        assert await opened.fetch(site.url("/once"), bytes_max=5000) == PHOTO
+
+
+async def test_an_allowed_host_is_fetched_by_that_name_only(site: Site) -> None:
+    """Opening a name opens neither its address nor its neighbours."""
+    async with fetcher("localhost") as opened:
+        assert await opened.fetch(site.url("/photo", "LOCALHOST"), bytes_max=5000) == PHOTO
+        with pytest.raises(PictureUnreachable, match=r"127\.0\.0\.1 is not a public address"):
+            await opened.fetch(site.url("/photo"), bytes_max=5000)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "0x7f000001", "2130706433", "127.1", "0", "[::1]", "[::ffff:127.0.0.1]", "[::]"],
+)
+async def test_no_spelling_of_loopback_is_dialled(site: Site, host: str) -> None:
+    """The guard sees the address that would be dialled, however it is spelled."""
+    async with fetcher() as opened:
+        with pytest.raises(PictureUnreachable):
+            await opened.fetch(site.url("/photo", host), bytes_max=5000)
+    assert site.visits == []
+
+
+async def test_a_redirect_meets_the_guard_too(site: Site) -> None:
+    """An allowed host can't send us to one that is not."""
+    async with fetcher("localhost") as opened:
+        with pytest.raises(PictureUnreachable, match="not a public address"):
+            await opened.fetch(site.url("/away", "localhost"), bytes_max=5000)
+    assert site.visits == ["/away"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/nothing", "answered 404, not 200"),
+        ("/round", "redirects more than 2 times"),
+        ("/file", "not a complete http or https URL"),
+        ("/zipped", "compressed body"),
+    ],
+)
+async def test_what_goes_wrong_is_said(site: Site, path: str, says: str) -> None:
+    """Each way to fail has its sentence."""
+    async with fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureUnreachable, match=says):
+            await opened.fetch(site.url(path), bytes_max=5000)
+
+
+@pytest.mark.parametrize("path", ["/photo", "/chunked"])
+async def test_the_byte_limit_holds_declared_or_not(site: Site, path: str) -> None:
+    """A body is cut off at the limit, with a Content-Length and without one."""
+    async with fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureTooLarge, match="more than 1000 bytes"):
+            await opened.fetch(site.url(path), bytes_max=1000)
+
+
+async def test_a_slow_site_is_given_up(site: Site) -> None:
+    """The timeout holds for the whole fetch."""
+    async with fetcher("127.0.0.1", timeout_s=0.05) as opened:
+        with pytest.raises(PictureUnreachable, match=r"did not answer within 0\.05 s"):
+            await opened.fetch(site.url("/slow"), bytes_max=1000)
+
+
+async def test_a_closed_port_is_said(site: Site) -> None:
+    """A refused connection is the caller's URL's fault, in words."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureUnreachable, match="can't be fetched"):
+            await opened.fetch(f"http://127.0.0.1:{port}/", bytes_max=1000)
+
+
+async def test_secrets_in_a_url_are_not_repeated(site: Site) -> None:
+    """Neither the password nor the signed query comes back in the message."""
+    async with fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureUnreachable) as caught:
+            await opened.fetch(f"http://me:hush@127.0.0.1:{site.port}/nothing?sig=hush", bytes_max=1000)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "10.1.2.3",
+        "100.64.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "172.16.0.1",
+        "192.0.0.8",
+        "192.0.2.1",
+        "192.168.1.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::7f00:1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b:1::1",
+        "2002:7f00:1::",
+        "2002:a00:1::",
+        "2001:0:4136:e378:8000:63bf:f5ff:fffe",
+        "2001:db8::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    """Private, shared, reserved, multicast and documentation networks, bare or wrapped in IPv6."""
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::"],
+)
+def test_addresses_that_are_public(address: str) -> None:
+    """Ordinary hosts stay reachable, wrapped or not."""
+    assert is_public(ip_address(address))

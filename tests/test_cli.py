@@ -1,0 +1,239 @@
+"""The command line as a person meets it: its answers, its exit codes, its one-line errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+from typing import Final
+
+import pytest
+from PIL import Image
+
+from rekontext.cli import main
+from rekontext.cli.doctor import examine
+from rekontext.settings import PREFIX
+from tests.pictures.samples import photo_bytes
+
+SCRIPT: Final = [sys.executable, "-c", "from rekontext.cli import main; main()"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[[Sequence[str]], Outcome]
+
+
+@pytest.fixture(autouse=True)
+def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder with one photo in it, and no settings."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    Path("photo.jpg").write_bytes(photo_bytes(60, 40))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(arguments: Sequence[str]) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Outcome(code=ended.value.code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A real pipeline on disk, tiny and with random weights."""
+    from tests.small_model import Shape, build
+
+    folder = tmp_path_factory.mktemp("model")
+    build(folder, Shape())
+    return str(folder)
+
+
+def test_help_and_version(run: Run) -> None:
+    """Both answer on standard output and succeed."""
+    helped = run(["--help"])
+    assert (helped.code, helped.err) == (0, "")
+    assert all(command in helped.out for command in ("edit", "serve", "doctor"))
+    assert run(["--version"]).out.startswith("rekontext ")
+    assert "--aspect-ratio" in run(["edit", "--help"]).out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Half a second is all that it may take, so neither torch nor the service is loaded for it."""
+    check = (
+        "import sys\n"
+        "from rekontext.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'fastapi', 'pydantic', 'aiohttp', 'uvicorn'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["edit"], "Missing argument 'IN'"),
+        (["edit", "photo.jpg", "x"], "--out"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--nonsense"], "--nonsense"),
+        (["sreve"], "Did you mean 'serve'"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--seed", "x"], "--seed"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--steps", "3"], "--steps is 3 (allowed: an integer from 4 to 50)"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--guidance", "11"], "--guidance is 11.0 (allowed: a number from 0"),
+        (["edit", "photo.jpg", "", "-o", "a.png"], 'PROMPT is ""'),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--aspect-ratio", "7:5"], "match_input_image, 1:1"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--output-format", "bmp"], "one of webp, jpg, png"),
+        (["edit", "photo.jpg", "x", "-o", "a.bmp"], "ends in none of .png, .jpg, .jpeg, .webp"),
+        (["edit", "photo.jpg", "x", "-o", "nowhere/a.png"], "is not there; make it first"),
+        (["edit", "photo.jpg", "x", "-o", "."], "--output-format"),
+        (["edit", "none.jpg", "x", "-o", "a.png"], "there is no file none.jpg"),
+        (["edit", ".", "x", "-o", "a.png"], "can't be read"),
+        (["edit", "text.jpg", "x", "-o", "a.png"], "text.jpg: the bytes are no jpeg, png, gif or webp picture"),
+        (["edit", "http://127.0.0.1:1/a.png", "x", "-o", "a.png"], "can't be fetched"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["serve", "--port", "99999"], "--port is 99999, which is wrong"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:
+    """The line says what is wrong; nothing is written."""
+    Path("text.jpg").write_text("no picture")
+    before = sorted(Path.cwd().iterdir())
+    outcome = run(arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert says in outcome.err
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.webp", "WEBP")])
+def test_edit_writes_the_picture(run: Run, model: str, name: str, expected: str) -> None:
+    """The format follows the name, and the line on standard output says what was made."""
+    outcome = run(["edit", "photo.jpg", "make it night", "-o", name, "--model", model, "--steps", "4", "--seed", "7"])
+    assert outcome.code == 0, outcome.err
+    with Image.open(name) as written:
+        assert written.format == expected
+        assert f"{name}  {written.width}x{written.height}  seed 7" in outcome.out
+    assert sorted(each.name for each in Path.cwd().iterdir()) == sorted([name, "photo.jpg"])
+
+
+def test_edit_is_repeatable_by_its_seed(run: Run, model: str) -> None:
+    """A drawn seed is told, and giving it back makes the same file; --output-format beats the name."""
+    options = ["--model", model, "--steps", "4", "--aspect-ratio", "1:1", "--output-format", "png"]
+    first = run(["edit", "photo.jpg", "blur it", "-o", "one.jpg", *options])
+    seed = first.out.split("seed ")[1].split()[0]
+    run(["edit", "photo.jpg", "blur it", "-o", "two.jpg", *options, "--seed", seed])
+    assert Path("one.jpg").read_bytes() == Path("two.jpg").read_bytes()
+    with Image.open("one.jpg") as written:
+        assert (written.format, written.width) == ("PNG", written.height)
+
+
+def test_a_failed_edit_leaves_the_old_file(run: Run) -> None:
+    """OUT is replaced whole or not at all."""
+    Path("a.png").write_bytes(b"precious")
+    assert run(["edit", "photo.jpg", "x", "-o", "a.png", "--model", "./nowhere"]).code == 2
+    assert Path("a.png").read_bytes() == b"precious"
+
+
+def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1 and the reason, with what to do."""
+    outcome = run(["doctor", "--model", "/nowhere/model"])
+    assert outcome.code == 1
+    assert "error: broken: model" in outcome.err
+    assert "/nowhere/model is not there" in outcome.out
+    monkeypatch.setenv("REKONTEXT_PORT", "x")
+    assert [each.subject for each in examine(None) if each.verdict == "broken"] == ["settings"]
+
+
+def test_doctor_is_content_with_a_model_that_is_there(run: Run, model: str) -> None:
+    """Every subject of the check is listed, and nothing is broken."""
+    outcome = run(["doctor", "--model", model])
+    assert outcome.code == 0, outcome.err
+    assert all(f"\n{subject} " in outcome.out for subject in ("python", "engine", "device", "model", "memory", "disk"))
+
+
+@pytest.fixture
+def served(model: str) -> Iterator[subprocess.Popen[str]]:
+    """`rekontext serve` in its own process, on a free port."""
+    command = [*SCRIPT, "serve", "--model", model, "--port", "0", "--data-dir", "kept"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
+    watchdog = Timer(120, process.kill)  # a silent process must not keep the test waiting for ever
+    watchdog.start()
+    yield process
+    watchdog.cancel()
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def _read_until(process: subprocess.Popen[str], word: str) -> str:
+    """What the process has said up to the line with `word`. Ends at the latest when the process does."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if word in line:
+            return said
+    pytest.fail(f"{word!r} was never said:\n{said}")
+
+
+def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None:
+    """The printed key and curl line work; Ctrl-C ends it with 0."""
+    import httpx2
+
+    said = _read_until(served, "edited.png")
+    key = Path("kept/api-key").read_text().strip()
+    assert f"shown this once: {key}\n" in said
+    assert "$(cat kept/api-key)" in said
+    url = said.split("Rekontext on ")[1].split(",")[0]
+    with httpx2.Client(base_url=url, headers={"x-api-key": key}) as client:
+        assert client.get("/readyz").status_code == 200
+        answer = client.post(
+            "/v1/flux-kontext-dev",
+            data={"prompt": "make it night", "num_inference_steps": "4"},
+            files={"input_image": Path("photo.jpg").read_bytes()},
+        )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    served.send_signal(signal.SIGINT)
+    assert served.wait(timeout=30) == 0
+
+
+def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:
+    """One line with the reason and exit code 1, not a server that is never ready."""
+    command = [*SCRIPT, "serve", "--model", "./nowhere", "--port", "0"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the model ./nowhere can't be loaded")
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_says_when_the_port_is_taken(run: Run) -> None:
+    """And makes no key that nobody would get to see."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        outcome = run(["serve", "--port", str(taken.getsockname()[1])])
+    assert outcome.code == 1
+    assert "can't listen on 127.0.0.1" in outcome.err
+    assert not Path("data").exists()

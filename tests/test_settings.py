@@ -1,0 +1,99 @@
+"""Settings come from flags, variables and .env, in that order; a wrong one is said by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rekontext.settings import PREFIX, Settings, SettingsError, load_settings, unknown_names, variable
+
+
+@pytest.fixture(autouse=True)
+def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no .env but the test's own."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults() -> None:
+    """A machine where nothing is set serves the embedded model on loopback."""
+    settings = load_settings()
+    assert (settings.model, settings.host, settings.port) == ("mini", "127.0.0.1", 8000)
+
+
+def test_a_flag_beats_a_variable_beats_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearer the source, the more it counts; a flag that was not given counts nothing."""
+    Path(".env").write_text("REKONTEXT_PORT=1\nREKONTEXT_HOST=a\nREKONTEXT_MODEL=from-dotenv\nOTHER=x\n")
+    monkeypatch.setenv("REKONTEXT_PORT", "2")
+    monkeypatch.setenv("REKONTEXT_HOST", "b")
+    settings = load_settings(port=3, host=None)
+    assert (settings.port, settings.host, settings.model) == (3, "b", "from-dotenv")
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`REKONTEXT_DEVICE=` leaves the default."""
+    monkeypatch.setenv("REKONTEXT_DEVICE", "")
+    monkeypatch.setenv("REKONTEXT_PORT", "")
+    assert (load_settings().device, load_settings().port) == (None, 8000)
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and hosts that may be fetched."""
+    monkeypatch.setenv("REKONTEXT_FETCH_ALLOW", "10.0.0.0/8, files.internal,")
+    assert load_settings().fetch_allow == ("10.0.0.0/8", "files.internal")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("REKONTEXT_PORT", "eighty", 'REKONTEXT_PORT is "eighty", which is wrong'),
+        ("REKONTEXT_PORT", "65536", "less than or equal to 65535"),
+        ("REKONTEXT_DEVICE", "tpu", "REKONTEXT_DEVICE"),
+        ("REKONTEXT_DTYPE", "float16", "'float32' or 'bfloat16'"),
+        ("REKONTEXT_QUEUE_MAX", "0", "REKONTEXT_QUEUE_MAX"),
+        ("REKONTEXT_DEADLINE_S", "nan", "REKONTEXT_DEADLINE_S"),
+        ("REKONTEXT_PICTURE_PIXELS_MAX", "999999999", "89000000"),
+        ("REKONTEXT_FETCH_ALLOW", "10.0.0.0/99", '"10.0.0.0/99" is no network'),
+        ("REKONTEXT_PROT", "80", "REKONTEXT_PROT is no setting; did you mean REKONTEXT_PORT?"),
+        ("REKONTEXT_WIBBLE_QUUX", "80", "the settings are REKONTEXT_DATA_DIR"),
+    ],
+)
+def test_a_wrong_variable_is_said_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+    """One line that names the variable and what is allowed."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_flag_is_named_as_a_flag() -> None:
+    """People look where they typed."""
+    with pytest.raises(SettingsError, match=r"--port is -1, which is wrong"):
+        load_settings(port=-1)
+
+
+def test_several_wrong_settings_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start is enough to learn of all of them."""
+    monkeypatch.setenv("REKONTEXT_PORT", "x")
+    monkeypatch.setenv("REKONTEXT_DTYPE", "y")
+    with pytest.raises(SettingsError, match=r"REKONTEXT_DTYPE.*REKONTEXT_PORT|REKONTEXT_PORT.*REKONTEXT_DTYPE"):
+        load_settings()
+
+
+def test_a_slip_of_the_pen_in_dotenv_is_found() -> None:
+    """.env is read as strictly as the environment."""
+    Path(".env").write_text("REKONTEXT_MODLE=x\n")
+    with pytest.raises(SettingsError, match="did you mean REKONTEXT_MODEL"):
+        load_settings()
+
+
+def test_every_setting_has_a_variable() -> None:
+    """No field is out of reach, and only ours are taken."""
+    names = [variable(name) for name in Settings.model_fields]
+    assert unknown_names([*names, "PATH", "REKONTEXTS"]) == []
+    assert unknown_names(["rekontext_x"]) == ["REKONTEXT_X"]
