@@ -76,6 +76,14 @@ TABLE = [
         headers={"x-api-key": ""},
     ),
     Bad(
+        name="a bearer token",
+        status=401,
+        code="missing_api_key",
+        says="send the key in the x-api-key header",
+        json=GOOD,
+        headers={"x-api-key": "", "authorization": f"Bearer {KEY}"},
+    ),
+    Bad(
         name="wrong key",
         status=401,
         code="invalid_api_key",

@@ -24,7 +24,14 @@ class Keys(Protocol):
 
 
 class MissingKey(PermissionError):
-    """The request carries no key."""
+    """The request carries no key where one is looked for."""
+
+    def __init__(self, *, has_authorization: bool) -> None:
+        super().__init__(
+            "Authorization is not read here: send the key in the x-api-key header"
+            if has_authorization
+            else "Missing Authorization or x-api-key in header"  # Segmind's own words, which its clients know
+        )
 
 
 class InvalidKey(PermissionError):

@@ -9,7 +9,7 @@ from typing import Final
 
 from rekontext.api.auth import Caller
 from rekontext.api.edits import DeadlineExceeded, Edited, EditOrder, QueueFull
-from rekontext.contract import EditRequest, EditResult, Fleet
+from rekontext.contract import EditRequest, Fleet
 from rekontext.pictures import MEDIA_TYPES, CodecThreads, decode, encode
 
 _RETRY_AFTER_MAX_S: Final = 60
@@ -81,23 +81,17 @@ class DirectEdits:
                 aspect_ratio=order.aspect_ratio,
                 account=caller.name,
             )
-            sent = self._now()
             result = await self._fleet.edit(request)
-        returned = self._now()
+        waited_s = self._now() - came - result.inference_s
         self._recent_s += 0.2 * (result.inference_s - self._recent_s)
         data = await self._threads.run(encode, result.picture, order.output_format, order.output_quality)
-        return self._edited(order, result, data, queue_s=returned - came - result.inference_s, came=came, sent=sent)
-
-    def _edited(
-        self, order: EditOrder, result: EditResult, data: bytes, *, queue_s: float, came: float, sent: float
-    ) -> Edited:
         return Edited(
             data=data,
             media_type=MEDIA_TYPES[order.output_format],
             width=result.picture.width,
             height=result.picture.height,
             seed=result.seed,
-            queue_s=max(queue_s, sent - came, 0.0),
+            queue_s=max(waited_s, 0.0),
             inference_s=result.inference_s,
             total_s=self._now() - came,
             model=self._fleet.card,

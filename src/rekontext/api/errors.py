@@ -27,8 +27,6 @@ from rekontext.api.parameters import ParametersRefused, Problem
 from rekontext.contract import EditRefused, EngineFault
 from rekontext.pictures import PictureRefused, PictureTooLarge
 
-_NO_HEADERS: Final[Mapping[str, str]] = {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -38,7 +36,7 @@ class Failure:
     code: str
     sentence: str
     problems: Sequence[Problem] = ()
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def failure_of(fault: Exception) -> Failure:
@@ -54,7 +52,7 @@ def failure_of(fault: Exception) -> Failure:
         case MalformedBody():
             return Failure(status=400, code="malformed_body", sentence=_sentence(str(fault)))
         case MissingKey():
-            return Failure(status=401, code="missing_api_key", sentence="Missing Authorization or x-api-key in header")
+            return Failure(status=401, code="missing_api_key", sentence=str(fault))
         case InvalidKey():
             return Failure(
                 status=401, code="invalid_api_key", sentence="Unauthorized. The key in x-api-key is invalid."

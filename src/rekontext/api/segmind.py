@@ -62,5 +62,5 @@ async def _caller(request: Request, keys: Keys) -> Caller:
     """Who sends this. Asked before the body is read, so that strangers can't make the server read one."""
     key = request.headers.get("x-api-key")
     if not key:
-        raise MissingKey
+        raise MissingKey(has_authorization="authorization" in request.headers)
     return await keys.authenticate(key)
