@@ -124,7 +124,7 @@ class NewKey:
         return f"NewKey(key={self.key!r}, secret=<not shown>)"
 
 
-_BY_DIGEST = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
+BY_DIGEST: Final = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
 
 
 def make_secret(randomness: Randomness) -> str:
@@ -196,7 +196,7 @@ def authenticate(tx: Connection, secret: str, *, pepper: bytes, now: datetime) -
         KeyRefused: it isn't one, or it is revoked or expired.
     """
     check_shape(secret)
-    row = tx.execute(_BY_DIGEST, {"digest": digest(secret, pepper)}).mappings().first()
+    row = tx.execute(BY_DIGEST, {"digest": digest(secret, pepper)}).mappings().first()
     if row is None:
         raise KeyRefused("Unauthorized: this API key is unknown.")
     key = ApiKey.from_row(row)

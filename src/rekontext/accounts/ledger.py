@@ -59,29 +59,29 @@ class Balance:
         return self.held_free_micros + self.held_paid_micros
 
 
-_BALANCE = select(
+_BALANCE: Final = select(
     balances.c.free_micros, balances.c.paid_micros, balances.c.held_free_micros, balances.c.held_paid_micros
 ).where(balances.c.account_id == bindparam("account"))
-_BALANCE_LOCKED = _BALANCE.with_for_update()
-_NEW_TRANSFER = insert(transfers).returning(transfers.c.id)
-_NEW_ENTRIES = insert(entries)
-_CHANGE_BALANCE = (
+_BALANCE_LOCKED: Final = _BALANCE.with_for_update()
+_NEW_TRANSFER: Final = insert(transfers).returning(transfers.c.id)
+_NEW_ENTRIES: Final = insert(entries)
+_CHANGE_BALANCE: Final = (
     update(balances)
     .where(balances.c.account_id == bindparam("account"))
     .where(*(balances.c[f"{book}_micros"] + bindparam(book) >= 0 for book in _CUSTOMER_BOOKS))
     .values({f"{book}_micros": balances.c[f"{book}_micros"] + bindparam(book) for book in _CUSTOMER_BOOKS})
 )
-_HELD_FOR = (
+HELD_FOR: Final = (
     select(entries.c.book, entries.c.amount_micros)
     .join(transfers, transfers.c.id == entries.c.transfer_id)
     .where(transfers.c.job_id == bindparam("job"))
     .where(transfers.c.kind == literal_column("'hold'"), entries.c.book.in_(("held_free", "held_paid")))
 )
-_SETTLED = select(transfers.c.id).where(
+SETTLED: Final = select(transfers.c.id).where(
     transfers.c.job_id == bindparam("job"),
     transfers.c.kind.in_((literal_column("'capture'"), literal_column("'release'"))),
 )
-_CAPTURED_SINCE = select(func.coalesce(func.sum(transfers.c.amount_micros), 0)).where(
+CAPTURED_SINCE: Final = select(func.coalesce(func.sum(transfers.c.amount_micros), 0)).where(
     transfers.c.account_id == bindparam("account"),
     transfers.c.kind == literal_column("'capture'"),
     transfers.c.at >= bindparam("since", type_=transfers.c.at.type),
@@ -175,9 +175,9 @@ def settle(tx: Connection, account: AccountId, settlement: Settlement, *, job: J
         HoldNotOpen: the hold was never made or is settled already.
     """
     lock(tx, account)
-    if tx.execute(_SETTLED, {"job": job}).first() is not None:
+    if tx.execute(SETTLED, {"job": job}).first() is not None:
         raise HoldNotOpen(f"the hold of job {job} is settled already")
-    held: dict[str, int] = {row.book: row.amount_micros for row in tx.execute(_HELD_FOR, {"job": job})}
+    held: dict[str, int] = {row.book: row.amount_micros for row in tx.execute(HELD_FOR, {"job": job})}
     free, paid = held.get("held_free", 0), held.get("held_paid", 0)
     changes: dict[Book, int] = {"held_free": -free, "held_paid": -paid}
     changes |= {"revenue": free + paid} if settlement == "capture" else {"free": free, "paid": paid}
@@ -187,7 +187,7 @@ def settle(tx: Connection, account: AccountId, settlement: Settlement, *, job: J
 
 def spent_since(tx: Connection, account: AccountId, since: datetime) -> int:
     """Micro-dollars captured from the account at `since` or later."""
-    return int(tx.execute(_CAPTURED_SINCE, {"account": account, "since": since}).scalar_one())
+    return int(tx.execute(CAPTURED_SINCE, {"account": account, "since": since}).scalar_one())
 
 
 def month_start(now: datetime) -> datetime:

@@ -235,7 +235,8 @@ webhook_deliveries = Table(
     Column("event_type", String(64), nullable=False),
     Column("body", Text, nullable=False),
     Column("state", String(16), nullable=False),
-    Column("attempt", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),  # the fencing number: one higher at each claim
+    Column("tries", Integer, nullable=False),  # since it was made or replayed
     Column("created_at", Instant, nullable=False),
     Column("due_at", Instant, nullable=False),
     Column("finished_at", Instant),

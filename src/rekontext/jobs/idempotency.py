@@ -20,7 +20,7 @@ _CLAIM: Final = {
     "sqlite": sqlite.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id),
     "postgresql": postgresql.insert(idempotency_keys).on_conflict_do_nothing().returning(idempotency_keys.c.job_id),
 }
-_EARLIER: Final = select(idempotency_keys.c.job_id, idempotency_keys.c.body_digest).where(
+EARLIER: Final = select(idempotency_keys.c.job_id, idempotency_keys.c.body_digest).where(
     idempotency_keys.c.account_id == bindparam("account"), idempotency_keys.c.key == bindparam("key")
 )
 
@@ -47,7 +47,7 @@ def claim(tx: Connection, account: AccountId, promise: Idempotency, *, job: JobI
     ).first()
     if claimed is not None:
         return None
-    earlier = tx.execute(_EARLIER, {"account": account, "key": promise.key}).one()
+    earlier = tx.execute(EARLIER, {"account": account, "key": promise.key}).one()
     if earlier.body_digest != promise.body_digest:
         raise IdempotencyKeyReused(promise.key)
     return JobId(earlier.job_id)

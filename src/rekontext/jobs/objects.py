@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from rekontext.database import JobId
 from rekontext.pictures.store import StoredObject
+
+INPUTS_FOLDER: Final = "inputs"
 
 
 class Objects(Protocol):
@@ -39,7 +41,7 @@ class Objects(Protocol):
 
 def input_key(job: JobId) -> str:
     """Where a job's input picture lies."""
-    return f"inputs/{job}"
+    return f"{INPUTS_FOLDER}/{job}"
 
 
 def output_folder(job: JobId) -> str:

@@ -73,6 +73,7 @@ class Outbox:
                     "body": body,
                     "state": "PENDING",
                     "attempt": 0,
+                    "tries": 0,
                     "created_at": now,
                     "due_at": now,
                 }

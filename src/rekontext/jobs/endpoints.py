@@ -1,0 +1,255 @@
+"""Where an account wants to hear of its jobs, and the log of what it was told. Sends nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
+
+from rekontext.accounts.secrets import webhook_secret
+from rekontext.database import AccountId, DeliveryId, EndpointId, JobId
+from rekontext.database.tables import webhook_attempts, webhook_deliveries, webhook_endpoints
+from rekontext.jobs.errors import JobRefused
+from rekontext.jobs.outbox import EVENT_TYPES, EventType
+from rekontext.sources import Randomness
+
+ENDPOINTS_PER_ACCOUNT_MAX: Final = 20
+URL_CHARACTERS_MAX: Final = 2000
+PAGE_MAX: Final = 200
+
+
+class WebhookUnknown(JobRefused):
+    """The account has no such endpoint or delivery."""
+
+    code = "webhook_not_found"
+
+
+class WebhookRefused(JobRefused):
+    """This can't be an endpoint."""
+
+    code = "invalid_webhook"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One URL that is told of an account's jobs. `secret` signs what it gets ("whsec_...")."""
+
+    id: EndpointId
+    account: AccountId
+    url: str
+    secret: str
+    event_types: tuple[EventType, ...]
+    active: bool
+    created_at: datetime
+
+    def __repr__(self) -> str:
+        return f"Endpoint(id={self.id!r}, url={self.url!r}, active={self.active})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try to deliver: an HTTP status, or the error that kept it from having one."""
+
+    at: datetime
+    duration_s: float
+    status: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One message to one URL. `state` is PENDING, DELIVERED or DEAD; `due_at` when it is tried (again)."""
+
+    id: DeliveryId
+    endpoint: EndpointId | None
+    job: JobId | None
+    url: str
+    event_type: str
+    body: str
+    state: str
+    tries: int
+    created_at: datetime
+    due_at: datetime
+    finished_at: datetime | None
+    attempts: tuple[Attempt, ...]
+
+
+def check_url(url: str) -> None:
+    """Return if `url` may be called at all; where it leads is checked when it is dialled.
+
+    Raises:
+        WebhookRefused: it is no http(s) URL, has a name and password in it, or is too long.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+    except ValueError:
+        usable = False
+    if not usable or len(url) > URL_CHARACTERS_MAX:
+        raise WebhookRefused(
+            f"webhook url {url[:100]!r} can't be used; allowed: http:// or https:// with a host and without a user, "
+            f"at most {URL_CHARACTERS_MAX} characters"
+        )
+
+
+def add(
+    tx: Connection,
+    account: AccountId,
+    *,
+    endpoint: EndpointId,
+    url: str,
+    event_types: Sequence[str],
+    randomness: Randomness,
+    now: datetime,
+) -> Endpoint:
+    """Tell `url` of the account's jobs from now on.
+
+    Raises:
+        WebhookRefused: the URL or an event type can't be used, or there are too many endpoints.
+    """
+    check_url(url)
+    count = (
+        select(func.count())
+        .select_from(webhook_endpoints)
+        .where(webhook_endpoints.c.account_id == account, webhook_endpoints.c.active.is_(True))
+    )
+    if tx.execute(count).scalar_one() >= ENDPOINTS_PER_ACCOUNT_MAX:
+        raise WebhookRefused(f"an account has at most {ENDPOINTS_PER_ACCOUNT_MAX} webhooks")
+    row = tx.execute(
+        insert(webhook_endpoints)
+        .values(
+            id=endpoint,
+            account_id=account,
+            url=url,
+            secret=webhook_secret(randomness),
+            event_types=list(_checked(event_types)),
+            active=True,
+            created_at=now,
+        )
+        .returning(webhook_endpoints)
+    )
+    return _endpoint(row.mappings().one())
+
+
+def change(
+    tx: Connection,
+    account: AccountId,
+    endpoint: EndpointId,
+    *,
+    url: str | None = None,
+    event_types: Sequence[str] | None = None,
+    active: bool | None = None,
+) -> Endpoint:
+    """Change what is given, leave the rest. What waits to be sent goes where it was addressed to.
+
+    Raises:
+        WebhookUnknown: the account has no such endpoint.
+        WebhookRefused: the URL or an event type can't be used.
+    """
+    values: dict[str, object] = {}
+    if url is not None:
+        check_url(url)
+        values["url"] = url
+    if event_types is not None:
+        values["event_types"] = list(_checked(event_types))
+    if active is not None:
+        values["active"] = active
+    mine = (webhook_endpoints.c.id == endpoint, webhook_endpoints.c.account_id == account)
+    statement = update(webhook_endpoints).where(*mine).values(**values).returning(webhook_endpoints)
+    row = tx.execute(statement if values else select(webhook_endpoints).where(*mine)).mappings().first()
+    if row is None:
+        raise WebhookUnknown(f"webhook {endpoint} not found")
+    return _endpoint(row)
+
+
+def of_account(tx: Connection, account: AccountId) -> list[Endpoint]:
+    """The account's endpoints, oldest first, inactive ones too."""
+    query = (
+        select(webhook_endpoints)
+        .where(webhook_endpoints.c.account_id == account)
+        .order_by(webhook_endpoints.c.created_at, webhook_endpoints.c.id)
+    )
+    return [_endpoint(row) for row in tx.execute(query).mappings()]
+
+
+def deliveries(
+    tx: Connection, account: AccountId, *, endpoint: EndpointId | None = None, limit: int = 50
+) -> list[Delivery]:
+    """What was sent and what waits, newest first, each with its attempts; at most `PAGE_MAX`."""
+    query = (
+        select(webhook_deliveries)
+        .where(webhook_deliveries.c.account_id == account)
+        .order_by(webhook_deliveries.c.created_at.desc(), webhook_deliveries.c.id.desc())
+        .limit(min(limit, PAGE_MAX))
+    )
+    if endpoint is not None:
+        query = query.where(webhook_deliveries.c.endpoint_id == endpoint)
+    found = tx.execute(query).mappings().all()
+    tried: dict[str, list[Attempt]] = {row["id"]: [] for row in found}
+    log = (
+        select(webhook_attempts).where(webhook_attempts.c.delivery_id.in_(list(tried))).order_by(webhook_attempts.c.id)
+    )
+    for row in tx.execute(log):
+        tried[row.delivery_id].append(Attempt(at=row.at, duration_s=row.duration_s, status=row.status, error=row.error))
+    return [_delivery(row, tuple(tried[row["id"]])) for row in found]
+
+
+def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: datetime) -> None:
+    """Send a message again that was delivered or given up, with its old id and all tries before it.
+
+    Raises:
+        WebhookUnknown: the account has no such delivery, or it waits to be sent anyway.
+    """
+    again = tx.execute(
+        update(webhook_deliveries)
+        .where(
+            webhook_deliveries.c.id == delivery,
+            webhook_deliveries.c.account_id == account,
+            webhook_deliveries.c.state.in_(("DELIVERED", "DEAD")),
+        )
+        .values(state="PENDING", tries=0, due_at=now, finished_at=None)
+    )
+    if again.rowcount != 1:
+        raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")
+
+
+def _checked(event_types: Sequence[str]) -> tuple[str, ...]:
+    unknown = sorted(set(event_types) - set(EVENT_TYPES))
+    if unknown or not event_types:
+        raise WebhookRefused(
+            f"event types are {', '.join(unknown) or 'none'}; allowed: one or more of {', '.join(EVENT_TYPES)}"
+        )
+    return tuple(dict.fromkeys(event_types))
+
+
+def _endpoint(row: RowMapping) -> Endpoint:
+    return Endpoint(
+        id=row["id"],
+        account=row["account_id"],
+        url=row["url"],
+        secret=row["secret"],
+        event_types=tuple(row["event_types"]),
+        active=row["active"],
+        created_at=row["created_at"],
+    )
+
+
+def _delivery(row: RowMapping, attempts: tuple[Attempt, ...]) -> Delivery:
+    return Delivery(
+        id=row["id"],
+        endpoint=row["endpoint_id"],
+        job=row["job_id"],
+        url=row["url"],
+        event_type=row["event_type"],
+        body=row["body"],
+        state=row["state"],
+        tries=row["tries"],
+        created_at=row["created_at"],
+        due_at=row["due_at"],
+        finished_at=row["finished_at"],
+        attempts=attempts,
+    )

@@ -1,0 +1,245 @@
+"""Delivers the messages of the outbox, signed by the Standard Webhooks spec, until they are taken or a day is over.
+
+At least once: a receiver tells repeats by the webhook-id. A message is claimed before it is sent, so that several
+processes share the work; one that dies leaves it to be claimed again. Knows nothing of sockets: how a request is
+sent, and to which addresses it may go, is passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy import Connection, bindparam, insert, literal_column, select, update
+from standardwebhooks import Webhook
+
+from rekontext.database import Database, DatabaseUnavailable, DeliveryId, EndpointId
+from rekontext.database.tables import accounts, webhook_attempts, webhook_deliveries, webhook_endpoints
+from rekontext.sources import Clock, Randomness
+
+_log = structlog.get_logger(__name__)
+
+Send = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
+"""Posts a body to a URL with headers and returns the HTTP status. Follows no redirects; raises `NotDelivered`."""
+
+RETRY_AFTER_S: Final = (5, 60, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 8 * 3600, 8 * 3600)
+"""Seconds between tries: a day in all, then the message is dead."""
+
+JITTER: Final = 0.1
+ERROR_CHARACTERS_MAX: Final = 500
+_GONE: Final = 410
+
+DUE: Final = (
+    select(webhook_deliveries.c.id)
+    .where(
+        webhook_deliveries.c.state == literal_column("'PENDING'"),
+        webhook_deliveries.c.due_at <= bindparam("now", type_=webhook_deliveries.c.due_at.type),
+    )
+    .order_by(webhook_deliveries.c.due_at)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+
+
+class NotDelivered(Exception):
+    """No answer came. The message says why, for the delivery log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A message that this process may send. `attempt` is the fence."""
+
+    id: DeliveryId
+    attempt: int
+    tries: int
+    url: str
+    body: str
+    secret: str
+    endpoint: EndpointId | None
+    is_wanted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    status: int | None
+    error: str | None
+
+
+class Deliverer:
+    """Sends what is due. Use `run` in a task of its own and cancel it to end.
+
+    Args:
+        sending_max: messages under way at the same time.
+        send_s_max: a receiver that takes longer has not answered.
+        poll_s: how long a message may lie unseen.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        send: Send,
+        clock: Clock,
+        randomness: Randomness,
+        sending_max: int = 8,
+        send_s_max: float = 15.0,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._send = send
+        self._clock = clock
+        self._randomness = randomness
+        self._sending_max = sending_max
+        self._send_s_max = send_s_max
+        self._poll_s = poll_s
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look for due messages now."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Work until cancelled. Faults of the database are waited out."""
+        while True:
+            self._news.clear()
+            sent = 0
+            try:
+                sent = await self.deliver()
+            except DatabaseUnavailable as fault:
+                _log.error("database_unavailable", fault=str(fault))
+            if not sent:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), self._poll_s)
+
+    async def deliver(self) -> int:
+        """Send as many due messages as may be under way, once each. Returns how many."""
+        now = self._clock.now()
+        # Should this process die, the message is due again once it can't be under way any more.
+        again_at = now + timedelta(seconds=2 * self._send_s_max)
+        claimed = await self._database.transact(
+            lambda tx: claim(tx, limit=self._sending_max, now=now, again_at=again_at)
+        )
+        await asyncio.gather(*(self._deliver(message) for message in claimed))
+        return len(claimed)
+
+    async def _deliver(self, message: Claimed) -> None:
+        started = self._clock.now()
+        if message.is_wanted:
+            outcome = await self._post(message, started)
+        else:
+            outcome = _Outcome(status=None, error="The webhook was switched off.")
+        ended = self._clock.now()
+        wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message.tries)
+        await self._database.transact(
+            lambda tx: record(tx, message, outcome.status, outcome.error, started=started, ended=ended, wait_s=wait_s)
+        )
+
+    async def _post(self, message: Claimed, now: datetime) -> _Outcome:
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(message.secret).sign(message.id, now, message.body),
+        }
+        try:
+            async with asyncio.timeout(self._send_s_max):
+                status = await self._send(message.url, message.body.encode(), headers)
+        except TimeoutError:
+            return _Outcome(status=None, error=f"No answer within {self._send_s_max:.0f} s.")
+        except NotDelivered as fault:
+            return _Outcome(status=None, error=str(fault)[:ERROR_CHARACTERS_MAX])
+        except Exception as fault:
+            _log.exception("webhook_failed", delivery=message.id, fault=type(fault).__name__)
+            return _Outcome(status=None, error="The request could not be sent.")
+        return _Outcome(status=status, error=None)
+
+    def _wait_s(self, tries: int) -> float | None:
+        """Until the next try after so many, spread a little so that receivers aren't hit all at once."""
+        if tries > len(RETRY_AFTER_S):
+            return None
+        fraction = int.from_bytes(self._randomness(4)) / 2**32
+        return RETRY_AFTER_S[tries - 1] * (1 + JITTER * (2 * fraction - 1))
+
+
+def claim(tx: Connection, *, limit: int, now: datetime, again_at: datetime) -> list[Claimed]:
+    """Take due messages, oldest first; unless their outcome is recorded they are due again at `again_at`."""
+    due = tx.execute(DUE, {"now": now, "limit": limit}).scalars().all()
+    if not due:
+        return []
+    tx.execute(
+        update(webhook_deliveries)
+        .where(webhook_deliveries.c.id.in_(due))
+        .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
+    )
+    rows = tx.execute(
+        select(
+            webhook_deliveries,
+            accounts.c.webhook_secret,
+            webhook_endpoints.c.secret,
+            webhook_endpoints.c.active,
+        )
+        .join(accounts, accounts.c.id == webhook_deliveries.c.account_id)
+        .outerjoin(webhook_endpoints, webhook_endpoints.c.id == webhook_deliveries.c.endpoint_id)
+        .where(webhook_deliveries.c.id.in_(due))
+        .order_by(webhook_deliveries.c.created_at, webhook_deliveries.c.id)
+    ).mappings()
+    return [
+        Claimed(
+            id=row["id"],
+            attempt=row["attempt"],
+            tries=row["tries"],
+            url=row["url"],
+            body=row["body"],
+            secret=row["webhook_secret"] if row["endpoint_id"] is None else row["secret"],
+            endpoint=row["endpoint_id"],
+            is_wanted=row["endpoint_id"] is None or row["active"],
+        )
+        for row in rows
+    ]
+
+
+def record(
+    tx: Connection,
+    message: Claimed,
+    status: int | None,
+    error: str | None,
+    *,
+    started: datetime,
+    ended: datetime,
+    wait_s: float | None,
+) -> None:
+    """Write down how a try went, and what follows: delivered, tried again in `wait_s`, or dead if that is None.
+
+    A try that was overtaken by a later one is only logged. A receiver that says it is gone (410) is switched off.
+    """
+    tx.execute(
+        insert(webhook_attempts).values(
+            delivery_id=message.id,
+            at=started,
+            duration_s=(ended - started).total_seconds(),
+            status=status,
+            error=error,
+        )
+    )
+    if status is not None and 200 <= status < 300:
+        values: dict[str, object] = {"state": "DELIVERED", "finished_at": ended}
+    elif wait_s is None:
+        values = {"state": "DEAD", "finished_at": ended}
+    else:
+        values = {"due_at": ended + timedelta(seconds=wait_s)}
+    tx.execute(
+        update(webhook_deliveries)
+        .where(
+            webhook_deliveries.c.id == message.id,
+            webhook_deliveries.c.attempt == message.attempt,
+            webhook_deliveries.c.state == "PENDING",
+        )
+        .values(**values)
+    )
+    if status == _GONE and message.endpoint is not None:
+        tx.execute(update(webhook_endpoints).where(webhook_endpoints.c.id == message.endpoint).values(active=False))

@@ -1,0 +1,146 @@
+"""The questions that are asked all the time are answered from an index, on both databases, in a full history."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Select, bindparam, event, insert, select, text
+
+from rekontext.accounts import keys, ledger
+from rekontext.database import Database
+from rekontext.database.tables import jobs, webhook_deliveries
+from rekontext.jobs import idempotency, queries, sweeper, webhooks
+from tests.jobs.office import ALICE, Office
+
+HISTORY = 4000
+
+
+@pytest.fixture
+def full(database: Database) -> Office:
+    """Many jobs that ended, a few that wait or run."""
+    office = Office(database=database)
+    office.open_account()
+    now = office.clock.now()
+
+    def fill(tx: Connection) -> None:
+        ended = {"state": "COMPLETED", "outputs": [], "finished_at": now, "files_until": None}
+        waiting = {"state": "QUEUED", "outputs": None, "finished_at": None, "files_until": None}
+        tx.execute(
+            insert(jobs),
+            [
+                {
+                    "id": f"job-{number}",
+                    "account_id": ALICE,
+                    "model": "m",
+                    "price_micros": 0,
+                    "parameters": {},
+                    "attempt": 0,
+                    "faults": 0,
+                    "accepted_at": now,
+                    "available_at": now,
+                }
+                | (waiting if number % 100 == 0 else ended)
+                for number in range(HISTORY)
+            ],
+        )
+        tx.execute(
+            insert(webhook_deliveries),
+            [
+                {
+                    "id": f"msg-{number}",
+                    "account_id": ALICE,
+                    "url": "https://example.com",
+                    "event_type": "edit.completed",
+                    "body": "{}",
+                    "attempt": 1,
+                    "tries": 1,
+                    "created_at": now,
+                    "due_at": now,
+                    "state": "PENDING" if number % 100 == 0 else "DELIVERED",
+                    "finished_at": None if number % 100 == 0 else now,
+                }
+                for number in range(HISTORY)
+            ],
+        )
+        # Holds and captures as well, so that the ledger's indexes have something to choose from.
+        moment = "now()" if tx.dialect.name == "postgresql" else "0"
+        for kind in ("hold", "capture"):
+            tx.execute(
+                text(
+                    "INSERT INTO ledger_transfers (account_id, kind, job_id, amount_micros, at, actor, note) "
+                    f"SELECT account_id, '{kind}', id, 0, {moment}, 'test', '' FROM jobs"
+                )
+            )
+
+    database.transact_sync(fill)
+    database.transact_sync(lambda tx: tx.execute(text("ANALYZE")) and None)
+    return office
+
+
+def plan(tx: Connection, statement: Select[Any], values: dict[str, Any]) -> str:
+    """What the database would do, as text."""
+    if tx.dialect.name == "postgresql":
+        # As the driver does from the fifth time on: one plan for all values.
+        tx.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+    word = "EXPLAIN" if tx.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+
+    def explain(_connection: object, _cursor: object, sent: str, given: object, *_: object) -> tuple[str, object]:
+        return f"{word} {sent}", given
+
+    event.listen(tx, "before_cursor_execute", explain, retval=True)
+    try:
+        cursor = tx.execute(statement, values).cursor
+        assert cursor is not None
+        return "\n".join(str(row[-1]) for row in cursor.fetchall())
+    finally:
+        event.remove(tx, "before_cursor_execute", explain)
+
+
+NOW = datetime.fromisoformat("2026-03-14T09:26:53+00:00")
+HOT: list[tuple[str, Select[Any], dict[str, Any], str]] = [
+    ("claim", queries.NEXT, {"now": NOW, "limit": 4}, "ix_jobs_queue"),
+    ("status", queries.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
+    ("in flight", queries.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
+    ("queued", queries.QUEUED, {}, "ix_jobs_"),
+    ("position", queries.AHEAD, {"number": 50}, "ix_jobs_queue"),
+    ("expired leases", queries.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
+    ("key", keys.BY_DIGEST, {"digest": "0"}, "uq_api_keys_digest"),
+    ("idempotency", idempotency.EARLIER, {"account": ALICE, "key": "k"}, "pk_idempotency_keys"),
+    ("settled", ledger.SETTLED, {"job": "job-1"}, "uq_ledger_transfers_settle"),
+    ("held", ledger.HELD_FOR, {"job": "job-1"}, "uq_ledger_transfers_hold"),
+    ("spent", ledger.CAPTURED_SINCE, {"account": ALICE, "since": NOW}, "ix_ledger_transfers_spend"),
+    ("webhooks due", webhooks.DUE, {"now": NOW, "limit": 4}, "ix_webhook_deliveries_due"),
+    ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_inputs"),
+    ("old files", sweeper.FILES, {"now": NOW, "limit": 4}, "ix_jobs_files"),
+    ("old records", sweeper.RECORDS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_finished"),
+]
+
+
+def test_hot_queries_use_their_indexes(full: Office) -> None:
+    """No table is read from end to end."""
+
+    def plans(tx: Connection) -> dict[str, tuple[str, str]]:
+        return {name: (index, plan(tx, statement, values)) for name, statement, values, index in HOT}
+
+    explained = full.database.transact_sync(plans)
+    assert {name: found for name, (index, found) in explained.items() if not is_used(index, found)} == {}
+
+
+def is_used(index: str, explained: str) -> bool:
+    if index in explained:
+        return True
+    # SQLite names the index behind a UNIQUE or a PRIMARY KEY itself.
+    if index.startswith(("uq_jobs", "uq_api", "pk_")) and "USING INDEX sqlite_autoindex" in explained:
+        return True
+    # Tables that are empty here PostgreSQL may as well read whole.
+    return any(f"Seq Scan on {table}" in explained for table in ("api_keys", "idempotency_keys"))
+
+
+def test_a_query_without_an_index_would_be_found(full: Office) -> None:
+    """The check above can fail."""
+    statement = select(jobs.c.number).where(jobs.c.model == bindparam("model"))
+    explained = full.database.transact_sync(lambda tx: plan(tx, statement, {"model": "m"}))
+    assert "Seq Scan on jobs" in explained or "SCAN jobs" in explained
+    assert "INDEX" not in explained.upper()
