@@ -3,8 +3,11 @@
 `Desk` is what the wire calls, `Dispatcher` runs jobs on a fleet, `JobLife` has the transitions.
 """
 
+from rekontext.jobs import assets, endpoints
+from rekontext.jobs.assets import Asset, asset_key
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
+from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
 from rekontext.jobs.errors import (
     IdempotencyKeyReused,
     JobRefused,
@@ -30,6 +33,8 @@ from rekontext.jobs.model import (
 from rekontext.jobs.objects import Objects, input_key, output_folder, output_key
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
+from rekontext.jobs.sweeper import Retention, Sweeper, Swept
+from rekontext.jobs.webhooks import Deliverer, NotDelivered, Send
 from rekontext.jobs.workbench import File, Workbench
 
 __all__ = [
@@ -37,9 +42,13 @@ __all__ = [
     "KEY_CHARACTERS_MAX",
     "TERMINAL",
     "Accepted",
+    "Asset",
     "Bounds",
+    "Deliverer",
+    "Delivery",
     "Desk",
     "Dispatcher",
+    "Endpoint",
     "Event",
     "EventHub",
     "EventKind",
@@ -53,6 +62,7 @@ __all__ = [
     "JobUnknown",
     "Lease",
     "LeaseLost",
+    "NotDelivered",
     "Objects",
     "Order",
     "Outbox",
@@ -60,10 +70,19 @@ __all__ = [
     "Page",
     "Patience",
     "QueueFull",
+    "Retention",
+    "Send",
     "Standing",
     "State",
+    "Sweeper",
+    "Swept",
     "TooManyInFlight",
+    "WebhookRefused",
+    "WebhookUnknown",
     "Workbench",
+    "asset_key",
+    "assets",
+    "endpoints",
     "history",
     "input_key",
     "output_folder",

@@ -1,0 +1,187 @@
+"""What a client sees of its job: an end to wait for, a place in the queue, events that can be taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rekontext.contract import EditRequest, OnProgress, Preview
+from rekontext.database import JobId
+from rekontext.jobs import Event, EventHub, JobUnknown, State, events
+from rekontext.pictures.store import open_store
+from tests.jobs.office import ALICE, BOB, Office
+from tests.jobs.plant import Gate, Plant, at_once
+
+pytestmark = pytest.mark.anyio
+JOB = JobId("job")
+
+
+@pytest.fixture
+def plant(office: Office, tmp_path: Path) -> Plant:
+    return Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), running_max=1)
+
+
+async def all_of(coming: AsyncIterator[Event]) -> list[Event]:
+    async with asyncio.timeout(20):
+        return [event async for event in coming]
+
+
+async def test_waiting_ends_with_the_job(plant: Plant) -> None:
+    """Woken by the end, not by a poll."""
+    async with plant.at_work():
+        accepted = await plant.desk.submit(plant.office.order())
+        done = await plant.desk.wait(accepted.job.id, account=ALICE, timeout_s=20)
+    assert done.state is State.COMPLETED
+
+
+async def test_waiting_gives_up_and_the_job_goes_on(plant: Plant) -> None:
+    """The answer is the job as it is."""
+    accepted = await plant.desk.submit(plant.office.order())
+    found = await plant.desk.wait(accepted.job.id, account=ALICE, timeout_s=0.01)
+    assert found == accepted.job
+
+
+async def test_the_end_in_another_process_is_seen_by_polling(plant: Plant) -> None:
+    """Only the database knows of it here."""
+    here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)
+    job = plant.office.start()
+    waiting = asyncio.create_task(here.desk.wait(job.id, account=ALICE, timeout_s=20))
+    listening = asyncio.create_task(all_of(here.desk.listen(job.id, account=ALICE)))
+    await asyncio.sleep(0)
+    plant.office.complete(job.lease)
+    assert (await waiting).state is State.COMPLETED
+    assert [(event.kind, event.data) for event in await listening][-1] == ("ended", {"status": "COMPLETED"})
+
+
+async def test_another_accounts_job_is_unknown_at_the_desk(plant: Plant) -> None:
+    """To look at, wait for, listen to or cancel."""
+    accepted = await plant.desk.submit(plant.office.order())
+    job = accepted.job.id
+    for call in (
+        plant.desk.job(job, account=BOB),
+        plant.desk.standing(job, account=BOB),
+        plant.desk.wait(job, account=BOB, timeout_s=1),
+        plant.desk.cancel(job, account=BOB),
+        all_of(plant.desk.listen(job, account=BOB)),
+    ):
+        with pytest.raises(JobUnknown):
+            await call
+
+
+async def test_a_waiting_job_knows_its_place(plant: Plant) -> None:
+    """And about how long it will take; a running one has no place."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate, at_once]
+    async with plant.at_work():
+        first = (await plant.desk.submit(plant.office.order())).job
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        jobs = [(await plant.desk.submit(plant.office.order())).job for _ in range(3)]
+        standings = [await plant.desk.standing(job.id, account=ALICE) for job in jobs]
+        assert [standing.ahead for standing in standings] == [0, 1, 2]
+        waits = [standing.wait_s or 0 for standing in standings]
+        assert waits == sorted(waits)
+        assert waits[0] > 0
+        running = await plant.desk.standing(first.id, account=ALICE)
+        assert (running.job.state, running.ahead, running.wait_s) == (State.PROCESSING, None, None)
+        gate.open.set()
+
+
+async def test_a_listener_hears_everything_in_order(plant: Plant) -> None:
+    """Queue, start, every step, end."""
+    gate = Gate()
+
+    async def behave(request: EditRequest, on_progress: OnProgress) -> None:
+        await gate(request, on_progress)
+        await at_once(request, on_progress)
+        on_progress(Preview(step=2, steps=4, picture=Image.new("RGB", (2, 3))))
+
+    plant.fleet.behaviours = [behave]
+    async with plant.at_work():
+        accepted = await plant.desk.submit(plant.office.order())
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        listening = asyncio.create_task(all_of(plant.desk.listen(accepted.job.id, account=ALICE)))
+        await asyncio.sleep(0)
+        gate.open.set()
+        heard = await listening
+    assert [event.kind for event in heard] == ["queued", "processing", *["progress"] * 6, "preview", "ended"]
+    assert heard[0].data["ahead"] == 0
+    assert heard[3].data == {"step": 1, "steps": 4, "remaining_s": 3.0} or heard[3].data["step"] == 0
+    assert heard[-2].data == {"step": 2, "size": [2, 3]}
+    assert heard[-1].data == {"status": "COMPLETED"}
+
+
+async def test_a_listener_that_comes_back_misses_nothing_and_hears_nothing_twice(plant: Plant) -> None:
+    """It names the last event it has."""
+    async with plant.at_work():
+        accepted = await plant.desk.submit(plant.office.order())
+        await plant.ended(accepted.job)
+        heard = await all_of(plant.desk.listen(accepted.job.id, account=ALICE))
+        for position, event in enumerate(heard):
+            rest = await all_of(plant.desk.listen(accepted.job.id, account=ALICE, after=event.id))
+            assert rest == heard[position + 1 :]
+
+
+async def test_a_listener_of_an_ended_job_hears_its_end_even_after_a_restart(plant: Plant) -> None:
+    """From another process's memory nothing is left but the row."""
+    job = plant.office.start()
+    plant.office.complete(job.lease)
+    restarted = Plant(office=plant.office, objects=plant.objects, worker="restarted")
+    heard = await all_of(restarted.desk.listen(job.id, account=ALICE, after="worker-5"))
+    assert [(event.kind, event.data) for event in heard] == [("ended", {"status": "COMPLETED"})]
+
+
+async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None:
+    """Its place in the queue is looked up again and again."""
+    here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)
+    jobs = [plant.office.accept().job for _ in range(3)]
+    heard: list[object] = []
+    async with asyncio.timeout(20):
+        async for event in here.desk.listen(jobs[2].id, account=ALICE):
+            heard.append(event.data.get("ahead", event.data.get("status")))
+            if heard[-1] == 2:
+                plant.office.claim()
+            elif heard[-1] == 1:
+                plant.office.cancel(jobs[2].id)
+    assert heard == [2, 1, "CANCELLED"]
+
+
+async def test_a_slow_listener_misses_steps_but_never_the_end() -> None:
+    """It holds nobody up: what is remembered is bounded."""
+    hub = EventHub(epoch="e")
+    for step in range(10 * events.EVENTS_PER_JOB_MAX):
+        hub.publish(JOB, "progress", {"step": step})
+    hub.publish(JOB, "ended", {"status": "FAILED"})
+    hub.publish(JOB, "progress", {"step": "too late"})
+    heard = await all_of(hub.listen(JOB))
+    assert len(heard) == events.EVENTS_PER_JOB_MAX
+    assert heard[-1].kind == "ended"
+
+
+async def test_of_many_previews_only_the_newest_is_kept() -> None:
+    """They are large."""
+    hub = EventHub(epoch="e")
+    for step in range(5):
+        hub.publish(JOB, "progress", {"step": step})
+        hub.publish(JOB, "preview", {"step": step})
+    hub.publish(JOB, "ended", {})
+    heard = await all_of(hub.listen(JOB))
+    assert [event.data for event in heard if event.kind == "preview"] == [{"step": 4}]
+    assert len(heard) == 7
+
+
+async def test_the_hub_forgets_quiet_jobs_but_not_those_that_are_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded however many jobs come by."""
+    monkeypatch.setattr(events, "JOBS_MAX", 10)
+    hub = EventHub(epoch="e")
+    listening = asyncio.create_task(all_of(hub.listen(JOB)))
+    await asyncio.sleep(0)
+    for number in range(100):
+        hub.publish(JobId(f"other-{number}"), "ended", {})
+    assert not hub.has_ended(JobId("other-0"))
+    assert hub.has_ended(JobId("other-99"))
+    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    assert [event.kind for event in await listening] == ["ended"]

@@ -1,0 +1,298 @@
+"""Jobs are run, kept alive, stopped, tried again and settled, whatever the fleet and the database do."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rekontext.contract import EditRefused, EditRequest, EngineFault, OnProgress
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import Job, Patience, State, input_key
+from rekontext.pictures.store import PictureStore, open_store
+from tests.jobs.office import Office
+from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PictureStore:
+    return open_store(f"file://{tmp_path}/objects")
+
+
+@pytest.fixture
+def plant(office: Office, store: PictureStore) -> Plant:
+    return Plant(office=office, objects=store)
+
+
+async def submit(plant: Plant) -> Job:
+    return (await plant.desk.submit(plant.office.order())).job
+
+
+def raising(fault: Exception) -> object:
+    async def behave(_request: EditRequest, _on_progress: OnProgress) -> None:
+        raise fault
+
+    return behave
+
+
+async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store: PictureStore) -> None:
+    """From order to charged output, without a poll."""
+    order = plant.office.order()
+    order = plant.office.order(input_key=input_key(order.job))
+    await store.put(str(order.input_key), b"photo", content_type="image/png")
+    async with plant.at_work():
+        accepted = await plant.desk.submit(order)
+        done = await plant.ended(accepted.job)
+    assert done.state is State.COMPLETED
+    assert plant.workbench.photos == [b"photo"]
+    assert done.outputs is not None
+    [output] = done.outputs
+    assert output.key == f"outputs/{done.id}/1/0.png"
+    assert await store.get(output.key) == b"picture 7"
+    assert (output.bytes, output.content_type, output.width) == (9, "image/png", 8)
+    assert done.made == {"seed": 7, "steps": 4, "passes": 4, "acceleration": "none"}
+    assert (done.inference_s, done.timings) == (0.5, {"denoise": 0.25})
+    assert plant.office.money() == (9, 0, 1)
+
+
+async def test_no_more_jobs_run_than_may(plant: Plant) -> None:
+    """The others wait in the database, not in memory, and start as places become free."""
+    gates = [Gate(), Gate(), Gate()]
+    plant.fleet.behaviours = [*gates]
+    async with plant.at_work():
+        jobs = [await submit(plant) for _ in range(3)]
+        await asyncio.wait_for(asyncio.gather(gates[0].begun.wait(), gates[1].begun.wait()), 10)
+        assert plant.dispatcher.running == 2
+        assert plant.office.job(jobs[2].id).state is State.QUEUED
+        gates[0].open.set()
+        await asyncio.wait_for(gates[2].begun.wait(), 10)
+        for gate in gates:
+            gate.open.set()
+        for job in jobs:
+            assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_bad_input_fails_with_the_engines_words_and_is_not_tried_again(plant: Plant) -> None:
+    """The caller reads what is allowed instead."""
+    plant.fleet.behaviours = [raising(EditRefused("the photo is all sky")), at_once]  # type: ignore[list-item]
+    async with plant.at_work():
+        failed = await plant.ended(await submit(plant))
+    assert (failed.state, failed.error_code, failed.error) == (State.FAILED, "edit_refused", "the photo is all sky")
+    assert failed.attempt == 1
+    assert plant.office.money() == (10, 0, 0)
+
+
+@pytest.mark.parametrize("fault", [EngineFault("CUDA said no"), RuntimeError("a bug"), OSError("disk")])
+async def test_a_fault_of_ours_is_tried_again_and_kept_to_ourselves(plant: Plant, fault: Exception) -> None:
+    """The caller sees a success, or after all tries a sentence without our internals."""
+    plant.office.patience = Patience(faults_max=2, backoff_s=0)
+    plant = Plant(office=plant.office, objects=plant.objects)
+    plant.fleet.behaviours = [raising(fault), at_once]  # type: ignore[list-item]
+    async with plant.at_work():
+        done = await plant.ended(await submit(plant))
+        assert (done.state, done.attempt, done.faults) == (State.COMPLETED, 2, 1)
+        plant.fleet.behaviours = [raising(fault)]  # type: ignore[list-item]
+        failed = await plant.ended(await submit(plant))
+    assert (failed.state, failed.error) == (State.FAILED, "The edit failed through a fault of ours.")
+    assert plant.office.money() == (9, 0, 1)
+
+
+async def test_a_missing_input_picture_is_a_fault_of_ours(plant: Plant) -> None:
+    """It was there when the order was accepted."""
+    plant.office.patience = Patience(faults_max=1)
+    plant = Plant(office=plant.office, objects=plant.objects)
+    async with plant.at_work():
+        accepted = await plant.desk.submit(plant.office.order(input_key="inputs/none"))
+        assert (await plant.ended(accepted.job)).error_code == "engine_fault"
+
+
+async def test_an_edit_that_never_ends_is_stopped(office: Office, store: PictureStore) -> None:
+    """Every attempt has a time limit."""
+    office.patience = Patience(faults_max=1)
+    gate = Gate()
+    plant = Plant(office=office, objects=store, run_s_max=0.01, fleet=FakeFleet(behaviours=[gate]))
+    async with plant.at_work():
+        failed = await plant.ended(await submit(plant))
+    assert (failed.error_code, gate.stopped.is_set()) == ("edit_timeout", True)
+
+
+async def test_cancelling_a_running_job_stops_it_at_once(plant: Plant) -> None:
+    """Without waiting for a heartbeat; the place is free for the next."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate, at_once]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        await plant.desk.cancel(job.id, account=job.account)
+        ended = await plant.ended(job)
+        assert (ended.state, gate.stopped.is_set()) == (State.CANCELLED, True)
+        assert (await plant.ended(await submit(plant))).state is State.COMPLETED
+    assert plant.office.money() == (9, 0, 1)
+
+
+async def test_a_cancel_from_another_process_arrives_with_the_heartbeat(plant: Plant) -> None:
+    """The database carries it."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        plant.office.cancel(job.id)
+        await plant.dispatcher.heartbeat()
+        assert (await plant.ended(job)).state is State.CANCELLED
+        assert gate.stopped.is_set()
+
+
+async def test_heartbeats_keep_long_edits_alive(plant: Plant) -> None:
+    """An edit may take many times its lease."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        for _ in range(5):
+            plant.office.clock.advance(20)
+            await plant.dispatcher.heartbeat()
+            assert plant.office.recover() == []
+        gate.open.set()
+        assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_a_worker_that_slept_through_its_lease_stops_and_leaves_the_job_alone(plant: Plant) -> None:
+    """Another has it by now; its result counts, once."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        plant.office.clock.advance(60)
+        plant.office.recover()
+        plant.office.clock.advance(60)
+        [taken] = plant.office.claim("another")
+        await plant.dispatcher.heartbeat()
+        await asyncio.wait_for(gate.stopped.wait(), 10)
+        plant.office.complete(taken.lease)
+    done = plant.office.job(job.id)
+    assert (done.state, done.attempt) == (State.COMPLETED, 2)
+    assert plant.office.money() == (9, 0, 1)
+
+
+async def test_a_result_that_comes_too_late_is_thrown_away(plant: Plant) -> None:
+    """The worker finished without having noticed that its lease was lost."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        plant.office.clock.advance(60)
+        plant.office.recover()
+        plant.office.clock.advance(60)
+        [taken] = plant.office.claim("another")
+        gate.open.set()
+        await plant.dispatcher.close(drain_s=10)
+        assert plant.office.job(job.id) == taken
+        plant.office.complete(taken.lease)
+    assert plant.office.money() == (9, 0, 1)
+
+
+async def test_closing_hands_running_jobs_back(plant: Plant, store: PictureStore) -> None:
+    """The next process runs them at once, and no fault is counted."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+    left = plant.office.job(job.id)
+    assert (left.state, left.faults, gate.stopped.is_set()) == (State.QUEUED, 0, True)
+    after = Plant(office=plant.office, objects=store, worker="restarted")
+    async with after.at_work():
+        assert (await after.ended(job)).state is State.COMPLETED
+
+
+async def test_closing_may_wait_for_running_jobs(plant: Plant) -> None:
+    """A drain lets them end, and takes no new ones."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate, at_once]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        closing = asyncio.create_task(plant.dispatcher.close(drain_s=10))
+        await asyncio.sleep(0)
+        late = await submit(plant)
+        gate.open.set()
+        await asyncio.wait_for(closing, 10)
+    assert plant.office.job(job.id).state is State.COMPLETED
+    assert plant.office.job(late.id).state is State.QUEUED
+
+
+async def test_a_killed_process_finds_its_jobs_again_when_it_restarts(office: Office, store: PictureStore) -> None:
+    """Without waiting for their leases: they carry its name."""
+    office.patience = Patience(backoff_s=0)
+    job = office.start()
+    restarted = Plant(office=office, objects=store)
+    async with restarted.at_work():
+        done = await restarted.ended(job)
+    assert (done.state, done.attempt) == (State.COMPLETED, 2)
+
+
+async def test_a_database_that_goes_away_for_a_while_loses_nothing(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is kept until it can be written."""
+    gate, transact, refused = Gate(), plant.office.database.transact, 0
+
+    async def flaky(work: object) -> object:
+        nonlocal refused
+        if gate.open.is_set() and refused < 3:
+            refused += 1
+            raise DatabaseUnavailable("gone for a moment")
+        return await transact(work)  # type: ignore[arg-type]
+
+    plant = Plant(office=plant.office, objects=plant.objects, poll_s=0.01, fleet=FakeFleet(behaviours=[gate]))
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        monkeypatch.setattr(plant.office.database, "transact", flaky)
+        gate.open.set()
+        done = await plant.ended(job)
+    assert (done.state, done.attempt, refused) == (State.COMPLETED, 1, 3)
+
+
+async def test_a_worker_without_a_database_stops_when_its_lease_is_over(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have its jobs by then; the GPU has better things to do."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+
+    async def away(_work: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    async with plant.at_work():
+        await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        with monkeypatch.context() as broken:
+            broken.setattr(plant.office.database, "transact", away)
+            with pytest.raises(DatabaseUnavailable):
+                await plant.dispatcher.heartbeat()
+            assert not gate.stopped.is_set()
+            plant.office.clock.advance(31)
+            with pytest.raises(DatabaseUnavailable):
+                await plant.dispatcher.heartbeat()
+            await asyncio.wait_for(gate.stopped.wait(), 10)
+
+
+async def test_two_dispatchers_share_the_work(office: Office, store: PictureStore) -> None:
+    """Each job is run once, by one of them."""
+    office.bounds = type(office.bounds)(in_flight_max=100)
+    one = Plant(office=office, objects=store, worker="one", poll_s=0.01)
+    two = Plant(office=office, objects=store, worker="two", poll_s=0.01)
+    async with one.at_work(), two.at_work():
+        jobs = [(await one.desk.submit(office.order())).job for _ in range(10)]
+        done = [await one.ended(job) for job in jobs]
+    assert {(job.state, job.attempt) for job in done} == {(State.COMPLETED, 1)}
+    assert len(one.fleet.requests) + len(two.fleet.requests) == 10
+    assert office.money() == (0, 0, 10)

@@ -1,0 +1,322 @@
+"""Messages are written with the end of the job, signed, tried for a day, and can be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from standardwebhooks import Webhook
+
+from rekontext.accounts import registry
+from rekontext.database import DeliveryId, EndpointId
+from rekontext.jobs import EVENT_TYPES, endpoints
+from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
+from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
+from tests.fakes import FakeClock, FakeRandomness
+from tests.jobs.office import ALICE, BOB, Office
+
+URL = "https://example.com/hook"
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """Answers each request with the next of `answers`, the last one for ever."""
+
+    answers: list[int | Exception] = field(default_factory=lambda: [200])
+    got: list[tuple[str, bytes, Mapping[str, str]]] = field(default_factory=list)
+
+    async def __call__(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        self.got.append((url, body, headers))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+def office(office: Office) -> Office:
+    office.clock = FakeClock(datetime.now(UTC))  # the library that verifies reads the real clock
+    return office
+
+
+@pytest.fixture
+def deliverer(office: Office, receiver: Receiver) -> Deliverer:
+    return Deliverer(database=office.database, send=receiver, clock=office.clock, randomness=FakeRandomness())
+
+
+def add_endpoint(office: Office, *types: str, name: str = "end_1", url: str = URL) -> Endpoint:
+    return office.database.transact_sync(
+        lambda tx: endpoints.add(
+            tx,
+            ALICE,
+            endpoint=EndpointId(name),
+            url=url,
+            event_types=types or EVENT_TYPES,
+            randomness=FakeRandomness(1),
+            now=office.clock.now(),
+        )
+    )
+
+
+def log(office: Office) -> list[Delivery]:
+    return office.database.read_sync(lambda tx: endpoints.deliveries(tx, ALICE))
+
+
+def end_a_job(office: Office, *, webhook_url: str | None = None) -> str:
+    job = office.start(office.order(webhook_url=webhook_url))
+    return office.complete(job.lease).id
+
+
+@pytest.mark.anyio
+async def test_a_message_is_signed_so_that_the_public_library_accepts_it(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """With the endpoint's own secret; the body says which job ended and how."""
+    endpoint = add_endpoint(office)
+    job = end_a_job(office)
+    assert await deliverer.deliver() == 1
+    [(url, body, headers)] = receiver.got
+    assert url == URL
+    message = Webhook(endpoint.secret).verify(body, dict(headers))
+    assert message["type"] == "edit.completed"
+    assert message["data"] == {"request_id": job, "status": "COMPLETED", "error": None}
+    assert datetime.fromisoformat(message["timestamp"]) == office.clock.now()
+    [delivery] = log(office)
+    assert (delivery.state, delivery.id, delivery.body) == ("DELIVERED", headers["webhook-id"], body.decode())
+    assert [attempt.status for attempt in delivery.attempts] == [200]
+    assert await deliverer.deliver() == 0
+
+
+@pytest.mark.anyio
+async def test_a_jobs_own_url_is_told_too(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
+    """Signed with the account's secret."""
+    end_a_job(office, webhook_url="https://example.com/mine")
+    await deliverer.deliver()
+    [(url, body, headers)] = receiver.got
+    assert url == "https://example.com/mine"
+    secret = office.database.read_sync(lambda tx: registry.get(tx, ALICE)).webhook_secret
+    Webhook(secret).verify(body, dict(headers))
+
+
+def test_an_endpoint_hears_only_what_it_asked_for(office: Office) -> None:
+    """And only while it is switched on."""
+    add_endpoint(office, "edit.failed")
+    end_a_job(office)
+    assert log(office) == []
+    office.fail(office.start().lease, retry=False)
+    [delivery] = log(office)
+    assert json.loads(delivery.body)["data"]["error"] == "It broke."
+    office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), active=False))
+    office.fail(office.start().lease, retry=False)
+    assert len(log(office)) == 1
+
+
+def test_a_job_whose_end_is_rolled_back_tells_nobody(office: Office) -> None:
+    """Message and state are one transaction."""
+    add_endpoint(office)
+    job = office.start()
+
+    def work(tx: object) -> None:
+        office.life.stop(tx, job.lease, now=office.clock.now())  # type: ignore[arg-type]
+        raise LookupError("on purpose")
+
+    with pytest.raises(LookupError):
+        office.database.transact_sync(work)
+    assert log(office) == []
+
+
+@pytest.mark.anyio
+async def test_a_message_is_tried_for_a_day_and_then_given_up(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """Later and later, a little at random; every try is in the log."""
+    receiver.answers = [500, NotDelivered("connection refused"), 302, 404, 500]
+    add_endpoint(office)
+    end_a_job(office)
+    began = office.clock.now()
+    for number, wait_s in enumerate(RETRY_AFTER_S):
+        assert await deliverer.deliver() == 1, f"try {number + 1}"
+        [delivery] = log(office)
+        assert delivery.state == "PENDING"
+        until = (delivery.due_at - office.clock.now()).total_seconds()
+        assert 0.9 * wait_s <= until <= 1.1 * wait_s
+        office.clock.advance(until - 0.001)
+        assert await deliverer.deliver() == 0
+        office.clock.advance(0.001)
+    assert await deliverer.deliver() == 1
+    [dead] = log(office)
+    assert dead.state == "DEAD"
+    assert [attempt.status for attempt in dead.attempts][:4] == [500, None, 302, 404]
+    assert dead.attempts[1].error == "connection refused"
+    assert timedelta(hours=21) < office.clock.now() - began < timedelta(hours=26)
+    office.clock.advance(10 * 24 * 3600)
+    assert await deliverer.deliver() == 0
+
+
+@pytest.mark.anyio
+async def test_what_was_given_up_can_be_sent_again(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
+    """With the same id, so that the receiver can tell."""
+    receiver.answers = [410, 200]
+    end_a_job(office, webhook_url=URL)
+    await deliverer.deliver()
+    [dead] = log(office)
+    assert dead.state == "DEAD"
+    office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead.id, now=office.clock.now()))
+    with pytest.raises(WebhookUnknown):  # it waits already
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead.id, now=office.clock.now()))
+    await deliverer.deliver()
+    [sent] = log(office)
+    assert (sent.state, sent.id, len(sent.attempts)) == ("DELIVERED", dead.id, 2)
+    assert receiver.got[0][1] == receiver.got[1][1]
+    with pytest.raises(WebhookUnknown):
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, BOB, dead.id, now=office.clock.now()))
+
+
+@pytest.mark.anyio
+async def test_a_receiver_that_is_gone_is_switched_off(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """410 means never again; what still waits for it is given up without a request."""
+    receiver.answers = [410]
+    add_endpoint(office)
+    end_a_job(office)
+    await deliverer.deliver()
+    assert [endpoint.active for endpoint in office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE))] == [
+        False
+    ]
+    office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), active=True))
+    end_a_job(office)
+    office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), active=False))
+    await deliverer.deliver()
+    assert len(receiver.got) == 1
+    assert [delivery.state for delivery in log(office)] == ["DEAD", "DEAD"]
+
+
+@pytest.mark.anyio
+async def test_a_receiver_that_hangs_has_not_answered(office: Office) -> None:
+    """The wait has a limit, and the message another try."""
+
+    async def hang(_url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        await asyncio.Event().wait()
+        return 200
+
+    deliverer = Deliverer(
+        database=office.database, send=hang, clock=office.clock, randomness=FakeRandomness(), send_s_max=0.01
+    )
+    end_a_job(office, webhook_url=URL)
+    await deliverer.deliver()
+    [delivery] = log(office)
+    assert (delivery.state, delivery.attempts[0].error) == ("PENDING", "No answer within 0 s.")
+
+
+@pytest.mark.anyio
+async def test_a_bug_in_the_sender_is_a_failed_try(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
+    """One bad URL must not stop everybody's messages."""
+    receiver.answers = [ValueError("no such thing"), 200]
+    end_a_job(office, webhook_url=URL)
+    end_a_job(office, webhook_url=URL)
+    assert await deliverer.deliver() == 2
+    assert sorted(delivery.state for delivery in log(office)) == ["DELIVERED", "PENDING"]
+
+
+def test_a_message_is_sent_by_one_process_at_a_time_and_survives_its_death(office: Office) -> None:
+    """It is claimed before it is sent; unless an outcome is recorded it is due again."""
+    end_a_job(office, webhook_url=URL)
+    again_at = office.clock.now() + timedelta(seconds=30)
+
+    def take() -> list[DeliveryId]:
+        return [
+            message.id
+            for message in office.database.transact_sync(
+                lambda tx: claim(tx, limit=10, now=office.clock.now(), again_at=again_at)
+            )
+        ]
+
+    assert len(take()) == 1
+    assert take() == []
+    office.clock.advance(30)
+    assert len(take()) == 1
+
+
+def test_an_outcome_that_comes_too_late_is_only_logged(office: Office) -> None:
+    """A later try decides."""
+    end_a_job(office, webhook_url=URL)
+    now = office.clock.now()
+    [early] = office.database.transact_sync(lambda tx: claim(tx, limit=1, now=now, again_at=now))
+    [late] = office.database.transact_sync(lambda tx: claim(tx, limit=1, now=now, again_at=now))
+    for message, status, wait_s in ((late, 200, None), (early, None, None)):
+        office.database.transact_sync(
+            lambda tx, message=message, status=status, wait_s=wait_s: record(  # type: ignore[misc]
+                tx, message, status, None, started=now, ended=now, wait_s=wait_s
+            )
+        )
+    [delivery] = log(office)
+    assert (delivery.state, len(delivery.attempts)) == ("DELIVERED", 2)
+
+
+@pytest.mark.anyio
+async def test_the_loop_delivers_as_soon_as_it_is_woken(office: Office, receiver: Receiver) -> None:
+    """Not only by polling."""
+    arrived = asyncio.Event()
+
+    async def send(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        arrived.set()
+        return await receiver(url, body, headers)
+
+    deliverer = Deliverer(
+        database=office.database, send=send, clock=office.clock, randomness=FakeRandomness(), poll_s=60
+    )
+    running = asyncio.create_task(deliverer.run())
+    try:
+        await asyncio.sleep(0)
+        await asyncio.to_thread(end_a_job, office, webhook_url=URL)
+        deliverer.wake()
+        await asyncio.wait_for(arrived.wait(), 10)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_endpoints_are_listed_and_changed(office: Office) -> None:
+    """By their own account only."""
+    made = add_endpoint(office, "edit.completed")
+    assert made.secret.startswith("whsec_")
+    assert made.secret not in repr(made)
+    changed = office.database.transact_sync(
+        lambda tx: endpoints.change(
+            tx, ALICE, made.id, url="http://example.org/", event_types=["edit.failed", "edit.failed"]
+        )
+    )
+    assert (changed.url, changed.event_types, changed.active) == ("http://example.org/", ("edit.failed",), True)
+    unchanged = office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, made.id))
+    assert office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE)) == [unchanged] == [changed]
+    with pytest.raises(WebhookUnknown):
+        office.database.transact_sync(lambda tx: endpoints.change(tx, BOB, made.id, active=False))
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com", "example.com", "https://", "https://user:pass@example.com", "http://[::1", "x" * 3000]
+)
+def test_a_url_that_cannot_be_called_is_refused(office: Office, url: str) -> None:
+    """When it is given, not at the first delivery."""
+    with pytest.raises(WebhookRefused, match="allowed: http"):
+        add_endpoint(office, url=url)
+
+
+def test_what_makes_no_sense_is_refused(office: Office) -> None:
+    """Unknown events, none at all, or too many endpoints."""
+    with pytest.raises(WebhookRefused, match=r"edit\.eaten; allowed"):
+        add_endpoint(office, "edit.eaten")
+    for number in range(endpoints.ENDPOINTS_PER_ACCOUNT_MAX):
+        add_endpoint(office, name=f"end_{number}")
+    with pytest.raises(WebhookRefused, match="at most 20"):
+        add_endpoint(office, name="one_more")
