@@ -1,0 +1,117 @@
+"""The recipe: tokenizers, autoencoder, transformer, export, exam. Each stage can be cut off and goes on where it was.
+
+    python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
+
+Knows the order of the stages and how long each one trains. Progress lines go to the terminal, loss curves to `--runs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from training.autoencoder import WIDTHS, autoencoder
+from training.card import write_card
+from training.exam import main as exam
+from training.export import export
+from training.loop import Plan
+from training.model import MINI, TINY, Editor, Size
+from training.tokenizers import VOCABULARY, clip_tokenizer, sentences, t5_tokenizer
+from training.transformer import NATIVE, SMALL, TOKENS_PER_BATCH, Sizes, transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the result, apart from rounding.
+
+    Attributes:
+        corpus: sentences per edit that the tokenizers are trained on.
+        examined: seeds of the exam; none for no exam.
+    """
+
+    seed: int = 0
+    corpus: int = 400
+    vocabulary: int = VOCABULARY
+    widths: tuple[int, ...] = WIDTHS
+    autoencoder: Plan
+    size: Size = MINI
+    sizes: Sizes = (SMALL, NATIVE)
+    tokens: int = TOKENS_PER_BATCH
+    transformer: Plan
+    examined: tuple[int, ...] = (1, 2, 3)
+
+
+FULL: Final = Recipe(
+    autoencoder=Plan(iterations=1600, rate=3e-3, cooldown=0.5, save_every=100),
+    transformer=Plan(iterations=2400, rate=2e-3, cooldown=0.4, average=0.997),
+)
+SMOKE: Final = Recipe(
+    corpus=4,
+    vocabulary=420,
+    widths=(8, 8, 8, 8),
+    autoencoder=Plan(iterations=2, rate=1e-3, save_every=1),
+    size=TINY,
+    sizes=(((32, 32),), ((32, 48), (48, 32))),
+    tokens=100,
+    transformer=Plan(iterations=2, rate=1e-3, save_every=1),
+    examined=(),
+)
+"""Seconds instead of hours: every stage does two iterations. The result is noise."""
+
+
+def tokenizers(runs: Path, recipe: Recipe) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    """Train both tokenizers, or load them where `runs` has them."""
+    clip, t5 = runs / "tokenizer", runs / "tokenizer_2"
+    if not (clip.exists() and t5.exists()):
+        corpus = sentences(recipe.seed, recipe.corpus)
+        print(f"tokenizers: {len(corpus)} sentences", flush=True)
+        t5_tokenizer(corpus, recipe.vocabulary).save_pretrained(t5)
+        clip_tokenizer(corpus, recipe.vocabulary).save_pretrained(clip)
+    return CLIPTokenizer.from_pretrained(clip), T5Tokenizer.from_pretrained(t5)
+
+
+def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, snapshot: bool = False) -> None:
+    """Make the model and write it to `out`; what the stages need to go on lies in `runs`.
+
+    Args:
+        snapshot: don't train the transformer further: export the averaged weights that it has reached.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    clip, t5 = tokenizers(runs, recipe)
+    vae = autoencoder(runs, plan=recipe.autoencoder, device=device, widths=recipe.widths)
+    torch.manual_seed(recipe.seed)
+    editor = Editor(recipe.size, clip, t5)
+    if snapshot:
+        editor.load_state_dict(torch.load(runs / "transformer.pt", weights_only=True)["averaged"])
+    else:
+        plan, sizes = recipe.transformer, recipe.sizes
+        transformer(runs, editor, vae, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
+    export(editor.eval(), vae.eval(), out)
+    marks = exam(out, 35, recipe.examined) if recipe.examined else ""
+    print(marks, flush=True)
+    write_card(out, editor, vae, marks)
+
+
+def main() -> None:
+    """Read the command line and make the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("src/rekontext/models/mini"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+    parser.add_argument("--snapshot", action="store_true", help="only export what a training in progress has reached")
+    parser.add_argument("--smoke", action="store_true", help="two iterations of everything, to see that it runs")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    recipe, device = SMOKE if given.smoke else FULL, torch.device(given.device)
+    make(recipe, out=given.out, runs=given.runs, device=device, snapshot=given.snapshot)
+
+
+if __name__ == "__main__":
+    main()
