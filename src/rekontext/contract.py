@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
-from PIL.Image import Image
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 AspectRatio = Literal[
     "match_input_image", "1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"
 ]
 ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
+
+Acceleration = Literal["none", "regular", "high"]
+"""How many transformer passes an edit may leave out. "none" is exact."""
+ACCELERATIONS: Final[tuple[Acceleration, ...]] = get_args(Acceleration)
 
 STEPS_MIN: Final = 4
 STEPS_MAX: Final = 50
@@ -23,6 +28,8 @@ STEPS_DEFAULT: Final = 35
 GUIDANCE_MIN: Final = 0.0
 GUIDANCE_MAX: Final = 10.0
 GUIDANCE_DEFAULT: Final = 7.0
+PRIORITY_MIN: Final = -2
+PRIORITY_MAX: Final = 2
 SEED_MAX: Final = 2**63 - 1
 
 
@@ -37,6 +44,12 @@ class EditRequest:
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
         aspect_ratio: one of `ASPECT_RATIOS`; without a photo "match_input_image" means 1:1.
+        acceleration: one of `ACCELERATIONS`.
+        preview_every: steps between two previews; None for no previews.
+        account: whose share of the device this edit uses up.
+        priority: `PRIORITY_MIN`..`PRIORITY_MAX`; each level counts as half or double the length.
+        deadline_s: seconds after submission by which the caller needs the picture; an edit that can't make it
+            is refused when it is submitted, never later.
 
     Raises:
         EditRefused: a value is out of its range.
@@ -49,6 +62,11 @@ class EditRequest:
     steps: int = STEPS_DEFAULT
     guidance: float = GUIDANCE_DEFAULT
     aspect_ratio: AspectRatio = "match_input_image"
+    acceleration: Acceleration = "none"
+    preview_every: int | None = None
+    account: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_MAX:
@@ -59,6 +77,14 @@ class EditRequest:
             raise EditRefused(f"seed is {self.seed}: it must be from 0 to {SEED_MAX}")
         if self.aspect_ratio not in ASPECT_RATIOS:
             raise EditRefused(f"aspect_ratio is {self.aspect_ratio!r}: it must be one of {', '.join(ASPECT_RATIOS)}")
+        if self.acceleration not in ACCELERATIONS:
+            raise EditRefused(f"acceleration is {self.acceleration!r}: it must be one of {', '.join(ACCELERATIONS)}")
+        if self.preview_every is not None and self.preview_every < 1:
+            raise EditRefused(f"preview_every is {self.preview_every}: it must be at least 1")
+        if not PRIORITY_MIN <= self.priority <= PRIORITY_MAX:
+            raise EditRefused(f"priority is {self.priority}: it must be from {PRIORITY_MIN} to {PRIORITY_MAX}")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise EditRefused(f"deadline_s is {self.deadline_s}: it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +102,42 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A small early look at the picture, from the latents as they stand.
+
+    Attributes:
+        picture: RGB, one pixel for each 8x8 of the result.
+    """
+
+    step: int
+    steps: int
+    picture: Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """When an edit would be done if it were submitted now, or is expected to be done.
+
+    Attributes:
+        position: edits that will be served before it; 0 is next or running.
+        wait_s: seconds until its first step.
+        finish_s: seconds until the picture is there.
+    """
+
+    position: int
+    wait_s: float
+    finish_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EditResult:
     """The edited picture and what it took.
 
     Attributes:
         picture: RGB, of the size that `aspect_ratio` stands for on the model's canvas.
-        seed, steps: as really used.
-        inference_s: seconds of engine time, from prepare to the decoded picture.
+        seed, steps, acceleration: as really used.
+        passes: times that the transformer really ran; fewer than `steps` only with acceleration.
+        inference_s: seconds that the device worked on this edit; waiting between steps doesn't count.
         timings: the same by stage: "prepare", "denoise", "decode" (seconds).
     """
 
@@ -90,6 +145,8 @@ class EditResult:
     seed: int
     steps: int
     inference_s: float
+    passes: int
+    acceleration: Acceleration = "none"
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -101,6 +158,7 @@ class ModelCard:
         name: "mini", or the folder, file or hub id that was opened.
         canvas_area: native pixels per picture (1048576 for the real model).
         is_mini: the embedded model, which knows only a few instructions.
+        knows: those instructions, shortly, in words that it understands; empty for a model that knows them all.
     """
 
     name: str
@@ -109,9 +167,10 @@ class ModelCard:
     device: str
     dtype: str
     is_mini: bool
+    knows: tuple[str, ...] = ()
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[Progress | Preview], None]
 
 
 class Fleet(Protocol):
@@ -138,8 +197,13 @@ class Fleet(Protocol):
 
         Raises:
             EditRefused: the request can't be done as asked (the caller's fault; never retried).
+            DeadlineUnmeetable: it can't be done by its `deadline_s`.
             EngineFault: the engine failed (ours; may be retried).
         """
+        ...
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        """When this edit would be done if it were submitted now; a submitted one is known by its id. Cheap."""
         ...
 
     async def close(self) -> None:
@@ -149,6 +213,16 @@ class Fleet(Protocol):
 
 class EditRefused(ValueError):
     """The caller asked for something that can't be done. The message says what is allowed instead."""
+
+
+class DeadlineUnmeetable(EditRefused):
+    """The edit can't be done by the time its caller needs it."""
+
+    def __init__(self, *, deadline_s: float, finish_s: float) -> None:
+        super().__init__(
+            f"deadline_s is {deadline_s:g}, but the edit would be done in {finish_s:.1f} s at the earliest"
+        )
+        self.finish_s = finish_s
 
 
 class EngineFault(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from rekontext.contract import ASPECT_RATIOS, AspectRatio, EditRefused, EditRequest, Progress
+from rekontext.contract import (
+    ASPECT_RATIOS,
+    Acceleration,
+    AspectRatio,
+    DeadlineUnmeetable,
+    EditRefused,
+    EditRequest,
+    Preview,
+    Progress,
+)
 from rekontext.engine import EditCancelled, Engine
+from rekontext.engine import edit as stages
 from rekontext.engine.edit import noise
 from tests.small_model import CANVAS_AREA, SHAPES, build
 
@@ -56,19 +67,135 @@ def test_photos_of_every_mode_are_taken(engine: Engine, mode: str) -> None:
 
 
 def test_progress_counts_every_step_and_tells_what_remains(engine: Engine) -> None:
-    seen: list[Progress] = []
+    seen: list[Progress | Preview] = []
     engine.edit(PHOTO, "night", steps=5, seed=1, on_step=seen.append)
-    assert [(p.step, p.steps) for p in seen] == [(i, 5) for i in range(6)]
-    assert seen[0].remaining_s is None
-    assert seen[-1].remaining_s == 0
+    progress = [news for news in seen if isinstance(news, Progress)]
+    assert [(p.step, p.steps) for p in progress] == [(i, 5) for i in range(6)]
+    assert progress[0].remaining_s is None
+    assert all(p.remaining_s is not None and p.remaining_s > 0 for p in progress[1:])
 
 
-def test_cancelling_stops_within_one_step(engine: Engine) -> None:
-    seen: list[Progress] = []
-    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=9, seed=1)
+def test_previews_come_on_request_and_show_the_picture(engine: Engine) -> None:
+    """One pixel per latent, every k steps, not for the last step: then the picture itself is there."""
+    seen: list[Progress | Preview] = []
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=7, seed=1, preview_every=2)
+    picture = engine.submit(request, on_progress=seen.append).result(60).picture
+    previews = [news for news in seen if isinstance(news, Preview)]
+    assert [p.step for p in previews] == [2, 4, 6]
+    assert all(p.picture.size == (picture.width // 8, picture.height // 8) for p in previews)
+
+
+def test_cancelling_a_running_edit_stops_within_one_step(engine: Engine) -> None:
+    """And frees what it held; others go on."""
+    steps: list[int] = []
+
+    def listen(news: Progress | Preview) -> None:
+        assert isinstance(news, Progress)
+        steps.append(news.step)
+        if news.step == 3:
+            ticket.cancel()
+
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1)
+    with engine._changed:  # so that `ticket` is bound before the first step tells of itself
+        ticket = engine.submit(request, on_progress=listen)
     with pytest.raises(EditCancelled):
-        engine.run(request, on_step=seen.append, is_cancelled=lambda: len(seen) > 3)
-    assert seen[-1].step == 3
+        ticket.result(60)
+    assert steps[-1] <= 4
+    assert ticket.edit is None
+    assert ticket.parked is None
+    assert len(engine._scheduler) == 0
+
+
+def test_cancelling_a_waiting_edit_ends_it_before_its_first_step(engine: Engine) -> None:
+    with engine._changed:
+        ticket = engine.submit(EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1))
+        ticket.cancel()
+    with pytest.raises(EditCancelled):
+        ticket.result(60)
+    assert "denoise" not in ticket.timings
+
+
+def test_an_edit_alone_and_among_sixteen_others_gives_the_same_bytes(engine: Engine) -> None:
+    """Whatever order the scheduler makes, an edit's arithmetic is its own."""
+    requests = [
+        EditRequest(id=str(i), prompt=f"edit {i}", photo=PHOTO, steps=3 + i % 5, seed=i, aspect_ratio=ratio)
+        for i, ratio in zip(range(17), ASPECT_RATIOS * 2, strict=False)
+    ]
+    alone = [engine.submit(request).result(60).picture.tobytes() for request in requests]
+    tickets = [engine.submit(request) for request in requests]
+    assert [ticket.result(60).picture.tobytes() for ticket in tickets] == alone
+
+
+def test_a_short_edit_overtakes_a_long_one(engine: Engine) -> None:
+    order: list[str] = []
+    long = EditRequest(id="long", prompt="night", photo=PHOTO, steps=50, seed=1)
+    short = EditRequest(id="short", prompt="night", photo=PHOTO, steps=1, seed=1)
+    with engine._changed:
+        tickets = [engine.submit(request) for request in (long, short)]
+        for ticket in tickets:
+            ticket.future.add_done_callback(lambda _, id=ticket.request.id: order.append(id))  # type: ignore[misc]
+    for ticket in tickets:
+        ticket.result(60)
+    assert order == ["short", "long"]
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(engine: Engine) -> None:
+    """The engine knows how long an edit takes, so it says no when it is asked, not when time is up."""
+    engine.edit(PHOTO, "night", steps=4, seed=1)
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1, deadline_s=1e-6)
+    with pytest.raises(DeadlineUnmeetable, match="deadline_s is 1e-06, but the edit would be done in"):
+        engine.submit(request)
+    assert engine.submit(replace(request, deadline_s=600.0)).result(60).steps == 50
+
+
+def test_estimates_grow_with_the_queue(engine: Engine) -> None:
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1)
+    empty = engine.estimate(request)
+    assert empty.position == 0
+    assert empty.wait_s == 0
+    with engine._changed:
+        tickets = [engine.submit(replace(request, steps=10)) for _ in range(5)]
+        full = engine.estimate(request)
+    assert full.position == 5
+    assert full.finish_s > empty.finish_s
+    for ticket in tickets:
+        ticket.cancel()
+
+
+@pytest.mark.parametrize(("acceleration", "passes"), [("none", 20), ("regular", 12), ("high", 10)])
+def test_acceleration_leaves_out_passes_and_says_so(engine: Engine, acceleration: Acceleration, passes: int) -> None:
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=20, seed=1, acceleration=acceleration)
+    result = engine.submit(request).result(60)
+    assert (result.passes, result.steps, result.acceleration) == (passes, 20, acceleration)
+
+
+def test_a_fault_in_one_edit_is_told_to_its_caller_and_spares_the_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stages.step
+
+    def faulty(model: stages.Model, edit: stages.Edit) -> None:
+        if edit.request.id == "bad":
+            raise MemoryError("device is full")
+        honest(model, edit)
+
+    monkeypatch.setattr(stages, "step", faulty)
+    good, bad = (
+        engine.submit(EditRequest(id=id, prompt="night", photo=PHOTO, steps=4, seed=1)) for id in ("good", "bad")
+    )
+    with pytest.raises(MemoryError, match="device is full"):
+        bad.result(60)
+    assert good.result(60).steps == 4
+
+
+def test_closing_ends_every_edit(tmp_path: Path) -> None:
+    build(tmp_path / "model", SHAPES["plain"])
+    with Engine.open(str(tmp_path / "model"), device="cpu", costs_file=tmp_path / "costs.json") as engine:
+        tickets = [engine.submit(EditRequest(id=str(i), prompt="x", photo=PHOTO, steps=50, seed=1)) for i in range(20)]
+        tickets[0].result(60)
+    for ticket in tickets:
+        assert ticket.future.done()
+    assert (tmp_path / "costs.json").is_file()
 
 
 @pytest.mark.parametrize(

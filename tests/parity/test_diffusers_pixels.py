@@ -82,7 +82,7 @@ def _native(engine: Engine) -> stages.Model:
 
 def pixels(engine: Engine, case: EditRequest) -> Tensor:
     """Ours, (3, y, x) in 0..1 before rounding to bytes."""
-    edit = stages.prepare(engine.model, case)
+    edit = stages.prepare(engine.model, case, stages.plan(engine.model, case))
     while not edit.is_denoised:
         stages.step(engine.model, edit)
     return stages.finish(engine.model, edit)

@@ -50,20 +50,20 @@ class Autoencoder:
         return int(self._model.config["latent_channels"])
 
     @torch.inference_mode()
-    def encode(self, photo: Image.Image, size: Size) -> Tensor:
+    def encode(self, photo: Image.Image, size: Size, *, remember: bool = True) -> Tensor:
         """Reference tokens (1, n, e) in float32 of the photo, stretched to `size` with Lanczos and not cropped."""
-        photo = photo.convert("RGB")
-        key = hashlib.sha256(repr((photo.size, size)).encode() + photo.tobytes()).digest()
+        photo = stretch(photo, size)
+        key = hashlib.sha256(repr(size).encode() + photo.tobytes()).digest()
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        resized = photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(resized, dtype=np.float32) / 255.0)
+        pixels = torch.from_numpy(np.array(photo, dtype=np.float32) / 255.0)
         pixels_bcyx = rearrange(pixels * 2.0 - 1.0, "y x c -> 1 c y x").to(self._model.device, self._model.dtype)
         # The distribution's mode, not a sample: a reference must not depend on a seed.
         latents = self._model.encode(pixels_bcyx).latent_dist.mode()
         tokens = pack((latents - self._shift) * self._scaling).float()
-        self._remember(key, tokens)
+        if remember:
+            self._remember(key, tokens)
         return tokens
 
     @torch.inference_mode()
@@ -81,7 +81,13 @@ class Autoencoder:
             self._cached_bytes -= dropped.nbytes
 
 
+def stretch(photo: Image.Image, size: Size) -> Image.Image:
+    """The photo in RGB at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
+    photo = photo.convert("RGB")
+    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
+
+
 def to_picture(pixels_3yx: Tensor) -> Image.Image:
     """Float pixels in 0..1 -> an RGB picture, rounded to the nearest of 256 levels."""
     levels = (pixels_3yx * 255).round().to(torch.uint8)
-    return Image.fromarray(rearrange(levels, "c y x -> y x c").contiguous().numpy(), mode=None)
+    return Image.fromarray(rearrange(levels, "c y x -> y x c").contiguous().numpy())

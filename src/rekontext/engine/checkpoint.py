@@ -56,6 +56,7 @@ class Facts:
         name: how the model calls itself; empty takes the name it was opened by.
         canvas_area: native pixels per picture.
         text_tokens: length to which T5's input is padded.
+        knows: instructions that a small model was taught; empty where it wasn't taught by list.
         axes: rotary widths (stream, row, column), for single files with unusual heads.
         autoencoder: configuration of an `ae.safetensors` that differs from FLUX's.
     """
@@ -63,6 +64,7 @@ class Facts:
     name: str = ""
     canvas_area: int = KONTEXT_AREA
     text_tokens: int = 512
+    knows: tuple[str, ...] = ()
     axes: tuple[int, ...] | None = None
     autoencoder: dict[str, Any] = field(default_factory=dict)
 
@@ -91,6 +93,7 @@ class Parts:
     canvas: Canvas
     schedule: Schedule
     text_tokens: int
+    knows: tuple[str, ...]
     transformer: KontextTransformer
     autoencoder: AutoencoderKL
     clip: CLIPTextModel
@@ -139,6 +142,7 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
+        knows=tuple(facts.knows),
         transformer=load_transformer(source, config_from_diffusers(config), device=device, dtype=dtype),
         autoencoder=_frozen(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
         **_text_parts(folder, device, dtype),
@@ -164,6 +168,7 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype) -> Parts:
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
+        knows=tuple(facts.knows),
         transformer=load_transformer(original, config_from_original(original, facts.axes), device=device, dtype=dtype),
         autoencoder=_frozen(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
         **_text_parts(folder, device, dtype),

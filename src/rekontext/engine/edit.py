@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rekontext.contract import EditRequest
+from rekontext.engine.acceleration import Seen, extrapolate, step_map
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
 from rekontext.engine.checkpoint import Parts
@@ -43,25 +44,45 @@ class Model:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a request comes to, known before anything of it runs.
+
+    Attributes:
+        size, reference_size: in pixels; no reference for text-to-image.
+        output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
+        runs: which steps run the transformer; the others are extrapolated.
+    """
+
+    size: Size
+    reference_size: Size | None
+    output_tokens: int
+    tokens: int
+    runs: tuple[bool, ...]
+
+
 @dataclass(kw_only=True)
 class Edit:
     """An edit under way.
 
     Attributes:
-        size: of the picture being made, in pixels.
         sigmas: steps + 1 noise levels.
         modulation_sw: all steps' modulation, on the device.
         latents_1ne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
+        seen: the last computed velocities, at most two.
         step: steps done.
+        passes: transformer passes done.
     """
 
     request: EditRequest
-    size: Size
+    plan: Plan
     sigmas: list[float]
     conditioning: Conditioning
     modulation_sw: Tensor
     latents_1ne: Tensor
+    seen: tuple[Seen, ...] = ()
     step: int = 0
+    passes: int = 0
 
     @property
     def is_denoised(self) -> bool:
@@ -69,27 +90,40 @@ class Edit:
         return self.step == self.request.steps
 
 
-@torch.inference_mode()
-def prepare(model: Model, request: EditRequest) -> Edit:
-    """Everything that comes before the first step: encode, draw noise, compute what all steps share."""
-    transformer = model.transformer
+def plan(model: Model, request: EditRequest) -> Plan:
+    """Sizes and passes of an edit. Cheap: nothing is computed."""
     photo = request.photo
     size = model.canvas.output(request.aspect_ratio, photo.size if photo else None)
-    prompt = model.prompts.encode(request.prompt)
-    positions = [text_positions(prompt.states_1tw.shape[1]), picture_positions(size, stream=0)]
-    reference = None
-    if photo is not None:
-        # The reference keeps the photo's own shape even where another ratio is asked for.
-        reference_size = model.canvas.nearest(photo.size)
-        reference = model.autoencoder.encode(photo, reference_size)
-        positions.append(picture_positions(reference_size, stream=1))
+    # The reference keeps the photo's own shape even where another ratio is asked for.
+    reference_size = model.canvas.nearest(photo.size) if photo else None
+    tokens = [_tokens(picture) for picture in (size, reference_size) if picture]
+    return Plan(
+        size=size,
+        reference_size=reference_size,
+        output_tokens=tokens[0],
+        tokens=model.prompts.tokens + sum(tokens),
+        runs=step_map(request.steps, request.acceleration),
+    )
 
-    latents = pack(noise(request.seed, size, model.autoencoder.channels)).to(transformer.device)
-    sigmas = model.schedule.sigmas(request.steps, latents.shape[1])
+
+@torch.inference_mode()
+def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
+    """Everything that comes before the first step: encode, draw noise, compute what all steps share."""
+    transformer = model.transformer
+    prompt = model.prompts.encode(request.prompt)
+    positions = [text_positions(prompt.states_1tw.shape[1]), picture_positions(plan.size, stream=0)]
+    reference = None
+    if request.photo is not None:
+        assert plan.reference_size is not None, "planned without the photo"
+        reference = model.autoencoder.encode(request.photo, plan.reference_size)
+        positions.append(picture_positions(plan.reference_size, stream=1))
+
+    latents = pack(noise(request.seed, plan.size, model.autoencoder.channels)).to(transformer.device)
+    sigmas = model.schedule.sigmas(request.steps, plan.output_tokens)
     rotation = rotation_table(torch.cat(positions), transformer.config.axes, transformer.device)
     return Edit(
         request=request,
-        size=size,
+        plan=plan,
         sigmas=[float(sigma) for sigma in sigmas],
         conditioning=transformer.condition(prompt.states_1tw, reference, rotation),
         modulation_sw=transformer.modulation(torch.from_numpy(sigmas[:-1]), request.guidance, prompt.pooled_1p),
@@ -101,15 +135,28 @@ def prepare(model: Model, request: EditRequest) -> Edit:
 def step(model: Model, edit: Edit) -> None:
     """One Euler step: x += (sigma_next - sigma) * velocity."""
     i = edit.step
-    velocity = model.transformer(edit.latents_1ne, edit.conditioning, edit.modulation_sw[i : i + 1])
-    edit.latents_1ne = edit.latents_1ne + (edit.sigmas[i + 1] - edit.sigmas[i]) * velocity.float()
+    if edit.plan.runs[i]:
+        velocity = model.transformer(edit.latents_1ne, edit.conditioning, edit.modulation_sw[i : i + 1]).float()
+        edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[i], velocity))
+        edit.passes += 1
+    else:
+        earlier, later = edit.seen
+        velocity = extrapolate(earlier, later, edit.sigmas[i])
+    edit.latents_1ne = edit.latents_1ne + (edit.sigmas[i + 1] - edit.sigmas[i]) * velocity
     edit.step += 1
+
+
+@torch.inference_mode()
+def predicted_clean(edit: Edit) -> Tensor:
+    """Where the path leads from here in a straight line, (1, n, e): what previews show."""
+    assert edit.seen, "no step was done yet"
+    return edit.latents_1ne - edit.sigmas[edit.step] * edit.seen[-1].velocity
 
 
 def finish(model: Model, edit: Edit) -> Tensor:
     """Decode the latents: (3, y, x) in 0..1, float32 on the host."""
     assert edit.is_denoised, f"finished after {edit.step} of {edit.request.steps} steps"
-    return model.autoencoder.decode(edit.latents_1ne, edit.size)
+    return model.autoencoder.decode(edit.latents_1ne, edit.plan.size)
 
 
 def noise(seed: int, size: Size, channels: int) -> Tensor:
@@ -120,3 +167,7 @@ def noise(seed: int, size: Size, channels: int) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     cells = PIXELS_PER_TOKEN // 2
     return torch.randn(1, channels, size[1] // cells, size[0] // cells, generator=generator)
+
+
+def _tokens(size: Size) -> int:
+    return (size[0] // PIXELS_PER_TOKEN) * (size[1] // PIXELS_PER_TOKEN)

@@ -1,4 +1,7 @@
-"""The engine: an opened model that edits pictures, one at a time, from any thread.
+"""The engine: an opened model, the thread that owns its device, and the edits that are under way on it.
+
+One thread runs transformer steps, one at a time, of whichever edit the scheduler names. Everything around the steps
+(encoding, decoding) runs beside it on a second thread, so that the device's main work doesn't wait for it.
 
 Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract`.
 """
@@ -8,55 +11,104 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from threading import Lock
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Final
 
+import torch
 from PIL import Image
 
 from rekontext.contract import (
     GUIDANCE_DEFAULT,
     SEED_MAX,
     STEPS_DEFAULT,
+    Acceleration,
     AspectRatio,
+    DeadlineUnmeetable,
     EditRequest,
     EditResult,
+    Estimate,
     ModelCard,
     OnProgress,
+    Preview,
     Progress,
 )
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.checkpoint import MINI, Parts, open_model
+from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
 from rekontext.engine.precision import choose_device, choose_dtype
+from rekontext.engine.preview import Previewer
+from rekontext.engine.scheduler import Policy, Scheduler
+from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
 
+STARTED_EDITS_MAX: Final = 8
+"""Edits between their first and last step. Each holds its modulation: 105 MB at full size and 50 steps."""
 
-class EditCancelled(Exception):
-    """The edit was stopped between two steps, because its caller asked for that."""
+_GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
+"""Until the first step was measured."""
 
 
 class Engine:
-    """An opened model. Make one with `Engine.open`."""
+    """An opened model. Make one with `Engine.open`, `close` it when done (or use it in a `with` statement)."""
 
-    def __init__(self, parts: Parts, *, is_mini: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        is_mini: bool = False,
+        policy: Policy | None = None,
+        weight: Callable[[str], float] = lambda _: 1.0,
+        costs_file: Path | None = None,
+    ) -> None:
         self.model = Model.of(parts)
-        self._lock = Lock()
+        transformer = parts.transformer
         self.card = ModelCard(
             name=parts.name,
             canvas_area=parts.canvas.area,
-            parameters=sum(p.numel() for p in parts.transformer.parameters()),
-            device=str(parts.transformer.device),
-            dtype=str(parts.transformer.dtype).removeprefix("torch."),
+            parameters=sum(p.numel() for p in transformer.parameters()),
+            device=str(transformer.device),
+            dtype=str(transformer.dtype).removeprefix("torch."),
             is_mini=is_mini,
+            knows=parts.knows,
         )
+        self._costs_file = costs_file
+        self.costs = CostModel.load(costs_file) if costs_file else CostModel()
+        self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[transformer.device.type]
+        self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
+        self._tickets: dict[int, Ticket] = {}
+        self._submitted = 0
+        self._previewer: Previewer | None = None
+        self._changed = Condition()
+        self._is_closing = False
+        self._side = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-side")
+        self._side_stream = torch.cuda.Stream(transformer.device) if transformer.device.type == "cuda" else None
+        self._thread = Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
 
     @classmethod
-    def open(cls, model: str = MINI, *, device: str | None = None, dtype: str | None = None) -> Engine:
+    def open(
+        cls,
+        model: str = MINI,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        policy: Policy | None = None,
+        weight: Callable[[str], float] = lambda _: 1.0,
+        costs_file: Path | None = None,
+    ) -> Engine:
         """Load a model.
 
         Args:
             model: "mini" (inside this package), a diffusers folder, a .safetensors file, or a hub id (owner/name).
             device: "cpu", "cuda" or "cuda:N"; None takes the first GPU, else the CPU.
             dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU and float32 on the CPU.
+            policy: in which order edits are served.
+            weight: an account's share of the device relative to others'.
+            costs_file: where measured step times are kept between runs.
 
         Raises:
             CheckpointError: the model can't be found or isn't complete.
@@ -64,7 +116,13 @@ class Engine:
         """
         torch_device = choose_device(device)
         parts = open_model(model, device=torch_device, dtype=choose_dtype(dtype, torch_device))
-        return cls(parts, is_mini=model == MINI)
+        return cls(parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def edit(
         self,
@@ -75,9 +133,10 @@ class Engine:
         guidance: float = GUIDANCE_DEFAULT,
         seed: int | None = None,
         aspect_ratio: AspectRatio = "match_input_image",
+        acceleration: Acceleration = "none",
         on_step: OnProgress | None = None,
     ) -> Image.Image:
-        """Edit a picture as the prompt says.
+        """Edit a picture as the prompt says, and wait for it.
 
         Args:
             photo: of any size and mode; None makes a picture from the prompt alone.
@@ -85,7 +144,8 @@ class Engine:
             guidance: 0..10.
             seed: the same seed gives the same picture; None draws one.
             aspect_ratio: one of `rekontext.contract.ASPECT_RATIOS`.
-            on_step: called after preparing and after every step.
+            acceleration: "none" is exact; "regular" and "high" leave out transformer passes.
+            on_step: called from the engine's thread after preparing and after every step.
 
         Returns:
             An RGB picture of one of the model's own sizes.
@@ -101,49 +161,218 @@ class Engine:
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
             aspect_ratio=aspect_ratio,
+            acceleration=acceleration,
         )
-        return self.run(request, on_step=on_step).picture
+        return self.submit(request, on_progress=on_step).result().picture
 
-    def run(
-        self,
-        request: EditRequest,
-        *,
-        on_step: OnProgress | None = None,
-        is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> EditResult:
-        """Run one edit to its end. Edits from several threads take turns.
+    def submit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> Ticket:
+        """Queue an edit. Many may be queued: a waiting photo is kept at the size it will be used at, compressed.
 
         Args:
-            is_cancelled: asked before every step.
+            on_progress: called from the engine's threads; it must not block.
 
         Raises:
-            EditCancelled: `is_cancelled` said so.
+            DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
         """
-        with self._lock:
-            started = time.perf_counter()
-            if is_cancelled():
-                raise EditCancelled
-            edit = stages.prepare(self.model, request)
-            prepared = time.perf_counter()
-            _tell(on_step, edit.step, request.steps, None)
-            while not edit.is_denoised:
-                if is_cancelled():
-                    raise EditCancelled
-                stages.step(self.model, edit)
-                per_step = (time.perf_counter() - prepared) / edit.step
-                _tell(on_step, edit.step, request.steps, per_step * (request.steps - edit.step))
-            denoised = time.perf_counter()
-            picture = to_picture(stages.finish(self.model, edit))
-            ended = time.perf_counter()
-        return EditResult(
+        plan = stages.plan(self.model, request)
+        work_s = self._work_s(plan)
+        parked = park(request.photo, plan)
+        with self._changed:
+            if self._is_closing:
+                raise RuntimeError("the engine is closed")
+            now_s = time.monotonic()
+            if request.deadline_s is not None:
+                finish_s = self._scheduler.estimate(
+                    account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
+                ).finish_s
+                if finish_s > request.deadline_s:
+                    raise DeadlineUnmeetable(deadline_s=request.deadline_s, finish_s=finish_s)
+            number = self._submitted
+            self._submitted += 1
+            ticket = Ticket(
+                number=number,
+                request=replace(request, photo=None),
+                plan=plan,
+                parked=parked,
+                on_progress=on_progress,
+                changed=self._changed,
+            )
+            self._tickets[number] = ticket
+            self._scheduler.add(number, account=request.account, work_s=work_s, now_s=now_s, priority=request.priority)
+            self._changed.notify_all()
+        return ticket
+
+    def estimate(self, request: EditRequest | Ticket) -> Estimate:
+        """When a submitted edit will be done, or when a request would be if it were submitted now."""
+        with self._changed:
+            now_s = time.monotonic()
+            if isinstance(request, Ticket):
+                done = Estimate(position=0, wait_s=0.0, finish_s=0.0)
+                return self._scheduler.estimates(now_s).get(request.number, done)
+            work_s = self._work_s(stages.plan(self.model, request))
+            return self._scheduler.estimate(
+                account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
+            )
+
+    def close(self) -> None:
+        """Stop within one step. Edits that aren't done fail with `EditCancelled`."""
+        with self._changed:
+            self._is_closing = True
+            for ticket in self._tickets.values():
+                ticket.is_cancelled = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._side.shutdown(wait=True)
+        if self._costs_file:
+            self.costs.save(self._costs_file)
+
+    def _loop(self) -> None:
+        """The device's thread: drop what was cancelled, start what is due, run one step, again."""
+        while True:
+            with self._changed:
+                self._drop_cancelled()
+                ticket = self._next_step()
+                while ticket is None:
+                    if self._is_closing and not self._tickets:
+                        return
+                    self._changed.wait()
+                    self._drop_cancelled()
+                    ticket = self._next_step()
+            self._step(ticket)
+
+    def _next_step(self) -> Ticket | None:
+        """The edit whose step is next. On the way, edits that come before it but aren't prepared are sent to be."""
+        waiting = {number for number, ticket in self._tickets.items() if not ticket.is_beside}
+        while waiting:
+            number = self._scheduler.next(time.monotonic(), among=waiting)
+            assert isinstance(number, int)
+            ticket = self._tickets[number]
+            if ticket.edit is not None:
+                return ticket
+            waiting.discard(number)
+            if sum(other.is_started for other in self._tickets.values()) < STARTED_EDITS_MAX:
+                self._beside(ticket, self._prepare)
+                # One newcomer at a time: by when it is prepared another may have come that is shorter.
+                waiting = {n for n in waiting if self._tickets[n].edit is not None}
+            else:
+                waiting = {n for n in waiting if self._tickets[n].edit is not None}
+        return None
+
+    def _step(self, ticket: Ticket) -> None:
+        edit = ticket.edit
+        assert edit is not None, "only prepared edits are stepped"
+        runs = edit.plan.runs[edit.step]
+        started = time.perf_counter()
+        try:
+            stages.step(self.model, edit)
+            self._synchronize()
+        except Exception as error:
+            with self._changed:
+                self._fail(ticket, error)
+            return
+        took_s = time.perf_counter() - started
+        ticket.took("denoise", took_s)
+        with self._changed:
+            if runs:
+                self.costs.learn("step", edit.plan.tokens, took_s)
+            now_s = time.monotonic()
+            self._scheduler.served(
+                ticket.number, took_s=took_s, remaining_s=self._work_s(edit.plan, step=edit.step), now_s=now_s
+            )
+            remaining_s = self._scheduler.estimates(now_s)[ticket.number].finish_s if ticket.on_progress else None
+            if edit.is_denoised:
+                self._beside(ticket, self._finish)
+        if remaining_s is not None:
+            ticket.tell(Progress(step=edit.step, steps=edit.request.steps, remaining_s=remaining_s))
+            self._preview(ticket)
+
+    def _prepare(self, ticket: Ticket) -> None:
+        started = time.perf_counter()
+        request = replace(ticket.request, photo=unpark(ticket.parked))
+        edit = stages.prepare(self.model, request, ticket.plan)
+        edit.request = ticket.request
+        took_s = time.perf_counter() - started
+        ticket.took("prepare", took_s)
+        with self._changed:
+            self.costs.learn("prepare", ticket.plan.tokens, took_s)
+            ticket.edit = edit
+            ticket.parked = None
+            self._scheduler.served(
+                ticket.number, took_s=took_s, remaining_s=self._work_s(ticket.plan, step=0), now_s=time.monotonic()
+            )
+        ticket.tell(Progress(step=0, steps=ticket.request.steps, remaining_s=None))
+
+    def _finish(self, ticket: Ticket) -> None:
+        edit = ticket.edit
+        assert edit is not None, "only denoised edits are finished"
+        started = time.perf_counter()
+        picture = to_picture(stages.finish(self.model, edit))
+        took_s = time.perf_counter() - started
+        ticket.took("decode", took_s)
+        with self._changed:
+            self.costs.learn("decode", edit.plan.output_tokens, took_s)
+            self._scheduler.done(ticket.number, now_s=time.monotonic())
+            del self._tickets[ticket.number]
+            self._changed.notify_all()
+        result = EditResult(
             picture=picture,
-            seed=request.seed,
+            seed=edit.request.seed,
             steps=edit.step,
-            inference_s=ended - started,
-            timings={"prepare": prepared - started, "denoise": denoised - prepared, "decode": ended - denoised},
+            passes=edit.passes,
+            acceleration=edit.request.acceleration,
+            inference_s=sum(ticket.timings.values()),
+            timings=dict(ticket.timings),
         )
+        ticket.settle(lambda future: future.set_result(result))
 
+    def _preview(self, ticket: Ticket) -> None:
+        edit, every = ticket.edit, ticket.request.preview_every
+        if every is None or edit is None or edit.step % every or edit.is_denoised:
+            return
+        if self._previewer is None:
+            self._previewer = Previewer(self.model.autoencoder)
+        picture = self._previewer.draw(stages.predicted_clean(edit), edit.plan.size)
+        ticket.tell(Preview(step=edit.step, steps=edit.request.steps, picture=picture))
 
-def _tell(on_step: OnProgress | None, step: int, steps: int, remaining_s: float | None) -> None:
-    if on_step is not None:
-        on_step(Progress(step=step, steps=steps, remaining_s=remaining_s))
+    def _beside(self, ticket: Ticket, work: Callable[[Ticket], None]) -> None:
+        """Run `work` on the second thread; until it is done no step of the edit runs."""
+        ticket.is_beside = True
+
+        def run() -> None:
+            try:
+                if self._side_stream is None:
+                    work(ticket)
+                else:
+                    with torch.cuda.stream(self._side_stream):
+                        work(ticket)
+                        self._side_stream.synchronize()
+            except Exception as error:
+                with self._changed:
+                    self._fail(ticket, error)
+            finally:
+                with self._changed:
+                    ticket.is_beside = False
+                    self._changed.notify_all()
+
+        self._side.submit(run)
+
+    def _drop_cancelled(self) -> None:
+        for ticket in [t for t in self._tickets.values() if t.is_cancelled and not t.is_beside]:
+            self._fail(ticket, EditCancelled())
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        if self._tickets.pop(ticket.number, None):
+            self._scheduler.remove(ticket.number)
+        ticket.edit = ticket.parked = None
+        ticket.settle(lambda future: future.set_exception(error))
+        self._changed.notify_all()
+
+    def _work_s(self, plan: stages.Plan, step: int | None = None) -> float:
+        """Predicted device seconds that a plan still needs; None for `step` is before preparing."""
+        work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
+        work_s += self.costs.predict("decode", plan.output_tokens)
+        return work_s + self.costs.predict("prepare", plan.tokens) if step is None else work_s
+
+    def _synchronize(self) -> None:
+        if self._side_stream is not None:
+            torch.cuda.current_stream(self.model.transformer.device).synchronize()

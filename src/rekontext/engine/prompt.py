@@ -38,6 +38,11 @@ class PromptEncoder:
         self._parts = parts
         self._cache: OrderedDict[str, PromptEmbedding] = OrderedDict()
 
+    @property
+    def tokens(self) -> int:
+        """Text tokens of every prompt."""
+        return self._parts.text_tokens
+
     @torch.inference_mode()
     def encode(self, prompt: str) -> PromptEmbedding:
         """Tokens past the encoders' lengths are cut off, as in every implementation of this model."""

@@ -1,4 +1,4 @@
-"""Edits in this process: one engine, one thread that owns the device.
+"""Edits in this process: one engine on this machine's device.
 
 The engine, and torch with it, is imported when the fleet starts, not before.
 """
@@ -6,14 +6,23 @@ The engine, and torch with it, is imported when the fleet starts, not before.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rekontext.contract import EditRefused, EditRequest, EditResult, EngineFault, ModelCard, OnProgress, Progress
+from rekontext.contract import (
+    EditRefused,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    Estimate,
+    ModelCard,
+    OnProgress,
+    Preview,
+    Progress,
+)
 
 if TYPE_CHECKING:
-    from rekontext.engine import Engine
+    from rekontext.engine import Engine, Ticket
 
 
 class LocalFleet:
@@ -21,15 +30,23 @@ class LocalFleet:
 
     Args:
         model, device, dtype: as `rekontext.engine.Engine.open` takes them.
+        costs_file: where measured step times are kept between runs.
     """
 
-    def __init__(self, *, model: str = "mini", device: str | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: str = "mini",
+        device: str | None = None,
+        dtype: str | None = None,
+        costs_file: Path | None = None,
+    ) -> None:
         self._model = model
         self._device = device
         self._dtype = dtype
+        self._costs_file = costs_file
         self._engine: Engine | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._closing = Event()
+        self._tickets: dict[str, Ticket] = {}
 
     @property
     def card(self) -> ModelCard:
@@ -39,56 +56,74 @@ class LocalFleet:
     @property
     def is_ready(self) -> bool:
         """Whether `start` has returned and `close` was not called."""
-        return self._engine is not None and not self._closing.is_set()
+        return self._engine is not None
 
     async def start(self) -> None:
-        """Load the model in the engine's thread.
+        """Load the model.
 
         Raises:
             CheckpointError: the model can't be found or isn't complete.
         """
-        self._engine = await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+        self._engine = await asyncio.to_thread(self._open)
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
-        """Run one edit; edits take turns. Cancelling the awaiting task stops it within one step."""
+        """Run one edit. Cancelling the awaiting task stops it within one step."""
+        from rekontext.engine import EditCancelled
+
         engine = self._started()
         loop = asyncio.get_running_loop()
-        cancelled = Event()
 
-        def run() -> EditResult:
-            return engine.run(
-                request,
-                on_step=on_progress and (lambda progress: _post(loop, on_progress, progress)),
-                is_cancelled=lambda: cancelled.is_set() or self._closing.is_set(),
-            )
+        def post(news: Progress | Preview) -> None:
+            if on_progress is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(on_progress, news)
 
+        ticket: Ticket | None = None
         try:
-            return await loop.run_in_executor(self._thread, run)
+            submitting = asyncio.ensure_future(
+                asyncio.to_thread(engine.submit, request, on_progress=post if on_progress else None)
+            )
+            try:
+                ticket = await asyncio.shield(submitting)
+            except asyncio.CancelledError:
+                # The thread can't be stopped half-way: let it submit, then take the edit back.
+                submitting.add_done_callback(_cancel_submitted)
+                raise
+            self._tickets[request.id] = ticket
+            return await asyncio.wrap_future(ticket.future)
+        except asyncio.CancelledError:
+            if ticket is not None:
+                ticket.cancel()
+            raise
         except EditRefused:
             raise
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
+        except EditCancelled as error:
+            raise EngineFault("the engine was closed before the edit was done") from error
         except Exception as error:
             raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._tickets.pop(request.id, None)
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        """When this edit will be done, or would be if it were submitted now."""
+        return self._started().estimate(self._tickets.get(request.id, request))
 
     async def close(self) -> None:
         """Stop running edits within one step and free the model."""
-        self._closing.set()
-        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.close)
 
     def _open(self) -> Engine:
         from rekontext.engine import Engine
 
-        return Engine.open(self._model, device=self._device, dtype=self._dtype)
+        return Engine.open(self._model, device=self._device, dtype=self._dtype, costs_file=self._costs_file)
 
     def _started(self) -> Engine:
         if self._engine is None:
-            raise EngineFault("the model isn't loaded yet")
+            raise EngineFault("the model isn't loaded")
         return self._engine
 
 
-def _post(loop: asyncio.AbstractEventLoop, on_progress: OnProgress, progress: Progress) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(on_progress, progress)
+def _cancel_submitted(submitting: asyncio.Future[Ticket]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

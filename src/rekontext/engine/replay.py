@@ -1,0 +1,184 @@
+"""A seeded mixed load, replayed on a simulated clock: what a scheduling policy is worth. Pure; no device, no tensors.
+
+The load: edits of several sizes come as a Poisson process, most of them spread over ordinary accounts, the rest from
+one greedy account that submits several times as much as any other. The same load runs under the policy, under
+first-come-first-served, and once without the greedy account.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
+from typing import Final
+
+from rekontext.engine.scheduler import Policy, Scheduler
+
+GREEDY: Final = "greedy"
+
+STEP_SECONDS: Final = (0.047, 0.093, 0.146, 0.207)
+"""A step on one H100 at 800 TFLOP/s: 512 + 512 px, text to 1 MP, 1 MP from half a megapixel, 1 MP + 1 MP."""
+
+STEPS: Final = (4, 50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """One edit of the load."""
+
+    at_s: float
+    account: str
+    steps: int
+    step_s: float
+
+    @property
+    def work_s(self) -> float:
+        """Device seconds."""
+        return self.steps * self.step_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A load, drawn from a seed.
+
+    Attributes:
+        rate: device seconds of work that come in per second, all accounts together.
+        greedy: the greedy account's part of them.
+        step_s: seconds per step, one for each kind of edit.
+    """
+
+    seed: int = 0
+    edits: int = 1500
+    rate: float = 0.8
+    greedy: float = 0.3
+    accounts: int = 8
+    step_s: tuple[float, ...] = STEP_SECONDS
+
+    def arrivals(self) -> list[Arrival]:
+        """All edits in order of arrival. Ordinary accounts' are the same whatever the greedy one does."""
+        ordinary, greedy = random.Random(self.seed), random.Random(self.seed + 1)  # noqa: S311 - a simulation
+        mean_s = fmean(self.step_s) * sum(STEPS) / 2
+        now_s, arrivals = 0.0, []
+        for _ in range(round(self.edits * (1 - self.greedy))):
+            now_s += ordinary.expovariate(self.rate * (1 - self.greedy) / mean_s)
+            account = f"account-{ordinary.randrange(self.accounts)}"
+            arrivals.append(_draw(ordinary, now_s, account, self.step_s))
+        end_s, now_s = now_s, 0.0
+        while self.greedy:
+            now_s += greedy.expovariate(self.rate * self.greedy / mean_s)
+            if now_s > end_s:
+                break
+            arrivals.append(_draw(greedy, now_s, GREEDY, self.step_s))
+        return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a load.
+
+    Attributes:
+        latency_s: seconds from arrival to the end, by account.
+        running_errors: |predicted - real| / real of the remaining time of the edit at the front, at every arrival.
+        queued_errors: the same of every edit that had to queue, as predicted when it came.
+    """
+
+    latency_s: dict[str, list[float]] = field(default_factory=dict)
+    running_errors: list[float] = field(default_factory=list)
+    queued_errors: list[float] = field(default_factory=list)
+
+    def all(self) -> list[float]:
+        """Latencies of every account's edits, sorted."""
+        return sorted(latency for latencies in self.latency_s.values() for latency in latencies)
+
+    def ordinary_mean(self) -> float:
+        """Mean latency of the ordinary accounts."""
+        return fmean(x for account, latencies in self.latency_s.items() if account != GREEDY for x in latencies)
+
+
+def replay(load: Load, policy: Policy) -> Outcome:
+    """Run the load to its end under a policy."""
+    scheduler = Scheduler(policy=policy)
+    arrivals = load.arrivals()
+    edits: dict[int, Arrival] = {}
+    steps_left: dict[int, int] = {}
+    predictions: dict[int, list[tuple[float, float, bool]]] = {}
+    outcome = Outcome()
+    now_s, upcoming, number, seen = 0.0, 0, 0, 0
+
+    def admit(arrival: Arrival) -> None:
+        nonlocal number
+        scheduler.add(number, account=arrival.account, work_s=arrival.work_s, now_s=now_s)
+        edits[number], steps_left[number], predictions[number] = arrival, arrival.steps, []
+        number += 1
+
+    while upcoming < len(arrivals) or steps_left:
+        if not steps_left:
+            now_s = max(now_s, arrivals[upcoming].at_s)
+        while upcoming < len(arrivals) and arrivals[upcoming].at_s <= now_s:
+            admit(arrivals[upcoming])
+            upcoming += 1
+        for id, estimate in scheduler.estimates(now_s).items() if number > seen else ():
+            assert isinstance(id, int)
+            if estimate.position == 0 or id >= seen:
+                predictions[id].append((now_s, estimate.finish_s, estimate.position == 0))
+        seen = number
+        id = scheduler.next(now_s)
+        assert isinstance(id, int)
+        arrival = edits[id]
+        now_s += arrival.step_s
+        steps_left[id] -= 1
+        scheduler.served(id, took_s=arrival.step_s, remaining_s=steps_left[id] * arrival.step_s, now_s=now_s)
+        if steps_left[id] == 0:
+            scheduler.done(id, now_s=now_s)
+            del steps_left[id]
+            outcome.latency_s.setdefault(arrival.account, []).append(now_s - arrival.at_s)
+            for then_s, finish_s, was_first in predictions.pop(id):
+                errors = outcome.running_errors if was_first else outcome.queued_errors
+                errors.append(abs(finish_s - (now_s - then_s)) / (now_s - then_s))
+    return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The policy against first-come-first-served on the same load; ratios below 1 are better than it.
+
+    Attributes:
+        ordinary_mean_vs_alone: ordinary accounts' mean latency with the greedy account around, to that without it.
+        eta_error_running, eta_error_queued: median relative error of the predicted remaining time.
+    """
+
+    mean_latency_vs_fifo: float
+    p99_vs_fifo: float
+    ordinary_mean_vs_fifo: float
+    ordinary_mean_vs_alone: float
+    eta_error_running: float
+    eta_error_queued: float
+
+
+def judge(load: Load, policy: Policy) -> Verdict:
+    """Replay the load three times and compare."""
+    ours, fifo = replay(load, policy), replay(load, Policy(kind="fifo"))
+    alone = replay(without_greedy(load), policy)
+    return Verdict(
+        mean_latency_vs_fifo=fmean(ours.all()) / fmean(fifo.all()),
+        p99_vs_fifo=_p99(ours.all()) / _p99(fifo.all()),
+        ordinary_mean_vs_fifo=ours.ordinary_mean() / fifo.ordinary_mean(),
+        ordinary_mean_vs_alone=ours.ordinary_mean() / alone.ordinary_mean(),
+        eta_error_running=median(ours.running_errors),
+        eta_error_queued=median(ours.queued_errors),
+    )
+
+
+def without_greedy(load: Load) -> Load:
+    """The same ordinary edits at the same times, and no others."""
+    ordinary = 1 - load.greedy
+    return replace(load, greedy=0.0, edits=round(load.edits * ordinary), rate=load.rate * ordinary)
+
+
+def _p99(ordered: Sequence[float]) -> float:
+    return ordered[int(0.99 * len(ordered))]
+
+
+def _draw(rng: random.Random, at_s: float, account: str, step_s: tuple[float, ...]) -> Arrival:
+    return Arrival(at_s=at_s, account=account, steps=rng.randint(*STEPS), step_s=rng.choice(step_s))

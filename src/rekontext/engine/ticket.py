@@ -1,0 +1,94 @@
+"""A submitted edit, as its caller holds it and as the engine keeps it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from threading import Condition
+
+from PIL import Image
+
+from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
+from rekontext.engine.autoencoder import stretch
+from rekontext.engine.edit import Edit, Plan
+
+
+class EditCancelled(Exception):
+    """The edit was stopped between two steps: its caller asked for that, or the engine was closed."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Ticket:
+    """Made by `Engine.submit`; callers use `result` and `cancel`.
+
+    Attributes:
+        request: without its photo, which is parked until the edit is prepared.
+        edit: the state between first and last step.
+        is_beside: the second thread works on it.
+        timings: device seconds by stage.
+    """
+
+    number: int
+    request: EditRequest
+    plan: Plan
+    parked: bytes | None
+    on_progress: OnProgress | None
+    changed: Condition
+    edit: Edit | None = None
+    is_beside: bool = False
+    is_cancelled: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+    future: Future[EditResult] = field(default_factory=Future)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it holds device memory, or is about to."""
+        return self.edit is not None or self.is_beside
+
+    def result(self, timeout_s: float | None = None) -> EditResult:
+        """Wait for the picture.
+
+        Raises:
+            EditCancelled: the edit was cancelled.
+            TimeoutError: it isn't done after `timeout_s`; it goes on.
+        """
+        return self.future.result(timeout_s)
+
+    def cancel(self) -> None:
+        """Stop the edit: at once if it waits, after the present step if it runs."""
+        with self.changed:
+            self.is_cancelled = True
+            self.changed.notify_all()
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Count device time."""
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+
+    def tell(self, news: Progress | Preview) -> None:
+        """To the caller, if it listens."""
+        if self.on_progress is not None:
+            self.on_progress(news)
+
+    def settle(self, act: Callable[[Future[EditResult]], None]) -> None:
+        """Give the caller its result or error, the first time only."""
+        try:
+            act(self.future)
+        except InvalidStateError:
+            assert self.future.done(), "only a settled future refuses"
+
+
+def park(photo: Image.Image | None, plan: Plan) -> bytes | None:
+    """The photo as the edit will use it, lossless and small: a thousand waiting edits must fit in memory."""
+    if photo is None:
+        return None
+    assert plan.reference_size is not None, "planned without the photo"
+    buffer = io.BytesIO()
+    stretch(photo, plan.reference_size).save(buffer, "PNG", compress_level=1, compress_type=3)
+    return buffer.getvalue()
+
+
+def unpark(parked: bytes | None) -> Image.Image | None:
+    """The photo again, pixel for pixel."""
+    return None if parked is None else Image.open(io.BytesIO(parked)).convert("RGB")
