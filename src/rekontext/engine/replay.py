@@ -43,34 +43,28 @@ class Load:
     """A load, drawn from a seed.
 
     Attributes:
-        rate: device seconds of work that come in per second, all accounts together.
-        greedy: the greedy account's part of them.
+        edits: of ordinary accounts; they come as a Poisson process.
+        rate: device seconds of work that ordinary accounts bring per second.
+        backlog: edits that the greedy account keeps waiting until the last ordinary one came; 0 for no such account.
         step_s: seconds per step, one for each kind of edit.
     """
 
     seed: int = 0
     edits: int = 1500
-    rate: float = 0.8
-    greedy: float = 0.3
+    rate: float = 0.5
+    backlog: int = 12
     accounts: int = 8
     step_s: tuple[float, ...] = STEP_SECONDS
 
     def arrivals(self) -> list[Arrival]:
-        """All edits in order of arrival. Ordinary accounts' are the same whatever the greedy one does."""
-        ordinary, greedy = random.Random(self.seed), random.Random(self.seed + 1)  # noqa: S311 - a simulation
+        """The ordinary accounts' edits, in order of arrival."""
+        rng = random.Random(self.seed)  # noqa: S311 - a simulation
         mean_s = fmean(self.step_s) * sum(STEPS) / 2
         now_s, arrivals = 0.0, []
-        for _ in range(round(self.edits * (1 - self.greedy))):
-            now_s += ordinary.expovariate(self.rate * (1 - self.greedy) / mean_s)
-            account = f"account-{ordinary.randrange(self.accounts)}"
-            arrivals.append(_draw(ordinary, now_s, account, self.step_s))
-        end_s, now_s = now_s, 0.0
-        while self.greedy:
-            now_s += greedy.expovariate(self.rate * self.greedy / mean_s)
-            if now_s > end_s:
-                break
-            arrivals.append(_draw(greedy, now_s, GREEDY, self.step_s))
-        return sorted(arrivals, key=lambda arrival: arrival.at_s)
+        for _ in range(self.edits):
+            now_s += rng.expovariate(self.rate / mean_s)
+            arrivals.append(_draw(rng, now_s, f"account-{rng.randrange(self.accounts)}", self.step_s))
+        return arrivals
 
 
 @dataclass(kw_only=True)
@@ -100,6 +94,7 @@ def replay(load: Load, policy: Policy) -> Outcome:
     """Run the load to its end under a policy."""
     scheduler = Scheduler(policy=policy)
     arrivals = load.arrivals()
+    refills = random.Random(load.seed + 1)  # noqa: S311 - a simulation
     edits: dict[int, Arrival] = {}
     steps_left: dict[int, int] = {}
     predictions: dict[int, list[tuple[float, float, bool]]] = {}
@@ -112,6 +107,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
         edits[number], steps_left[number], predictions[number] = arrival, arrival.steps, []
         number += 1
 
+    for _ in range(load.backlog):
+        admit(_draw(refills, 0.0, GREEDY, load.step_s))
     while upcoming < len(arrivals) or steps_left:
         if not steps_left:
             now_s = max(now_s, arrivals[upcoming].at_s)
@@ -136,6 +133,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
             for then_s, finish_s, was_first in predictions.pop(id):
                 errors = outcome.running_errors if was_first else outcome.queued_errors
                 errors.append(abs(finish_s - (now_s - then_s)) / (now_s - then_s))
+            if arrival.account == GREEDY and upcoming < len(arrivals):
+                admit(_draw(refills, now_s, GREEDY, load.step_s))
     return outcome
 
 
@@ -159,7 +158,7 @@ class Verdict:
 def judge(load: Load, policy: Policy) -> Verdict:
     """Replay the load three times and compare."""
     ours, fifo = replay(load, policy), replay(load, Policy(kind="fifo"))
-    alone = replay(without_greedy(load), policy)
+    alone = replay(replace(load, backlog=0), policy)
     return Verdict(
         mean_latency_vs_fifo=fmean(ours.all()) / fmean(fifo.all()),
         p99_vs_fifo=_p99(ours.all()) / _p99(fifo.all()),
@@ -168,12 +167,6 @@ def judge(load: Load, policy: Policy) -> Verdict:
         eta_error_running=median(ours.running_errors),
         eta_error_queued=median(ours.queued_errors),
     )
-
-
-def without_greedy(load: Load) -> Load:
-    """The same ordinary edits at the same times, and no others."""
-    ordinary = 1 - load.greedy
-    return replace(load, greedy=0.0, edits=round(load.edits * ordinary), rate=load.rate * ordinary)
 
 
 def _p99(ordered: Sequence[float]) -> float:

@@ -36,14 +36,15 @@ class Policy:
         kind: "steps" is all of the above; "fifo" runs every edit to its end in order of arrival, to compare with.
         ageing: how many times its first-come-first-served latency an edit may take before it goes to the front.
         ageing_quantile: of recent first-come-first-served latencies; below it nobody counts as late.
-        share_slack: how many times the mean recent use makes an account greedy.
+        share_slack: an account is greedy when it lately took more of the device than an equal share plus this
+            part of what is beyond an equal share.
         share_half_life_s: how fast past use is forgotten.
     """
 
     kind: Literal["steps", "fifo"] = "steps"
     ageing: float = 1.3
     ageing_quantile: float = 0.95
-    share_slack: float = 1.5
+    share_slack: float = 0.04
     share_half_life_s: float = 300.0
 
 
@@ -215,12 +216,16 @@ class _DecayingUse:
         return seconds * exp(-self._rate * (now_s - then_s))
 
     def above(self, present: set[str], slack: float, now_s: float) -> set[str]:
-        """Accounts that used more than `slack` times the mean of all who used something lately or wait now."""
+        """Accounts that took more than an equal share; all who used something lately or wait now count."""
         forgotten = [account for account in self._use if self.of(account, now_s) < 1e-3]
         for account in forgotten:
             del self._use[account]
         use = {account: self.of(account, now_s) for account in present | self._use.keys()}
-        limit = slack * sum(use.values()) / max(len(use), 1)
+        if len(use) < 2:
+            return set()
+        share = 1 / len(use)
+        # A device that never idled would have worked 1 / rate of the seconds that aren't forgotten yet.
+        limit = (share + slack * (1 - share)) / self._rate
         return {account for account, seconds in use.items() if seconds > limit}
 
 
