@@ -1,6 +1,6 @@
 """A PostgreSQL server for one test run: Debian's package, a folder of its own, a free port on the loopback.
 
-It keeps nothing (fsync off). PostgreSQL refuses to run as root, so there its own user runs it.
+PostgreSQL refuses to run as root, so there its own user runs it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def server(programs: Path) -> Iterator[str]:
-    """Start a server, yield its URL without a database's name, stop it and delete all it had."""
+def server(programs: Path, *, is_durable: bool = False) -> Iterator[str]:
+    """Start a server, yield its URL without a database's name, stop it and delete all it had.
+
+    Args:
+        is_durable: whether a commit waits for the disk, as it does in earnest; tests need not wait.
+    """
     owner = pwd.getpwnam("postgres") if os.getuid() == 0 else None
 
     def run(*command: str | Path) -> None:
@@ -59,10 +63,9 @@ def server(programs: Path) -> Iterator[str]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = (
-            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60 "
-            "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
-        )
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
+        if not is_durable:
+            options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
         run(programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-t", "30", "-o", options, "start")
         try:
             yield f"postgresql://{USER}@127.0.0.1:{port}"

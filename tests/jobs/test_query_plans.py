@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Select, bindparam, event, insert, select, tex
 from rekontext.accounts import keys, ledger
 from rekontext.database import Database
 from rekontext.database.tables import jobs, webhook_deliveries
-from rekontext.jobs import idempotency, queries, sweeper, webhooks
+from rekontext.jobs import idempotency, statements, sweeper, webhooks
 from tests.jobs.office import ALICE, Office
 
 HISTORY = 4000
@@ -100,15 +100,14 @@ def plan(tx: Connection, statement: Select[Any], values: dict[str, Any]) -> str:
 
 NOW = datetime.fromisoformat("2026-03-14T09:26:53+00:00")
 HOT: list[tuple[str, Select[Any], dict[str, Any], str]] = [
-    ("claim", queries.NEXT, {"now": NOW, "limit": 4}, "ix_jobs_queue"),
-    ("status", queries.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
-    ("in flight", queries.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
-    ("queued", queries.QUEUED, {}, "ix_jobs_"),
-    ("position", queries.AHEAD, {"number": 50}, "ix_jobs_queue"),
-    ("expired leases", queries.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
+    ("claim", statements.NEXT, {"now": NOW, "limit": 4}, "ix_jobs_queue"),
+    ("status", statements.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
+    ("in flight", statements.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
+    ("queued", statements.QUEUED, {}, "ix_jobs_"),
+    ("position", statements.AHEAD, {"number": 50}, "ix_jobs_queue"),
+    ("expired leases", statements.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
     ("key", keys.BY_DIGEST, {"digest": "0"}, "uq_api_keys_digest"),
     ("idempotency", idempotency.EARLIER, {"account": ALICE, "key": "k"}, "pk_idempotency_keys"),
-    ("settled", ledger.SETTLED, {"job": "job-1"}, "uq_ledger_transfers_settle"),
     ("held", ledger.HELD_FOR, {"job": "job-1"}, "uq_ledger_transfers_hold"),
     ("spent", ledger.CAPTURED_SINCE, {"account": ALICE, "since": NOW}, "ix_ledger_transfers_spend"),
     ("webhooks due", webhooks.DUE, {"now": NOW, "limit": 4}, "ix_webhook_deliveries_due"),

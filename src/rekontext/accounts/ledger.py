@@ -5,7 +5,7 @@ A customer has four books (free, paid, and what is held of each for unfinished e
 payments, revenue). One row per account keeps the customer's four sums; the database refuses a sum below zero.
 A hold is settled exactly once, by a capture or by a release. Knows nothing of what an edit is.
 
-Every writer locks the account's balance row first, so transfers of one account come one after another.
+A hold locks the account's balance row before it looks at it; everything else changes the row without looking.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Final, Literal
 
 from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts.errors import AccountUnknown, InsufficientCredits, SpendCapReached
 from rekontext.accounts.money import AMOUNT_MICROS_MAX, format_usd
@@ -59,9 +60,8 @@ class Balance:
         return self.held_free_micros + self.held_paid_micros
 
 
-_BALANCE: Final = select(
-    balances.c.free_micros, balances.c.paid_micros, balances.c.held_free_micros, balances.c.held_paid_micros
-).where(balances.c.account_id == bindparam("account"))
+BALANCE_COLUMNS: Final = tuple(balances.c[f"{book}_micros"] for book in _CUSTOMER_BOOKS)
+_BALANCE: Final = select(*BALANCE_COLUMNS).where(balances.c.account_id == bindparam("account"))
 _BALANCE_LOCKED: Final = _BALANCE.with_for_update()
 _NEW_TRANSFER: Final = insert(transfers).returning(transfers.c.id)
 _NEW_ENTRIES: Final = insert(entries)
@@ -73,13 +73,8 @@ _CHANGE_BALANCE: Final = (
 )
 HELD_FOR: Final = (
     select(entries.c.book, entries.c.amount_micros)
-    .join(transfers, transfers.c.id == entries.c.transfer_id)
-    .where(transfers.c.job_id == bindparam("job"))
-    .where(transfers.c.kind == literal_column("'hold'"), entries.c.book.in_(("held_free", "held_paid")))
-)
-SETTLED: Final = select(transfers.c.id).where(
-    transfers.c.job_id == bindparam("job"),
-    transfers.c.kind.in_((literal_column("'capture'"), literal_column("'release'"))),
+    .outerjoin_from(transfers, entries, transfers.c.id == entries.c.transfer_id)
+    .where(transfers.c.job_id == bindparam("job"), transfers.c.kind == literal_column("'hold'"))
 )
 CAPTURED_SINCE: Final = select(func.coalesce(func.sum(transfers.c.amount_micros), 0)).where(
     transfers.c.account_id == bindparam("account"),
@@ -132,11 +127,19 @@ def add(
 
 
 def hold(
-    tx: Connection, account: AccountId, amount_micros: int, *, job: JobId, now: datetime, cap_micros: int | None = None
+    tx: Connection,
+    account: AccountId,
+    amount_micros: int,
+    *,
+    job: JobId,
+    now: datetime,
+    cap_micros: int | None = None,
+    locked: Balance | None = None,
 ) -> Balance:
     """Set the price of `job` aside, free credits first. At most once per job.
 
     Args:
+        locked: the balance, if this transaction has locked it already.
         cap_micros: what the account may spend in a calendar month (UTC), None for no limit.
 
     Returns:
@@ -146,7 +149,7 @@ def hold(
         InsufficientCredits: less is available than the price.
         SpendCapReached: the cap would be passed.
     """
-    before = lock(tx, account)
+    before = lock(tx, account) if locked is None else locked
     if before.available_micros < amount_micros:
         raise InsufficientCredits(available_micros=before.available_micros, price_micros=amount_micros)
     if cap_micros is not None:
@@ -174,14 +177,16 @@ def settle(tx: Connection, account: AccountId, settlement: Settlement, *, job: J
     Raises:
         HoldNotOpen: the hold was never made or is settled already.
     """
-    lock(tx, account)
-    if tx.execute(SETTLED, {"job": job}).first() is not None:
-        raise HoldNotOpen(f"the hold of job {job} is settled already")
     held: dict[str, int] = {row.book: row.amount_micros for row in tx.execute(HELD_FOR, {"job": job})}
+    if not held:  # a free edit has one row without a book
+        raise HoldNotOpen(f"nothing was ever held for job {job}")
     free, paid = held.get("held_free", 0), held.get("held_paid", 0)
     changes: dict[Book, int] = {"held_free": -free, "held_paid": -paid}
     changes |= {"revenue": free + paid} if settlement == "capture" else {"free": free, "paid": paid}
-    _post(tx, account, settlement, changes, free + paid, job, SERVICE, "", now)
+    try:
+        _post(tx, account, settlement, changes, free + paid, job, SERVICE, "", now)
+    except IntegrityError as error:
+        raise HoldNotOpen(f"the hold of job {job} is settled already") from error
     return free + paid
 
 

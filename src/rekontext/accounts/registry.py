@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts import ledger
 from rekontext.accounts.errors import AccountUnknown, NameTaken
+from rekontext.accounts.ledger import Balance
 from rekontext.accounts.secrets import webhook_secret
-from rekontext.database.tables import AccountId, accounts
+from rekontext.database.tables import AccountId, accounts, balances
 from rekontext.sources import Randomness
 
 NAME_CHARACTERS_MAX: Final = 200
@@ -40,7 +41,13 @@ class Account:
         return f"Account(id={self.id!r}, name={self.name!r})"
 
 
-_BY_ID = select(accounts).where(accounts.c.id == bindparam("account"))
+_BY_ID: Final = select(accounts).where(accounts.c.id == bindparam("account"))
+_WITH_BALANCE_LOCKED: Final = (
+    select(accounts, *ledger.BALANCE_COLUMNS)
+    .join(balances, balances.c.account_id == accounts.c.id)
+    .where(accounts.c.id == bindparam("account"))
+    .with_for_update(of=balances)
+)
 
 
 def create(
@@ -88,6 +95,20 @@ def get(tx: Connection, account: AccountId) -> Account:
     if row is None:
         raise AccountUnknown(f"there is no account {account!r}")
     return Account(**row)
+
+
+def lock(tx: Connection, account: AccountId) -> tuple[Account, Balance]:
+    """The account and what it has; nobody else may hold credits of it before this transaction ends.
+
+    Raises:
+        AccountUnknown: there is none.
+    """
+    row = tx.execute(_WITH_BALANCE_LOCKED, {"account": account}).mappings().first()
+    if row is None:
+        raise AccountUnknown(f"there is no account {account!r}")
+    values = dict(row)
+    held = {column.name: values.pop(column.name) for column in ledger.BALANCE_COLUMNS}
+    return Account(**values), Balance(**held)
 
 
 def find(tx: Connection, name_or_id: str) -> Account:

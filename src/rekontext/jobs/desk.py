@@ -122,21 +122,23 @@ class Desk:
             self._works.stop(job)
         return found
 
-    async def wait(self, job: JobId, *, account: AccountId | None, timeout_s: float) -> Job:
+    async def wait(self, job: JobId, *, account: AccountId | None, timeout_s: float, known: Job | None = None) -> Job:
         """Return the job when it has ended, or as it is after `timeout_s`. Giving up the wait doesn't touch the job.
+
+        Args:
+            known: the job as `submit` has just returned it, which saves the first look.
 
         Raises:
             JobUnknown: the account has no such job.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while True:
-            found = await self.job(job, account=account)
-            left_s = deadline - loop.time()
-            if found.state.is_terminal or left_s <= 0:
-                return found
+        found = await self.job(job, account=account) if known is None else known
+        while not found.state.is_terminal and (left_s := deadline - loop.time()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hub.wait_ended(job), min(self._poll_s, left_s))
+            found = await self.job(job, account=account)
+        return found
 
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
         """The job's events from now to its end, beginning with those that are remembered since `after`.

@@ -101,6 +101,7 @@ class Dispatcher:
         self._running: dict[Lease, _Running] = {}
         self._news = asyncio.Event()
         self._closing = False
+        self._more_may_wait = True
         self._edit_s = _FIRST_GUESS_S
 
     @property
@@ -139,10 +140,9 @@ class Dispatcher:
                 ]
                 while not self._closing:
                     self._news.clear()
-                    started = await self._survive(self.claim)
-                    if not started:
-                        with suppress(TimeoutError):
-                            await asyncio.wait_for(self._news.wait(), self._poll_s)
+                    await self._survive(self.claim)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait(), self._poll_s)
                 # Leases are kept alive until the last job has ended.
                 while self._running:
                     await asyncio.wait(self._tasks())
@@ -165,19 +165,20 @@ class Dispatcher:
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [running.task for running in self._running.values() if running.task is not None]
 
-    async def claim(self) -> bool:
-        """Start as many waiting jobs as there are free places. Returns whether any were started."""
+    async def claim(self) -> None:
+        """Start as many waiting jobs as there are free places."""
         free = self._running_max - len(self._running)
         if free <= 0:
-            return False
+            self._more_may_wait = True
+            return
         now = self._clock.now()
         jobs = await self._database.transact(lambda tx: self._life.claim(tx, worker=self._worker, limit=free, now=now))
+        self._more_may_wait = len(jobs) == free
         for job in jobs:
             assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
             running = _Running(job=job, lease_until=job.lease_until)
             self._running[job.lease] = running
             running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
-        return bool(jobs)
 
     async def heartbeat(self) -> None:
         """Keep the leases of running jobs alive; stop those that are lost or whose cancel was asked for."""
@@ -210,8 +211,6 @@ class Dispatcher:
         for job in changed:
             _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
             self._tell(job)
-        if changed:
-            self.wake()
 
     async def _work(self, running: _Running) -> None:
         job = running.job
@@ -231,7 +230,8 @@ class Dispatcher:
                 await self._settle(job, transition)
         finally:
             del self._running[job.lease]
-            self.wake()
+            if self._more_may_wait:
+                self.wake()
 
     async def _attempt(self, running: _Running) -> _Transition:
         """Run the edit and say how the job is to be settled."""
@@ -311,6 +311,7 @@ class Dispatcher:
     def _tell(self, job: Job) -> None:
         if job.state is State.QUEUED:
             self._hub.publish(job.id, "queued", {"ahead": None})
+            self.wake()
         else:
             self._hub.publish(job.id, "ended", {"status": job.state.value})
 

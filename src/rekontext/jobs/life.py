@@ -14,36 +14,19 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, tuple_, update
 
 from rekontext.accounts import Balance, ledger, registry
 from rekontext.database import AccountId, JobId
 from rekontext.database.tables import jobs
-from rekontext.jobs import idempotency, queries
+from rekontext.jobs import idempotency, queries, statements
 from rekontext.jobs.errors import JobUnknown, LeaseLost, QueueFull, TooManyInFlight
 from rekontext.jobs.model import Bounds, Job, Lease, Order, Output, Patience, State
 from rekontext.jobs.outbox import Outbox
-from rekontext.jobs.queries import from_row, is_state
+from rekontext.jobs.queries import from_row
+from rekontext.jobs.statements import is_state
 
 RECOVERED_PER_TRANSACTION: Final = 100
-
-_NEW: Final = insert(jobs).returning(jobs)
-_BY_ID_LOCKED: Final = queries.BY_ID.with_for_update()
-_CHANGE: Final = update(jobs).where(jobs.c.number == bindparam("this")).returning(jobs)
-_OVERDUE: Final = (
-    select(jobs)
-    .where(is_state(State.QUEUED), jobs.c.accepted_at <= bindparam("since", type_=jobs.c.accepted_at.type))
-    .order_by(jobs.c.number)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
-)
-_HELD_BY: Final = (
-    select(jobs)
-    .where(is_state(State.PROCESSING), jobs.c.worker == bindparam("worker"))
-    .order_by(jobs.c.number)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +66,25 @@ class JobLife:
             if earlier is not None:
                 job = queries.get(tx, earlier, account=order.account)
                 return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=None)
-        account = registry.get(tx, order.account)
         # The lock makes accepts of one account take turns, which makes the count below exact.
-        ledger.lock(tx, order.account)
+        account, balance = registry.lock(tx, order.account)
         limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
-        in_flight = queries.in_flight(tx, order.account)
+        in_flight, queued = queries.in_flight_and_queued(tx, order.account)
         if in_flight >= limit:
             raise TooManyInFlight(in_flight=in_flight, limit=limit)
-        queued = queries.queued(tx)
         if queued >= self.bounds.queued_max:
             raise QueueFull(limit=self.bounds.queued_max)
         balance = ledger.hold(
-            tx, order.account, order.price_micros, job=order.job, now=now, cap_micros=account.monthly_cap_micros
+            tx,
+            order.account,
+            order.price_micros,
+            job=order.job,
+            now=now,
+            cap_micros=account.monthly_cap_micros,
+            locked=balance,
         )
         row = tx.execute(
-            _NEW,
+            statements.NEW,
             {
                 "id": order.job,
                 "account_id": order.account,
@@ -118,20 +105,18 @@ class JobLife:
 
     def claim(self, tx: Connection, *, worker: str, limit: int, now: datetime) -> list[Job]:
         """Give the oldest waiting jobs to `worker`, at most `limit`, each under a lease with a new attempt number."""
-        numbers = tx.execute(queries.NEXT, {"now": now, "limit": limit}).scalars().all()
+        numbers = tx.execute(statements.NEXT, {"now": now, "limit": limit}).scalars().all()
         if not numbers:
             return []
         claimed = tx.execute(
-            update(jobs)
-            .where(jobs.c.number.in_(numbers), is_state(State.QUEUED))
-            .values(
-                state=State.PROCESSING.value,
-                attempt=jobs.c.attempt + 1,
-                worker=worker,
-                lease_until=self._lease_end(now),
-                started_at=now,
-            )
-            .returning(jobs)
+            statements.CLAIM,
+            {
+                "numbers": numbers,
+                "state": State.PROCESSING.value,
+                "worker": worker,
+                "lease_until": self._lease_end(now),
+                "started_at": now,
+            },
         )
         return sorted((from_row(row) for row in claimed.mappings()), key=lambda job: job.number)
 
@@ -170,19 +155,27 @@ class JobLife:
         Raises:
             LeaseLost: the job is another attempt's, or ended.
         """
-        job = self._held(tx, lease)
-        if job.cancel_requested_at is not None:
-            return self._end(tx, job, State.CANCELLED, now=now)
-        return self._end(
-            tx,
-            job,
-            State.COMPLETED,
-            now=now,
-            outputs=[asdict(output) for output in outputs],
-            made=dict(made),
-            inference_s=inference_s,
-            timings=dict(timings),
+        row = (
+            tx.execute(
+                statements.COMPLETE,
+                {
+                    "job": lease.job,
+                    "this_attempt": lease.attempt,
+                    "state": State.COMPLETED.value,
+                    "finished_at": now,
+                    "files_until": now + timedelta(seconds=self.patience.outputs_s),
+                    "outputs": [asdict(output) for output in outputs],
+                    "made": dict(made),
+                    "inference_s": inference_s,
+                    "timings": dict(timings),
+                },
+            )
+            .mappings()
+            .first()
         )
+        if row is None:
+            return self._end_free(tx, self._held(tx, lease), State.CANCELLED, now=now)
+        return self._settled(tx, from_row(row), "capture", now=now)
 
     def fail(self, tx: Connection, lease: Lease, *, code: str, error: str, retry: bool, now: datetime) -> Job:
         """End an attempt badly.
@@ -205,7 +198,7 @@ class JobLife:
         Raises:
             LeaseLost: the job is another attempt's, or ended.
         """
-        return self._end(tx, self._held(tx, lease), State.CANCELLED, now=now)
+        return self._end_free(tx, self._held(tx, lease), State.CANCELLED, now=now)
 
     def hand_back(self, tx: Connection, lease: Lease, *, now: datetime) -> Job:
         """Put the job back into the queue because its worker goes away in good order. No fault is counted.
@@ -215,7 +208,7 @@ class JobLife:
         """
         job = self._held(tx, lease)
         if job.cancel_requested_at is not None:
-            return self._end(tx, job, State.CANCELLED, now=now)
+            return self._end_free(tx, job, State.CANCELLED, now=now)
         return self._requeue(tx, job, available_at=now)
 
     def cancel(self, tx: Connection, job: JobId, *, account: AccountId | None, now: datetime) -> Job:
@@ -226,12 +219,12 @@ class JobLife:
         Raises:
             JobUnknown: the account has no such job.
         """
-        row = tx.execute(_BY_ID_LOCKED, {"job": job}).mappings().first()
+        row = tx.execute(statements.BY_ID_LOCKED, {"job": job}).mappings().first()
         if row is None or (account is not None and row["account_id"] != account):
             raise JobUnknown(job)
         found = from_row(row)
         if found.state is State.QUEUED:
-            return self._end(tx, found, State.CANCELLED, now=now)
+            return self._end_free(tx, found, State.CANCELLED, now=now)
         if found.state is State.PROCESSING and found.cancel_requested_at is None:
             return self._change(tx, found, cancel_requested_at=now)
         return found
@@ -246,9 +239,9 @@ class JobLife:
             The jobs that changed, at most `RECOVERED_PER_TRANSACTION` of each kind.
         """
         limit = RECOVERED_PER_TRANSACTION
-        lost = tx.execute(queries.EXPIRED, {"now": now, "limit": limit}).mappings().all()
+        lost = tx.execute(statements.EXPIRED, {"now": now, "limit": limit}).mappings().all()
         if worker is not None:
-            lost = [*lost, *tx.execute(_HELD_BY, {"worker": worker, "limit": limit}).mappings()]
+            lost = [*lost, *tx.execute(statements.HELD_BY, {"worker": worker, "limit": limit}).mappings()]
         # Balances are locked in one order by everyone who takes several.
         held = sorted({row["number"]: from_row(row) for row in lost}.values(), key=lambda job: job.account)
         changed = [
@@ -263,9 +256,9 @@ class JobLife:
             for job in held
         ]
         since = now - timedelta(seconds=self.patience.queue_s_max)
-        overdue = [from_row(row) for row in tx.execute(_OVERDUE, {"since": since, "limit": limit}).mappings()]
+        overdue = [from_row(row) for row in tx.execute(statements.OVERDUE, {"since": since, "limit": limit}).mappings()]
         changed += [
-            self._end(
+            self._end_free(
                 tx,
                 job,
                 State.FAILED,
@@ -279,7 +272,7 @@ class JobLife:
 
     def _held(self, tx: Connection, lease: Lease) -> Job:
         """The job that `lease` is for, locked."""
-        row = tx.execute(_BY_ID_LOCKED, {"job": lease.job}).mappings().first()
+        row = tx.execute(statements.BY_ID_LOCKED, {"job": lease.job}).mappings().first()
         if row is None or row["state"] != State.PROCESSING or row["attempt"] != lease.attempt:
             now_is = "gone" if row is None else f"{row['state']} in attempt {row['attempt']}"
             raise LeaseLost(f"attempt {lease.attempt} of job {lease.job} lost its lease: the job is {now_is}")
@@ -287,17 +280,18 @@ class JobLife:
 
     def _fault(self, tx: Connection, job: Job, *, code: str, error: str, retry: bool, now: datetime) -> Job:
         if job.cancel_requested_at is not None:
-            return self._end(tx, job, State.CANCELLED, now=now)
+            return self._end_free(tx, job, State.CANCELLED, now=now)
         faults = job.faults + 1
         if not retry or faults >= self.patience.faults_max:
-            return self._end(tx, job, State.FAILED, now=now, error_code=code, error=error, faults=faults)
+            return self._end_free(tx, job, State.FAILED, now=now, error_code=code, error=error, faults=faults)
         wait = timedelta(seconds=self.patience.backoff_s * 2 ** (faults - 1))
         return self._requeue(tx, job, available_at=now + wait, faults=faults)
 
     def _requeue(self, tx: Connection, job: Job, **values: Any) -> Job:
         return self._change(tx, job, state=State.QUEUED.value, worker=None, lease_until=None, **values)
 
-    def _end(self, tx: Connection, job: Job, state: State, *, now: datetime, **values: Any) -> Job:
+    def _end_free(self, tx: Connection, job: Job, state: State, *, now: datetime, **values: Any) -> Job:
+        """FAILED or CANCELLED, and free."""
         ended = self._change(
             tx,
             job,
@@ -305,18 +299,21 @@ class JobLife:
             worker=None,
             lease_until=None,
             finished_at=now,
-            # Attempts that came to nothing may have left files too; nobody waits for those.
-            files_until=now + timedelta(seconds=self.patience.outputs_s if state is State.COMPLETED else 0),
+            files_until=now,  # what its attempts left behind nobody waits for
             **values,
         )
-        ledger.settle(tx, job.account, "capture" if state is State.COMPLETED else "release", job=job.id, now=now)
+        return self._settled(tx, ended, "release", now=now)
+
+    def _settled(self, tx: Connection, ended: Job, settlement: ledger.Settlement, *, now: datetime) -> Job:
+        """The money and the news of a job that has just ended."""
+        ledger.settle(tx, ended.account, settlement, job=ended.id, now=now)
         self.outbox.write(tx, ended, now=now)
         return ended
 
     def _change(self, tx: Connection, job: Job, **values: Any) -> Job:
         """Write `values` into a job that this transaction has locked."""
         unchanged = (jobs.c.state == job.state.value, jobs.c.attempt == job.attempt)
-        row = tx.execute(_CHANGE.where(*unchanged).values(**values), {"this": job.number}).mappings().one()
+        row = tx.execute(statements.CHANGE.where(*unchanged).values(**values), {"this": job.number}).mappings().one()
         return from_row(row)
 
     def _lease_end(self, now: datetime) -> datetime:

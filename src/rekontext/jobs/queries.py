@@ -1,8 +1,4 @@
-"""The questions asked about jobs, and how a row becomes a `Job`. Changes nothing.
-
-The hot statements are built once. A state in them is written out, not bound: only so can both planners see that a
-partial index fits, which a test checks with EXPLAIN.
-"""
+"""The questions asked about jobs, and how a row becomes a `Job`. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,49 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
 
 from rekontext.database import AccountId, JobId
 from rekontext.database.tables import jobs
+from rekontext.jobs import statements
 from rekontext.jobs.errors import JobUnknown
 from rekontext.jobs.model import Job, Output, State
+from rekontext.jobs.statements import is_state
 
 PAGE_MAX: Final = 100
-
-
-def is_state(*states: State) -> ColumnElement[bool]:
-    """`state IN (...)` with the states written out."""
-    names: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in states]
-    return jobs.c.state == names[0] if len(names) == 1 else jobs.c.state.in_(names)
-
-
-BY_ID: Final = select(jobs).where(jobs.c.id == bindparam("job"))
-IN_FLIGHT: Final = (
-    select(func.count())
-    .select_from(jobs)
-    .where(jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING))
-)
-QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
-AHEAD: Final = QUEUED.where(jobs.c.number < bindparam("number"))
-NEXT: Final = (
-    select(jobs.c.number)
-    .where(is_state(State.QUEUED), jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type))
-    .order_by(jobs.c.number)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
-)
-EXPIRED: Final = (
-    select(jobs)
-    .where(is_state(State.PROCESSING), jobs.c.lease_until <= bindparam("now", type_=jobs.c.lease_until.type))
-    .order_by(jobs.c.lease_until)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
-)
-_COUNT_BY_STATE: Final = (
-    select(jobs.c.state, func.count().label("how_many"))
-    .where(is_state(State.QUEUED, State.PROCESSING))
-    .group_by(jobs.c.state)
-)
 
 
 def from_row(row: RowMapping) -> Job:
@@ -78,7 +41,7 @@ def get(tx: Connection, job: JobId, *, account: AccountId | None = None) -> Job:
     Raises:
         JobUnknown: there is none.
     """
-    row = tx.execute(BY_ID, {"job": job}).mappings().first()
+    row = tx.execute(statements.BY_ID, {"job": job}).mappings().first()
     if row is None or (account is not None and row["account_id"] != account):
         raise JobUnknown(job)
     return from_row(row)
@@ -86,22 +49,23 @@ def get(tx: Connection, job: JobId, *, account: AccountId | None = None) -> Job:
 
 def in_flight(tx: Connection, account: AccountId) -> int:
     """How many jobs of the account are unfinished."""
-    return int(tx.execute(IN_FLIGHT, {"account": account}).scalar_one())
+    return int(tx.execute(statements.IN_FLIGHT, {"account": account}).scalar_one())
 
 
-def queued(tx: Connection) -> int:
-    """How many jobs of all accounts wait."""
-    return int(tx.execute(QUEUED).scalar_one())
+def in_flight_and_queued(tx: Connection, account: AccountId) -> tuple[int, int]:
+    """How many jobs of the account are unfinished, and how many of all accounts wait."""
+    row = tx.execute(statements.IN_FLIGHT_AND_QUEUED, {"account": account}).one()
+    return int(row.in_flight), int(row.queued)
 
 
 def ahead(tx: Connection, job: Job) -> int:
     """How many waiting jobs were accepted before this one. 0: it is next."""
-    return int(tx.execute(AHEAD, {"number": job.number}).scalar_one())
+    return int(tx.execute(statements.AHEAD, {"number": job.number}).scalar_one())
 
 
 def unfinished_by_state(tx: Connection) -> dict[State, int]:
     """How many jobs wait and how many run, for the metrics."""
-    counted = {State(row.state): int(row.how_many) for row in tx.execute(_COUNT_BY_STATE)}
+    counted = {State(row.state): int(row.how_many) for row in tx.execute(statements.COUNT_BY_STATE)}
     return {state: counted.get(state, 0) for state in (State.QUEUED, State.PROCESSING)}
 
 

@@ -1,0 +1,226 @@
+"""The service's own time per edit, and how many submits it takes per second, on both databases.
+
+An edit here is everything but the engine and the codecs: accept, hold, queue, claim, input read from the store,
+output of a usual size written to it, settle, wake whoever waits, output read back. The engine answers at once.
+Run as `python -m bench.service [--edits N] [--json]`; commits wait for the disk, as they do in earnest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from sqlalchemy import Connection
+from tests.database import postgres
+
+from rekontext.accounts import ledger, registry
+from rekontext.contract import EditRequest, EditResult, Estimate, ModelCard, OnProgress, Preview, Progress
+from rekontext.database import AccountId, Database, JobId
+from rekontext.jobs import (
+    Bounds,
+    Desk,
+    Dispatcher,
+    EventHub,
+    File,
+    Job,
+    JobLife,
+    Order,
+    Outbox,
+    State,
+    input_key,
+)
+from rekontext.pictures.store import PictureStore, open_store
+from rekontext.sources import SystemClock, random_bytes, random_id
+
+ACCOUNT = AccountId("acc_bench")
+PICTURE_BYTES = 1_700_000
+"""What a PNG of one megapixel of photo weighs."""
+
+
+class InstantFleet:
+    """An engine that takes no time."""
+
+    card = ModelCard(name="instant", canvas_area=2**20, parameters=0, device="none", dtype="none", is_mini=True)
+    is_ready = True
+
+    def __init__(self) -> None:
+        self._picture = Image.new("RGB", (1024, 1024))
+
+    async def start(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        return Estimate(position=0, wait_s=0.0, finish_s=0.0)
+
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        if on_progress is not None:
+            for step in range(request.steps + 1):
+                on_progress(Progress(step=step, steps=request.steps, remaining_s=0.0))
+        return EditResult(
+            picture=self._picture, seed=request.seed, steps=request.steps, passes=request.steps, inference_s=0.0
+        )
+
+
+class BytesWorkbench:
+    """Codecs that take no time."""
+
+    def __init__(self) -> None:
+        self._data = os.urandom(PICTURE_BYTES)
+
+    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+        assert photo is not None
+        return EditRequest(id=job.id, prompt="", seed=1)
+
+    async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
+        return [File(name="0.png", data=self._data, content_type="image/png", width=1024, height=1024)]
+
+    def preview(self, preview: Preview) -> Mapping[str, object]:
+        return {}
+
+
+class Bench:
+    """One database, one store, one desk and one dispatcher."""
+
+    def __init__(self, database: Database, store: PictureStore) -> None:
+        clock, hub = SystemClock(), EventHub(epoch=random_id())
+        life = JobLife(outbox=Outbox(ids=random_id), bounds=Bounds(in_flight_max=10**6, queued_max=10**6))
+        self.database, self.store = database, store
+        self.photo = os.urandom(PICTURE_BYTES)
+        self.dispatcher = Dispatcher(
+            database=database,
+            life=life,
+            fleet=InstantFleet(),
+            objects=store,
+            workbench=BytesWorkbench(),
+            hub=hub,
+            clock=clock,
+            worker="bench",
+            running_max=4,
+        )
+        self.desk = Desk(database=database, life=life, hub=hub, clock=clock, works=self.dispatcher)
+
+    def open_account(self) -> None:
+        now = SystemClock().now()
+
+        def work(tx: Connection) -> None:
+            registry.create(tx, "bench", account=ACCOUNT, randomness=random_bytes, now=now)
+            ledger.add(tx, ACCOUNT, 10**12, source="grant", actor="bench", now=now)
+
+        self.database.transact_sync(work)
+
+    def order(self) -> Order:
+        job = JobId(random_id())
+        return Order(
+            job=job,
+            account=ACCOUNT,
+            key=None,
+            model="bench",
+            price_micros=40_000,
+            parameters={"prompt": "make it night", "seed": 1, "num_inference_steps": 35, "guidance": 7.0},
+            input_key=input_key(job),
+        )
+
+    async def edit(self) -> float:
+        """Seconds from the checked order to the output's bytes."""
+        order = self.order()
+        began = time.perf_counter()
+        assert order.input_key is not None
+        await self.store.put(order.input_key, self.photo, content_type="image/png")
+        accepted = await self.desk.submit(order)
+        done = await self.desk.wait(order.job, account=ACCOUNT, timeout_s=60, known=accepted.job)
+        assert done.state is State.COMPLETED, done.error
+        assert done.outputs is not None
+        data = await self.store.get(done.outputs[0].key)
+        took = time.perf_counter() - began
+        assert len(data) == PICTURE_BYTES
+        return took
+
+    async def submits(self, count: int, *, at_once: int) -> float:
+        """Submits per second with so many clients; nobody works on them."""
+        waiting = [self.order() for _ in range(count)]
+        began = time.perf_counter()
+
+        async def client() -> None:
+            while waiting:
+                await self.desk.submit(waiting.pop())
+
+        await asyncio.gather(*(client() for _ in range(at_once)))
+        return count / (time.perf_counter() - began)
+
+    async def run(self, edits: int) -> dict[str, float]:
+        working = asyncio.create_task(self.dispatcher.run())
+        for _ in range(10):
+            await self.edit()
+        took = sorted([await self.edit() for _ in range(edits)])
+        await self.dispatcher.close()
+        await working
+        return {
+            "edit_p50_ms": 1000 * statistics.median(took),
+            "edit_p99_ms": 1000 * took[int(0.99 * (len(took) - 1))],
+            "submits_per_s": await self.submits(5 * edits, at_once=16),
+        }
+
+
+@contextmanager
+def databases(folder: Path) -> Iterator[dict[str, str]]:
+    """URLs of an empty SQLite file and, if it is installed, an empty PostgreSQL database."""
+    urls = {"sqlite": f"sqlite:///{folder}/bench.db"}
+    programs = postgres.binaries()
+    if programs is None:
+        yield urls
+        return
+    with postgres.server(programs, is_durable=True) as server, postgres.database(server, "bench") as url:
+        yield {**urls, "postgresql": url}
+
+
+def measure(edits: int) -> dict[str, float]:
+    """All figures, by database."""
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="rekontext-bench-") as name, databases(Path(name)) as urls:
+        for kind, url in urls.items():
+            database = Database.open(url)
+            try:
+                bench = Bench(database, open_store(f"file://{name}/{kind}"))
+                bench.open_account()
+                found = asyncio.run(bench.run(edits))
+            finally:
+                database.close()
+            figures |= {f"{kind}_{figure}": round(value, 2) for figure, value in found.items()}
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.service", description=__doc__)
+    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    figures = measure(given.edits)
+    if given.json:
+        json.dump(figures, sys.stdout)
+        print()
+        return
+    for kind in ("sqlite", "postgresql"):
+        if f"{kind}_edit_p50_ms" not in figures:
+            print(f"{kind}: not installed, not measured")
+            continue
+        print(
+            f"{kind}: the service's own time per edit p50 {figures[f'{kind}_edit_p50_ms']:.1f} ms, "
+            f"p99 {figures[f'{kind}_edit_p99_ms']:.1f} ms; {figures[f'{kind}_submits_per_s']:.0f} submits/s"
+        )
+
+
+if __name__ == "__main__":
+    main()

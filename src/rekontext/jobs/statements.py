@@ -1,0 +1,97 @@
+"""The statements about jobs, built once. Knows the table and nothing of when they are used.
+
+A state in a condition is written out, not bound: only so can both planners see that a partial index fits, which a
+test checks with EXPLAIN.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
+
+from rekontext.database.tables import jobs
+from rekontext.jobs.model import State
+
+
+def is_state(*states: State) -> ColumnElement[bool]:
+    """`state IN (...)` with the states written out."""
+    names: list[ColumnElement[str]] = [literal_column(f"'{state.value}'") for state in states]
+    return jobs.c.state == names[0] if len(names) == 1 else jobs.c.state.in_(names)
+
+
+BY_ID: Final = select(jobs).where(jobs.c.id == bindparam("job"))
+IN_FLIGHT: Final = (
+    select(func.count())
+    .select_from(jobs)
+    .where(jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING))
+)
+QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
+AHEAD: Final = QUEUED.where(jobs.c.number < bindparam("number"))
+IN_FLIGHT_AND_QUEUED: Final = select(
+    IN_FLIGHT.scalar_subquery().label("in_flight"), QUEUED.scalar_subquery().label("queued")
+)
+NEXT: Final = (
+    select(jobs.c.number)
+    .where(is_state(State.QUEUED), jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+EXPIRED: Final = (
+    select(jobs)
+    .where(is_state(State.PROCESSING), jobs.c.lease_until <= bindparam("now", type_=jobs.c.lease_until.type))
+    .order_by(jobs.c.lease_until)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+COUNT_BY_STATE: Final = (
+    select(jobs.c.state, func.count().label("how_many"))
+    .where(is_state(State.QUEUED, State.PROCESSING))
+    .group_by(jobs.c.state)
+)
+
+NEW: Final = insert(jobs).returning(jobs)
+BY_ID_LOCKED: Final = BY_ID.with_for_update()
+CLAIM: Final = (
+    update(jobs)
+    .where(jobs.c.number.in_(bindparam("numbers", expanding=True)), is_state(State.QUEUED))
+    .values(
+        attempt=jobs.c.attempt + 1,
+        **{name: bindparam(name) for name in ("state", "worker", "lease_until", "started_at")},
+    )
+    .returning(jobs)
+)
+COMPLETE: Final = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job"),
+        jobs.c.attempt == bindparam("this_attempt"),
+        is_state(State.PROCESSING),
+        jobs.c.cancel_requested_at.is_(None),
+    )
+    .values(
+        worker=None,
+        lease_until=None,
+        **{
+            name: bindparam(name)
+            for name in ("state", "finished_at", "files_until", "outputs", "made", "inference_s", "timings")
+        },
+    )
+    .returning(jobs)
+)
+CHANGE: Final = update(jobs).where(jobs.c.number == bindparam("this")).returning(jobs)
+OVERDUE: Final = (
+    select(jobs)
+    .where(is_state(State.QUEUED), jobs.c.accepted_at <= bindparam("since", type_=jobs.c.accepted_at.type))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+HELD_BY: Final = (
+    select(jobs)
+    .where(is_state(State.PROCESSING), jobs.c.worker == bindparam("worker"))
+    .order_by(jobs.c.number)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
