@@ -73,6 +73,11 @@ class Autoencoder:
         pixels: Tensor = self._model.decode(latents, return_dict=False)[0][0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
 
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cache.clear()
+        self._cached_bytes = 0
+
     def _remember(self, key: bytes, tokens: Tensor) -> None:
         self._cache[key] = tokens
         self._cached_bytes += tokens.nbytes

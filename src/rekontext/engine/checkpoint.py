@@ -102,6 +102,11 @@ class Parts:
     t5_tokenizer: T5Tokenizer
 
 
+def mini_folder() -> Path:
+    """Where the embedded model lies, in diffusers' layout."""
+    return Path(str(resources.files("rekontext") / "models" / MINI))
+
+
 def open_model(model: str, *, device: torch.device, dtype: torch.dtype) -> Parts:
     """Load every part of `model` in `dtype` onto `device`.
 
@@ -114,7 +119,7 @@ def open_model(model: str, *, device: torch.device, dtype: torch.dtype) -> Parts
 
 def _open(model: str, device: torch.device, dtype: torch.dtype) -> Parts:
     if model == MINI:
-        return _open_folder(Path(str(resources.files("rekontext") / "models" / MINI)), MINI, device, dtype)
+        return _open_folder(mini_folder(), MINI, device, dtype)
     path = Path(model).expanduser()
     refuse_pickle(path)
     if path.is_dir():

@@ -214,6 +214,11 @@ class Engine:
                 account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
             )
 
+    def forget(self) -> None:
+        """Empty the caches of prompts and references."""
+        self.model.prompts.forget()
+        self.model.autoencoder.forget()
+
     def close(self) -> None:
         """Stop within one step. Edits that aren't done fail with `EditCancelled`."""
         with self._changed:

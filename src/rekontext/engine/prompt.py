@@ -68,3 +68,7 @@ class PromptEncoder:
         if len(self._cache) > CACHED_PROMPTS_MAX:
             self._cache.popitem(last=False)
         return embedding
+
+    def forget(self) -> None:
+        """Empty the cache."""
+        self._cache.clear()
