@@ -134,6 +134,40 @@ def test_retries_have_an_end(database: Database, monkeypatch: pytest.MonkeyPatch
     assert database.read_sync(actions) == []
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_connection_that_breaks_in_a_transaction_is_replaced(database: Database) -> None:
+    """The transaction is run again from its start: nothing of the first try is left."""
+    tried = 0
+
+    def work(tx: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        note(tx, f"try {tried}")
+        if tried == 1:
+            tx.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    database.transact_sync(work)
+    assert database.read_sync(actions) == ["try 2"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_connection_that_breaks_in_the_commit_leaves_a_doubt(database: Database) -> None:
+    """Running it again could do it twice, so the caller must look."""
+
+    def work(tx: Connection) -> None:
+        note(tx, "who knows")
+        pid = tx.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        # A connection of its own ends this one just before the commit is sent.
+        database.read_sync(
+            lambda other: other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}) and None
+        )
+
+    with pytest.raises(DatabaseUnavailable) as fault:
+        database.transact_sync(work)
+    assert fault.value.is_in_doubt
+    assert database.read_sync(actions) == []
+
+
 def test_a_statement_that_is_wrong_is_not_retried(database: Database) -> None:
     """Our own mistakes come out at once."""
     tried = 0

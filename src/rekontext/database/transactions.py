@@ -33,7 +33,15 @@ _POSTGRES_OPTIONS = (
 
 
 class DatabaseUnavailable(RuntimeError):
-    """The database can't be reached, or stayed busy through every retry. Nothing was changed."""
+    """The database can't be reached, or stayed busy through every retry.
+
+    Nothing was changed, unless `is_in_doubt`: the connection broke during the commit itself, so the transaction
+    happened as a whole or not at all, and only looking tells which.
+    """
+
+    def __init__(self, message: str, *, is_in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.is_in_doubt = is_in_doubt
 
 
 class Database:
@@ -127,7 +135,7 @@ class Database:
         Once begun it isn't stopped by cancelling the awaiting task: it commits or rolls back as a whole.
 
         Raises:
-            DatabaseUnavailable: nothing was changed.
+            DatabaseUnavailable: it didn't happen, or that is in doubt.
         """
         return await asyncio.wrap_future(self._submit(self._write_threads, self._write, work))
 
@@ -170,7 +178,7 @@ def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
         except DBAPIError as error:
             if not _may_retry(error, committing):
                 if isinstance(error, OperationalError):
-                    raise DatabaseUnavailable(f"the database failed: {error.orig}") from error
+                    raise DatabaseUnavailable(f"the database failed: {error.orig}", is_in_doubt=committing) from error
                 raise
             if tried == TRIES_MAX:
                 raise DatabaseUnavailable(f"the database stayed busy through {tried} tries: {error.orig}") from error
