@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from rekontext.accounts import ledger
 from rekontext.accounts.errors import AccountUnknown, NameTaken
 from rekontext.accounts.ledger import Balance
-from rekontext.accounts.secrets import webhook_secret
+from rekontext.accounts.signing import webhook_secret
 from rekontext.database.tables import AccountId, accounts, balances
 from rekontext.sources import Randomness
 

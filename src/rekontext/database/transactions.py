@@ -25,6 +25,7 @@ T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
 
 TRIES_MAX = 8
+_ALLOWED_URLS = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
 _POSTGRES_OPTIONS = (
@@ -70,14 +71,15 @@ class Database:
         try:
             parsed = make_url(url)
         except ArgumentError as error:
-            raise ValueError(f"database url {url!r} can't be read: {error}") from error
+            # The URL isn't shown: it may hold a password.
+            raise ValueError(f"database url can't be read; allowed: {_ALLOWED_URLS}") from error
         match parsed.get_backend_name():
             case "sqlite":
                 database = cls._open_sqlite(parsed, synchronous, connections)
-            case "postgresql":
+            case "postgresql" | "postgres":
                 database = cls._open_postgres(parsed, connections)
             case other:
-                raise ValueError(f"database url names {other!r}; allowed: sqlite:///FILE, postgresql://HOST/NAME")
+                raise ValueError(f"database url names {other!r}; allowed: {_ALLOWED_URLS}")
         if migrate:
             try:
                 database.transact_sync(upgrade)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
-from rekontext.accounts.secrets import webhook_secret
+from rekontext.accounts.signing import webhook_secret
 from rekontext.database import AccountId, DeliveryId, EndpointId, JobId
 from rekontext.database.tables import webhook_attempts, webhook_deliveries, webhook_endpoints
 from rekontext.jobs.errors import JobRefused
