@@ -180,7 +180,7 @@ async def test_a_worker_that_slept_through_its_lease_stops_and_leaves_the_job_al
     assert plant.office.money() == (9, 0, 1)
 
 
-async def test_a_result_that_comes_too_late_is_thrown_away(plant: Plant) -> None:
+async def test_a_result_that_comes_too_late_is_thrown_away(plant: Plant, store: PictureStore) -> None:
     """The worker finished without having noticed that its lease was lost."""
     gate = Gate()
     plant.fleet.behaviours = [gate]
@@ -194,6 +194,7 @@ async def test_a_result_that_comes_too_late_is_thrown_away(plant: Plant) -> None
         gate.open.set()
         await plant.dispatcher.close(drain_s=10)
         assert plant.office.job(job.id) == taken
+        assert [found.key async for found in store.list("outputs")] == []
         plant.office.complete(taken.lease)
     assert plant.office.money() == (9, 0, 1)
 
@@ -226,6 +227,30 @@ async def test_closing_may_wait_for_running_jobs(plant: Plant) -> None:
         await asyncio.wait_for(closing, 10)
     assert plant.office.job(job.id).state is State.COMPLETED
     assert plant.office.job(late.id).state is State.QUEUED
+
+
+async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant: Plant) -> None:
+    """It was never begun, and nobody has to wait for its lease."""
+    claim, claiming, may_go_on = plant.office.database.transact, asyncio.Event(), asyncio.Event()
+
+    async def slow(work: object) -> object:
+        done: object = await claim(work)  # type: ignore[arg-type]
+        if done and not may_go_on.is_set():
+            claiming.set()
+            await may_go_on.wait()
+        return done
+
+    job = plant.office.accept().job
+    running = asyncio.create_task(plant.dispatcher.run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plant.office.database, "transact", slow)
+        await asyncio.wait_for(claiming.wait(), 10)
+        await plant.dispatcher.close()
+        may_go_on.set()
+        await asyncio.wait_for(running, 10)
+    left = plant.office.job(job.id)
+    assert (left.state, left.attempt, left.faults) == (State.QUEUED, 1, 0)
+    assert plant.fleet.requests == []
 
 
 async def test_a_killed_process_finds_its_jobs_again_when_it_restarts(office: Office, store: PictureStore) -> None:

@@ -79,6 +79,32 @@ async def test_a_folder_has_no_links_of_its_own(store: PictureStore) -> None:
     assert await store.presign("a", expires_in=timedelta(hours=1)) is None
 
 
+@pytest.mark.anyio
+async def test_a_cloud_signs_its_own_links() -> None:
+    """Without being asked: the signature is computed here."""
+    options = {"region": "eu-north-1", "access_key_id": "someone", "secret_access_key": "secret"}
+    store = open_store("s3://pictures/folder", options=options)
+    link = await store.presign("outputs/job/1/a b.png", expires_in=timedelta(hours=1))
+    assert link is not None
+    assert "/folder/outputs/job/1/a%20b.png?" in link
+    assert "X-Amz-Expires=3600" in link
+    assert "X-Amz-Signature=" in link
+
+
+@pytest.mark.anyio
+async def test_a_store_of_another_kind_keeps_the_same_promises() -> None:
+    """What holds for a folder holds for an object store, here one in memory."""
+    store = open_store("memory:///")
+    assert await store.put_new("a/b", b"one", content_type="image/png")
+    assert not await store.put_new("a/b", b"two", content_type="image/png")
+    assert await store.get("a/b") == b"one"
+    assert await keys(store, "a") == ["a/b"]
+    await store.delete("a/b")
+    await store.delete("a/b")
+    with pytest.raises(ObjectMissing):
+        await store.get("a/b")
+
+
 @pytest.mark.parametrize("url", ["objects", "file://relative/folder", "ftp://host/x", "file:///proc/nowhere"])
 def test_a_store_that_cannot_be_opened_is_refused_by_name(url: str) -> None:
     """When the service starts."""

@@ -75,7 +75,8 @@ class Desk:
         """Accept an order; once this returns, the edit can't be lost.
 
         Raises:
-            what `JobLife.accept` raises; DatabaseUnavailable. Then nothing was held or queued.
+            what `JobLife.accept` raises: nothing was held or queued.
+            DatabaseUnavailable: the same, unless it is in doubt; an idempotency key makes asking again safe.
         """
         now = self._clock.now()
         accepted = await self._database.transact(lambda tx: self._life.accept(tx, order, now=now))

@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal
 
 import structlog
-from sqlalchemy import Connection
 
-from rekontext.contract import EditRefused, Fleet, Preview, Progress
+from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import JobLife
-from rekontext.jobs.model import Job, Lease, Output, State
-from rekontext.jobs.objects import Objects, output_key
+from rekontext.jobs.model import Job, Lease, State
+from rekontext.jobs.objects import Objects
 from rekontext.jobs.workbench import Workbench
 from rekontext.sources import Clock
 
@@ -35,29 +35,31 @@ _HEARTBEATS_PER_LEASE: Final = 3
 _FIRST_GUESS_S: Final = 5.0
 
 _Why = Literal["cancelled", "lost", "closing"]
-T = TypeVar("T")
-
-
-class _Transition(Protocol):
-    """How an attempt ends, as a function for `Database.transact`."""
-
-    def __call__(self, tx: Connection, /, *, now: datetime) -> Job: ...
 
 
 @dataclass(kw_only=True, eq=False)
 class _Running:
-    """A job in work here. `stopped_for` is set once, before its task is cancelled."""
+    """A job in work here.
+
+    Attributes:
+        stopped_for: set once; its task is cancelled then, unless it hasn't begun and sees it by itself.
+        is_settling: its ending is being written and can't be stopped any more.
+        stored: keys of what it wrote into the store.
+    """
 
     job: Job
     lease_until: datetime
     task: asyncio.Task[None] | None = None
     stopped_for: _Why | None = None
-    may_stop: bool = True
+    has_begun: bool = False
+    is_settling: bool = False
+    stored: list[str] = field(default_factory=list)
 
     def stop(self, why: _Why) -> None:
-        if self.may_stop and self.stopped_for is None:
-            self.stopped_for = why
-            assert self.task is not None, f"job {self.job.id} is stopped before it was started"
+        if self.is_settling or self.stopped_for is not None:
+            return
+        self.stopped_for = why
+        if self.has_begun and self.task is not None:
             self.task.cancel()
 
 
@@ -89,14 +91,12 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._life = life
-        self._fleet = fleet
-        self._objects = objects
+        self._attempts = Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max)
         self._workbench = workbench
         self._hub = hub
         self._clock = clock
         self._worker = worker
         self._running_max = running_max
-        self._run_s_max = run_s_max
         self._poll_s = poll_s
         self._running: dict[Lease, _Running] = {}
         self._news = asyncio.Event()
@@ -179,10 +179,14 @@ class Dispatcher:
             running = _Running(job=job, lease_until=job.lease_until)
             self._running[job.lease] = running
             running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
+            if self._closing:  # `close` came while the claim was under way
+                running.stop("closing")
 
     async def heartbeat(self) -> None:
         """Keep the leases of running jobs alive; stop those that are lost or whose cancel was asked for."""
         leases = list(self._running)
+        if not leases:
+            return
         now = self._clock.now()
         try:
             renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=now))
@@ -213,100 +217,66 @@ class Dispatcher:
             self._tell(job)
 
     async def _work(self, running: _Running) -> None:
-        job = running.job
-        self._hub.publish(job.id, "processing", {"attempt": job.attempt})
-        transition: _Transition | None
+        running.has_begun = True
         try:
-            try:
-                transition = await self._attempt(running)
-            except asyncio.CancelledError:
-                current = asyncio.current_task()
-                if running.stopped_for is None or current is None:
-                    raise  # not by us: the loop itself is going down
-                current.uncancel()
-                transition = self._after_stop(running)
-            running.may_stop = False
-            if transition is not None:
-                await self._settle(job, transition)
+            ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
+            running.is_settling = True
+            if ending is None or not await self._settle(running.job, ending):
+                await self._attempts.clear_away(running.stored)
+        except Exception:
+            # The lease runs out and the job is tried again, a bounded number of times.
+            _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)
         finally:
-            del self._running[job.lease]
+            del self._running[running.job.lease]
             if self._more_may_wait:
                 self.wake()
 
-    async def _attempt(self, running: _Running) -> _Transition:
-        """Run the edit and say how the job is to be settled."""
+    async def _attempt(self, running: _Running) -> Ending | None:
         job = running.job
+        self._hub.publish(job.id, "processing", {"attempt": job.attempt})
         try:
-            async with asyncio.timeout(self._run_s_max):
-                photo = None if job.input_key is None else await self._objects.get(job.input_key)
-                request = await self._workbench.unpack(job, photo)
-                result = await self._fleet.edit(request, on_progress=lambda news: self._progress(job, news))
-                files = await self._workbench.pack(job, result)
-                outputs = []
-                for file in files:
-                    key = output_key(job.id, job.attempt, file.name)
-                    await self._objects.put(key, file.data, content_type=file.content_type)
-                    outputs.append(
-                        Output(
-                            key=key,
-                            content_type=file.content_type,
-                            file_name=file.name,
-                            bytes=len(file.data),
-                            width=file.width,
-                            height=file.height,
-                        )
-                    )
-        except EditRefused as refusal:
-            return self._failure(job, code="edit_refused", error=str(refusal), retry=False)
-        except TimeoutError:
-            error = f"The edit was not done within {self._run_s_max:.0f} s."
-            return self._failure(job, code="edit_timeout", error=error, retry=True)
-        except Exception as fault:
-            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__)
-            return self._failure(job, code="engine_fault", error="The edit failed through a fault of ours.", retry=True)
-        self._edit_s += 0.2 * (result.inference_s - self._edit_s)
-        return lambda tx, /, *, now: self._life.complete(
-            tx,
-            job.lease,
-            outputs=outputs,
-            made={
-                "seed": result.seed,
-                "steps": result.steps,
-                "passes": result.passes,
-                "acceleration": result.acceleration,
-            },
-            inference_s=result.inference_s,
-            timings=result.timings,
-            now=now,
-        )
+            ending = await self._attempts.run(
+                job, on_progress=lambda news: self._progress(job, news), stored=running.stored
+            )
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if running.stopped_for is None or current is None:
+                raise  # not by us: the loop itself is going down
+            current.uncancel()
+            return self._after_stop(running)
+        if isinstance(ending, Made):
+            self._edit_s += 0.2 * (ending.inference_s - self._edit_s)
+        return ending
 
-    def _failure(self, job: Job, *, code: str, error: str, retry: bool) -> _Transition:
-        return lambda tx, /, *, now: self._life.fail(tx, job.lease, code=code, error=error, retry=retry, now=now)
+    def _after_stop(self, running: _Running) -> Ending | None:
+        """None for a lost lease: the job is another's."""
+        assert running.stopped_for is not None
+        endings: dict[_Why, Ending | None] = {"cancelled": Stopped(), "closing": HandedBack(), "lost": None}
+        return endings[running.stopped_for]
 
-    def _after_stop(self, running: _Running) -> _Transition | None:
-        lease = running.job.lease
-        match running.stopped_for:
-            case "cancelled":
-                return lambda tx, /, *, now: self._life.stop(tx, lease, now=now)
-            case "closing":
-                return lambda tx, /, *, now: self._life.hand_back(tx, lease, now=now)
-            case _:
-                return None
+    async def _settle(self, job: Job, ending: Ending) -> bool:
+        """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again.
 
-    async def _settle(self, job: Job, transition: _Transition) -> None:
-        """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again."""
+        Returns:
+            False if the job was not ours any more.
+        """
         for tried in range(1, SETTLE_TRIES_MAX + 1):
+            now = self._clock.now()
             try:
-                settled = await self._database.transact(partial(transition, now=self._clock.now()))
+                settled = await self._database.transact(
+                    partial(settle, life=self._life, lease=job.lease, ending=ending, now=now)
+                )
             except LeaseLost as lost:
                 _log.warning("lease_lost", job=job.id, attempt=job.attempt, why=str(lost))
-                return
+                # It may be lost because an earlier try did happen: then the outputs are the job's.
+                return tried > 1
             except DatabaseUnavailable as fault:
                 _log.error("settle_failed", job=job.id, attempt=job.attempt, tried=tried, fault=str(fault))
                 await asyncio.sleep(self._poll_s)
-                continue
-            self._tell(settled)
-            return
+            else:
+                self._tell(settled)
+                return True
+        return True
 
     def _tell(self, job: Job) -> None:
         if job.state is State.QUEUED:
@@ -326,10 +296,9 @@ class Dispatcher:
             await asyncio.sleep(seconds)
             await self._survive(work)
 
-    async def _survive(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """What `work` returns, or None if the database is away; the next round tries again."""
+    async def _survive(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work`; if the database is away, the next round tries again."""
         try:
-            return await work()
+            await work()
         except DatabaseUnavailable as fault:
             _log.error("database_unavailable", fault=str(fault))
-            return None

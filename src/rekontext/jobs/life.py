@@ -174,7 +174,9 @@ class JobLife:
             .first()
         )
         if row is None:
-            return self._end_free(tx, self._held(tx, lease), State.CANCELLED, now=now)
+            job = self._held(tx, lease)
+            assert job.cancel_requested_at is not None, f"job {job.id} was neither completed nor cancelled nor lost"
+            return self._end_free(tx, job, State.CANCELLED, now=now)
         return self._settled(tx, from_row(row), "capture", now=now)
 
     def fail(self, tx: Connection, lease: Lease, *, code: str, error: str, retry: bool, now: datetime) -> Job:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -99,8 +99,12 @@ class PictureStore:
         return None if self._is_local else {"Content-Type": content_type}  # a folder has no place for it
 
 
-def open_store(url: str) -> PictureStore:
+def open_store(url: str, *, options: Mapping[str, str] | None = None) -> PictureStore:
     """Open the store at `url`: `file:///folder` (made if it isn't there), `s3://bucket/prefix`, `gs://...`, `az://...`.
+
+    Args:
+        options: for a cloud, by obstore's names: endpoint, region, access_key_id, ... What is missing the library
+            takes from where that cloud's own tools look for it.
 
     Raises:
         ValueError: the URL names no store, or the folder can't be made.
@@ -117,7 +121,7 @@ def open_store(url: str) -> PictureStore:
         except Exception as error:
             raise ValueError(f"object store {url!r} can't be opened: {error}") from error
     try:
-        return PictureStore(from_url(url), is_local=False)
+        return PictureStore(from_url(url, config=dict(options or {})), is_local=False)
     except Exception as error:
         raise ValueError(f"object store {url!r} can't be opened: {error}") from error
 

@@ -1,0 +1,150 @@
+"""One attempt at a job: input from the store, through the fleet, outputs into the store. Values in, an ending out.
+
+Knows the job that it is given and nothing of queues, leases or money; `settle` hands the ending to `JobLife`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+import structlog
+from sqlalchemy import Connection
+
+from rekontext.contract import EditRefused, EditResult, Fleet, OnProgress
+from rekontext.jobs.life import JobLife
+from rekontext.jobs.model import Job, Lease, Output
+from rekontext.jobs.objects import Objects, output_key
+from rekontext.jobs.workbench import Workbench
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The outputs are stored."""
+
+    outputs: Sequence[Output]
+    made: Mapping[str, object]
+    inference_s: float
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """It came to nothing. `retry`: the fault was ours."""
+
+    code: str
+    error: str
+    retry: bool
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Its cancel was asked for."""
+
+
+@dataclass(frozen=True)
+class HandedBack:
+    """This process goes away; another shall do it."""
+
+
+Ending = Made | Failed | Stopped | HandedBack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """Runs attempts. `run_s_max`: one that takes longer is a fault of ours."""
+
+    fleet: Fleet
+    objects: Objects
+    workbench: Workbench
+    run_s_max: float
+
+    async def run(self, job: Job, *, on_progress: OnProgress, stored: list[str]) -> Made | Failed:
+        """Run the edit. Cancelling it stops the edit within one step.
+
+        Args:
+            stored: is told each key that was written, so that an attempt that comes to nothing can be cleared away.
+        """
+        try:
+            async with asyncio.timeout(self.run_s_max):
+                photo = None if job.input_key is None else await self.objects.get(job.input_key)
+                request = await self.workbench.unpack(job, photo)
+                result = await self.fleet.edit(request, on_progress=on_progress)
+                outputs = await self._store(job, result, stored)
+        except EditRefused as refusal:
+            return Failed(code="edit_refused", error=str(refusal), retry=False)
+        except TimeoutError:
+            return Failed(
+                code="edit_timeout", error=f"The edit was not done within {self.run_s_max:.0f} s.", retry=True
+            )
+        except Exception as fault:
+            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__)
+            return Failed(code="engine_fault", error="The edit failed through a fault of ours.", retry=True)
+        return Made(
+            outputs=outputs,
+            made={
+                "seed": result.seed,
+                "steps": result.steps,
+                "passes": result.passes,
+                "acceleration": result.acceleration,
+            },
+            inference_s=result.inference_s,
+            timings=result.timings,
+        )
+
+    async def _store(self, job: Job, result: EditResult, stored: list[str]) -> list[Output]:
+        outputs = []
+        for file in await self.workbench.pack(job, result):
+            key = output_key(job.id, job.attempt, file.name)
+            stored.append(key)
+            await self.objects.put(key, file.data, content_type=file.content_type)
+            outputs.append(
+                Output(
+                    key=key,
+                    content_type=file.content_type,
+                    file_name=file.name,
+                    bytes=len(file.data),
+                    width=file.width,
+                    height=file.height,
+                )
+            )
+        return outputs
+
+    async def clear_away(self, stored: Sequence[str]) -> None:
+        """Remove what an attempt stored whose ending was refused. A failure is only logged: the sweeper comes by."""
+        for key in stored:
+            try:
+                await self.objects.delete(key)
+            except Exception as fault:
+                _log.warning("output_left_behind", key=key, fault=str(fault))
+
+
+def settle(tx: Connection, *, life: JobLife, lease: Lease, ending: Ending, now: datetime) -> Job:
+    """Write an ending.
+
+    Raises:
+        LeaseLost: the job is another attempt's, or ended.
+    """
+    match ending:
+        case Made():
+            return life.complete(
+                tx,
+                lease,
+                outputs=ending.outputs,
+                made=ending.made,
+                inference_s=ending.inference_s,
+                timings=ending.timings,
+                now=now,
+            )
+        case Failed():
+            return life.fail(tx, lease, code=ending.code, error=ending.error, retry=ending.retry, now=now)
+        case Stopped():
+            return life.stop(tx, lease, now=now)
+        case HandedBack():
+            return life.hand_back(tx, lease, now=now)
+    assert_never(ending)
