@@ -120,8 +120,9 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Picture
             return PictureStore(LocalStore(folder, mkdir=True, automatic_cleanup=True), is_local=True)
         except Exception as error:
             raise ValueError(f"object store {url!r} can't be opened: {error}") from error
+    config: Any = dict(options or {})  # each cloud has a type of its own for it
     try:
-        return PictureStore(from_url(url, config=dict(options or {})), is_local=False)
+        return PictureStore(from_url(url, config=config), is_local=False)
     except Exception as error:
         raise ValueError(f"object store {url!r} can't be opened: {error}") from error
 
