@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,14 +173,14 @@ def test_acceleration_leaves_out_passes_and_says_so(engine: Engine, acceleration
 def test_a_fault_in_one_edit_is_told_to_its_caller_and_spares_the_others(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = stages.step
+    honest = stages.velocities
 
-    def faulty(model: stages.Model, edit: stages.Edit) -> None:
-        if edit.request.id == "bad":
+    def faulty(model: stages.Model, edits: Sequence[stages.Edit]) -> list[torch.Tensor]:
+        if any(edit.request.id == "bad" for edit in edits):
             raise MemoryError("device is full")
-        honest(model, edit)
+        return honest(model, edits)
 
-    monkeypatch.setattr(stages, "step", faulty)
+    monkeypatch.setattr(stages, "velocities", faulty)
     good, bad = (
         engine.submit(EditRequest(id=id, prompt="night", photo=PHOTO, steps=4, seed=1)) for id in ("good", "bad")
     )

@@ -6,6 +6,7 @@ Between two steps an edit is nothing but its latents and an index, so many can b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ class Plan:
     tokens: int
     runs: tuple[bool, ...]
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Edits of equal shape can share a transformer pass."""
+        return self.size, self.reference_size
+
 
 @dataclass(kw_only=True)
 class Edit:
@@ -88,6 +94,11 @@ class Edit:
     def is_denoised(self) -> bool:
         """Whether all steps are done."""
         return self.step == self.request.steps
+
+    @property
+    def runs_next(self) -> bool:
+        """Whether the next step runs the transformer."""
+        return self.plan.runs[self.step]
 
 
 def plan(model: Model, request: EditRequest) -> Plan:
@@ -132,18 +143,39 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
 
 
 @torch.inference_mode()
-def step(model: Model, edit: Edit) -> None:
-    """One Euler step: x += (sigma_next - sigma) * velocity."""
+def velocities(model: Model, edits: Sequence[Edit]) -> list[Tensor]:
+    """What the transformer says of each edit at its own step, (1, n, e) in float32. All edits have one shape."""
+    first = edits[0].conditioning
+    rows = [edit.modulation_sw[edit.step : edit.step + 1] for edit in edits]
+    if len(edits) == 1:
+        return [model.transformer(edits[0].latents_1ne, first, rows[0]).float()]
+    references = [edit.conditioning.reference_bmd for edit in edits]
+    together = Conditioning(
+        text_btd=torch.cat([edit.conditioning.text_btd for edit in edits]),
+        reference_bmd=torch.cat([r for r in references if r is not None]) if references[0] is not None else None,
+        rotation=first.rotation,
+    )
+    latents = torch.cat([edit.latents_1ne for edit in edits])
+    return list(model.transformer(latents, together, torch.cat(rows)).float().split(1))
+
+
+@torch.inference_mode()
+def advance(edit: Edit, velocity: Tensor | None) -> None:
+    """One Euler step: x += (sigma_next - sigma) * velocity. Without a velocity, at a step that leaves the pass out."""
     i = edit.step
-    if edit.plan.runs[i]:
-        velocity = model.transformer(edit.latents_1ne, edit.conditioning, edit.modulation_sw[i : i + 1]).float()
-        edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[i], velocity))
-        edit.passes += 1
-    else:
+    if velocity is None:
         earlier, later = edit.seen
         velocity = extrapolate(earlier, later, edit.sigmas[i])
+    else:
+        edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[i], velocity))
+        edit.passes += 1
     edit.latents_1ne = edit.latents_1ne + (edit.sigmas[i + 1] - edit.sigmas[i]) * velocity
     edit.step += 1
+
+
+def step(model: Model, edit: Edit) -> None:
+    """Run the edit's next step by itself."""
+    advance(edit, velocities(model, [edit])[0] if edit.runs_next else None)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """The engine: an opened model, the thread that owns its device, and the edits that are under way on it.
 
-One thread runs transformer steps, one at a time, of whichever edit the scheduler names. Everything around the steps
+One thread runs transformer steps, one at a time, of whichever edit the scheduler names (and of others of its shape,
+where a shared pass was measured to pay). Everything around the steps
 (encoding, decoding) runs beside it on a second thread, so that the device's main work doesn't wait for it.
 
 Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract`.
@@ -37,6 +38,7 @@ from rekontext.contract import (
 )
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
+from rekontext.engine.batching import Batching, BatchMode
 from rekontext.engine.checkpoint import MINI, Parts, open_model
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
@@ -63,6 +65,7 @@ class Engine:
         policy: Policy | None = None,
         weight: Callable[[str], float] = lambda _: 1.0,
         costs_file: Path | None = None,
+        batch: BatchMode = "exact",
     ) -> None:
         self.model = Model.of(parts)
         transformer = parts.transformer
@@ -79,6 +82,7 @@ class Engine:
         self.costs = CostModel.load(costs_file) if costs_file else CostModel()
         self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[transformer.device.type]
         self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
+        self._batching = Batching(mode=batch)
         self._tickets: dict[int, Ticket] = {}
         self._submitted = 0
         self._previewer: Previewer | None = None
@@ -99,6 +103,7 @@ class Engine:
         policy: Policy | None = None,
         weight: Callable[[str], float] = lambda _: 1.0,
         costs_file: Path | None = None,
+        batch: BatchMode = "exact",
     ) -> Engine:
         """Load a model.
 
@@ -109,6 +114,8 @@ class Engine:
             policy: in which order edits are served.
             weight: an account's share of the device relative to others'.
             costs_file: where measured step times are kept between runs.
+            batch: whether edits of equal shape may share a pass where that is measured to pay: "exact" only where
+                each still gets the bits that it would get alone, "any" where it gets others, "off" never.
 
         Raises:
             CheckpointError: the model can't be found or isn't complete.
@@ -116,7 +123,7 @@ class Engine:
         """
         torch_device = choose_device(device)
         parts = open_model(model, device=torch_device, dtype=choose_dtype(dtype, torch_device))
-        return cls(parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file)
+        return cls(parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch)
 
     def __enter__(self) -> Engine:
         return self
@@ -243,7 +250,23 @@ class Engine:
                     self._changed.wait()
                     self._drop_cancelled()
                     ticket = self._next_step()
-            self._step(ticket)
+                group = self._group(ticket)
+            self._step(group)
+
+    def _group(self, ticket: Ticket) -> list[Ticket]:
+        """The edit whose turn it is, and those that share its pass."""
+        assert ticket.edit is not None, "only prepared edits are stepped"
+        shape = ticket.plan.shape
+        if self._batching.mode == "off" or not ticket.edit.runs_next:
+            return [ticket]
+        mates = {
+            other.number
+            for other in self._tickets.values()
+            if other.plan.shape == shape and other.edit is not None and not other.is_beside and other.edit.runs_next
+        }
+        size = self._batching.wanted(shape, len(mates)) or self._batching.limit(shape)
+        order = self._scheduler.order(time.monotonic(), among=mates - {ticket.number})
+        return [ticket, *(self._tickets[number] for number in order[: size - 1] if isinstance(number, int))]
 
     def _next_step(self) -> Ticket | None:
         """The edit whose step is next. On the way, edits that come before it but aren't prepared are sent to be."""
@@ -263,33 +286,61 @@ class Engine:
                 waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
 
-    def _step(self, ticket: Ticket) -> None:
-        edit = ticket.edit
-        assert edit is not None, "only prepared edits are stepped"
-        runs = edit.plan.runs[edit.step]
+    def _step(self, group: list[Ticket]) -> None:
+        """One step of one edit, or of several that share a pass."""
+        edits = [ticket.edit for ticket in group if ticket.edit is not None]
         started = time.perf_counter()
         try:
-            stages.step(self.model, edit)
+            is_measured = self._pass(edits)
             self._synchronize()
         except Exception as error:
             with self._changed:
-                self._fail(ticket, error)
+                if len(group) > 1:
+                    # Nobody knows whose fault it was; nothing has advanced yet, so each tries again alone.
+                    self._batching.forbid(edits[0].plan.shape)
+                else:
+                    self._fail(group[0], error)
             return
-        took_s = time.perf_counter() - started
-        ticket.took("denoise", took_s)
+        took_s = (time.perf_counter() - started) / len(group)
+        news: list[tuple[Ticket, Progress]] = []
         with self._changed:
-            if runs:
-                self.costs.learn("step", edit.plan.tokens, took_s)
+            if is_measured:
+                self.costs.learn("step", edits[0].plan.tokens, took_s)
             now_s = time.monotonic()
-            self._scheduler.served(
-                ticket.number, took_s=took_s, remaining_s=self._work_s(edit.plan, step=edit.step), now_s=now_s
-            )
-            remaining_s = self._scheduler.estimates(now_s)[ticket.number].finish_s if ticket.on_progress else None
-            if edit.is_denoised:
-                self._beside(ticket, self._finish)
-        if remaining_s is not None:
-            ticket.tell(Progress(step=edit.step, steps=edit.request.steps, remaining_s=remaining_s))
+            for ticket, edit in zip(group, edits, strict=True):
+                ticket.took("denoise", took_s)
+                remaining_s = self._work_s(edit.plan, step=edit.step)
+                self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
+            estimates = self._scheduler.estimates(now_s) if any(ticket.on_progress for ticket in group) else {}
+            for ticket, edit in zip(group, edits, strict=True):
+                if ticket.on_progress:
+                    finish_s = estimates[ticket.number].finish_s
+                    news.append((ticket, Progress(step=edit.step, steps=edit.request.steps, remaining_s=finish_s)))
+                if edit.is_denoised:
+                    self._beside(ticket, self._finish)
+        for ticket, progress in news:
+            ticket.tell(progress)
             self._preview(ticket)
+
+    def _pass(self, edits: list[stages.Edit]) -> bool:
+        """Advance the edits by a step. Returns whether its time says what such a pass costs."""
+        if not edits[0].runs_next:
+            stages.advance(edits[0], None)
+            return False
+        shape = edits[0].plan.shape
+        measuring = len(edits) > self._batching.limit(shape)
+        if measuring:
+            found = self._batching.learn(
+                shape,
+                alone=lambda: [stages.velocities(self.model, [edit])[0] for edit in edits],
+                together=lambda: stages.velocities(self.model, edits),
+                clock=self._clock,
+            )
+        else:
+            found = stages.velocities(self.model, edits)
+        for edit, velocity in zip(edits, found, strict=True):
+            stages.advance(edit, velocity)
+        return not measuring
 
     def _prepare(self, ticket: Ticket) -> None:
         started = time.perf_counter()
@@ -377,6 +428,10 @@ class Engine:
         work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
         work_s += self.costs.predict("decode", plan.output_tokens)
         return work_s + self.costs.predict("prepare", plan.tokens) if step is None else work_s
+
+    def _clock(self) -> float:
+        self._synchronize()
+        return time.perf_counter()
 
     def _synchronize(self) -> None:
         if self._side_stream is not None:

@@ -1,0 +1,92 @@
+"""Sharing a pass: only where it was measured to pay, and never at the price of other bits unless that was allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rekontext.contract import EditRequest
+from rekontext.engine import Engine
+from rekontext.engine import edit as stages
+from rekontext.engine.batching import Batching, BatchMode
+from tests.small_model import SHAPES, build
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8), "RGB")
+SHAPE = ("a shape",)
+
+
+def measured(*, alone_s: float, together_s: float, same: bool, size: int = 2, mode: BatchMode = "exact") -> Batching:
+    """A `Batching` that has measured one size, on a clock that says what the test wants."""
+    batching = Batching(mode=mode)
+    results: list[Sequence[Tensor]] = [[torch.zeros(1)] * size, [torch.full((1,), 0.0 if same else 1e-7)] * size]
+    times: Iterator[float] = iter([0.0, alone_s, alone_s + together_s])
+    batching.learn(SHAPE, alone=lambda: results[0], together=lambda: results[1], clock=lambda: next(times))
+    return batching
+
+
+@pytest.mark.parametrize(
+    ("alone_s", "together_s", "same", "mode", "limit"),
+    [
+        (2.0, 1.1, True, "exact", 2),
+        (2.0, 1.6, True, "exact", 1),
+        (2.0, 1.1, False, "exact", 1),
+        (2.0, 1.1, False, "any", 2),
+    ],
+    ids=["pays", "saves too little", "other bits", "other bits allowed"],
+)
+def test_a_shape_is_shared_where_that_pays(
+    alone_s: float, together_s: float, same: bool, mode: BatchMode, limit: int
+) -> None:
+    batching = measured(alone_s=alone_s, together_s=together_s, same=same, mode=mode)
+    assert batching.limit(SHAPE) == limit
+    assert batching.wanted(SHAPE, 4) == (4 if limit == 2 else None), "larger ones are tried only after a success"
+
+
+def test_nothing_is_tried_when_it_is_off() -> None:
+    batching = Batching(mode="off")
+    assert batching.limit(SHAPE) == 1
+    assert batching.wanted(SHAPE, 9) is None
+
+
+def test_two_are_tried_before_four() -> None:
+    batching = Batching()
+    assert batching.wanted(SHAPE, 1) is None
+    assert batching.wanted(SHAPE, 9) == 2
+
+
+@pytest.mark.parametrize("photo", [PHOTO, None], ids=["edit", "text-to-image"])
+def test_a_shared_pass_computes_what_lone_passes_compute(tmp_path: Path, photo: Image.Image | None) -> None:
+    """Edits at different steps, with different prompts, guidance and lengths."""
+    build(tmp_path, SHAPES["deep"])
+    with Engine.open(str(tmp_path), device="cpu", dtype="float32") as engine:
+        edits = []
+        for i in range(3):
+            request = EditRequest(id="", prompt=f"edit {i}", photo=photo, steps=5 + i, guidance=i, seed=i)
+            edits.append(stages.prepare(engine.model, request, stages.plan(engine.model, request)))
+            for _ in range(i):
+                stages.step(engine.model, edits[-1])
+        alone = [stages.velocities(engine.model, [edit])[0] for edit in edits]
+        together = stages.velocities(engine.model, edits)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "any", "off"])
+def test_an_engine_that_shares_passes_ends_every_edit(tmp_path: Path, mode: BatchMode) -> None:
+    build(tmp_path, SHAPES["plain"])
+    requests = [EditRequest(id="", prompt="night", photo=PHOTO, steps=8, seed=i) for i in range(6)]
+    with Engine.open(str(tmp_path), device="cpu", dtype="float32", batch=mode) as engine:
+        alone = [engine.submit(request).result(60).picture for request in requests]
+        with engine._changed:
+            tickets = [engine.submit(request) for request in requests]
+        for ticket, picture in zip(tickets, alone, strict=True):
+            result = ticket.result(60)
+            assert result.passes == 8
+            difference = np.abs(np.asarray(result.picture, int) - np.asarray(picture, int))
+            assert difference.max() <= (1 if mode == "any" else 0)
