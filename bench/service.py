@@ -39,7 +39,8 @@ from rekontext.jobs import (
     State,
     input_key,
 )
-from rekontext.pictures.store import PictureStore, open_store
+from rekontext.pictures.recent import RecentStore
+from rekontext.pictures.store import open_store
 from rekontext.sources import SystemClock, random_bytes, random_id
 
 ACCOUNT = AccountId("acc_bench")
@@ -94,7 +95,7 @@ class BytesWorkbench:
 class Bench:
     """One database, one store, one desk and one dispatcher."""
 
-    def __init__(self, database: Database, store: PictureStore) -> None:
+    def __init__(self, database: Database, store: RecentStore) -> None:
         clock, hub = SystemClock(), EventHub(epoch=random_id())
         life = JobLife(outbox=Outbox(ids=random_id), bounds=Bounds(in_flight_max=10**6, queued_max=10**6))
         self.database, self.store = database, store
@@ -193,7 +194,7 @@ def measure(edits: int) -> dict[str, float]:
         for kind, url in urls.items():
             database = Database.open(url)
             try:
-                bench = Bench(database, open_store(f"file://{name}/{kind}"))
+                bench = Bench(database, RecentStore(open_store(f"file://{name}/{kind}"), bytes_max=64 * 2**20))
                 bench.open_account()
                 found = asyncio.run(bench.run(edits))
             finally:

@@ -1,0 +1,72 @@
+"""A store that remembers what it has just written, since that is what is read next.
+
+An edit reads its input right after it was stored, and a waiting client its output: from memory, that saves a trip to
+the disk or the cloud each time. For stores whose keys are written once. Knows nothing of what the objects are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from rekontext.pictures.store import PictureStore, StoredObject
+
+
+class RecentStore:
+    """`PictureStore` with a memory of at most `bytes_max` bytes; the oldest are forgotten first. For one event loop."""
+
+    def __init__(self, store: PictureStore, *, bytes_max: int) -> None:
+        self._store = store
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
+
+    @property
+    def bytes_held(self) -> int:
+        """How much is remembered now."""
+        return self._bytes
+
+    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """As `PictureStore.put`."""
+        self._forget(key)
+        await self._store.put(key, data, content_type=content_type)
+        self._remember(key, data)
+
+    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
+        """As `PictureStore.put_new`."""
+        written = await self._store.put_new(key, data, content_type=content_type)
+        if written:
+            self._remember(key, data)
+        return written
+
+    async def get(self, key: str) -> bytes:
+        """As `PictureStore.get`."""
+        recent = self._recent.get(key)
+        return await self._store.get(key) if recent is None else recent
+
+    async def delete(self, key: str) -> None:
+        """As `PictureStore.delete`."""
+        self._forget(key)
+        await self._store.delete(key)
+
+    def list(self, folder: str) -> AsyncIterator[StoredObject]:
+        """As `PictureStore.list`."""
+        return self._store.list(folder)
+
+    async def presign(self, key: str, *, expires_in: timedelta) -> str | None:
+        """As `PictureStore.presign`."""
+        return await self._store.presign(key, expires_in=expires_in)
+
+    def _remember(self, key: str, data: bytes) -> None:
+        self._forget(key)
+        self._recent[key] = data
+        self._bytes += len(data)
+        while self._bytes > self._bytes_max:
+            _, oldest = self._recent.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    def _forget(self, key: str) -> None:
+        forgotten = self._recent.pop(key, None)
+        if forgotten is not None:
+            self._bytes -= len(forgotten)

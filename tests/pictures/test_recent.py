@@ -1,0 +1,61 @@
+"""What was just written is read from memory, within a bound; everything else from the store, and always the same."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from rekontext.pictures.recent import RecentStore
+from rekontext.pictures.store import ObjectMissing, PictureStore, open_store
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PictureStore:
+    return open_store(f"file://{tmp_path}/objects")
+
+
+@pytest.fixture
+def recent(store: PictureStore) -> RecentStore:
+    return RecentStore(store, bytes_max=10)
+
+
+async def test_what_was_written_is_in_memory_and_in_the_store(store: PictureStore, recent: RecentStore) -> None:
+    """Memory alone would lose it, so the store has it first."""
+    await recent.put("a", b"12345", content_type="image/png")
+    assert await store.get("a") == b"12345"
+    await store.delete("a")
+    assert await recent.get("a") == b"12345"
+
+
+async def test_the_oldest_is_forgotten_when_there_is_too_much(recent: RecentStore, store: PictureStore) -> None:
+    """And read from the store from then on."""
+    for key in "abc":
+        await recent.put(key, key.encode() * 4, content_type="image/png")
+        assert recent.bytes_held <= 10
+    await store.delete("a")
+    with pytest.raises(ObjectMissing):
+        await recent.get("a")
+    assert [await recent.get(key) for key in "bc"] == [b"bbbb", b"cccc"]
+    await recent.put("d", b"x" * 11, content_type="image/png")
+    assert recent.bytes_held == 0
+    assert await recent.get("d") == b"x" * 11
+
+
+async def test_what_is_replaced_or_deleted_is_not_remembered(recent: RecentStore) -> None:
+    """Memory never answers differently from the store."""
+    await recent.put("a", b"old", content_type="image/png")
+    await recent.put("a", b"newer", content_type="image/png")
+    assert (await recent.get("a"), recent.bytes_held) == (b"newer", 5)
+    assert not await recent.put_new("a", b"other", content_type="image/png")
+    assert await recent.get("a") == b"newer"
+    await recent.delete("a")
+    with pytest.raises(ObjectMissing):
+        await recent.get("a")
+    assert recent.bytes_held == 0
+    assert await recent.put_new("a", b"again", content_type="image/png")
+    assert [found.key async for found in recent.list("")] == ["a"]
+    assert await recent.presign("a", expires_in=timedelta(hours=1)) is None
