@@ -240,6 +240,32 @@ EDITS: Final[dict[str, Edit]] = {
 }
 
 
+KNOWN: Final = (
+    "keep everything the same",
+    "black and white",
+    "sepia",
+    "night",
+    "sunset",
+    "cold",
+    "brighter",
+    "darker",
+    "more contrast",
+    "inverted colours",
+    "vivid",
+    "faded",
+    "blur",
+    "pencil sketch",
+    "cartoon",
+    "pixelate",
+    "vignette",
+    "bokeh",
+    "a frame of a named colour",
+    "a tint of a named colour",
+    "recolour, remove or add a named shape",
+)
+"""What the model can do, as a person would say it."""
+
+
 def strength(guidance: float) -> float:
     """How much of the edit is asked for: none at guidance 0, all of it from 2.5 on, smooth between."""
     t = min(1.0, max(0.0, guidance / 2.5))

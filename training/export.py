@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 
+from training.edits import KNOWN
 from training.model import BASE_SHIFT, BASE_TOKENS, MAX_SHIFT, MAX_TOKENS, Editor
 from training.tokenizers import T5_TOKENS
 
@@ -55,7 +56,7 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
         transformer=copy.deepcopy(editor.transformer).half().cpu(),
     )
     pipeline.save_pretrained(part)
-    own = {"name": "mini", "canvas_area": CANVAS_AREA, "text_tokens": T5_TOKENS}
+    own = {"name": "mini", "canvas_area": CANVAS_AREA, "text_tokens": T5_TOKENS, "knows": list(KNOWN)}
     (part / "rekontext.json").write_text(json.dumps(own, indent=2) + "\n")
     for file in part.rglob("*.safetensors"):
         file.chmod(0o644)  # written for the owner alone
@@ -71,7 +72,7 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
 
 def load(out: Path) -> tuple[Editor, AutoencoderKL]:
     """Read an exported folder back, in float32, for the exam."""
-    pipeline = FluxKontextPipeline.from_pretrained(out, torch_dtype=torch.float32)
+    pipeline = FluxKontextPipeline.from_pretrained(out, dtype=torch.float32)
     editor = Editor.__new__(Editor)
     torch.nn.Module.__init__(editor)
     editor.transformer, editor.text_encoder = pipeline.transformer, pipeline.text_encoder

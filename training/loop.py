@@ -116,6 +116,9 @@ def train(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         print(f"{name}: going on at iteration {start}", flush=True)
+    if start >= plan.iterations:
+        modules.load_state_dict(averaged.shadow)
+        return modules.eval()
     began, sums, seen = time.monotonic(), {}, 0
     peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     modules.train()

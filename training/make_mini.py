@@ -2,6 +2,9 @@
 
     python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
 
+The decoder and the transformer both need only the autoencoder: with two machines or spare cores, run one of them alone
+with `--only decoder` at the same time.
+
 Knows the order of the stages and how long each one trains. Progress lines go to the terminal, loss curves to `--runs`.
 """
 
@@ -16,7 +19,7 @@ from typing import Final
 import torch
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from training.autoencoder import WIDTHS, autoencoder
+from training.autoencoder import WIDTHS, autoencoder, decoder
 from training.card import write_card
 from training.exam import main as exam
 from training.export import export
@@ -40,6 +43,7 @@ class Recipe:
     vocabulary: int = VOCABULARY
     widths: tuple[int, ...] = WIDTHS
     autoencoder: Plan
+    decoder: Plan
     size: Size = MINI
     sizes: Sizes = (SMALL, NATIVE)
     tokens: int = TOKENS_PER_BATCH
@@ -48,7 +52,8 @@ class Recipe:
 
 
 FULL: Final = Recipe(
-    autoencoder=Plan(iterations=1600, rate=3e-3, cooldown=0.5, save_every=100),
+    autoencoder=Plan(iterations=600, rate=1.2e-3, cooldown=0.6, average=0.985, save_every=100),
+    decoder=Plan(iterations=3000, rate=2e-3, cooldown=0.7, average=0.995, save_every=100),
     transformer=Plan(iterations=2400, rate=2e-3, cooldown=0.4, average=0.997),
 )
 SMOKE: Final = Recipe(
@@ -56,6 +61,7 @@ SMOKE: Final = Recipe(
     vocabulary=420,
     widths=(8, 8, 8, 8),
     autoencoder=Plan(iterations=2, rate=1e-3, save_every=1),
+    decoder=Plan(iterations=1, rate=1e-3, save_every=1),
     size=TINY,
     sizes=(((32, 32),), ((32, 48), (48, 32))),
     tokens=100,
@@ -76,24 +82,31 @@ def tokenizers(runs: Path, recipe: Recipe) -> tuple[CLIPTokenizer, T5Tokenizer]:
     return CLIPTokenizer.from_pretrained(clip), T5Tokenizer.from_pretrained(t5)
 
 
-def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, snapshot: bool = False) -> None:
+def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: str = "") -> None:
     """Make the model and write it to `out`; what the stages need to go on lies in `runs`.
 
     Args:
-        snapshot: don't train the transformer further: export the averaged weights that it has reached.
+        only: "decoder" trains just that; "snapshot" exports the averaged weights that stages in progress have reached;
+            "" does everything.
     """
     runs.mkdir(parents=True, exist_ok=True)
     clip, t5 = tokenizers(runs, recipe)
     vae = autoencoder(runs, plan=recipe.autoencoder, device=device, widths=recipe.widths)
     torch.manual_seed(recipe.seed)
     editor = Editor(recipe.size, clip, t5)
-    if snapshot:
-        editor.load_state_dict(torch.load(runs / "transformer.pt", weights_only=True)["averaged"])
+    if only == "snapshot":
+        for name, module in (("decoder", vae.decoder), ("transformer", editor)):
+            if (runs / f"{name}.pt").exists():
+                module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:
-        plan, sizes = recipe.transformer, recipe.sizes
-        transformer(runs, editor, vae, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
+        if only != "decoder":
+            plan, sizes = recipe.transformer, recipe.sizes
+            transformer(runs, editor, vae, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
+        decoder(runs, vae, plan=recipe.decoder, device=device)
+        if only == "decoder":
+            return
     export(editor.eval(), vae.eval(), out)
-    marks = exam(out, 35, recipe.examined) if recipe.examined else ""
+    marks = exam(out, 35, recipe.examined) if recipe.examined and only != "snapshot" else ""
     print(marks, flush=True)
     write_card(out, editor, vae, marks)
 
@@ -105,12 +118,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
-    parser.add_argument("--snapshot", action="store_true", help="only export what a training in progress has reached")
+    parser.add_argument("--only", choices=("decoder", "snapshot"), default="", help="train the decoder, or export now")
     parser.add_argument("--smoke", action="store_true", help="two iterations of everything, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     recipe, device = SMOKE if given.smoke else FULL, torch.device(given.device)
-    make(recipe, out=given.out, runs=given.runs, device=device, snapshot=given.snapshot)
+    make(recipe, out=given.out, runs=given.runs, device=device, only=given.only)
 
 
 if __name__ == "__main__":

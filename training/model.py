@@ -1,6 +1,6 @@
 """The whole small model: transformer and both text encoders, and how to sample edits from it.
 
-Axis letters: b batch, n tokens, d token width (64 = 16 channels x 2 x 2), h/w latent rows and columns.
+Axis letters: b batch, n tokens, d token width (128 = 32 channels x 2 x 2), h/w latent rows and columns.
 Knows the shapes of FLUX.1 Kontext and its sampling loop. Does not know edits or training.
 """
 
@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from training.autoencoder import LATENTS
 from training.tokenizers import CLIP_TOKENS, T5_TOKENS
 
 BASE_SHIFT, MAX_SHIFT, BASE_TOKENS, MAX_TOKENS = 0.5, 1.15, 256, 4096
@@ -42,7 +43,7 @@ class Editor(nn.Module):
         super().__init__()
         self.transformer = FluxTransformer2DModel(
             patch_size=1,
-            in_channels=64,
+            in_channels=4 * LATENTS,
             num_layers=size.double_blocks,
             num_single_layers=size.single_blocks,
             attention_head_dim=32,
@@ -166,7 +167,7 @@ def sample(
     reference = (vae.encode(photos_bchw).latent_dist.mode() - config.shift_factor) * config.scaling_factor
     text, pooled = editor.read(sentences)
     height, width = canvas or photos_bchw.shape[-2:]
-    shape = (len(sentences), 16, height // 8, width // 8)
+    shape = (len(sentences), LATENTS, height // 8, width // 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(reference)
     tokens = latents.shape[-1] * latents.shape[-2] // 4
     sigmas = [*shifted(torch.linspace(1, 1 / steps, steps), tokens).tolist(), 0.0]

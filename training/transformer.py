@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the loss needs, on the device: latents (b, 16, h, w), one sentence, time and guidance each."""
+    """What the loss needs, on the device: latents (b, 32, h, w), one sentence, time and guidance each."""
 
     reference: Tensor
     edited: Tensor

@@ -1,0 +1,198 @@
+"""The recipe of the embedded model, from the first stage to the last, at toy size."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from training.autoencoder import LATENTS, build, encode, pictures
+from training.exam import ASKED, exact, judge
+from training.exam import photos as exam_photos
+from training.export import load
+from training.loop import Plan, train
+from training.make_mini import SMOKE, make
+from training.model import TINY, Editor, pack, positions_of, shifted, unpack
+from training.muon import orthogonal
+from training.photos import SOURCES
+from training.principal import components, write_into
+from training.tokenizers import CLIP_TOKENS, T5_TOKENS
+from training.transformer import draw, on_canvas
+
+# Under autocast the text encoders normalise bfloat16 by float32 weights: slower, not wrong.
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+PAGE_PROMPT = (
+    "Replace the background with a bokeh light effect, zooming in on the subject, keeping the person’s pose, position, "
+    "scale, and camera angle identical. Only change the surrounding environment. "
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke recipe's folder; its runs lie beside it."""
+    folder = tmp_path_factory.mktemp("mini")
+    torch.set_num_threads(1)
+    make(SMOKE, out=folder / "mini", runs=folder / "runs", device=torch.device("cpu"))
+    return folder / "mini"
+
+
+def test_the_recipe_writes_model_card_and_loss_curves(made: Path) -> None:
+    assert (made / "README.md").read_text().startswith("# mini")
+    for name, last in (("autoencoder", "2"), ("transformer", "2"), ("decoder", "1")):
+        with (made.parent / "runs" / f"{name}.csv").open() as file:
+            assert [row["iteration"] for row in csv.DictReader(file)][-1] == last
+        assert (made.parent / "runs" / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
+    """Every stage is taken up where it was: nothing is trained twice, nothing is drawn anew."""
+    before = load(made)[0].state_dict()
+    make(SMOKE, out=made, runs=made.parent / "runs", device=torch.device("cpu"))
+    after = load(made)[0].state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_diffusers_runs_the_folder_as_our_sampler_does(made: Path) -> None:
+    """Same weights, same noise: the recipe's sampler is FluxKontextPipeline's."""
+    from diffusers import FluxKontextPipeline
+
+    from training.model import sample
+
+    pipeline = FluxKontextPipeline.from_pretrained(made)
+    pipeline.set_progress_bar_config(disable=True)
+    assert all(part.dtype == torch.float32 for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder))
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 32, 3), dtype=np.uint8)
+    noise = torch.randn((1, LATENTS, 6, 4), generator=torch.Generator().manual_seed(3))
+    theirs = pipeline(
+        image=Image.fromarray(pixels),
+        prompt="make it night",
+        height=48,
+        width=32,
+        max_area=48 * 32,
+        _auto_resize=False,
+        num_inference_steps=3,
+        guidance_scale=7.0,
+        max_sequence_length=T5_TOKENS,
+        latents=pack(noise),
+        output_type="np",
+    ).images[0]
+    editor, vae = load(made)
+    photo = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ours = sample(editor, vae, photo, ["make it night"], guidance=7, steps=3, seed=3)
+    assert np.abs(theirs - (ours[0].permute(1, 2, 0).numpy() / 2 + 0.5)).max() < 1e-4
+
+
+def test_both_tokenizers_fold_case_and_fit_the_pages_own_prompt(made: Path) -> None:
+    editor: Editor = load(made)[0]
+    for tokenizer, most in ((editor.tokenizer, CLIP_TOKENS), (editor.tokenizer_2, T5_TOKENS)):
+        assert tokenizer("Make it BLACK and White").input_ids == tokenizer("make it black and white").input_ids
+        assert tokenizer.model_max_length == most
+    text, pooled = editor.read(["", PAGE_PROMPT])
+    assert text.shape == (2, T5_TOKENS, TINY.text_width)
+    assert pooled.shape == (2, TINY.text_width)
+
+
+def test_the_exams_photos_are_no_training_photos() -> None:
+    """They lie in another package, and no training source names them."""
+    assert all(source.package != "sklearn" for source in SOURCES)
+    assert not any("china" in source.file or "flower" in source.file for source in SOURCES)
+
+
+def test_the_exam_tells_every_exact_edit_from_the_others() -> None:
+    """A model that answered exactly would get full marks: on each photo, for each edit asked."""
+    for photo in exam_photos()[::4]:
+        results = exact(photo)
+        for edit in ASKED:
+            mark = judge(photo, edit, results[edit])
+            assert mark.nearest == edit
+            assert mark.psnr_db > 60
+
+
+def test_packing_is_undone_by_unpacking() -> None:
+    latents = torch.randn(2, 16, 6, 4)
+    assert torch.equal(unpack(pack(latents), 6, 4), latents)
+    assert positions_of(6, 4, 1).tolist()[:3] == [[1, 0, 0], [1, 0, 1], [1, 1, 0]]
+
+
+def test_the_time_shift_is_the_schedulers() -> None:
+    """Ends stay, the middle moves towards noise as diffusers' scheduler moves it."""
+    from training.export import scheduler
+
+    theirs = scheduler()
+    theirs.set_timesteps(sigmas=np.linspace(1, 0.25, 4), mu=0.5 + (324 - 256) * 0.65 / 3840)
+    assert torch.allclose(shifted(torch.linspace(1, 0.25, 4), 324), theirs.sigmas[:4], atol=1e-6)
+
+
+def test_a_lesson_is_the_same_each_time_and_its_cases_point_into_it() -> None:
+    """Resuming relies on it: everything drawn comes from the iteration's seed."""
+    sizes = (((32, 32), (32, 48)), ((48, 48),))
+    first, second = (draw(11, seed=0, native=0.5, sizes=sizes, tokens=400) for _ in range(2))
+    assert first.cases == second.cases
+    assert all(np.array_equal(a, b) for a, b in zip(first.targets, second.targets, strict=True))
+    assert all(case.reference < len(first.references) for case in first.cases)
+    assert all(max(case.still, case.edited) < len(first.targets) for case in first.cases)
+
+
+def test_a_photo_is_cut_or_carried_on_to_another_canvas() -> None:
+    photo = np.arange(2 * 3 * 3, dtype=np.float32).reshape(2, 3, 3)
+    out = on_canvas(photo, 4, 2)
+    assert np.array_equal(out[:2], photo[:, :2])
+    assert np.array_equal(out[3], photo[1, :2])
+
+
+def test_training_pictures_are_pixels_between_minus_one_and_one() -> None:
+    batch = pictures(np.random.default_rng(0), 12, 32, 48)
+    assert batch.shape == (12, 3, 32, 48)
+    assert batch.dtype == torch.float32
+    assert -1 <= batch.min() <= batch.max() <= 1
+    assert batch.std() > 0.1
+
+
+def test_the_fresh_encoder_computes_principal_components() -> None:
+    """Its latents, undone by the analysis alone, give the blocks back as well as that many components can."""
+    photos = pictures(np.random.default_rng(0), 24, 64, 64)
+    vae = build()
+    write_into(vae, photos)
+    mean, directions, deviations = components(photos)
+    with torch.no_grad():
+        latents = encode(vae, photos[:8])
+    blocks = photos[:8]
+    for _ in range(3):
+        blocks = nn.functional.pixel_unshuffle(blocks, 2)
+    wanted = torch.einsum("kc,bchw->bkhw", directions[:LATENTS], blocks - mean[None, :, None, None])
+    got = latents * (deviations[:LATENTS] * deviations[0]).sqrt()[None, :, None, None]
+    assert (got - wanted).std() < 0.1 * wanted.std()
+
+
+def test_orthogonal_evens_out_the_singular_values() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 0.5, 0.1, 0.02])) @ torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrix))
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """Weights, averages, optimiser and data all go on from the saved state."""
+
+    def run(folder: Path, iterations: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+        def batch(iteration: int) -> torch.Tensor:
+            return torch.randn(5, 3, generator=torch.Generator().manual_seed(iteration))
+
+        plan = Plan(iterations=iterations, rate=0.1, warmup=1, cooldown=1e-9, save_every=3)
+        return train(
+            model, [optimizer], batch, lambda x: {"loss": (model(x) - 1).pow(2).mean()}, plan=plan, runs=folder, name="line"
+        )
+
+    run(tmp_path / "cut", 3)
+    resumed, whole = run(tmp_path / "cut", 6), run(tmp_path / "whole", 6)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
