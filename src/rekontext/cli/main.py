@@ -120,6 +120,29 @@ def doctor(model: Model = None) -> None:
     run_doctor(model=model)
 
 
+bench = typer.Typer(help="Measure this build.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def bench_root() -> None:
+    """Measure this build."""
+
+
+@bench.command("scheduler")
+def bench_scheduler(
+    seed: Annotated[int, typer.Option(help="Which load to draw.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    on_engine: Annotated[
+        bool, typer.Option("--engine", help="Also run a small load on the real engine; takes minutes.")
+    ] = False,
+) -> None:
+    """Compare the order in which edits are served with first-come-first-served."""
+    from rekontext.cli.bench import run_bench_scheduler
+
+    run_bench_scheduler(seed=seed, as_json=as_json, on_engine=on_engine)
+
+
 def _complain(sentence: str) -> None:
     """One line on standard error."""
     from rich.console import Console

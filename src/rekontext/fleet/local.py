@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rekontext.contract import (
     EditRefused,
@@ -30,7 +30,9 @@ class LocalFleet:
 
     Args:
         model, device, dtype: as `rekontext.engine.Engine.open` takes them.
-        costs_file: where measured step times are kept between runs.
+        cache_folder: where measured step times and compiled code are kept between runs.
+        compiled: whether to compile the transformer before the first edit.
+        batch: "exact", "any" or "off", as `Engine.open` takes it.
     """
 
     def __init__(
@@ -39,12 +41,16 @@ class LocalFleet:
         model: str = "mini",
         device: str | None = None,
         dtype: str | None = None,
-        costs_file: Path | None = None,
+        cache_folder: Path | None = None,
+        compiled: bool = False,
+        batch: Literal["exact", "any", "off"] = "exact",
     ) -> None:
         self._model = model
         self._device = device
         self._dtype = dtype
-        self._costs_file = costs_file
+        self._cache_folder = cache_folder
+        self._compiled = compiled
+        self._batch = batch
         self._engine: Engine | None = None
         self._tickets: dict[str, Ticket] = {}
 
@@ -116,7 +122,16 @@ class LocalFleet:
     def _open(self) -> Engine:
         from rekontext.engine import Engine
 
-        return Engine.open(self._model, device=self._device, dtype=self._dtype, costs_file=self._costs_file)
+        folder = self._cache_folder
+        return Engine.open(
+            self._model,
+            device=self._device,
+            dtype=self._dtype,
+            costs_file=folder and folder / "costs.json",
+            compiled=self._compiled,
+            compile_cache=folder and folder / "compiled.bin",
+            batch=self._batch,
+        )
 
     def _started(self) -> Engine:
         if self._engine is None:

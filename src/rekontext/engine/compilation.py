@@ -1,0 +1,56 @@
+"""torch.compile for the transformer's blocks: one compiled block for all blocks of a kind and for all sizes.
+
+Compiled blocks round differently from eager ones, so a server must not change from one to the other while it serves:
+the same request would give other bytes. Blocks are therefore compiled when the model is opened, before the first edit,
+and the compiler's results are kept on disk, so that only the first start takes long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch._inductor.exc import InvalidCxxCompiler
+
+from rekontext.engine.layers import SingleStreamBlock
+from rekontext.engine.tensors import CheckpointError
+from rekontext.engine.transformer import KontextTransformer
+
+
+def compile_blocks(transformer: KontextTransformer, *, cache_file: Path | None = None) -> None:
+    """Mark every block for compilation; the first passes then compile. Earlier results are taken from `cache_file`.
+
+    Raises:
+        CheckpointError: there is no C++ compiler to compile for the CPU with.
+    """
+    if transformer.device.type == "cpu":
+        _need_compiler()
+    if cache_file is not None and cache_file.is_file():
+        torch.compiler.load_cache_artifacts(cache_file.read_bytes())
+    *single_blocks, last = transformer.single_blocks
+    for block in [*transformer.double_blocks, *single_blocks]:
+        block.compile(dynamic=True)
+    assert isinstance(last, SingleStreamBlock)
+    last.forward_part = torch.compile(last.forward_part, dynamic=True)  # type: ignore[method-assign]
+
+
+def keep(cache_file: Path) -> None:
+    """Write what was compiled in this process to `cache_file`, whole or not at all."""
+    artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is None:
+        return
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    draft = cache_file.with_suffix(".tmp")
+    draft.write_bytes(artifacts[0])
+    draft.replace(cache_file)
+
+
+def _need_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise CheckpointError(
+            "compiling for the CPU needs a C++ compiler: install g++, or leave compiling off"
+        ) from error
