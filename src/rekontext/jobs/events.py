@@ -70,8 +70,9 @@ class EventHub:
         number, channel.next_number = channel.next_number, channel.next_number + 1
         channel.events.append((number, Event(id=f"{self._epoch}-{number}", kind=kind, data=data)))
         channel.ended = kind == "ended"
-        channel.news.set()
-        channel.news = asyncio.Event()
+        if channel.listeners:
+            channel.news.set()
+            channel.news = asyncio.Event()
 
     def has_ended(self, job: JobId) -> bool:
         """Whether the end of `job` was published here."""
