@@ -286,6 +286,40 @@ async def test_the_loop_delivers_as_soon_as_it_is_woken(office: Office, receiver
         await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.anyio
+async def test_a_receiver_that_hangs_holds_nobody_else_up(office: Office) -> None:
+    """Its place is taken as long as it hangs, the others go on."""
+    arrived: list[str] = []
+    enough = asyncio.Event()
+
+    async def send(url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        if "hang" in url:
+            await asyncio.Event().wait()
+        arrived.append(url)
+        if len(arrived) == 4:
+            enough.set()
+        return 200
+
+    for name in ("hang", "one", "two", "three", "four"):
+        end_a_job(office, webhook_url=f"https://example.com/{name}")
+    deliverer = Deliverer(
+        database=office.database,
+        send=send,
+        clock=office.clock,
+        randomness=FakeRandomness(),
+        sending_max=2,
+        send_s_max=60,
+        poll_s=60,
+    )
+    running = asyncio.create_task(deliverer.run())
+    try:
+        await asyncio.wait_for(enough.wait(), 10)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert {delivery.url[20:]: delivery.state for delivery in log(office)}["hang"] == "PENDING"
+
+
 def test_endpoints_are_listed_and_changed(office: Office) -> None:
     """By their own account only."""
     made = add_endpoint(office, "edit.completed")

@@ -104,28 +104,40 @@ class Deliverer:
         self._news.set()
 
     async def run(self) -> None:
-        """Work until cancelled. Faults of the database are waited out."""
-        while True:
-            self._news.clear()
-            sent = 0
-            try:
-                sent = await self.deliver()
-            except DatabaseUnavailable as fault:
-                _log.error("database_unavailable", fault=str(fault))
-            if not sent:
+        """Work until cancelled; what is under way then is sent again later. Faults of the database are waited out."""
+        sending: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                self._news.clear()
+                for message in await self._claim(self._sending_max - len(sending)):
+                    task = asyncio.create_task(self._deliver(message))
+                    sending.add(task)
+                    task.add_done_callback(sending.discard)
+                    task.add_done_callback(lambda _task: self.wake())
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), self._poll_s)
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
 
     async def deliver(self) -> int:
-        """Send as many due messages as may be under way, once each. Returns how many."""
+        """Send as many due messages as may be under way, once each, and wait for all. Returns how many."""
+        claimed = await self._claim(self._sending_max)
+        await asyncio.gather(*(self._deliver(message) for message in claimed))
+        return len(claimed)
+
+    async def _claim(self, limit: int) -> list[Claimed]:
+        if limit <= 0:
+            return []
         now = self._clock.now()
         # Should this process die, the message is due again once it can't be under way any more.
         again_at = now + timedelta(seconds=2 * self._send_s_max)
-        claimed = await self._database.transact(
-            lambda tx: claim(tx, limit=self._sending_max, now=now, again_at=again_at)
-        )
-        await asyncio.gather(*(self._deliver(message) for message in claimed))
-        return len(claimed)
+        try:
+            return await self._database.transact(lambda tx: claim(tx, limit=limit, now=now, again_at=again_at))
+        except DatabaseUnavailable as fault:
+            _log.error("database_unavailable", fault=str(fault))
+            return []
 
     async def _deliver(self, message: Claimed) -> None:
         started = self._clock.now()
@@ -135,9 +147,14 @@ class Deliverer:
             outcome = _Outcome(status=None, error="The webhook was switched off.")
         ended = self._clock.now()
         wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message.tries)
-        await self._database.transact(
-            lambda tx: record(tx, message, outcome.status, outcome.error, started=started, ended=ended, wait_s=wait_s)
-        )
+        try:
+            await self._database.transact(
+                lambda tx: record(
+                    tx, message, outcome.status, outcome.error, started=started, ended=ended, wait_s=wait_s
+                )
+            )
+        except DatabaseUnavailable as fault:
+            _log.error("delivery_not_recorded", delivery=message.id, fault=str(fault))  # it will be sent again
 
     async def _post(self, message: Claimed, now: datetime) -> _Outcome:
         headers = {
