@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from training.loop import Plan, train
 from training.muon import optimizers
-from training.photos import Pixels, crop
+from training.photos import Pixels, crop, pixels_of
 from training.principal import write_into
 from training.scenes import scene
 
@@ -53,28 +54,29 @@ def build(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
 def _restyled(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Now and then what the edits make of pictures: grey, inverted, dark, pale, flat, hard, in blocks, framed."""
     kind = rng.integers(30)
+    out: npt.NDArray[Any] = pixels
     if kind == 0:
-        pixels = 1 - pixels
+        out = 1 - pixels
     elif kind == 1:
-        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+        out = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     elif kind == 2:
-        pixels = pixels * rng.uniform(0.1, 1, 3)
+        out = pixels * rng.uniform(0.1, 1, 3)
     elif kind == 3:
-        pixels = 1 - (1 - pixels) * rng.uniform(0.1, 1, 3)
+        out = 1 - (1 - pixels) * rng.uniform(0.1, 1, 3)
     elif kind == 4:
-        pixels = np.clip(0.5 + (pixels - 0.5) * rng.uniform(1.5, 4), 0, 1)
+        out = np.clip(0.5 + (pixels - 0.5) * rng.uniform(1.5, 4), 0, 1)
     elif kind == 5:
         levels = rng.integers(2, 6)
-        pixels = np.round(pixels * levels) / levels
+        out = np.round(pixels * levels) / levels
     elif kind == 6:
         height, width = pixels.shape[0] // 16 * 16, pixels.shape[1] // 16 * 16
         blocks = pixels[:height, :width].reshape(height // 16, 16, width // 16, 16, 3).mean(axis=(1, 3))
-        pixels = blocks.repeat(16, axis=0).repeat(16, axis=1)
+        out = blocks.repeat(16, axis=0).repeat(16, axis=1)
     elif kind == 7:
         edge, framed = int(rng.integers(4, 20)), pixels.copy()
         framed[:edge] = framed[-edge:] = framed[:, :edge] = framed[:, -edge:] = rng.random(3)
-        pixels = framed
-    return pixels.astype(np.float32)
+        out = framed
+    return pixels_of(out)
 
 
 def pictures(rng: np.random.Generator, count: int, height: int, width: int) -> Tensor:
@@ -89,8 +91,7 @@ def pictures(rng: np.random.Generator, count: int, height: int, width: int) -> T
 def autoencoder(
     runs: Path, *, plan: Plan, device: torch.device, size: int = 96, batch: int = 8, widths: tuple[int, ...] = WIDTHS
 ) -> AutoencoderKL:
-    """Train the autoencoder, or load it where `runs` has it finished; then measure its scaling and shift.
-    """
+    """Train the autoencoder, or load it where `runs` has it finished; then measure its scaling and shift."""
     torch.manual_seed(plan.seed)
     vae = build(widths)
     if widths == WIDTHS:
@@ -164,7 +165,9 @@ def _decibels(decoded: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _calibrate(vae: AutoencoderKL, seed: int, size: int, device: torch.device) -> None:
     """Set the scaling and shift factors so that the transformer's latents have mean 0 and deviation 1."""
-    seen = torch.cat([encode(vae, pictures(np.random.default_rng([seed, 2, i]), 8, size, size).to(device)) for i in range(16)])
+    seen = torch.cat(
+        [encode(vae, pictures(np.random.default_rng([seed, 2, i]), 8, size, size).to(device)) for i in range(16)]
+    )
     shift, deviation = seen.mean().item(), seen.std().item()
     vae.register_to_config(scaling_factor=1 / deviation, shift_factor=shift)
 
@@ -173,4 +176,3 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Raw latents (b, 32, h/8, w/8) of pixels in [-1, 1]: the mode, as the pipeline takes it."""
     latents: Tensor = vae.encode(pixels).latent_dist.mode()
     return latents
-

@@ -1,5 +1,6 @@
 """The model card that lies beside the weights. Knows how to say in words what the recipe did."""
 
+# ruff: noqa: E501 (a line of Markdown is a line of Markdown)
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,7 +20,8 @@ with the photo nearly unchanged.
 
 ## What it is
 `FluxKontextPipeline` in diffusers layout: {transformer:.1f} M parameters in the transformer (2 double-stream and 6 single-stream
-blocks, width 192), {clip:.2f} M in the CLIP text encoder, {t5:.2f} M in the T5 encoder, {vae:.1f} M in the autoencoder (8x down, 16 channels).
+blocks, width 192), {clip:.2f} M in the CLIP text encoder, {t5:.2f} M in the T5 encoder, {vae:.1f} M in the autoencoder (8x down, 32 channels,
+where FLUX has 16: a small autoencoder needs the room).
 The native canvas has the area of 288 x 288 pixels; prompts are padded to 48 T5 tokens (`max_sequence_length=48` in diffusers).
 Transformer and autoencoder are stored in float16 and meant to be used in float32.
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-from training.photos import Pixels
+from training.photos import Pixels, pixels_of
 
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "red": (0.85, 0.1, 0.1),
@@ -32,12 +32,9 @@ TOKEN: Final = 16  # canvas pixels that one transformer token covers
 LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def _f32(pixels: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Pixels:
-    return np.clip(pixels, 0, 1).astype(np.float32)
-
-
 def _grey(pixels: Pixels) -> Pixels:
-    return (pixels @ LUMA)[..., None]
+    grey: Pixels = (pixels @ LUMA)[..., None]
+    return grey
 
 
 def _saturated(pixels: Pixels, amount: float) -> Pixels:
@@ -64,89 +61,89 @@ def keep(pixels: Pixels) -> Pixels:
 
 def grayscale(pixels: Pixels) -> Pixels:
     """Black and white by luma."""
-    return _f32(np.repeat(_grey(pixels), 3, axis=2))
+    return pixels_of(np.repeat(_grey(pixels), 3, axis=2))
 
 
 def sepia(pixels: Pixels) -> Pixels:
     """An old brown print."""
-    return _f32(0.06 + _grey(pixels) * np.array([1.05, 0.82, 0.55]))
+    return pixels_of(0.06 + _grey(pixels) * np.array([1.05, 0.82, 0.55]))
 
 
 def night(pixels: Pixels) -> Pixels:
     """Moonlight: dark, half of the colour gone, blue."""
-    return _f32(_saturated(pixels, 0.5) ** 1.2 * np.array([0.2, 0.27, 0.5]) + np.array([0.0, 0.01, 0.05]))
+    return pixels_of(_saturated(pixels, 0.5) ** 1.2 * np.array([0.2, 0.27, 0.5]) + np.array([0.0, 0.01, 0.05]))
 
 
 def sunset(pixels: Pixels) -> Pixels:
     """Low warm light."""
-    return _f32(pixels * np.array([1.05, 0.75, 0.45]) + np.array([0.17, 0.06, 0.0]))
+    return pixels_of(pixels * np.array([1.05, 0.75, 0.45]) + np.array([0.17, 0.06, 0.0]))
 
 
 def cold(pixels: Pixels) -> Pixels:
     """Winter light: blue."""
-    return _f32(pixels * np.array([0.6, 0.82, 1.0]) + np.array([0.0, 0.05, 0.2]))
+    return pixels_of(pixels * np.array([0.6, 0.82, 1.0]) + np.array([0.0, 0.05, 0.2]))
 
 
 def brighter(pixels: Pixels) -> Pixels:
     """Lighter, most of all in the shadows."""
-    return _f32(1 - (1 - pixels) ** 1.9 * 0.9)
+    return pixels_of(1 - (1 - pixels) ** 1.9 * 0.9)
 
 
 def darker(pixels: Pixels) -> Pixels:
     """Less than half of the light, no other change."""
-    return _f32(pixels * 0.42)
+    return pixels_of(pixels * 0.42)
 
 
 def contrast(pixels: Pixels) -> Pixels:
     """Darker darks and lighter lights."""
-    return _f32(0.5 + (pixels - 0.5) * 2.0)
+    return pixels_of(0.5 + (pixels - 0.5) * 2.0)
 
 
 def invert(pixels: Pixels) -> Pixels:
     """The negative."""
-    return _f32(1 - pixels)
+    return pixels_of(1 - pixels)
 
 
 def blur(pixels: Pixels) -> Pixels:
     """Out of focus everywhere."""
-    return _f32(_blurred(pixels, 4.0))
+    return pixels_of(_blurred(pixels, 4.0))
 
 
 def sketch(pixels: Pixels) -> Pixels:
     """Pencil on paper: grey divided by its surroundings."""
     grey = _grey(pixels)
     lines = (grey + 0.06) / (_blurred(grey, 3.5) + 0.06)
-    return _f32(np.repeat(np.clip(lines, 0, 1) ** 1.6 * 0.97, 3, axis=2))
+    return pixels_of(np.repeat(np.clip(lines, 0, 1) ** 1.6 * 0.97, 3, axis=2))
 
 
 def poster(pixels: Pixels) -> Pixels:
     """Four flat levels per channel, colours stronger: a cartoon's areas."""
     strong = np.clip(_saturated(_blurred(pixels, 1.2), 1.5), 0, 1)
-    return _f32(np.round(strong * 3) / 3)
+    return pixels_of(np.round(strong * 3) / 3)
 
 
 def pixelate(pixels: Pixels) -> Pixels:
     """Square blocks of `TOKEN` pixels, each of one colour. Sides need to be multiples of `TOKEN`."""
     height, width, _ = pixels.shape
-    assert height % TOKEN == 0 and width % TOKEN == 0, f"{height}x{width} isn't a multiple of {TOKEN}"
+    assert (height % TOKEN, width % TOKEN) == (0, 0), f"{height}x{width} isn't a multiple of {TOKEN}"
     blocks = pixels.reshape(height // TOKEN, TOKEN, width // TOKEN, TOKEN, 3).mean(axis=(1, 3))
-    return _f32(blocks.repeat(TOKEN, axis=0).repeat(TOKEN, axis=1))
+    return pixels_of(blocks.repeat(TOKEN, axis=0).repeat(TOKEN, axis=1))
 
 
 def vivid(pixels: Pixels) -> Pixels:
     """Colours at double strength."""
-    return _f32(_saturated(pixels, 2.1))
+    return pixels_of(_saturated(pixels, 2.1))
 
 
 def faded(pixels: Pixels) -> Pixels:
     """Washed out: milky blacks, weak colours."""
-    return _f32(0.38 + _saturated(pixels, 0.45) * 0.48)
+    return pixels_of(0.38 + _saturated(pixels, 0.45) * 0.48)
 
 
 def vignette(pixels: Pixels) -> Pixels:
     """Dark towards the edges."""
     fall = np.clip((_radius(*pixels.shape[:2]) - 0.5) / 0.8, 0, 1)
-    return _f32(pixels * (1 - 0.9 * fall * fall * (3 - 2 * fall)))
+    return pixels_of(pixels * (1 - 0.9 * fall * fall * (3 - 2 * fall)))
 
 
 def frame(pixels: Pixels, colour: str) -> Pixels:
@@ -154,13 +151,13 @@ def frame(pixels: Pixels, colour: str) -> Pixels:
     out = pixels.copy()
     out[:TOKEN] = out[-TOKEN:] = COLOURS[colour]
     out[:, :TOKEN] = out[:, -TOKEN:] = COLOURS[colour]
-    return _f32(out)
+    return pixels_of(out)
 
 
 def tint(pixels: Pixels, colour: str) -> Pixels:
     """The greys of the picture in one colour, from black over the colour to a pale shade of it."""
     grey, hue = _grey(pixels), np.array(COLOURS[colour], dtype=np.float32)
-    return _f32(0.25 * grey + 0.75 * grey**0.8 * hue)
+    return pixels_of(0.25 * grey + 0.75 * grey**0.8 * hue)
 
 
 def bokeh(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -183,7 +180,7 @@ def bokeh(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         light = np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.45, 0.9)])
         disc = np.clip((radius - np.hypot(y - cy, x - cx)) / 2 + 0.5, 0, 1)[..., None] * rng.uniform(0.35, 0.6)
         out = 1 - (1 - out) * (1 - disc * light)
-    return _f32(out)
+    return pixels_of(out)
 
 
 @dataclass(frozen=True, kw_only=True)

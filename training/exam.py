@@ -21,9 +21,15 @@ from training.edits import EDITS
 from training.photos import Pixels
 from training.phrasings import held_out
 
-CANVASES: Final = ((288, 288), (240, 336), (336, 240), (224, 368))  # height, width: 1:1, 4:3, 3:4 and 3:2 on the native area
+CANVASES: Final = (
+    (288, 288),
+    (240, 336),
+    (336, 240),
+    (224, 368),
+)  # height, width: 1:1, 4:3, 3:4 and 3:2 on the native area
 SEEDS: Final = (1, 2, 3)
-ASKED: Final = tuple(name for name in EDITS if not name.startswith(("frame", "tint"))) + (
+ASKED: Final = (
+    *(name for name in EDITS if not name.startswith(("frame", "tint"))),
     "frame red",
     "frame white",
     "tint green",
@@ -104,7 +110,8 @@ def report(marks: list[Mark]) -> str:
     tonal = [mark.psnr_db for mark in marks if EDITS[mark.edit].tonal]
     right = sum(mark.nearest == mark.edit for mark in marks)
     head = ["| edit | nearest to the asked edit | PSNR to it, dB | taken for |", "|---|---|---|---|"]
-    foot = f"Nearest to the asked edit: {100 * right / len(marks):.1f} % of {len(marks)}; tonal edits: {sum(tonal) / max(1, len(tonal)):.1f} dB."
+    share, mean = 100 * right / len(marks), sum(tonal) / max(1, len(tonal))
+    foot = f"Nearest to the asked edit: {share:.1f} % of {len(marks)}; tonal edits: {mean:.1f} dB."
     return "\n".join([*head, *lines, "", foot])
 
 

@@ -119,7 +119,8 @@ def train(
     if start >= plan.iterations:
         modules.load_state_dict(averaged.shadow)
         return modules.eval()
-    began, sums, seen = time.monotonic(), {}, 0
+    began, seen = time.monotonic(), 0
+    sums: dict[str, float] = {}
     peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     modules.train()
     with ThreadPoolExecutor(1) as ahead:
@@ -134,7 +135,7 @@ def train(
                     group["lr"] = rate * factor
             torch.manual_seed(plan.seed * 1_000_003 + iteration)
             losses = losses_of(batch)
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
+            losses["loss"].backward()
             nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()

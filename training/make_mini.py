@@ -54,7 +54,7 @@ class Recipe:
 FULL: Final = Recipe(
     autoencoder=Plan(iterations=600, rate=1.2e-3, cooldown=0.6, average=0.985, save_every=100),
     decoder=Plan(iterations=3000, rate=2e-3, cooldown=0.7, average=0.995, save_every=100),
-    transformer=Plan(iterations=2400, rate=2e-3, cooldown=0.4, average=0.997),
+    transformer=Plan(iterations=1250, rate=2e-3, cooldown=0.5, average=0.99, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,

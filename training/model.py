@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -107,7 +108,9 @@ class Editor(nn.Module):
         """The velocity `noise - edited` of the noisy latents, in their shape."""
         height, width = noisy_bchw.shape[-2:]
         tokens = torch.cat([pack(noisy_bchw), pack(reference_bchw)], dim=1)
-        positions = torch.cat([positions_of(height, width, 0), positions_of(*reference_bchw.shape[-2:], 1)])
+        positions = torch.cat(
+            [positions_of(height, width, 0), positions_of(reference_bchw.shape[-2], reference_bchw.shape[-1], 1)]
+        )
         velocity = self.transformer(
             hidden_states=tokens,
             encoder_hidden_states=text_bnd,
@@ -172,7 +175,7 @@ def sample(
     tokens = latents.shape[-1] * latents.shape[-2] // 4
     sigmas = [*shifted(torch.linspace(1, 1 / steps, steps), tokens).tolist(), 0.0]
     strength = torch.full((len(sentences),), float(guidance), device=reference.device)
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         velocity = editor(latents, reference, text, pooled, torch.full_like(strength, sigma), strength)
         latents = latents + (following - sigma) * velocity.float()
     decoded: Tensor = vae.decode(latents / config.scaling_factor + config.shift_factor).sample

@@ -26,13 +26,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    out: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return out
 
 
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, made orthogonal per weight; kernels count as (out, everything else) matrices."""
 
-    def __init__(self, weights: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(
+        self, weights: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ):
         super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -53,7 +56,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(modules: nn.Module, rate: float, *, plain: tuple[str, ...]) -> list[torch.optim.Optimizer]:
     """Muon for hidden weights; AdamW for vectors, and for weights whose name contains one of `plain`."""
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, weight in modules.named_parameters():
         (rest if weight.ndim < 2 or any(part in name for part in plain) else hidden).append(weight)
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,11 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.float32]
 """(height, width, 3) RGB in [0, 1]."""
+
+
+def pixels_of(values: npt.NDArray[Any]) -> Pixels:
+    """Any array of a picture's values as `Pixels`, clipped to [0, 1]."""
+    return np.asarray(np.clip(values, 0, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ def load(source: Source) -> Image.Image:
 def _tinted(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     dark = rng.uniform(0.0, 0.35, 3)
     bright = rng.uniform(0.5, 1.0, 3)
-    return (dark + (bright - dark) * pixels).astype(np.float32)
+    return pixels_of(dark + (bright - dark) * pixels)
 
 
 def _jittered(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -89,7 +94,7 @@ def _jittered(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     out = out * np.exp(rng.normal(0, 0.08, 3))
     if rng.random() < 0.35:  # other materials in the same light: the colour channels change places
         out = out[..., rng.permutation(3)]
-    return np.clip(out, 0, 1).astype(np.float32)
+    return pixels_of(out)
 
 
 def crop(rng: np.random.Generator, height: int, width: int) -> Pixels:

@@ -5,6 +5,7 @@ Knows sentences and the names of the edits. Does not know pictures. Sentences th
 come from `training.unrelated`.
 """
 
+# ruff: noqa: E501 (a pattern reads best on one line)
 from __future__ import annotations
 
 import re
@@ -223,7 +224,10 @@ GRAMMARS: Final[dict[str, Grammar]] = {
 # Asked in the exam and in the tests, never in training: known words in sentences that the grammar must not produce.
 HELD_OUT: Final[dict[str, tuple[str, ...]]] = {
     "keep": ("leave the picture exactly as it is, thanks", "please do not modify a thing in this photo"),
-    "grayscale": ("make the photo black and white like a classic film", "take all the colour out of this picture please"),
+    "grayscale": (
+        "make the photo black and white like a classic film",
+        "take all the colour out of this picture please",
+    ),
     "sepia": ("make this look like an old sepia photograph", "give my photo an antique brown tone"),
     "night": ("make it look like this was taken in the middle of the night", "change the scene from day to night time"),
     "sunset": ("make the whole scene glow like golden hour at sunset", "give the image a warm evening sunlight look"),
@@ -237,7 +241,10 @@ HELD_OUT: Final[dict[str, tuple[str, ...]]] = {
     "blur": ("blur the entire picture so that it is out of focus", "make this photo really soft and blurry"),
     "sketch": ("turn this photo into a hand drawn pencil sketch on paper", "redraw the scene as a pencil line drawing"),
     "poster": ("turn my picture into a flat cartoon poster", "posterize this photo like a comic book"),
-    "pixelate": ("pixelate the photo into big square blocks", "make it look like 8-bit pixel art from an old video game"),
+    "pixelate": (
+        "pixelate the photo into big square blocks",
+        "make it look like 8-bit pixel art from an old video game",
+    ),
     "vignette": ("add a soft dark vignette around the corners", "darken the corners of the photo with a vignette"),
     "bokeh": ("blur the background and fill it with soft bokeh lights", "give the portrait a dreamy bokeh background"),
     "frame": ("put a thick {c} border all around this picture", "add a simple {c} frame to my photo"),
@@ -272,7 +279,12 @@ def _request(grammar: Grammar, rng: np.random.Generator) -> str:
     """A request without courtesies: one of the grammar's parts, put into one of that part's sentences."""
     forms = [
         (frame, part)
-        for frame, part in ((LOOKS, grammar.looks), (THINGS, grammar.things), (ADDS, grammar.adds), ("<>", grammar.asks))
+        for frame, part in (
+            (LOOKS, grammar.looks),
+            (THINGS, grammar.things),
+            (ADDS, grammar.adds),
+            ("<>", grammar.asks),
+        )
         if part
     ]
     frame, part = forms[rng.integers(len(forms))]

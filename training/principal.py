@@ -30,7 +30,7 @@ def components(pixels_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lay_out(convolution: nn.Conv2d, channels: int) -> None:
-    """Make a stride-2 convolution put the first `channels` channels' 2x2 pixels side by side, as pixel_unshuffle does."""
+    """Make a stride-2 convolution lay the first channels' 2x2 pixels side by side, as pixel_unshuffle does."""
     convolution.weight[: 4 * channels] = 0
     convolution.bias[: 4 * channels] = 0  # type: ignore[index]
     for channel in range(channels):
@@ -84,12 +84,13 @@ def _pass_through(resnet: ResnetBlock2D, channels: int) -> None:
 
 
 def _write_pairs(vae: AutoencoderKL, resnet: ResnetBlock2D, deviations: Tensor) -> None:
-    """The last block's channels: in each group, pairs (+c, -c) and two constants; then the last convolution undoes it."""
+    """The last block: in each group, pairs (+c, -c) and two constants; then the last convolution undoes it."""
     encoder, latents = vae.encoder, vae.config.latent_channels
     groups = encoder.conv_norm_out.num_groups
     width = resnet.conv_shortcut.weight.shape[0] // groups
     each = latents // groups
-    assert each * groups == latents and 2 * each + 2 <= width, f"{latents} latents don't fit in {groups} groups of {width}"
+    assert each * groups == latents, f"{latents} latents don't fit in {groups} groups"
+    assert 2 * each + 2 <= width, f"{each} pairs and two constants don't fit in a group of {width}"
     resnet.conv_shortcut.weight.zero_()
     resnet.conv_shortcut.bias.zero_()
     encoder.conv_norm_out.weight.fill_(1)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from training.photos import Pixels
+from training.photos import Pixels, pixels_of
 
 
 def colour(rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -33,9 +33,9 @@ def gradient(rng: np.random.Generator, height: int, width: int) -> Pixels:
     t = np.clip(t, 0, 1)[..., None]
     first, middle, last = colour(rng), colour(rng), colour(rng)
     if rng.random() < 0.5:
-        return (first + (last - first) * t).astype(np.float32)
+        return pixels_of(first + (last - first) * t)
     lower, upper = first + (middle - first) * 2 * t, middle + (last - middle) * (2 * t - 1)
-    return np.where(t < 0.5, lower, upper).astype(np.float32)
+    return pixels_of(np.where(t < 0.5, lower, upper))
 
 
 def natural_noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -66,7 +66,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> Pixels:
     wave = [np.sin(u), np.sin(u) * np.sin(v), np.sin(u) + np.sin(v)][rng.integers(3)]
     t = 1 / (1 + np.exp(-wave * rng.uniform(1, 12)))
     first, last = colour(rng), colour(rng)
-    return (first + (last - first) * t[..., None]).astype(np.float32)
+    return pixels_of(first + (last - first) * t[..., None])
 
 
 def landscape(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -81,12 +81,10 @@ def landscape(rng: np.random.Generator, height: int, width: int) -> Pixels:
         out = out + np.clip(clouds - clouds.mean(), 0, 1) * 1.5
     for layer in range(int(rng.integers(1, 4))):
         level = height * rng.uniform(0.35 + 0.15 * layer, 0.6 + 0.15 * layer)
-        ridge = sum(
-            rng.uniform(1, 12) * np.sin(x / width * rng.uniform(2, 14) + rng.uniform(0, 7)) for _ in range(4)
-        )
+        ridge = sum(rng.uniform(1, 12) * np.sin(x / width * rng.uniform(2, 14) + rng.uniform(0, 7)) for _ in range(4))
         ground = colour(rng) * 0.7 + (natural_noise(rng, height, width) - 0.5) * rng.uniform(0.2, 0.9)
         out = np.where((y > level + ridge)[..., None], ground, out)
-    return np.clip(out, 0, 1).astype(np.float32)
+    return pixels_of(out)
 
 
 def drawing(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -109,7 +107,9 @@ def drawing(rng: np.random.Generator, height: int, width: int) -> Pixels:
         elif kind == 3:
             draw.line(box, fill=fill, width=int(rng.integers(1, 10)))
         else:
-            letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyzABCDEFGH 0123456789"), int(rng.integers(1, 9))))
+            letters = "".join(
+                rng.choice(list("abcdefghijklmnopqrstuvwxyzABCDEFGH 0123456789"), int(rng.integers(1, 9)))
+            )
             draw.text((left, top), letters, fill=fill, font=ImageFont.load_default(int(rng.integers(14, 72))))
     out = np.asarray(big.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     if rng.random() < 0.2:
@@ -125,7 +125,7 @@ def shaded(rng: np.random.Generator, pixels: Pixels) -> Pixels:
     out = pixels * np.exp(light * rng.uniform(0, 1.2))[..., None]
     if rng.random() < 0.4:
         out = out + rng.normal(0, rng.uniform(0, 0.03), pixels.shape)
-    return np.clip(out, 0, 1).astype(np.float32)
+    return pixels_of(out)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -133,4 +133,4 @@ def scene(rng: np.random.Generator, height: int, width: int) -> Pixels:
     kinds = (gradient, natural_noise, texture, landscape, drawing)
     kind = kinds[rng.choice(5, p=(0.1, 0.08, 0.12, 0.25, 0.45))]
     pixels = kind(rng, height, width)
-    return shaded(rng, pixels) if rng.random() < 0.5 else np.clip(pixels, 0, 1).astype(np.float32)
+    return pixels_of(shaded(rng, pixels) if rng.random() < 0.5 else np.clip(pixels, 0, 1))

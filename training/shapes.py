@@ -4,16 +4,18 @@ Knows how to draw the picture before and after, and how a person asks for the ch
 in `training.edits`.
 """
 
+# ruff: noqa: E501 (a pattern reads best on one line)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from training.edits import COLOURS
-from training.photos import Pixels, crop
+from training.photos import Pixels, crop, pixels_of
 from training.phrasings import AFTER, BEFORE, expand
 from training.scenes import scene
 
@@ -46,7 +48,7 @@ class _Thing:
 def _draw(back: Pixels, things: list[_Thing]) -> Pixels:
     """Draw the things over a picture, antialiased by drawing at three times the size."""
     height, width, _ = back.shape
-    out = back
+    out: npt.NDArray[Any] = back
     for thing in things:
         mask = Image.new("L", (width * 3, height * 3))
         draw = ImageDraw.Draw(mask)
@@ -63,7 +65,7 @@ def _draw(back: Pixels, things: list[_Thing]) -> Pixels:
             draw.polygon(points, fill=255)
         alpha = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
         out = out + (np.array(COLOURS[thing.colour], dtype=np.float32) - out) * alpha
-    return np.clip(out, 0, 1).astype(np.float32)
+    return pixels_of(out)
 
 
 def change(rng: np.random.Generator, height: int, width: int) -> Change:
@@ -95,7 +97,10 @@ def change(rng: np.random.Generator, height: int, width: int) -> Change:
         )
         after = [_Thing(shape=first.shape, colour=new, centre=first.centre, radius=first.radius), *rest]
     elif kind == "remove":
-        asked = expand(f"(remove|delete|erase|take away|get rid of|take out|hide|drop|clear) the {called}|without the {called}|no {name}", rng)
+        asked = expand(
+            f"(remove|delete|erase|take away|get rid of|take out|hide|drop|clear) the {called}|without the {called}|no {name}",
+            rng,
+        )
         after = rest
     else:
         things, after = rest, [*rest, first]

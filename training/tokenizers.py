@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 import sentencepiece
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, trainers
 from training.edits import EDITS
 from training.phrasings import phrase
 from training.shapes import change
@@ -53,7 +53,9 @@ def t5_tokenizer(corpus: list[str], vocabulary: int = VOCABULARY) -> T5Tokenizer
     )
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    model = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+        written.getvalue()
+    )
     return T5Tokenizer(
         vocab=[(piece.piece, piece.score) for piece in model.pieces],
         _spm_precompiled_charsmap=model.normalizer_spec.precompiled_charsmap,

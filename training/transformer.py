@@ -26,14 +26,14 @@ from training.shapes import change
 from training.unrelated import unrelated
 
 NATIVE: Final = (
-    ((288, 288), (240, 336), (336, 240), (224, 368), (368, 224), (272, 304), (304, 272))
-    + ((192, 448), (448, 192), (208, 384), (384, 208))
+    *((288, 288), (240, 336), (336, 240), (224, 368), (368, 224), (272, 304), (304, 272)),
+    *((192, 448), (448, 192), (208, 384), (384, 208)),
 )
 SMALL: Final = ((96, 96), (128, 96), (96, 128), (128, 128), (112, 160), (160, 112), (160, 160))
-TOKENS_PER_BATCH: Final = 5200
+TOKENS_PER_BATCH: Final = 4200
 TEXT_TOKENS: Final = 48
 UNRELATED: Final = 0.15  # share of samples whose sentence asks for nothing the model can do
-SHAPES: Final = 0.1  # share of scenes with named things
+SHAPES: Final = 0.07  # share of scenes with named things
 RESHAPED: Final = 0.15  # share of batches whose target has another shape than the photo
 EDITS_PER_PHOTO: Final = 3
 NATIVE_TOKENS: Final = 324
@@ -154,7 +154,8 @@ def transformer(
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() * 2 - 1
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encode(pixels.to(device)).latent_dist.mode()
-        return (latents.float() - shift) * scaling
+        scaled: Tensor = (latents.float() - shift) * scaling
+        return scaled
 
     def make_batch(iteration: int) -> Batch:
         late = max(0.0, (iteration / plan.iterations - 0.5) / 0.5)

@@ -3,6 +3,7 @@
 Requests about things and people, descriptions, small talk, prose, and gibberish. Knows sentences only.
 """
 
+# ruff: noqa: E501, SIM905 (a pattern reads best on one line, and two hundred words in a few)
 from __future__ import annotations
 
 import re
@@ -94,7 +95,9 @@ def unrelated(rng: np.random.Generator) -> str:
     while "{q}" in sentence:
         quality = str(QUALITIES[rng.integers(len(QUALITIES))]) if rng.random() < 0.7 else ""
         sentence = sentence.replace("{q}", quality, 1)
-    sentence = sentence.replace("{n}", str(rng.integers(1, 400))).replace("{i}", expand("(it|the image|the photo)", rng))
+    sentence = sentence.replace("{n}", str(rng.integers(1, 400))).replace(
+        "{i}", expand("(it|the image|the photo)", rng)
+    )
     sentence = " ".join(sentence.split())
     if rng.random() < 0.3:
         sentence = sentence[:1].upper() + sentence[1:]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-
 from training.autoencoder import LATENTS, build, encode, pictures
 from training.exam import ASKED, exact, judge
 from training.exam import photos as exam_photos
@@ -61,7 +60,6 @@ def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
 def test_diffusers_runs_the_folder_as_our_sampler_does(made: Path) -> None:
     """Same weights, same noise: the recipe's sampler is FluxKontextPipeline's."""
     from diffusers import FluxKontextPipeline
-
     from training.model import sample
 
     pipeline = FluxKontextPipeline.from_pretrained(made)
@@ -171,7 +169,9 @@ def test_the_fresh_encoder_computes_principal_components() -> None:
 
 
 def test_orthogonal_evens_out_the_singular_values() -> None:
-    matrix = torch.diag(torch.tensor([1.0, 0.5, 0.1, 0.02])) @ torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    matrix = torch.diag(torch.tensor([1.0, 0.5, 0.1, 0.02])) @ torch.randn(
+        4, 9, generator=torch.Generator().manual_seed(0)
+    )
     values = torch.linalg.svdvals(orthogonal(matrix))
     assert values.min() > 0.5
     assert values.max() < 1.3
@@ -190,7 +190,13 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
 
         plan = Plan(iterations=iterations, rate=0.1, warmup=1, cooldown=1e-9, save_every=3)
         return train(
-            model, [optimizer], batch, lambda x: {"loss": (model(x) - 1).pow(2).mean()}, plan=plan, runs=folder, name="line"
+            model,
+            [optimizer],
+            batch,
+            lambda x: {"loss": (model(x) - 1).pow(2).mean()},
+            plan=plan,
+            runs=folder,
+            name="line",
         )
 
     run(tmp_path / "cut", 3)
