@@ -3,7 +3,8 @@
 Repository functions take an open transaction (`Connection`) and are called through `Database.transact` or `read`.
 """
 
-from rekontext.accounts import audit, integrity, keys, ledger, opening, registry
+from rekontext.accounts import audit, integrity, keys, ledger, registry
+from rekontext.accounts.acts import FIRST_ACCOUNT, Acts
 from rekontext.accounts.audit import AuditRecord
 from rekontext.accounts.errors import (
     AccountRefused,
@@ -20,16 +21,17 @@ from rekontext.accounts.keys import SCOPES, ApiKey, KeyPolicy, NewKey, Scope, Sy
 from rekontext.accounts.ledger import Balance
 from rekontext.accounts.limits import REQUESTS_PER_MINUTE_DEFAULT, Allowance, RequestLimiter
 from rekontext.accounts.money import format_usd, parse_usd, usd
-from rekontext.accounts.opening import Opened
 from rekontext.accounts.pricing import Tariff
 from rekontext.accounts.registry import Account
 
 __all__ = [
+    "FIRST_ACCOUNT",
     "REQUESTS_PER_MINUTE_DEFAULT",
     "SCOPES",
     "Account",
     "AccountRefused",
     "AccountUnknown",
+    "Acts",
     "Allowance",
     "ApiKey",
     "AuditRecord",
@@ -40,7 +42,6 @@ __all__ = [
     "ModelNotAllowed",
     "NameTaken",
     "NewKey",
-    "Opened",
     "RateLimited",
     "RequestLimiter",
     "Scope",
@@ -53,7 +54,6 @@ __all__ = [
     "integrity",
     "keys",
     "ledger",
-    "opening",
     "parse_usd",
     "registry",
     "usd",

@@ -1,0 +1,106 @@
+"""What operators do, from the command line or the console: each act with its record in the audit log.
+
+Repository functions, as everywhere in this room: the caller's transaction makes act and record one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, func, select
+
+from rekontext.accounts import audit, keys, ledger, registry
+from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
+from rekontext.accounts.ledger import Balance, Source
+from rekontext.accounts.money import usd
+from rekontext.accounts.registry import Account
+from rekontext.database.tables import AccountId, KeyId, accounts
+from rekontext.sources import Ids, Randomness
+
+FIRST_ACCOUNT: Final = "owner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acts:
+    """Who acts, and what acts draw on.
+
+    Attributes:
+        actor: "cli", "first start", or the id of a key.
+    """
+
+    actor: str
+    ids: Ids
+    randomness: Randomness
+    pepper: bytes
+    now: Callable[[], datetime]
+
+    def create_account(
+        self, tx: Connection, name: str, *, credits_micros: int = 0, policy: KeyPolicy | None = None
+    ) -> tuple[Account, NewKey]:
+        """Open an account with some credits and its first key.
+
+        Raises:
+            NameTaken: another account has this name.
+            ValueError: the name or the amount can't be.
+        """
+        now = self.now()
+        account = registry.create(tx, name, account=AccountId(f"acc_{self.ids()}"), randomness=self.randomness, now=now)
+        self._record(tx, "account.create", account.id, name=name)
+        if credits_micros:
+            self.add_credits(tx, account.id, credits_micros, source="grant", note="at the account's opening")
+        return account, self.create_key(tx, account.id, policy or KeyPolicy())
+
+    def set_limits(
+        self, tx: Connection, account: AccountId, *, monthly_cap_micros: int | None, in_flight_max: int | None
+    ) -> Account:
+        """Replace both limits. Raises as `registry.set_limits`."""
+        changed = registry.set_limits(tx, account, monthly_cap_micros=monthly_cap_micros, in_flight_max=in_flight_max)
+        cap = None if monthly_cap_micros is None else usd(monthly_cap_micros)
+        self._record(tx, "account.limits", account, monthly_cap=cap, in_flight_max=in_flight_max)
+        return changed
+
+    def add_credits(
+        self, tx: Connection, account: AccountId, micros: int, *, source: Source, note: str = ""
+    ) -> Balance:
+        """Put credits on an account. Raises as `ledger.add`."""
+        balance = ledger.add(tx, account, micros, source=source, actor=self.actor, now=self.now(), note=note)
+        self._record(tx, f"credits.{source}", account, amount=usd(micros), note=note)
+        return balance
+
+    def create_key(self, tx: Connection, account: AccountId, policy: KeyPolicy) -> NewKey:
+        """Make a key. Its secret can't be had again later.
+
+        Raises:
+            AccountUnknown: there is no such account.
+        """
+        registry.get(tx, account)
+        made = keys.create(
+            tx,
+            account,
+            policy,
+            key=KeyId(f"key_{self.ids()}"),
+            pepper=self.pepper,
+            randomness=self.randomness,
+            now=self.now(),
+        )
+        self._record(tx, "key.create", made.key.id, account=account, name=policy.name, scopes=sorted(policy.scopes))
+        return made
+
+    def revoke_key(self, tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
+        """Close a key for good. Raises as `keys.revoke`."""
+        revoked = keys.revoke(tx, key, now=self.now(), account=account)
+        self._record(tx, "key.revoke", key, account=revoked.account)
+        return revoked
+
+    def open_first(self, tx: Connection, *, credits_micros: int) -> NewKey | None:
+        """The first account with a key that may do everything; None if there are accounts already."""
+        if tx.execute(select(func.count()).select_from(accounts)).scalar_one():
+            return None
+        policy = KeyPolicy(name="first", scopes=frozenset({"edit", "read", "admin"}))
+        return self.create_account(tx, FIRST_ACCOUNT, credits_micros=credits_micros, policy=policy)[1]
+
+    def _record(self, tx: Connection, action: str, subject: str, **details: object) -> None:
+        audit.record(tx, actor=self.actor, action=action, subject=subject, now=self.now(), details=details)

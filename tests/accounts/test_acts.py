@@ -1,0 +1,76 @@
+"""What an operator does is done whole, and stands in the audit log without a secret."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Connection
+
+from rekontext.accounts import AccountUnknown, Acts, KeyPolicy, NameTaken, audit, keys, ledger, registry
+from rekontext.database import AccountId, Database
+from tests.fakes import FakeClock, FakeIds, FakeRandomness
+
+PEPPER = b"0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def acts(clock: FakeClock, ids: FakeIds, randomness: FakeRandomness) -> Acts:
+    return Acts(actor="cli", ids=ids, randomness=randomness, pepper=PEPPER, now=clock.now)
+
+
+def test_an_account_is_opened_with_credits_and_a_key_that_works(
+    database: Database, acts: Acts, clock: FakeClock
+) -> None:
+    """In one go."""
+    account, key = database.transact_sync(lambda tx: acts.create_account(tx, "Bob", credits_micros=10_000_000))
+    assert database.read_sync(lambda tx: ledger.balance(tx, account.id)).available_micros == 10_000_000
+    found = database.read_sync(lambda tx: keys.authenticate(tx, key.secret, pepper=PEPPER, now=clock.now()))
+    assert found == key.key
+    assert found.account == account.id
+
+
+def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Acts) -> None:
+    """Newest first: who did what to whom."""
+    account, key = database.transact_sync(lambda tx: acts.create_account(tx, "Bob", credits_micros=5))
+
+    def more(tx: Connection) -> None:
+        made = acts.create_key(tx, account.id, KeyPolicy(name="ci"))
+        acts.revoke_key(tx, made.key.id)
+        acts.add_credits(tx, account.id, 7, source="payment", note="invoice 1")
+        acts.set_limits(tx, account.id, monthly_cap_micros=1_000_000, in_flight_max=3)
+
+    database.transact_sync(more)
+    log = database.read_sync(audit.records)
+    assert [record.action for record in log] == [
+        "account.limits",
+        "credits.payment",
+        "key.revoke",
+        "key.create",
+        "key.create",
+        "credits.grant",
+        "account.create",
+    ]
+    assert {record.actor for record in log} == {"cli"}
+    assert log[0].details == {"monthly_cap": 1.0, "in_flight_max": 3}
+    assert key.secret[7:] not in repr(log)
+    assert account.webhook_secret not in repr(log)
+
+
+def test_an_act_that_fails_leaves_nothing(database: Database, acts: Acts) -> None:
+    """No half account, no line in the log."""
+    with pytest.raises(ValueError, match="can't be added"):
+        database.transact_sync(lambda tx: acts.create_account(tx, "Bob", credits_micros=-1))
+    assert database.read_sync(registry.every) == []
+    assert database.read_sync(audit.records) == []
+    database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+    with pytest.raises(NameTaken):
+        database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+    with pytest.raises(AccountUnknown):
+        database.transact_sync(lambda tx: acts.create_key(tx, AccountId("acc_nobody"), KeyPolicy()))
+
+
+def test_the_first_start_opens_one_account_and_the_next_none(database: Database, acts: Acts) -> None:
+    """Its key may do everything."""
+    first = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=0))
+    assert first is not None
+    first.key.require_scope("admin")
+    assert database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=0)) is None
