@@ -18,7 +18,7 @@ from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.prompt import PromptEncoder
-from rekontext.engine.rope import picture_positions, rotation_table, text_positions
+from rekontext.engine.rope import picture_positions, rotation_of, text_positions
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.transformer import Conditioning, KontextTransformer
 
@@ -131,7 +131,7 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
 
     latents = pack(noise(request.seed, plan.size, model.autoencoder.channels)).to(transformer.device)
     sigmas = model.schedule.sigmas(request.steps, plan.output_tokens)
-    rotation = rotation_table(torch.cat(positions), transformer.config.axes, transformer.device)
+    rotation = rotation_of(torch.cat(positions), transformer.config.axes, transformer.device)
     return Edit(
         request=request,
         plan=plan,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rekontext.engine.rope import rotate
+from rekontext.engine.rope import Rotation, rotate
 
 EPS: Final = 1e-6
 MLP_RATIO: Final = 4
@@ -64,6 +64,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., k) -> (..., k), same dtype."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # torch has no kernel of its own for this on the CPU and goes through five; this is two passes.
+            wide = x.float()
+            norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(EPS))
+            return (wide * inverse).mul_(self.scale).to(x.dtype)
         return F.rms_norm(x, x.shape[-1:], self.scale, EPS)
 
 
@@ -121,11 +127,11 @@ class DoubleStreamBlock(nn.Module):
         text_bnd: Tensor,
         image_mod: tuple[Modulation, Modulation],
         text_mod: tuple[Modulation, Modulation],
-        rotation: Tensor,
+        rotation: Rotation,
     ) -> tuple[Tensor, Tensor]:
         """One block over picture tokens (output, then reference) and text tokens.
 
-        `rotation` (2, n, k / 2) covers text first, then picture.
+        `rotation` covers text first, then picture.
         """
         text_tokens = text_bnd.shape[1]
         text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]))
@@ -152,8 +158,8 @@ class SingleStreamBlock(nn.Module):
         self.norm = QKNorm(width // heads)
         self.modulation = ModulationLinear(width, branches=1)
 
-    def forward(self, x_bnd: Tensor, modulation: Modulation, rotation: Tensor) -> Tensor:
-        """All tokens in, all tokens out; `rotation` (2, n, k / 2)."""
+    def forward(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation) -> Tensor:
+        """All tokens in, all tokens out."""
         fused = self.linear1(modulated_norm(x_bnd, modulation))
         qkv, hidden = fused.split([3 * self.width, MLP_RATIO * self.width], dim=-1)
         q, k, v = split_heads(qkv, 3, self.heads)
@@ -165,7 +171,7 @@ class SingleStreamBlock(nn.Module):
         out = self.linear2(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
         return torch.addcmul(x_bnd, modulation.gate, out)
 
-    def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Tensor, part: slice) -> Tensor:
+    def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation, part: slice) -> Tensor:
         """As `forward`, for the tokens in `part` only.
 
         The others are needed as keys and values alone, so their queries, MLP and projection are skipped.
@@ -177,7 +183,7 @@ class SingleStreamBlock(nn.Module):
         (q,) = split_heads(F.linear(normed[:, part], weight[:d], bias[:d]), 1, self.heads)
         hidden = F.linear(normed[:, part], weight[3 * d :], bias[3 * d :])
         mixed = attend(
-            rotate(self.norm.query_norm(q), rotation[:, part]),
+            rotate(self.norm.query_norm(q), rotation.part(part)),
             rotate(self.norm.key_norm(k), rotation),
             v,
         )

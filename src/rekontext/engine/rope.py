@@ -6,7 +6,7 @@ Source: black-forest-labs/flux, src/flux/math.py (`rope`) and src/flux/modules/l
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,15 +36,31 @@ def picture_positions(size: Size, *, stream: int) -> Tensor:
     return positions.flatten(0, 1)
 
 
-def rotation_table(positions_na: Tensor, axes: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Cosines and sines by which queries and keys are turned.
+class Rotation(NamedTuple):
+    """By how much queries and keys are turned at each token.
+
+    Attributes:
+        cos_nk, sin_nk: float32.
+        turn_nk: the same as complex numbers, for the CPU; None elsewhere.
+    """
+
+    cos_nk: Tensor
+    sin_nk: Tensor
+    turn_nk: Tensor | None
+
+    def part(self, tokens: slice) -> Rotation:
+        """That of some of the tokens."""
+        return Rotation(
+            self.cos_nk[tokens], self.sin_nk[tokens], None if self.turn_nk is None else self.turn_nk[tokens]
+        )
+
+
+def rotation_of(positions_na: Tensor, axes: tuple[int, int, int], device: torch.device) -> Rotation:
+    """The rotation at each position.
 
     Args:
         positions_na: float32 positions.
         axes: rotary width of each axis; their sum is the head width.
-
-    Returns:
-        (2, n, k) float32 on `device`: cosines, then sines.
     """
     angles = []
     for axis, width in enumerate(axes):
@@ -52,10 +68,11 @@ def rotation_table(positions_na: Tensor, axes: tuple[int, int, int], device: tor
         frequencies = THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles.append(positions_na[:, axis, None].double() * frequencies)
     angle_nk = torch.cat(angles, dim=-1)
-    return torch.stack([angle_nk.cos(), angle_nk.sin()]).float().to(device)
+    cos, sin = angle_nk.cos().float().to(device), angle_nk.sin().float().to(device)
+    return Rotation(cos, sin, torch.complex(cos, sin) if device.type == "cpu" else None)
 
 
-def rotate(x: Tensor, table_2nk: Tensor) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of neighbouring channels by its token's angles.
 
     Args:
@@ -64,6 +81,10 @@ def rotate(x: Tensor, table_2nk: Tensor) -> Tensor:
     Returns:
         Shape and dtype of `x`.
     """
-    cos, sin = table_2nk[0], table_2nk[1]
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    wide = x.float().unflatten(-1, (-1, 2))
+    if rotation.turn_nk is not None and not torch.compiler.is_compiling():
+        # One kernel instead of seven; compilers fuse the form below by themselves and don't know this one.
+        return torch.view_as_real(torch.view_as_complex(wide) * rotation.turn_nk).flatten(-2).to(x.dtype)
+    even, odd = wide.unbind(-1)
+    cos, sin = rotation.cos_nk, rotation.sin_nk
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)

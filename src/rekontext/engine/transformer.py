@@ -24,6 +24,7 @@ from rekontext.engine.layers import (
     SingleStreamBlock,
     TimestepMLP,
 )
+from rekontext.engine.rope import Rotation
 
 TIME_WIDTH = 256
 TIME_FACTOR = 1000.0
@@ -66,12 +67,12 @@ class Conditioning:
     Attributes:
         text_btd: projected prompt.
         reference_bmd: projected reference tokens, None for text-to-image.
-        rotation: (2, t + n + m, k) cosines and sines of all tokens.
+        rotation: of all t + n + m tokens.
     """
 
     text_btd: Tensor
     reference_bmd: Tensor | None
-    rotation: Tensor
+    rotation: Rotation
 
 
 class KontextTransformer(nn.Module):
@@ -100,7 +101,7 @@ class KontextTransformer(nn.Module):
         """Where the weights are."""
         return self.img_in.weight.device
 
-    def condition(self, text_btw: Tensor, reference_bmc: Tensor | None, rotation: Tensor) -> Conditioning:
+    def condition(self, text_btw: Tensor, reference_bmc: Tensor | None, rotation: Rotation) -> Conditioning:
         """Project prompt states and reference tokens, once per edit."""
         return Conditioning(
             text_btd=self.txt_in(text_btw.to(self.device, self.dtype)),
