@@ -1,0 +1,220 @@
+// Code for exactly one request, in four ways and two modes. Pure: values in, text out.
+//
+// A file of the user's own is read from the working directory by its name; an example is downloaded first; a link is
+// sent as it is. The key comes from the environment, so it is never in what is copied.
+
+import { SLUG } from "../shared/api.js";
+import { BY_NAME, toJson } from "./parameters.js";
+
+export const LANGUAGES = [
+  { id: "curl", label: "curl", file: "edit.sh" },
+  { id: "python", label: "Python", file: "edit.py" },
+  { id: "sdk", label: "Python SDK", file: "edit_sdk.py" },
+  { id: "javascript", label: "JavaScript", file: "edit.mjs" },
+];
+export const KEY_VARIABLE = "RK_API_KEY";
+
+const ALWAYS = new Set(["aspect_ratio", "num_inference_steps", "guidance", "output_format"]);
+const FOLLOWED_ONLY = new Set(["previews"]); // these samples read no event stream
+
+/** What the code sends beside the photo: the essentials, and whatever isn't the default. */
+export function sent(request) {
+  const entries = Object.entries(request).filter(([name, value]) => {
+    if (value === null || value === undefined || FOLLOWED_ONLY.has(name)) return false;
+    return ALWAYS.has(name) || !BY_NAME.has(name) || BY_NAME.get(name).default !== value;
+  });
+  return Object.fromEntries(entries);
+}
+
+/**
+ * @param {object} request  values by parameter name, prompt included
+ * @param {?object} photo   as in photo.js; null writes code for photo.jpg
+ * @param {string} host     such as http://127.0.0.1:8000, without a slash at the end
+ * @param {boolean} isAsync submit and collect (v2), or wait (v1)
+ */
+export function code(language, { request, photo, host, isAsync }) {
+  const fields = sent(request);
+  const about = {
+    fields, host, isAsync, out: `edited.${request.output_format ?? "png"}`,
+    link: photo?.url ?? null, name: photo?.name ?? "photo.jpg", download: photo?.url ? null : photo?.origin ?? null,
+  };
+  return { curl, python, sdk, javascript }[language](about);
+}
+
+function shell(text) {
+  return `'${String(text).replaceAll("'", `'\\''`)}'`;
+}
+
+function curl({ fields, host, isAsync, out, link, name, download }) {
+  const lines = [];
+  if (download) lines.push(`curl -sS -o ${shell(name)} ${shell(download)}`, "");
+  const body = link
+    ? ["-H 'content-type: application/json'", `-d ${shell(toJson({ input_image: link, ...fields }, 2))}`]
+    : [
+        `-F ${shell(`input_image=@"${name.replaceAll(/[\\"]/g, "\\$&")}"`)}`,
+        ...Object.entries(fields).map(([key, value]) => `--form-string ${shell(`${key}=${value}`)}`),
+      ];
+  const join = (first, rest) => [first, ...rest].join(" \\\n  ");
+  const key = `-H "x-api-key: $${KEY_VARIABLE}"`;
+  if (!isAsync) {
+    lines.push(join(`curl -sS --fail-with-body ${host}/v1/${SLUG}`, [key, "-H 'accept: image/*'", ...body, `-o ${out}`]));
+    return lines.join("\n");
+  }
+  const text = (field) => `sed -n 's/.*"${field}": *"\\([^"]*\\)".*/\\1/p'`;
+  lines.push(
+    "# Hand the edit in; from here on it can't be lost.",
+    `job=$(${join(`curl -sS --fail-with-body ${host}/v2/${SLUG}`, [key, ...body])})`,
+    `id=$(printf '%s' "$job" | ${text("request_id")})`,
+    "",
+    "# Ask every second until it has ended.",
+    `while curl -sS ${host}/v2/requests/$id/status ${key} | grep -qE '"status": *"(QUEUED|PROCESSING)"'; do`,
+    "  sleep 1",
+    "done",
+    "",
+    "# Collect the picture.",
+    `result=$(curl -sS --fail-with-body ${host}/v2/requests/$id ${key})`,
+    `curl -sS --fail-with-body "$(printf '%s' "$result" | ${text("output")})" -o ${out}`,
+  );
+  return lines.join("\n");
+}
+
+function pythonValue(value) {
+  if (value === true) return "True";
+  if (value === false) return "False";
+  return toJson(value);
+}
+
+function pythonFields(fields, indent) {
+  return Object.entries(fields).map(([name, value]) => `${indent}${JSON.stringify(name)}: ${pythonValue(value)},`);
+}
+
+function python({ fields, host, isAsync, out, link, name, download }) {
+  const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
+  const lines = ["import os"];
+  if (isAsync) lines.push("import time");
+  lines.push("", "import requests", "", `headers = {"x-api-key": os.environ["${KEY_VARIABLE}"]}`);
+  const values = { ...(link ? { input_image: link } : {}), ...(link ? fields : asText(fields)) };
+  lines.push("edit = {", ...pythonFields(values, "    "), "}");
+  if (!link) {
+    lines.push(download
+      ? `photo = requests.get(${JSON.stringify(download)}, timeout=60).content`
+      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`);
+  }
+  lines.push("");
+  const body = link ? "json=edit" : `data=edit, files={"input_image": (${JSON.stringify(name)}, photo)}`;
+  if (!isAsync) {
+    lines.push(
+      `answer = requests.post(`,
+      `    ${JSON.stringify(url)},`,
+      `    headers={**headers, "accept": "image/*"},`,
+      `    ${body},`,
+      "    timeout=600,",
+      ")",
+      "if not answer.ok:",
+      "    raise SystemExit(answer.text)",
+      `with open(${JSON.stringify(out)}, "wb") as file:`,
+      "    file.write(answer.content)",
+      `print("seed", answer.headers["x-seed-value"])`,
+    );
+    return lines.join("\n");
+  }
+  lines.push(
+    `answer = requests.post(${JSON.stringify(url)}, headers=headers, ${body}, timeout=60)`,
+    "if not answer.ok:",
+    "    raise SystemExit(answer.text)",
+    "job = answer.json()",
+    "",
+    `while requests.get(job["status_url"], headers=headers, timeout=60).json()["status"] in ("QUEUED", "PROCESSING"):`,
+    "    time.sleep(1)",
+    "",
+    `result = requests.get(job["response_url"], headers=headers, timeout=60).json()`,
+    `if result["status"] != "COMPLETED":`,
+    `    raise SystemExit(result["error"])`,
+    `with open(${JSON.stringify(out)}, "wb") as file:`,
+    `    file.write(requests.get(result["output"], timeout=60).content)`,
+    `print("seed", result["seed"])`,
+  );
+  return lines.join("\n");
+}
+
+/** A form carries text: booleans are spelled as JSON spells them. */
+function asText(fields) {
+  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, typeof value === "boolean" ? String(value) : value]));
+}
+
+function sdk({ fields, host, isAsync, out, link, name, download }) {
+  const lines = [];
+  if (!link) lines.push("import base64");
+  lines.push("import os");
+  if (isAsync || download) lines.push("import urllib.request");
+  lines.push("", "from segmind import SegmindClient", "");
+  lines.push(`client = SegmindClient(api_key=os.environ["${KEY_VARIABLE}"], base_url="${host}/v1", timeout=600)`);
+  if (!link) {
+    lines.push(download
+      ? `photo = urllib.request.urlopen(${JSON.stringify(download)}).read()`
+      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`);
+  }
+  const image = link ? JSON.stringify(link) : "base64.b64encode(photo).decode()";
+  lines.push("", `answer = client.${isAsync ? "run" : "run_sync"}(`, `    ${JSON.stringify(SLUG)},`, `    input_image=${image},`);
+  for (const [field, value] of Object.entries(fields)) lines.push(`    ${field}=${pythonValue(value)},`);
+  lines.push(")");
+  if (isAsync) {
+    lines.push(`urllib.request.urlretrieve(answer["output"], ${JSON.stringify(out)})`, `print("seed", answer["seed"])`);
+  } else {
+    lines.push(`with open(${JSON.stringify(out)}, "wb") as file:`, "    file.write(answer.content)",
+      `print("seed", answer.headers["x-seed-value"])`);
+  }
+  return lines.join("\n");
+}
+
+function javascript({ fields, host, isAsync, out, link, name, download }) {
+  const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
+  const files = !link && !download ? "readFile, writeFile" : "writeFile";
+  const lines = [`import { ${files} } from "node:fs/promises";`, ""];
+  lines.push(`const headers = { "x-api-key": process.env.${KEY_VARIABLE} };`);
+  if (link) {
+    lines.push(`const edit = ${toJson({ input_image: link, ...fields }, 2)};`);
+  } else {
+    lines.push(download
+      ? `const photo = await (await fetch(${JSON.stringify(download)})).blob();`
+      : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`);
+    lines.push("const edit = new FormData();", `edit.append("input_image", photo, ${JSON.stringify(name)});`);
+    for (const [field, value] of Object.entries(fields)) {
+      lines.push(`edit.append(${JSON.stringify(field)}, ${JSON.stringify(String(value))});`);
+    }
+  }
+  const more = isAsync ? "" : `, accept: "image/*"`;
+  const type = link ? `, "content-type": "application/json"` : "";
+  const all = more || type ? `{ ...headers${more}${type} }` : "headers";
+  lines.push(
+    "",
+    `const answer = await fetch(${JSON.stringify(url)}, {`,
+    `  method: "POST",`,
+    `  headers: ${all},`,
+    `  body: ${link ? "JSON.stringify(edit)" : "edit"},`,
+    "});",
+    "if (!answer.ok) throw new Error(await answer.text());",
+  );
+  if (!isAsync) {
+    lines.push(
+      `await writeFile(${JSON.stringify(out)}, Buffer.from(await answer.arrayBuffer()));`,
+      `console.log("seed", answer.headers.get("x-seed-value"));`,
+    );
+    return lines.join("\n");
+  }
+  lines.push(
+    "const job = await answer.json();",
+    "",
+    "const ask = async (url) => (await fetch(url, { headers })).json();",
+    `while (["QUEUED", "PROCESSING"].includes((await ask(job.status_url)).status)) {`,
+    "  await new Promise((resolve) => setTimeout(resolve, 1000));",
+    "}",
+    "",
+    "const result = await ask(job.response_url);",
+    `if (result.status !== "COMPLETED") throw new Error(result.error);`,
+    "const picture = await fetch(result.output);",
+    `await writeFile(${JSON.stringify(out)}, Buffer.from(await picture.arrayBuffer()));`,
+    `console.log("seed", result.seed);`,
+  );
+  return lines.join("\n");
+}

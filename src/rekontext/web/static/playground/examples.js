@@ -1,0 +1,37 @@
+// Photos to begin with, and what the embedded model made of them.
+
+import { ROOT } from "../shared/api.js";
+import { $, h } from "../shared/dom.js";
+import { fromHere } from "./photo.js";
+
+export const EXAMPLES = [
+  { photo: "coffee", result: "coffee-night", prompt: "make it night" },
+  { photo: "cat", result: "cat-sketch", prompt: "turn it into a pencil sketch" },
+  { photo: "rocket", result: "rocket-sunset", prompt: "give it warm sunset light" },
+  { photo: "coffee", result: "coffee-gray", prompt: "make it black and white" },
+  { photo: "cat", result: "cat-invert", prompt: "invert the colours" },
+  { photo: "rocket", result: "rocket-cartoon", prompt: "make it a cartoon" },
+];
+
+export function pictureUrl(name) {
+  return new URL(`web/examples/${name}.webp`, ROOT).href;
+}
+
+/** The photo of an example, by name. */
+export function exampleNamed(name) {
+  const known = EXAMPLES.some(({ photo }) => photo === name) ? name : EXAMPLES[0].photo;
+  const url = pictureUrl(known);
+  return fromHere(url, { name: `${known}.webp`, origin: url, example: known });
+}
+
+/** Cards that show both pictures; `choose(example)` is called with the one that was picked. */
+export function drawExamples(place, choose) {
+  place.replaceChildren(...EXAMPLES.map((example) =>
+    h("li", {},
+      h("button.example", { type: "button", onclick: () => choose(example) },
+        h("span.example-pictures", {},
+          h("img", { src: pictureUrl(example.photo), alt: "", loading: "lazy", width: 224, height: 168 }),
+          h("img", { src: pictureUrl(example.result), alt: "", loading: "lazy", width: 224, height: 168 })),
+        h("span.example-prompt", {}, example.prompt)))));
+  return $("li", place);
+}

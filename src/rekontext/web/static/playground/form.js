@@ -1,0 +1,212 @@
+// The parameters as controls. Reads and writes one plain object of values; shows what is wrong next to the field at fault.
+
+import { $, fill, glyph, h, s } from "../shared/dom.js";
+import { BY_NAME, PARAMETERS, integer, rangeInWords } from "./parameters.js";
+
+export class Form extends EventTarget {
+  #values;
+  #writers = new Map();
+
+  /** Build the fields of each group into `places[group]`. Tells of edits by "input" events. */
+  constructor(places, values) {
+    super();
+    this.#values = { ...values };
+    for (const parameter of PARAMETERS) places[parameter.group].append(this.#field(parameter));
+    for (const { name } of PARAMETERS) this.#write(name);
+  }
+
+  get values() {
+    return { ...this.#values };
+  }
+
+  /** Take values over, as from the JSON view or a shared link. Fields that aren't named keep theirs. */
+  set(values) {
+    for (const name of Object.keys(values)) {
+      if (!BY_NAME.has(name)) continue;
+      this.#values[name] = values[name];
+      this.#write(name);
+    }
+  }
+
+  #change(name, value) {
+    this.#values[name] = value;
+    clearFault(name);
+    this.#write(name);
+    this.dispatchEvent(new Event("input"));
+  }
+
+  #write(name) {
+    const value = this.#values[name];
+    this.#writers.get(name)(value);
+    const isDefault = value === BY_NAME.get(name).default;
+    $(`[data-reset="${name}"]`)?.toggleAttribute("hidden", isDefault);
+    if (name === "output_format") {
+      const field = $('[data-parameter="output_quality"]');
+      field?.classList.toggle("idle", value === "png");
+    }
+  }
+
+  #field(parameter) {
+    const { name, label, kind, help } = parameter;
+    const control = this[`_${kind}`](parameter);
+    const reset = h("button.link.reset", {
+      type: "button", "data-reset": name, "aria-label": `Reset ${label}`, hidden: true,
+      onclick: () => this.#change(name, parameter.default),
+    }, "reset");
+    const isGroup = kind === "choice" || kind === "ratio";
+    const title = isGroup
+      ? h("span.label", { id: `${name}-label` }, label)
+      : h("label.label", { for: `p-${name}`, id: `${name}-label` }, label);
+    return h(`div.field.kind-${kind}`, { "data-parameter": name },
+      h("div.field-head", {}, title, h("code.name", {}, name), reset, control.head ?? []),
+      control.body ?? [],
+      h("p.help", { id: `${name}-help` }, `${help} `, h("span.range", {}, rangeInWords(parameter))),
+      h("p.fault", { id: `${name}-fault`, role: "alert" }));
+  }
+
+  #described(name) {
+    return { "aria-describedby": `${name}-help ${name}-fault`, "data-control": name };
+  }
+
+  _range({ name, min, max, step, label }) {
+    const number = h("input.input.number", {
+      id: `p-${name}`, type: "number", min, max, step, inputmode: "decimal", ...this.#described(name),
+      onchange: () => this.#change(name, number.value === "" ? BY_NAME.get(name).default : Number(number.value)),
+    });
+    const slider = h("input", {
+      type: "range", min, max, step, "aria-label": `${label}, slider`,
+      oninput: () => this.#change(name, Number(slider.value)),
+    });
+    this.#writers.set(name, (value) => {
+      number.value = value;
+      slider.value = value;
+    });
+    return { head: number, body: slider };
+  }
+
+  _seed({ name }) {
+    const field = h("input.input.number.seed", {
+      id: `p-${name}`, inputmode: "numeric", placeholder: "random", autocomplete: "off", ...this.#described(name),
+      onchange: () => {
+        const text = field.value.trim();
+        this.#change(name, text === "" || text === "-1" ? null : /^\d+$/.test(text) ? integer(text) : text);
+      },
+    });
+    const draw = h("button.button.icon.small", {
+      type: "button", title: "Draw a seed and keep it", "aria-label": "Draw a seed and keep it",
+      onclick: () => this.#change(name, crypto.getRandomValues(new Uint32Array(1))[0]),
+    }, glyph("dice"));
+    this.#writers.set(name, (value) => {
+      field.value = value ?? "";
+    });
+    return { head: [draw, field] };
+  }
+
+  _number({ name }) {
+    const field = h("input.input.number", {
+      id: `p-${name}`, inputmode: "decimal", placeholder: "none", autocomplete: "off", ...this.#described(name),
+      onchange: () => {
+        const text = field.value.trim();
+        this.#change(name, text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text);
+      },
+    });
+    this.#writers.set(name, (value) => {
+      field.value = value ?? "";
+    });
+    return { head: field };
+  }
+
+  _text({ name, placeholder }) {
+    const field = h("input.input", {
+      id: `p-${name}`, type: "text", inputmode: "url", placeholder, autocomplete: "off", spellcheck: "false",
+      ...this.#described(name),
+      oninput: () => {
+        this.#values[name] = field.value.trim() || null;
+        clearFault(name);
+        this.dispatchEvent(new Event("input"));
+      },
+    });
+    this.#writers.set(name, (value) => {
+      field.value = value ?? "";
+    });
+    return { body: field };
+  }
+
+  _switch({ name }) {
+    const box = h("input.switch", {
+      id: `p-${name}`, type: "checkbox", role: "switch", ...this.#described(name),
+      onchange: () => this.#change(name, box.checked),
+    });
+    this.#writers.set(name, (value) => {
+      box.checked = Boolean(value);
+    });
+    return { head: box };
+  }
+
+  _choice({ name, options }) {
+    const radios = options.map((option) => this.#radio(name, option));
+    this.#writers.set(name, (value) => {
+      for (const radio of radios) radio.checked = radio.value === value;
+    });
+    const group = radios.map((radio) => h("label", {}, radio, radio.value));
+    return { head: h("div.segments", { role: "radiogroup", "aria-labelledby": `${name}-label` }, group) };
+  }
+
+  _ratio({ name, options }) {
+    const radios = options.map((option) => this.#radio(name, option));
+    this.#writers.set(name, (value) => {
+      for (const radio of radios) radio.checked = radio.value === value;
+    });
+    const tiles = radios.map((radio) =>
+      h("label.ratio", {}, radio, ratioGlyph(radio.value), h("span", {}, radio.value === "match_input_image" ? "match" : radio.value)));
+    return { body: h("div.ratios", { role: "radiogroup", "aria-labelledby": `${name}-label` }, tiles) };
+  }
+
+  #radio(name, option) {
+    const radio = h("input", {
+      type: "radio", name: `p-${name}`, value: option, ...this.#described(name),
+      onchange: () => this.#change(name, option),
+    });
+    return radio;
+  }
+}
+
+function ratioGlyph(ratio) {
+  const picture = s("svg", { viewBox: "0 0 24 24", class: "ratio-glyph", "aria-hidden": "true" });
+  if (ratio === "match_input_image") {
+    picture.append(
+      s("path", { d: "M4 9V6a2 2 0 0 1 2-2h3M20 9V6a2 2 0 0 0-2-2h-3M4 15v3a2 2 0 0 0 2 2h3M20 15v3a2 2 0 0 1-2 2h-3" }));
+    return picture;
+  }
+  const [across, down] = ratio.split(":").map(Number);
+  const scale = 18 / Math.max(across, down);
+  const [width, height] = [across * scale, down * scale];
+  picture.append(s("rect", { x: 12 - width / 2, y: 12 - height / 2, width, height, rx: 1.5 }));
+  return picture;
+}
+
+/** Say at each named field what the server allows there. Returns the first such field's control. */
+export function showFaults(errors) {
+  let first = null;
+  for (const { parameter, value, allowed } of errors) {
+    const place = document.getElementById(`${parameter}-fault`);
+    if (!place) continue;
+    const given = value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
+    fill(place, `${given}: ${allowed}.`);
+    const control = $(`[data-control="${parameter}"]`);
+    for (const each of document.querySelectorAll(`[data-control="${parameter}"]`)) each.setAttribute("aria-invalid", "true");
+    control?.closest("details")?.setAttribute("open", "");
+    first ??= control;
+  }
+  return first;
+}
+
+export function clearFault(name) {
+  const place = document.getElementById(`${name}-fault`);
+  if (place?.textContent) place.textContent = "";
+  for (const each of document.querySelectorAll(`[data-control="${name}"]`)) each.removeAttribute("aria-invalid");
+}
+
+export function clearFaults() {
+  for (const name of ["input_image", "prompt", ...BY_NAME.keys()]) clearFault(name);
+}

@@ -1,0 +1,96 @@
+// What an edit takes, as docs/api.md says it, with one line of help each. A test compares this with the server's own schema.
+
+export const RATIOS = [
+  "match_input_image", "1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21",
+];
+
+/** `kind` says which control; `start` is what the page begins with where that isn't the API's default. */
+export const PARAMETERS = [
+  {
+    name: "aspect_ratio", label: "Shape", kind: "ratio", default: "match_input_image", options: RATIOS, group: "main",
+    help: "The shape of the result. Matching keeps that of your photo.",
+  },
+  {
+    name: "num_inference_steps", label: "Steps", kind: "range", default: 35, min: 4, max: 50, step: 1, group: "main",
+    help: "How many times the picture is refined. Twice the steps take twice as long.",
+  },
+  {
+    name: "guidance", label: "Guidance", kind: "range", default: 7, min: 0, max: 10, step: 0.1, group: "main",
+    help: "How firmly to follow the prompt. At 0 the photo stays nearly as it is.",
+  },
+  {
+    name: "seed", label: "Seed", kind: "seed", default: null, min: 0, max: 9223372036854775807n, group: "main",
+    help: "The same seed and settings give the same picture again. Empty draws a new one each time.",
+  },
+  {
+    name: "output_format", label: "Format", kind: "choice", default: "png", options: ["png", "jpg", "webp"], group: "output",
+    help: "png loses nothing; jpg and webp are much smaller.",
+  },
+  {
+    name: "output_quality", label: "Quality", kind: "range", default: 90, min: 0, max: 100, step: 1, group: "output",
+    help: "Of jpg and webp: higher is finer and larger. png ignores it.",
+  },
+  {
+    name: "acceleration", label: "Acceleration", kind: "choice", default: "none", options: ["none", "regular", "high"],
+    group: "output",
+    help: "Leaves out work that changes little. None is exact.",
+  },
+  {
+    name: "previews", label: "Previews", kind: "range", default: 0, min: 0, max: 50, step: 1, start: 2, group: "more",
+    help: "Show an early look after every so many steps. 0 shows none.",
+  },
+  {
+    name: "disable_safety_checker", label: "No safety check", kind: "switch", default: false, group: "more",
+    help: "Skips the check of the finished picture.",
+  },
+  {
+    name: "priority", label: "Priority", kind: "range", default: 0, min: -2, max: 2, step: 1, group: "more",
+    help: "Where it stands in the queue. Above 0 needs an admin key.",
+  },
+  {
+    name: "deadline_s", label: "Deadline", kind: "number", default: null, above: 0, unit: "seconds", group: "more",
+    help: "Refused at once if it can't be done in so many seconds. Empty waits as long as it takes.",
+  },
+  {
+    name: "webhook_url", label: "Webhook", kind: "text", default: null, placeholder: "https://…", group: "more",
+    help: "An address that is told when this edit has ended.",
+  },
+];
+
+export const PROMPT_CHARACTERS_MAX = 10_000;
+export const BY_NAME = new Map(PARAMETERS.map((parameter) => [parameter.name, parameter]));
+
+export function startValues() {
+  return Object.fromEntries(PARAMETERS.map(({ name, start, default: value }) => [name, start ?? value]));
+}
+
+/** "4 to 50, default 35" and the like. */
+export function rangeInWords({ kind, min, max, above, unit, default: value, options }) {
+  const unset = value === null ? "empty" : value;
+  if (kind === "range") return `${min} to ${max} · default ${unset}`;
+  if (kind === "seed") return `0 to 2⁶³ − 1 · default random`;
+  if (kind === "number") return `above ${above} ${unit} · default none`;
+  if (kind === "switch") return `on or off · default ${value ? "on" : "off"}`;
+  if (options) return `default ${unset === "match_input_image" ? "match" : unset}`;
+  return "default none";
+}
+
+/** JSON with integers above 2^53 intact: they are BigInt here and plain digits there. */
+export function toJson(value, indent) {
+  const mark = "\u0001";
+  const text = JSON.stringify(value, (_, each) => (typeof each === "bigint" ? `${mark}${each}${mark}` : each), indent);
+  return text.replaceAll(/"\\u0001(-?\d+)\\u0001"/g, "$1");
+}
+
+export function fromJson(text) {
+  const value = JSON.parse(text);
+  const large = text.match(/"seed"\s*:\s*(\d{16,})\b/);
+  if (large && value && typeof value === "object") value.seed = integer(large[1]);
+  return value;
+}
+
+/** Digits as a number, or as BigInt where a number could not hold them exactly. */
+export function integer(digits) {
+  const value = BigInt(digits);
+  return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
+}

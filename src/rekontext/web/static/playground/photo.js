@@ -1,0 +1,96 @@
+// The photo to edit: from a file, the clipboard, a drop, a link, an example, or an earlier result.
+
+import { here, isHere } from "../shared/api.js";
+
+export const TYPES = ["image/jpeg", "image/png", "image/gif", "image/webp"];
+const BYTES_MAX = 20 * 2 ** 20;
+
+export class PhotoRefused extends Error {}
+
+/**
+ * @typedef {object} Photo
+ * @property {string} name      file name, for people and for code samples
+ * @property {?Blob} blob       its bytes; null where only the server can fetch it
+ * @property {?string} url      a link that the API takes; null for bytes that live in this browser
+ * @property {?string} origin   where a code sample can download the bytes; null for a file of the user's own
+ * @property {?string} example  its name among the examples
+ * @property {?string} shown    blob: URL for <img>
+ * @property {?number} width
+ * @property {?number} height
+ */
+
+/** A picture's bytes as a photo. Throws `PhotoRefused` with a sentence for people. */
+export async function fromBlob(blob, { name, url = null, origin = null, example = null } = {}) {
+  if (!TYPES.includes(blob.type)) {
+    throw new PhotoRefused(`${name ?? "This"} isn't a picture that can be edited; jpeg, png, gif and webp can.`);
+  }
+  if (blob.size > BYTES_MAX) throw new PhotoRefused(`${name ?? "This picture"} is larger than 20 MB.`);
+  const shown = URL.createObjectURL(blob);
+  try {
+    const { width, height } = await measured(shown);
+    return { name: name || `photo.${suffix(blob.type)}`, blob, url, origin, example, shown, width, height };
+  } catch {
+    URL.revokeObjectURL(shown);
+    throw new PhotoRefused(`${name ?? "This picture"} can't be opened; it may be damaged.`);
+  }
+}
+
+/** A link or data URI as a photo. What lies on other hosts is only fetched by the server, so it isn't shown. */
+export async function fromLink(text) {
+  const link = text.trim();
+  if (link.startsWith("data:")) return fromBlob(dataBlob(link), {});
+  let url;
+  try {
+    url = new URL(link);
+  } catch {
+    throw new PhotoRefused("This isn't a link. It should begin with https:// or http://.");
+  }
+  if (!["http:", "https:"].includes(url.protocol)) throw new PhotoRefused("Only http and https links can be fetched.");
+  const name = decodeURIComponent(url.pathname.split("/").pop()) || url.hostname;
+  if (isHere(url.href)) return fromHere(url.href, { name, url: url.href });
+  return { name, blob: null, url: url.href, origin: null, example: null, shown: null, width: null, height: null };
+}
+
+/** A picture that this server holds: shown, and still sent as a link. */
+export async function fromHere(url, { name, ...more }) {
+  const response = await fetch(here(url));
+  if (!response.ok) throw new PhotoRefused("The server no longer has this picture.");
+  return fromBlob(await response.blob(), { name, ...more });
+}
+
+/** What `input_image` gets: the link, or the bytes as a data URI. */
+export async function inputImage(photo) {
+  return photo.url ?? dataUri(photo.blob);
+}
+
+export function dataUri(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new PhotoRefused("The photo could not be read again; choose it anew."));
+    reader.readAsDataURL(blob);
+  });
+}
+
+export function suffix(type) {
+  return { "image/jpeg": "jpg", "image/png": "png", "image/gif": "gif", "image/webp": "webp" }[type] ?? "png";
+}
+
+function dataBlob(uri) {
+  const [, type, encoding, data] = uri.match(/^data:([^;,]*)((?:;[^,]*)?),(.*)$/s) ?? [];
+  try {
+    const text = encoding?.includes("base64") ? atob(data) : decodeURIComponent(data);
+    return new Blob([Uint8Array.from(text, (letter) => letter.charCodeAt(0))], { type });
+  } catch {
+    throw new PhotoRefused("This data URI can't be read.");
+  }
+}
+
+function measured(url) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve({ width: image.naturalWidth, height: image.naturalHeight });
+    image.onerror = reject;
+    image.src = url;
+  });
+}

@@ -1,0 +1,58 @@
+// A request in the fragment of a link: it never reaches a server's log, and holds no key.
+
+import { getJson } from "../shared/api.js";
+import { exampleNamed } from "./examples.js";
+import { BY_NAME, fromJson, toJson } from "./parameters.js";
+import { dataUri, fromLink } from "./photo.js";
+
+const MARK = "#edit=";
+
+/** The link that restores this request. A photo that only this browser has is uploaded first. May throw `ApiError`. */
+export async function shareLink(request, photo) {
+  const values = Object.fromEntries(Object.entries(request).filter(
+    ([name, value]) => value !== null && BY_NAME.get(name)?.default !== value));
+  const shared = { ...values };
+  if (photo?.example) shared.example = photo.example;
+  else if (photo) shared.input_image = photo.url ?? (await uploaded(photo));
+  const url = new URL(location.href);
+  url.hash = MARK + encode(toJson(shared));
+  return url.href;
+}
+
+/** Put the photo behind a link of this server, once; it then stays a linked photo. */
+export async function uploaded(photo) {
+  const { file_urls: [url] } = await getJson("upload-asset", {
+    method: "POST", json: { data_urls: [await dataUri(photo.blob)] },
+  });
+  photo.url = url;
+  return url;
+}
+
+/** What the link of this page asks for: {request, photo, problem}; null when it asks for nothing. */
+export async function restored() {
+  if (!location.hash.startsWith(MARK)) return null;
+  let shared;
+  try {
+    shared = fromJson(decode(location.hash.slice(MARK.length)));
+  } catch {
+    return { request: {}, photo: null, problem: "This share link is damaged." };
+  }
+  const { input_image: link, example, ...request } = shared;
+  try {
+    const photo = example ? await exampleNamed(example) : link ? await fromLink(link) : null;
+    return { request, photo, problem: null };
+  } catch (fault) {
+    return { request, photo: null, problem: `The settings are restored, the photo is not. ${fault.message}` };
+  }
+}
+
+function encode(text) {
+  const bytes = new TextEncoder().encode(text);
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))
+    .replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+function decode(text) {
+  const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+  return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+}

@@ -1,0 +1,62 @@
+// The row of this session's edits, the newest first.
+
+import { fill, glyph, h } from "../shared/dom.js";
+import { plural } from "../shared/format.js";
+import { hasEnded } from "./runs.js";
+
+export class Strip {
+  #place;
+  #choose;
+  #tiles = new Map();
+
+  constructor(place, choose) {
+    this.#place = place;
+    this.#choose = choose;
+  }
+
+  draw(runs, selected) {
+    const gone = new Set(this.#tiles.keys());
+    const tiles = runs.map((run) => {
+      gone.delete(run.id);
+      const tile = this.#tiles.get(run.id) ?? this.#make(run);
+      this.#update(tile, run, run.id === selected);
+      return tile;
+    });
+    for (const id of gone) this.#tiles.delete(id);
+    // Elements that stay where they are keep the focus.
+    const now = [...this.#place.children];
+    if (now.length !== tiles.length || tiles.some((tile, at) => tile !== now[at])) this.#place.replaceChildren(...tiles);
+  }
+
+  #make(run) {
+    const tile = h("li", {}, h("button.tile", { type: "button", onclick: () => this.#choose(run.id) }));
+    this.#tiles.set(run.id, tile);
+    return tile;
+  }
+
+  #update(tile, run, isSelected) {
+    const button = tile.firstChild;
+    button.setAttribute("aria-current", String(isSelected));
+    button.style.setProperty("--part", hasEnded(run) || !run.steps ? 0 : run.step / run.steps);
+    if (button.dataset.state === run.state && run.state !== "PROCESSING") return;
+    button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}`);
+    if (button.dataset.state === run.state) return;
+    button.dataset.state = run.state;
+    button.title = run.request.prompt;
+    const source = run.output ? URL.createObjectURL(run.output) : run.photo.shown;
+    fill(button,
+      source ? h("img", { src: source, alt: "" }) : glyph("link"),
+      run.state === "FAILED" && h("span.mark", {}, glyph("warn")),
+      run.state === "CANCELLED" && h("span.mark", {}, glyph("close")),
+      !hasEnded(run) && h("span.ring", {}));
+  }
+}
+
+const WORDS = {
+  SENDING: () => "Being sent",
+  QUEUED: () => "Waiting",
+  PROCESSING: (run) => `Running, ${run.step} of ${plural(run.steps, "step")}`,
+  COMPLETED: () => "Done",
+  FAILED: () => "Failed",
+  CANCELLED: () => "Cancelled",
+};

@@ -1,0 +1,44 @@
+// Numbers and times as people read them.
+
+export function money(value, digits = 2) {
+  if (value === null || value === undefined) return "–";
+  const fine = Math.abs(value) > 0 && Math.abs(value) < 0.01 ? 4 : digits;
+  return new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: fine }).format(value);
+}
+
+/** Seconds in words that fit the size: 0.42 s, 9.3 s, 2 min 5 s. */
+export function seconds(value) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  if (value < 1) return `${value.toFixed(2)} s`;
+  if (value < 10) return `${value.toFixed(1)} s`;
+  if (value < 90) return `${Math.round(value)} s`;
+  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+}
+
+export function bytes(value) {
+  if (value < 1000) return `${value} B`;
+  if (value < 999_500) return `${(value / 1000).toFixed(0)} kB`;
+  return `${(value / 1e6).toFixed(1)} MB`;
+}
+
+export function count(value) {
+  return new Intl.NumberFormat("en-US").format(value);
+}
+
+export function moment(iso) {
+  if (!iso) return "–";
+  const format = { dateStyle: "medium", timeStyle: "short" };
+  return new Intl.DateTimeFormat("en-GB", format).format(new Date(iso));
+}
+
+export function ago(iso) {
+  const gone = (Date.now() - new Date(iso).getTime()) / 1000;
+  if (gone < 45) return "just now";
+  if (gone < 3600) return `${Math.round(gone / 60)} min ago`;
+  if (gone < 86_400) return `${Math.round(gone / 3600)} h ago`;
+  return moment(iso);
+}
+
+export function plural(n, one, many = `${one}s`) {
+  return `${count(n)} ${n === 1 ? one : many}`;
+}

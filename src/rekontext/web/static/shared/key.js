@@ -1,0 +1,52 @@
+// The API key: in this browser's storage and in one request header, nowhere else.
+
+const NAME = "rekontext.key";
+const ACCOUNT = "rekontext.account";
+
+function stores() {
+  const found = [];
+  for (const name of ["sessionStorage", "localStorage"]) {
+    try {
+      found.push(window[name]);
+    } catch {
+      // A browser may forbid storage; the key then lives as long as the page.
+    }
+  }
+  return found;
+}
+
+let inMemory = null;
+
+export function readKey() {
+  for (const store of stores()) {
+    const key = store.getItem(NAME);
+    if (key) return key;
+  }
+  return inMemory;
+}
+
+/** Keep the key: on this device until it is forgotten, or in this tab only. */
+export function keepKey(key, { onDevice }) {
+  forgetKey();
+  inMemory = key;
+  const [tab, device] = stores();
+  (onDevice ? device : tab)?.setItem(NAME, key);
+}
+
+export function forgetKey() {
+  inMemory = null;
+  for (const store of stores()) {
+    store.removeItem(NAME);
+    store.removeItem(ACCOUNT);
+  }
+}
+
+/** Whose key it was when last asked, so that a page can show the right results before the server answers. */
+export function readAccount() {
+  return stores().map((store) => store.getItem(ACCOUNT)).find(Boolean) ?? "";
+}
+
+export function keepAccount(id) {
+  const [tab, device] = stores();
+  (device?.getItem(NAME) ? device : tab)?.setItem(ACCOUNT, id);
+}
