@@ -189,6 +189,15 @@ def test_a_fault_in_one_edit_is_told_to_its_caller_and_spares_the_others(
     assert good.result(60).steps == 4
 
 
+def test_a_listener_that_raises_ends_its_own_edit_only(engine: Engine) -> None:
+    def listener(news: Progress | Preview) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        engine.edit(PHOTO, "night", steps=50, seed=1, on_step=listener)
+    engine.edit(PHOTO, "night", steps=1, seed=1)
+
+
 def test_closing_ends_every_edit(tmp_path: Path) -> None:
     build(tmp_path / "model", SHAPES["plain"])
     with Engine.open(str(tmp_path / "model"), device="cpu", costs_file=tmp_path / "costs.json") as engine:

@@ -67,9 +67,15 @@ class Ticket:
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
     def tell(self, news: Progress | Preview) -> None:
-        """To the caller, if it listens."""
-        if self.on_progress is not None:
+        """To the caller, if it listens. A listener that raises ends its own edit, and only that."""
+        if self.on_progress is None:
+            return
+        try:
             self.on_progress(news)
+        except Exception as error:  # noqa: BLE001 - it is the caller's, and goes back to the caller
+            fault = error
+            self.settle(lambda future: future.set_exception(fault))
+            self.cancel()
 
     def settle(self, act: Callable[[Future[EditResult]], None]) -> None:
         """Give the caller its result or error, the first time only."""
