@@ -1,7 +1,7 @@
 // Photos to begin with, and what the embedded model made of them.
 
 import { ROOT } from "../shared/api.js";
-import { $, h } from "../shared/dom.js";
+import { h } from "../shared/dom.js";
 import { fromHere } from "./photo.js";
 
 export const EXAMPLES = [
@@ -24,14 +24,19 @@ export function exampleNamed(name) {
   return fromHere(url, { name: `${known}.webp`, origin: url, example: known });
 }
 
-/** Cards that show both pictures; `choose(example)` is called with the one that was picked. */
+/** Cards that show both pictures, loaded once they come near; `choose(example)` is called with the one that was picked. */
 export function drawExamples(place, choose) {
   place.replaceChildren(...EXAMPLES.map((example) =>
     h("li", {},
       h("button.example", { type: "button", onclick: () => choose(example) },
         h("span.example-pictures", {},
-          h("img", { src: pictureUrl(example.photo), alt: "", loading: "lazy", width: 224, height: 168 }),
-          h("img", { src: pictureUrl(example.result), alt: "", loading: "lazy", width: 224, height: 168 })),
+          h("img", { "data-src": pictureUrl(example.photo), alt: "", width: 224, height: 168 }),
+          h("img", { "data-src": pictureUrl(example.result), alt: "", width: 224, height: 168 })),
         h("span.example-prompt", {}, example.prompt)))));
-  return $("li", place);
+  const near = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    for (const picture of place.querySelectorAll("img")) picture.src = picture.dataset.src;
+    near.disconnect();
+  }, { rootMargin: "200px" });
+  near.observe(place);
 }

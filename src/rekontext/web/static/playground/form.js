@@ -60,8 +60,8 @@ export class Form extends EventTarget {
     return h(`div.field.kind-${kind}`, { "data-parameter": name },
       h("div.field-head", {}, title, h("code.name", {}, name), reset, control.head ?? []),
       control.body ?? [],
-      h("p.help", { id: `${name}-help` }, `${help} `, h("span.range", {}, rangeInWords(parameter))),
-      h("p.fault", { id: `${name}-fault`, role: "alert" }));
+      h("p.fault", { id: `${name}-fault`, role: "alert" }),
+      h("p.help", { id: `${name}-help` }, `${help} `, h("span.range", {}, rangeInWords(parameter))));
   }
 
   #described(name) {

@@ -139,11 +139,15 @@ async function again(run) {
 }
 
 function reuse(run) {
+  takeOver(run);
+  toast("Settings restored");
+}
+
+function takeOver(run) {
   const { prompt: text, ...values } = run.request;
   form.set(values);
   prompt.value = text;
   setPhoto(run.photo);
-  toast("Settings restored");
 }
 
 async function remove(run) {
@@ -179,7 +183,6 @@ function draw() {
   if (run) stage.run(run);
   else if (state.photo) stage.photo(state.photo);
   else stage.empty(EXAMPLES[0]);
-  document.body.classList.toggle("on-stage", Boolean(run));
   const all = runs.all;
   $("#session").hidden = all.length === 0;
   strip.draw(all, state.selected);
@@ -189,7 +192,8 @@ function draw() {
 }
 
 function bringOnStage() {
-  if (matchMedia("(max-width: 60rem)").matches) $("#view").scrollIntoView({ block: "start", behavior: "smooth" });
+  const { top, bottom } = $("#view").getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight + 80) $("#view").scrollIntoView({ block: "start", behavior: "smooth" });
 }
 
 function changed({ detail: run }) {
@@ -462,7 +466,11 @@ async function start() {
   requestChanged();
   const isShared = await restoreLink();
   await runs.restore();
-  if (!isShared && runs.all.length) select(runs.all[0].id);
+  const [latest] = runs.all;
+  if (!isShared && latest) {
+    takeOver(latest);
+    select(latest.id);
+  }
   draw();
   await Promise.all([
     refreshMe(),

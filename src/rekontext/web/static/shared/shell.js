@@ -52,7 +52,7 @@ export function askForKey({ why = "" } = {}) {
       h("div", {}, h("h2", { id: "key-title" }, "Your API key"), why && h("p.faint", {}, why)),
       h("div", {},
         h("label.unseen", { for: "key" }, "API key"), field, fault),
-      h("label.check", { for: "key-keep" }, onDevice, " Remember it on this device"),
+      h("label.check", { for: "key-keep" }, onDevice, "Remember it on this device"),
       h("p.faint.fine", { id: "key-help" },
         "The server printed a key at its first start. It is sent to this server only, in a header, and never put into a link."),
       h("div.row-end", {},
