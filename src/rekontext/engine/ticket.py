@@ -72,7 +72,7 @@ class Ticket:
             return
         try:
             self.on_progress(news)
-        except Exception as error:  # noqa: BLE001 - it is the caller's, and goes back to the caller
+        except Exception as error:
             fault = error
             self.settle(lambda future: future.set_exception(fault))
             self.cancel()
