@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rekontext.engine.attention import Attend, sdpa
+from rekontext.engine.fp8 import Fp8Linear
 from rekontext.engine.rope import Rotation, rotate
 
 EPS: Final = 1e-6
@@ -36,9 +38,12 @@ def modulated_norm(x_bnd: Tensor, modulation: Modulation) -> Tensor:
     return torch.addcmul(modulation.shift, normed, modulation.scale_plus_one)
 
 
-def attend(q_bhnk: Tensor, k_bhnk: Tensor, v_bhnk: Tensor) -> Tensor:
-    """Full attention, heads merged: (b, n, h * k) of the queries."""
-    return F.scaled_dot_product_attention(q_bhnk, k_bhnk, v_bhnk).transpose(1, 2).flatten(2)
+class Linear(nn.Linear):
+    """A projection of which a part of the outputs can be had alone."""
+
+    def rows(self, x: Tensor, part: slice) -> Tensor:
+        """The outputs in `part` only."""
+        return F.linear(x, self.weight[part], self.bias[part])
 
 
 class TimestepMLP(nn.Module):
@@ -105,10 +110,17 @@ def split_heads(x_bnd: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 
 
 class DoubleStreamBlock(nn.Module):
-    """Text and picture each with weights of their own, joined in attention."""
+    """Text and picture each with weights of their own, joined in attention.
+
+    Attributes:
+        attend: the attention kernel; `use_attention` changes it.
+    """
+
+    attend: Attend
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.attend = sdpa
         for stream in ("img", "txt"):
             self.add_module(f"{stream}_mod", ModulationLinear(width, branches=2))
             self.add_module(f"{stream}_attn", SelfAttention(width, heads))
@@ -137,7 +149,7 @@ class DoubleStreamBlock(nn.Module):
         text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]))
         image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
-        mixed = attend(rotate(q, rotation), rotate(k, rotation), v)
+        mixed = self.attend(rotate(q, rotation), rotate(k, rotation), v)
 
         image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, text_tokens:]))
         image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self.img_mlp(modulated_norm(image_bnd, image_mod[1])))
@@ -147,13 +159,21 @@ class DoubleStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """One set of weights for all tokens; attention and MLP side by side."""
+    """One set of weights for all tokens; attention and MLP side by side.
+
+    Attributes:
+        attend: the attention kernel; `use_attention` changes it.
+    """
+
+    attend: Attend
+    linear1: Linear | Fp8Linear
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.attend = sdpa
         self.width = width
         self.heads = heads
-        self.linear1 = nn.Linear(width, (3 + MLP_RATIO) * width)
+        self.linear1 = Linear(width, (3 + MLP_RATIO) * width)
         self.linear2 = nn.Linear((1 + MLP_RATIO) * width, width)
         self.norm = QKNorm(width // heads)
         self.modulation = ModulationLinear(width, branches=1)
@@ -163,7 +183,7 @@ class SingleStreamBlock(nn.Module):
         fused = self.linear1(modulated_norm(x_bnd, modulation))
         qkv, hidden = fused.split([3 * self.width, MLP_RATIO * self.width], dim=-1)
         q, k, v = split_heads(qkv, 3, self.heads)
-        mixed = attend(
+        mixed = self.attend(
             rotate(self.norm.query_norm(q), rotation),
             rotate(self.norm.key_norm(k), rotation),
             v,
@@ -177,12 +197,11 @@ class SingleStreamBlock(nn.Module):
         The others are needed as keys and values alone, so their queries, MLP and projection are skipped.
         """
         normed = modulated_norm(x_bnd, modulation)
-        weight, bias = self.linear1.weight, self.linear1.bias
         d = self.width
-        k, v = split_heads(F.linear(normed, weight[d : 3 * d], bias[d : 3 * d]), 2, self.heads)
-        (q,) = split_heads(F.linear(normed[:, part], weight[:d], bias[:d]), 1, self.heads)
-        hidden = F.linear(normed[:, part], weight[3 * d :], bias[3 * d :])
-        mixed = attend(
+        k, v = split_heads(self.linear1.rows(normed, slice(d, 3 * d)), 2, self.heads)
+        (q,) = split_heads(self.linear1.rows(normed[:, part], slice(d)), 1, self.heads)
+        hidden = self.linear1.rows(normed[:, part], slice(3 * d, None))
+        mixed = self.attend(
             rotate(self.norm.query_norm(q), rotation.part(part)),
             rotate(self.norm.key_norm(k), rotation),
             v,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rekontext.engine.attention import Attend
 from rekontext.engine.layers import (
     DoubleStreamBlock,
     FinalLayer,
@@ -101,6 +102,12 @@ class KontextTransformer(nn.Module):
         """Where the weights are."""
         return self.img_in.weight.device
 
+    def use_attention(self, attend: Attend) -> None:
+        """Change every block's attention kernel. Before compiling: afterwards it would all compile again."""
+        for block in (*self.double_blocks, *self.single_blocks):
+            assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
+            block.attend = attend
+
     def condition(self, text_btw: Tensor, reference_bmc: Tensor | None, rotation: Rotation) -> Conditioning:
         """Project prompt states and reference tokens, once per edit."""
         return Conditioning(
@@ -126,7 +133,11 @@ class KontextTransformer(nn.Module):
             vector = vector + self.guidance_in(sinusoid(scale).to(self.dtype))
         vector = F.silu(vector + self.vector_in(pooled.to(self.device, self.dtype)))
         # The final layer has its own SiLU in the checkpoint's layout; `vector` has had it already.
-        rows = [linear(vector) for linear in self._modulation_linears()]
+        # No copy where the weights are on the device; where memory is short they wait on the host and pass through.
+        rows = [
+            F.linear(vector, *(part.to(self.device, non_blocking=True) for part in (linear.weight, linear.bias)))
+            for linear in self._modulation_linears()
+        ]
         for row in rows[:-1]:
             row.unflatten(-1, (-1, 3, self.config.width))[:, :, 1].add_(1)
         rows[-1].unflatten(-1, (2, self.config.width))[:, 1].add_(1)

@@ -1,0 +1,191 @@
+"""Full attention through whichever kernel is fastest here. Knows no model.
+
+Axis letters in this file: b batch, h heads, n tokens, k head width.
+
+On a GPU several libraries compute the same function at speeds that differ by half, and which one wins depends on the
+chip, the driver and the versions. So candidates are checked and timed on the device when a model is opened. The CPU has
+one: PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries (b, h, n, k), keys and values (b, h, m, k) -> heads merged: (b, n, h * k) of the queries."""
+
+DEFAULT: Final = "sdpa"
+ERROR_MAX: Final = 2e-2
+"""Relative L2 to PyTorch's default kernel above which a candidate is thrown out; between bfloat16 kernels it is 3e-3."""
+WORTHWHILE: Final = 0.97
+"""A candidate must need less than this share of the time to displace one before it: a tie must not change bytes."""
+
+_RUNS: Final = 7
+_log = logging.getLogger(__name__)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own choice of kernel."""
+    return _merged(F.scaled_dot_product_attention(q, k, v))
+
+
+def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """cuDNN's fused attention, through PyTorch."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v)
+
+
+def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention 2, as PyTorch carries it."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return sdpa(q, k, v)
+
+
+def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention 3, if `flash_attn_interface` is installed."""
+    return _flash("flash_attn_interface", q, k, v)
+
+
+def flash_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention 4, if `flash_attn.cute` is installed."""
+    return _flash("flash_attn.cute", q, k, v)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlexAttention: a kernel that the compiler writes for this shape."""
+    return _merged(_flex()(q, k, v))
+
+
+BACKENDS: Final[dict[str, Attend]] = {
+    "sdpa": sdpa,
+    "sdpa-cudnn": sdpa_cudnn,
+    "sdpa-flash": sdpa_flash,
+    "flash-3": flash_3,
+    "flash-4": flash_4,
+    "flex": flex,
+}
+"""In the order in which ties are decided."""
+
+_NEEDS: Final = {"flash-3": "flash_attn_interface", "flash-4": "flash_attn.cute"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of one candidate: the median seconds of a call, or why it is out."""
+
+    seconds: float | None = None
+    reason: str = ""
+
+
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """Names of the backends that can be tried on a device."""
+    if device.type != "cuda":
+        return (DEFAULT,)
+    return tuple(name for name in BACKENDS if name not in _NEEDS or _is_installed(_NEEDS[name]))
+
+
+def try_backends(
+    names: tuple[str, ...], *, device: torch.device, dtype: torch.dtype, heads: int, head_width: int, tokens: int
+) -> dict[str, Trial]:
+    """Check each backend against PyTorch's default on random data of this shape, and time it.
+
+    A backend that raises, or is off by more than `ERROR_MAX`, is out with the reason; none can stop the others.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, heads, tokens, head_width, generator=generator, device=device, dtype=dtype) for _ in range(3)
+    )
+    with torch.inference_mode():
+        expected = sdpa(q, k, v).float()
+        return {name: _try(BACKENDS[name], q, k, v, expected) for name in names}
+
+
+def fastest(seconds: Mapping[str, float]) -> str:
+    """The best of the measured backends; one that gains little does not displace those before it."""
+    best = DEFAULT
+    for name in BACKENDS:
+        if name in seconds and seconds[name] < WORTHWHILE * seconds.get(best, math.inf):
+            best = name
+    return best
+
+
+def _try(backend: Attend, q: Tensor, k: Tensor, v: Tensor, expected: Tensor) -> Trial:
+    try:
+        error = ((backend(q, k, v).float() - expected).norm() / expected.norm()).item()
+        if not error <= ERROR_MAX:
+            return Trial(reason=f"differs from the default by {error:.2g}")
+        backend(q, k, v)
+        return Trial(seconds=median(_seconds(backend, q, k, v) for _ in range(_RUNS)))
+    except Exception as error:
+        # Kernels of other libraries fail in ways of their own; one that can't run here is no candidate, and that is all.
+        _log.info("attention backend %s is out: %s", backend.__name__, error)
+        return Trial(reason=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+
+
+def _seconds(backend: Attend, q: Tensor, k: Tensor, v: Tensor) -> float:
+    if q.device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        backend(q, k, v)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    started = time.perf_counter()
+    backend(q, k, v)
+    return time.perf_counter() - started
+
+
+def _merged(mixed_bhnk: Tensor) -> Tensor:
+    return mixed_bhnk.transpose(1, 2).flatten(2)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@cache
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Uncompiled it would write out all n * n scores; inside a compiled block this inner compilation disappears.
+    return torch.compile(flex_attention)
+
+
+def _flash(module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed: Tensor = _flash_op(module)(*(x.transpose(1, 2) for x in (q, k, v)))
+    return mixed.flatten(2)
+
+
+@cache
+def _flash_op(module: str) -> Any:
+    """The library's function on (b, n, h, k), as an operator that the compiler leaves alone but knows the shape of."""
+    function = importlib.import_module(module).flash_attn_func
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Some versions return the softmax's normaliser too.
+        result = function(q.contiguous(), k.contiguous(), v.contiguous())
+        mixed: Tensor = result[0] if isinstance(result, tuple) else result
+        return mixed
+
+    # Annotations are strings in this file, and the operator's schema is read from them.
+    run.__annotations__ = {"q": Tensor, "k": Tensor, "v": Tensor, "return": Tensor}
+    operator = torch.library.custom_op(f"rekontext::{module.replace('.', '_')}", run, mutates_args=())
+    operator.register_fake(lambda q, k, v: q.new_empty(q.shape))
+    return operator
