@@ -4,37 +4,102 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from decimal import Decimal
+from typing import Any, Final
 
+import structlog
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.api import DirectEdits, KeyFile, SingleKey, create_app, open_key_file
+from rekontext.accounts import Acts, NewKey, RequestLimiter, Tariff, parse_usd
+from rekontext.api import create_app
+from rekontext.api.auth import DatabaseKeys
+from rekontext.api.documents import Documents
+from rekontext.api.edits import Edits
+from rekontext.api.forecast import Forecast
+from rekontext.api.links import Links
+from rekontext.api.metrics import MeasuredHub, MeasuredWorkbench, Metrics
+from rekontext.api.orders import OrderReader
+from rekontext.api.origins import Origins
+from rekontext.api.parts import Limits, Parts
+from rekontext.api.posting import WebhookPost
+from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
-from rekontext.pictures import AllowList, CodecThreads, Fetcher, PhotoReader, PictureLimits
+from rekontext.database import Database
+from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper
+from rekontext.pictures import (
+    AllowList,
+    CodecThreads,
+    Fetcher,
+    LinkSigner,
+    PhotoReader,
+    PictureLimits,
+    open_store,
+)
+from rekontext.pictures.recent import RecentStore
+from rekontext.secret import derive, open_secret
 from rekontext.settings import Settings
-from rekontext.sources import random_id
+from rekontext.sources import Clock, Ids, SystemClock, random_bytes, random_id
 
 RANDOM_SEED_MAX: Final = 2**32 - 1
 """Random seeds stay below it: JavaScript can't hold larger ones exactly."""
 
 AGENT: Final = f"rekontext/{__version__}"
+_RECENT_BYTES_MAX: Final = 256 * 2**20
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The assembled service. The app's lifespan opens and closes everything else."""
+    """The assembled service. The app's lifespan opens and closes everything else.
+
+    Attributes:
+        first_key: of the account that was made because there was none; to be shown this once.
+    """
 
     app: FastAPI
-    key_file: KeyFile
+    parts: Parts
+    first_key: NewKey | None
+
+    def hang_up(self) -> None:
+        """End the answers that would go on for long, because the server goes down."""
+        self.parts.closing.set()
 
 
 def draw_seed() -> int:
     return secrets.randbelow(RANDOM_SEED_MAX + 1)
+
+
+def secret_of(settings: Settings) -> bytes:
+    """The installation's secret, made if there is none.
+
+    Raises:
+        SecretError: it can't be read or kept.
+    """
+    if settings.secret is not None:
+        return settings.secret.get_secret_value().encode()
+    return open_secret(settings.data_dir, randomness=random_bytes)
+
+
+def pepper_of(secret: bytes) -> bytes:
+    """Under which API keys are hashed."""
+    return derive(secret, "api keys")
+
+
+def open_database(settings: Settings) -> Database:
+    """The database, with its tables up to date; on SQLite its folder is made.
+
+    Raises:
+        ValueError: the URL names no database.
+        DatabaseUnavailable: it can't be reached.
+    """
+    if settings.database_url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Database.open(settings.database)
 
 
 def assemble(
@@ -43,17 +108,28 @@ def assemble(
     fleet: Fleet,
     on_ready: Callable[[ModelCard], None],
     on_broken: Callable[[Exception], None],
+    clock: Clock | None = None,
+    ids: Ids = random_id,
+    seeds: Callable[[], int] = draw_seed,
 ) -> Service:
-    """Put the service together. Makes the data folder and the key if they are not there.
+    """Put the service together. Makes the data folder, the database and a first account if they are not there.
 
     Args:
-        on_ready, on_broken: one of them is called once, on the event loop, when the model is loaded or can't be;
-            a service that is broken should stop.
+        on_ready, on_broken: called on the event loop, once the model is loaded or if the service can't go on, which
+            should then stop.
 
     Raises:
-        KeyFileError: the data folder or the key can't be used.
+        SecretError, ValueError, DatabaseUnavailable: the data folder, the store or the database can't be used.
     """
-    key_file = open_key_file(settings.data_dir)
+    clock = clock or SystemClock()
+    secret = secret_of(settings)
+    pepper = pepper_of(secret)
+    store = RecentStore(open_store(settings.store), bytes_max=_RECENT_BYTES_MAX)
+    database = open_database(settings)
+    acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
+    first_credits = _micros(settings.first_credits_usd)
+    first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
+
     threads = CodecThreads(settings.codec_threads)
     fetcher = Fetcher(
         timeout_s=settings.fetch_timeout_s,
@@ -62,46 +138,134 @@ def assemble(
         allow=AllowList(settings.fetch_allow),
     )
     limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
-    edits = DirectEdits(
+    photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
+    signer = LinkSigner(derive(secret, "links"))
+    links = Links(signer=signer, objects=store, clock=clock, lifetime_s=settings.keep_outputs_s)
+    documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
+    metrics = Metrics()
+    hub = MeasuredHub(epoch=ids(), metrics=metrics)
+    life = JobLife(
+        outbox=Outbox(ids=ids, describe=documents.webhook),
+        bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),
+        patience=Patience(
+            lease_s=settings.lease_s,
+            faults_max=settings.faults_max,
+            queue_s_max=settings.queue_s_max,
+            outputs_s=settings.keep_outputs_s,
+        ),
+    )
+    workbench = EditWorkbench(limits=limits, threads=threads)
+    dispatcher = Dispatcher(
+        database=database,
+        life=life,
         fleet=fleet,
-        threads=threads,
-        queue_max=settings.queue_max,
+        objects=store,
+        workbench=MeasuredWorkbench(workbench, hub=hub, clock=clock),
+        hub=hub,
+        clock=clock,
+        worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
         running_max=settings.running_max,
+        run_s_max=settings.run_s_max,
+    )
+    desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
+    forecast = Forecast(fleet=fleet, works=dispatcher, progresses=hub)
+    post = WebhookPost(allow=AllowList(settings.webhook_allow), agent=AGENT)
+    deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
+    edits = Edits(
+        desk=desk,
+        database=database,
+        objects=store,
+        fleet=fleet,
+        forecast=forecast,
+        limiter=RequestLimiter(clock=clock, storage=settings.rate_limits_url),
+        tariff=_tariff(settings),
+        clock=clock,
         deadline_s=settings.deadline_s,
-        now=time.monotonic,
+        requests_per_minute=settings.requests_per_minute,
+        log_prompts=settings.log_prompts,
+    )
+    parts = Parts(
+        database=database,
+        desk=desk,
+        dispatcher=dispatcher,
+        deliverer=deliverer,
+        objects=store,
+        fleet=fleet,
+        forecast=forecast,
+        edits=edits,
+        keys=DatabaseKeys(database=database, pepper=pepper, clock=clock),
+        orders=OrderReader(photos=photos, threads=threads, draw_seed=seeds, body_bytes_max=settings.body_bytes_max),
+        photos=photos,
+        threads=threads,
+        links=links,
+        origins=Origins(external_url=settings.external_url, trusted_proxies=settings.trusted_proxies),
+        documents=documents,
+        clock=clock,
+        ids=ids,
+        randomness=random_bytes,
+        pepper=pepper,
+        limits=Limits(
+            body_bytes_max=settings.body_bytes_max,
+            queued_max=settings.queue_max,
+            in_flight_max=settings.in_flight_max,
+            running_max=settings.running_max,
+        ),
+    )
+    sweeper = Sweeper(
+        database=database,
+        objects=store,
+        clock=clock,
+        retention=Retention(
+            inputs_s=settings.keep_inputs_s,
+            records_s=settings.keep_records_s,
+            idempotency_s=settings.keep_idempotency_keys_s,
+            assets_s=settings.keep_uploads_s,
+        ),
     )
 
-    async def load() -> None:
-        """While the server already answers /healthz; edits that came early go on afterwards."""
+    async def work() -> None:
+        """Load the model while the server already answers, then run jobs. Those that came early go on then."""
+        await fleet.start()
+        on_ready(fleet.card)
+        await dispatcher.run()
+
+    async def watched(work: Coroutine[Any, Any, None]) -> None:
         try:
-            await fleet.start()
+            await work
         except Exception as fault:
+            _log.exception("broken", fault=type(fault).__name__)
             on_broken(fault)
-        else:
-            edits.open()
-            on_ready(fleet.card)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with fetcher:
-            loading = asyncio.create_task(load())
+        async with AsyncExitStack() as stack:
+            stack.callback(database.close)
+            await stack.enter_async_context(fetcher)
+            await stack.enter_async_context(post)
+            working = asyncio.create_task(watched(work()))
+            others = [asyncio.create_task(watched(each)) for each in (deliverer.run(), sweeper.run())]
             try:
                 yield
             finally:
-                loading.cancel()
-                with suppress(asyncio.CancelledError):
-                    await loading
+                await dispatcher.close(drain_s=settings.shutdown_grace_s)
+                for task in (working, *others):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
                 await fleet.close()
 
-    app = create_app(
-        edits=edits,
-        keys=SingleKey(key_file.key),
-        fleet=fleet,
-        photos=PhotoReader(limits=limits, fetcher=fetcher, threads=threads),
-        threads=threads,
-        body_bytes_max=settings.body_bytes_max,
-        draw_seed=draw_seed,
-        new_id=random_id,
-        lifespan=lifespan,
+    app = create_app(parts, metrics_of=metrics, lifespan=lifespan)
+    return Service(app=app, parts=parts, first_key=first_key)
+
+
+def _tariff(settings: Settings) -> Tariff:
+    return Tariff(
+        per_generation_micros=_micros(settings.price_per_edit_usd),
+        per_megapixel_micros=_micros(settings.price_per_megapixel_usd),
+        per_step_micros=_micros(settings.price_per_step_usd),
+        per_megapixel_step_micros=_micros(settings.price_per_megapixel_step_usd),
     )
-    return Service(app=app, key_file=key_file)
+
+
+def _micros(dollars: Decimal) -> int:
+    return parse_usd(str(dollars))

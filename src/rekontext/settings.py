@@ -9,15 +9,23 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "REKONTEXT_"
 _MIB: Final = 2**20
+_HOUR: Final = 3600.0
+_DAY: Final = 24 * _HOUR
+
+Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
+Entries = Annotated[tuple[str, ...], NoDecode]
+Kept = Annotated[float, Field(gt=0, le=3650 * _DAY)]
 
 
 class SettingsError(ValueError):
@@ -37,20 +45,57 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default=Path("data"), description="folder for everything that is kept, made if missing")
+    database_url: str | None = Field(default=None, description="postgresql://…; empty is SQLite in the data folder")
+    store_url: str | None = Field(default=None, description="s3://…, gs://…, az://…; empty is in the data folder")
+    secret: SecretStr | None = Field(
+        default=None, min_length=32, description="signs links and keys; empty is made once and kept in the data folder"
+    )
     model: str = Field(default="mini", min_length=1, description='"mini", a folder, a file or a hub id')
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
         default=None, description="where to compute: cpu, cuda or cuda:N; empty picks the best"
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(default=None, description="precision; empty fits the device")
+    compiled: bool = Field(default=False, description="compile the transformer: a slower start and faster steps")
+    batch: Literal["exact", "any", "off"] = Field(
+        default="exact", description="edits that share a pass: if that changes no bit, always, never"
+    )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    external_url: str | None = Field(default=None, description="how clients reach us, if not by the address they call")
+    trusted_proxies: Entries = Field(
+        default=(), description="networks whose X-Forwarded-* headers are believed, separated by commas"
+    )
+    worker: str | None = Field(
+        default=None, min_length=1, max_length=200, description="names this process in a shared database"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = Field(default="auto", description="auto is text on a terminal")
+    log_prompts: bool = False
     shutdown_grace_s: float = Field(default=30.0, ge=0, le=3600, description="how long running edits may go on")
 
-    queue_max: int = Field(default=32, ge=1, le=100_000, description="edits accepted and not yet answered")
-    running_max: int = Field(default=4, ge=1, le=1024, description="edits handed to the engine at a time")
+    queue_max: int = Field(default=1000, ge=1, le=1_000_000, description="edits that may wait, of all accounts")
+    in_flight_max: int = Field(default=32, ge=1, le=100_000, description="unfinished edits per account")
+    running_max: int = Field(default=16, ge=1, le=1024, description="edits handed to the engine at a time")
+    requests_per_minute: int = Field(default=60, ge=1, le=1_000_000, description="submits per key")
+    rate_limits_url: str = Field(default="memory://", description="redis://… counts over all processes")
     deadline_s: float = Field(default=300.0, gt=0, le=86_400, description="longest wait of one synchronous edit")
+    run_s_max: float = Field(default=_HOUR, gt=0, le=_DAY, description="an attempt that takes longer has failed")
+    lease_s: float = Field(default=30.0, ge=1, le=_HOUR, description="a worker silent for so long is taken for dead")
+    faults_max: int = Field(default=3, ge=1, le=100, description="attempts that may fail through our fault")
+    queue_s_max: float = Field(default=_DAY, gt=0, le=30 * _DAY, description="a job that waits longer fails")
+
+    price_per_edit_usd: Usd = Decimal("0.04")
+    price_per_megapixel_usd: Usd = Decimal(0)
+    price_per_step_usd: Usd = Decimal(0)
+    price_per_megapixel_step_usd: Usd = Decimal(0)
+    first_credits_usd: Usd = Field(default=Decimal(10), description="for the account that the first start makes")
+
+    keep_inputs_s: Kept = Field(default=_HOUR, description="input pictures, after the end")
+    keep_outputs_s: Kept = Field(default=7 * _DAY, description="output pictures, and links to them")
+    keep_uploads_s: Kept = 7 * _DAY
+    keep_records_s: Kept = Field(default=31 * _DAY, description="jobs with their prompts, and the webhook log")
+    keep_idempotency_keys_s: Kept = _DAY
 
     body_bytes_max: int = Field(default=32 * _MIB, ge=1024, le=2**31)
     picture_bytes_max: int = Field(default=20 * _MIB, ge=1024, le=2**31)
@@ -59,16 +104,17 @@ class Settings(BaseSettings):
 
     fetch_timeout_s: float = Field(default=20.0, gt=0, le=600, description="for one input URL, redirects included")
     fetch_redirects_max: int = Field(default=3, ge=0, le=20)
-    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    fetch_allow: Entries = Field(
         default=(), description="networks and hosts that may be fetched though not public, separated by commas"
     )
+    webhook_allow: Entries = Field(default=(), description="the same for the receivers of webhooks")
 
-    @field_validator("fetch_allow", mode="before")
+    @field_validator("fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("fetch_allow")
+    @field_validator("fetch_allow", "webhook_allow")
     @classmethod
     def _networks_or_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
@@ -78,6 +124,36 @@ class Settings(BaseSettings):
                 except ValueError as fault:
                     raise ValueError(f'"{entry}" is no network; allowed are networks (10.0.0.0/8) and hosts') from fault
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            try:
+                ip_network(entry, strict=False)
+            except ValueError as fault:
+                raise ValueError(f'"{entry}" is no network; allowed are addresses and networks (10.0.0.0/8)') from fault
+        return value
+
+    @field_validator("external_url")
+    @classmethod
+    def _origin(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ValueError("allowed is an origin such as https://edits.example.com, without a path")
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def database(self) -> str:
+        """The database's URL, written out."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'rekontext.db'}"
+
+    @property
+    def store(self) -> str:
+        """The object store's URL, written out."""
+        return self.store_url or f"file://{self.data_dir.absolute() / 'store'}"
 
 
 def load_settings(**flags: object) -> Settings:

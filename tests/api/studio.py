@@ -1,25 +1,35 @@
-"""A small service for tests: the real app around a fleet that edits with Pillow instead of a model."""
+"""A small service for tests: all of it, as the composition root makes it, around a fleet that edits with Pillow."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Final
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 import httpx2
 from fastapi import FastAPI
 from PIL import Image, ImageChops, ImageOps
+from sqlalchemy import Connection
 
-from rekontext.api import DirectEdits, SingleKey, create_app
-from rekontext.contract import EditRequest, EditResult, Estimate, ModelCard, OnProgress, Progress
-from rekontext.pictures import AllowList, CodecThreads, Fetcher, PhotoReader, PictureLimits
+from rekontext.accounts import Acts, KeyPolicy, NewKey, keys
+from rekontext.assembly import Service, assemble, open_database, pepper_of, secret_of
+from rekontext.contract import EditRequest, EditResult, EngineFault, Estimate, ModelCard, OnProgress, Preview, Progress
+from rekontext.database import AccountId
+from rekontext.settings import Settings
+from rekontext.sources import SystemClock, random_bytes, random_id
+from tests.fakes import FakeRandomness
 
-KEY: Final = "rk_test"
-HEADERS: Final = {"x-api-key": KEY}
+STRANGER: Final = keys.make_secret(FakeRandomness(seed=99))
+"""Shaped like a key, and nobody's."""
+
 SEED_DRAWN: Final = 777
 SIZES: Final = {
     "1:1": (256, 256),
@@ -38,56 +48,86 @@ SIZES: Final = {
 
 
 class PillowFleet:
-    """A `Fleet` that inverts the photo and tints it by the seed. Signals let a test stand between its steps."""
+    """A `Fleet` that inverts the photo and tints it by the seed. Signals let a test stand between its steps.
 
-    def __init__(self, *, is_mini: bool = True) -> None:
-        self.card = ModelCard(
+    Args:
+        step_s: how long it says that a step takes.
+    """
+
+    def __init__(self, *, is_mini: bool = True, step_s: float = 0.5) -> None:
+        self._card = ModelCard(
             name="mini" if is_mini else "/srv/weights/kontext-dev",
             canvas_area=256 * 256,
             parameters=1,
             device="cpu",
             dtype="float32",
             is_mini=is_mini,
+            knows=("make it night",) if is_mini else (),
         )
+        self._step_s = step_s
+        self._left: dict[str, int] = {}
         self.is_ready = False
         self.requests: list[EditRequest] = []
         self.began = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.may_step = asyncio.Event()
         self.may_step.set()
         self.steps_done = 0
         self.fault: Exception | None = None
 
+    @property
+    def card(self) -> ModelCard:
+        if not self.is_ready:
+            raise EngineFault("the model isn't loaded")
+        return self._card
+
     async def start(self) -> None:
+        await self.may_start.wait()
         self.is_ready = True
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         started = time.perf_counter()
         self.requests.append(request)
+        self._left[request.id] = request.steps
         self.began.set()
+        tell = on_progress or (lambda _: None)
         try:
-            for step in range(request.steps):
+            tell(Progress(step=0, steps=request.steps, remaining_s=None))
+            for step in range(1, request.steps + 1):
                 await self.may_step.wait()
                 await asyncio.sleep(0)
                 self.steps_done += 1
-                if on_progress:
-                    on_progress(Progress(step=step + 1, steps=request.steps, remaining_s=None))
+                self._left[request.id] -= 1
+                tell(Progress(step=step, steps=request.steps, remaining_s=self._step_s * self._left[request.id]))
+                if request.preview_every and step % request.preview_every == 0:
+                    tell(Preview(step=step, steps=request.steps, picture=Image.new("RGB", (6, 4), (step, 0, 0))))
             if self.fault:
                 raise self.fault
         except asyncio.CancelledError:
             self.stopped.set()
             raise
+        finally:
+            del self._left[request.id]
         return EditResult(
             picture=_edited(request),
             seed=request.seed,
             steps=request.steps,
             passes=request.steps,
+            acceleration=request.acceleration,
             inference_s=time.perf_counter() - started,
             timings={"denoise": time.perf_counter() - started},
         )
 
     def estimate(self, request: EditRequest) -> Estimate:
-        return Estimate(position=0, wait_s=0.0, finish_s=0.0)
+        """First come, first served: whoever is here ends before whoever isn't."""
+        before = [left for name, left in self._left.items() if name != request.id]
+        own = self._left.get(request.id)
+        if own is not None:
+            return Estimate(position=0, wait_s=0.0, finish_s=own * self._step_s)
+        wait_s = sum(before) * self._step_s
+        return Estimate(position=len(before), wait_s=wait_s, finish_s=wait_s + request.steps * self._step_s)
 
     async def close(self) -> None:
         self.is_ready = False
@@ -101,46 +141,120 @@ def _edited(request: EditRequest) -> Image.Image:
     return ImageChops.add(ImageOps.invert(request.photo.resize(size)), tint)
 
 
+@dataclass(frozen=True)
+class Template:
+    """A data folder as the first start leaves it, made once and copied for each studio."""
+
+    folder: Path
+    first_key: NewKey
+
+
+@cache
+def _template() -> Template:
+    folder = Path(tempfile.mkdtemp(prefix="rekontext-template-"))
+    service = assemble(
+        Settings(_env_file=None, data_dir=folder),  # type: ignore[call-arg]
+        fleet=PillowFleet(),
+        on_ready=lambda _: None,
+        on_broken=_raise,
+    )
+    service.parts.database.close()
+    assert service.first_key is not None
+    return Template(folder=folder, first_key=service.first_key)
+
+
+def _raise(fault: Exception) -> None:
+    raise fault
+
+
 @dataclass
 class Studio:
-    """The app and what a test may hold of its parts."""
+    """A service on SQLite in a folder of its own, with one account of ten dollars, and what a test may hold of it.
 
+    Attributes:
+        settings: what differs from the defaults of tests.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
     fleet: PillowFleet = field(default_factory=PillowFleet)
-    queue_max: int = 8
-    running_max: int = 4
-    deadline_s: float = 30.0
-    body_bytes_max: int = 400_000
-    picture_bytes_max: int = 100_000
-    picture_pixels_max: int = 250_000
-    fetch_allow: Sequence[str] = ()
-    is_open: bool = True
 
     def __post_init__(self) -> None:
-        threads = CodecThreads(2)
-        self.fetcher = Fetcher(timeout_s=5, redirects_max=2, agent="test", allow=AllowList(self.fetch_allow))
-        self.edits = DirectEdits(
+        template = _template()
+        data_dir = self.folder / "data"
+        if not data_dir.exists():
+            shutil.copytree(template.folder, data_dir)
+        self.key = template.first_key.secret
+        self.account = template.first_key.key.account
+        self.key_id = template.first_key.key.id
+        defaults: dict[str, Any] = {
+            "body_bytes_max": 400_000,
+            "picture_bytes_max": 100_000,
+            "picture_pixels_max": 250_000,
+            "requests_per_minute": 10_000,
+            "faults_max": 1,
+            "shutdown_grace_s": 0,
+            "fetch_timeout_s": 5,
+            "fetch_redirects_max": 2,
+        }
+        self.options = Settings(_env_file=None, data_dir=data_dir, **defaults | self.settings)
+        self.broken: list[Exception] = []
+        self.service: Service = assemble(
+            self.options,
             fleet=self.fleet,
-            threads=threads,
-            queue_max=self.queue_max,
-            running_max=self.running_max,
-            deadline_s=self.deadline_s,
-            now=time.monotonic,
-        )
-        if self.is_open:
-            self.edits.open()
-        ids = count(1)
-        limits = PictureLimits(bytes_max=self.picture_bytes_max, pixels_max=self.picture_pixels_max)
-        self.app: FastAPI = create_app(
-            edits=self.edits,
-            keys=SingleKey(KEY),
-            fleet=self.fleet,
-            photos=PhotoReader(limits=limits, fetcher=self.fetcher, threads=threads),
-            threads=threads,
-            body_bytes_max=self.body_bytes_max,
-            draw_seed=lambda: SEED_DRAWN,
-            new_id=lambda: f"request-{next(ids)}",
+            on_ready=lambda _: None,
+            on_broken=self.broken.append,
+            seeds=lambda: SEED_DRAWN,
         )
 
-    def client(self) -> httpx2.AsyncClient:
+    @property
+    def app(self) -> FastAPI:
+        return self.service.app
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-api-key": self.key}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """The service at work, and a client with the first key."""
+        async with self.app.router.lifespan_context(self.app), self.client() as client:
+            yield client
+        assert not self.broken, self.broken
+
+    def client(self, key: str | None = None) -> httpx2.AsyncClient:
+        """A client with a key of its own."""
         transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
-        return httpx2.AsyncClient(transport=transport, base_url="http://studio", headers=HEADERS)
+        return httpx2.AsyncClient(
+            transport=transport, base_url="http://studio", headers={"x-api-key": self.key if key is None else key}
+        )
+
+    def act(self, work: Callable[[Connection, Acts], Any]) -> Any:
+        """Do what an operator does."""
+        return act(self.options, work)
+
+    def new_key(self, account: AccountId | None = None, **policy: Any) -> NewKey:
+        """A key of the studio's account, or of another one."""
+        made: NewKey = self.act(lambda tx, acts: acts.create_key(tx, account or self.account, KeyPolicy(**policy)))
+        return made
+
+    def new_account(self, name: str, *, credits_micros: int = 0) -> NewKey:
+        """Another account; its first key."""
+        made: NewKey = self.act(lambda tx, acts: acts.create_account(tx, name, credits_micros=credits_micros)[1])
+        return made
+
+
+def act(settings: Settings, work: Callable[[Connection, Acts], Any]) -> Any:
+    """Do what an operator does, on a database that a server may have open."""
+    database = open_database(settings)
+    acts = Acts(
+        actor="test",
+        ids=random_id,
+        randomness=random_bytes,
+        pepper=pepper_of(secret_of(settings)),
+        now=SystemClock().now,
+    )
+    try:
+        return database.transact_sync(lambda tx: work(tx, acts))
+    finally:
+        database.close()

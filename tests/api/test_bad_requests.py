@@ -12,7 +12,7 @@ import orjson
 import pytest
 from PIL import Image
 
-from tests.api.studio import KEY
+from tests.api.studio import STRANGER
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -81,21 +81,29 @@ TABLE = [
         code="missing_api_key",
         says="send the key in the x-api-key header",
         json=GOOD,
-        headers={"x-api-key": "", "authorization": f"Bearer {KEY}"},
+        headers={"x-api-key": "", "authorization": f"Bearer {STRANGER}"},
     ),
     Bad(
-        name="wrong key",
+        name="somebody's key that is nobody's",
         status=401,
         code="invalid_api_key",
-        says="x-api-key",
+        says="unknown",
         json=GOOD,
-        headers={"x-api-key": KEY + "0"},
+        headers={"x-api-key": STRANGER},
+    ),
+    Bad(
+        name="mistyped key",
+        status=401,
+        code="invalid_api_key",
+        says="mistyped",
+        json=GOOD,
+        headers={"x-api-key": STRANGER + "0"},
     ),
     Bad(
         name="key beyond ASCII",
         status=401,
         code="invalid_api_key",
-        says="x-api-key",
+        says="mistyped",
         json=GOOD,
         headers={"x-api-key": "clé"},
     ),
@@ -110,6 +118,22 @@ TABLE = [
     ),
     Bad(name="unknown path", status=404, code="not_found", says="/docs", path="/v9/nothing", json=GOOD),
     Bad(name="trailing slash", status=404, code="not_found", says="/docs", path=URL + "/", json=GOOD),
+    Bad(
+        name="unknown model on v2",
+        status=404,
+        code="unknown_model",
+        says="flux-kontext-dev",
+        path="/v2/flux-kontext-max",
+        json=GOOD,
+    ),
+    Bad(
+        name="unknown request",
+        status=404,
+        code="request_not_found",
+        says="no-such-job",
+        method="GET",
+        path="/v2/requests/no-such-job",
+    ),
     Bad(name="GET", status=405, code="method_not_allowed", says="POST", method="GET"),
     Bad(name="PUT", status=405, code="method_not_allowed", says="POST", method="PUT", json=GOOD),
     # The body
@@ -269,6 +293,27 @@ TABLE = [
         says="guidance",
         parameters=["guidance", "input_image"],
         json=GOOD | {"guidance": 99, "input_image": "cat.jpg"},
+    ),
+    wrong("acceleration", "turbo", "none, regular, high"),
+    wrong("priority", 3, "from -2 to 2"),
+    wrong("deadline_s", 0, "above 0"),
+    wrong("deadline_s", "10", "above 0"),
+    wrong("previews", 51, "from 0 to 50"),
+    wrong("webhook_url", "ftp://example.com", "http(s)"),
+    wrong("webhook_url", "http://user:pass@example.com", "without a user"),
+    Bad(
+        name="an idempotency key that is too long",
+        code="invalid_idempotency_key",
+        says="1 to 255",
+        json=GOOD,
+        headers={"idempotency-key": "k" * 256},
+    ),
+    Bad(
+        name="an empty idempotency key",
+        code="invalid_idempotency_key",
+        says="0 characters",
+        json=GOOD,
+        headers={"idempotency-key": ""},
     ),
     # Forms
     wrong_form("guidance", "seven", "from 0 to 10"),

@@ -31,7 +31,21 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
         assert ranges["num_inference_steps"] == (4, 50, 35)
         assert ranges["output_quality"] == (0, 100, 90)
         assert properties["input_image"]["type"] == "string"
-    assert set(operation["responses"]) == {"200", "400", "401", "404", "413", "415", "429", "500", "504"}
+    assert set(operation["responses"]) == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "406",
+        "409",
+        "413",
+        "415",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
     assert {"x-request-id", "x-seed-value"} <= set(operation["responses"]["200"]["headers"])
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "x-api-key"
 

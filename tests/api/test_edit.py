@@ -11,10 +11,12 @@ import httpx2
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from rekontext.api.answers import MINI_NOTICE, prefers_json
+from rekontext.api.answers import prefers_json
+from rekontext.api.documents import MINI_NOTICE
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.pictures import MEDIA_TYPES, OUTPUT_FORMATS, OutputFormat, sniff
-from tests.api.studio import HEADERS, SEED_DRAWN, SIZES, PillowFleet, Studio
+from tests.api.conftest import MakeStudio
+from tests.api.studio import SEED_DRAWN, SIZES, PillowFleet, Studio
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -157,10 +159,10 @@ async def test_the_headers_of_a_picture(client: httpx2.AsyncClient) -> None:
     assert "embedded model" in headers["x-rekontext-notice"]
 
 
-async def test_a_real_model_is_named_without_its_path() -> None:
+async def test_a_real_model_is_named_without_its_path(make_studio: MakeStudio) -> None:
     """Where weights lie on the server is nobody's business, and there is no notice to give."""
-    studio = Studio(fleet=PillowFleet(is_mini=False))
-    async with studio.client() as client:
+    studio = make_studio(PillowFleet(is_mini=False))
+    async with studio.open() as client:
         headers = (await client.post(URL, json=GOOD)).headers
     assert headers["x-rekontext-model"] == "kontext-dev"
     assert "x-rekontext-notice" not in headers
@@ -190,7 +192,5 @@ def test_who_prefers_json(accept: str, expected: bool) -> None:
 
 async def test_every_answer_has_its_own_request_id(client: httpx2.AsyncClient) -> None:
     """Ids differ, and a caller's own is not taken over."""
-    ids = [
-        (await client.get("/healthz", headers=HEADERS | {"x-request-id": "mine"})).headers["x-request-id"] for _ in "ab"
-    ]
+    ids = [(await client.get("/healthz", headers={"x-request-id": "mine"})).headers["x-request-id"] for _ in "ab"]
     assert len({*ids, "mine"}) == 3

@@ -6,12 +6,14 @@ import asyncio
 import base64
 from typing import Any, Final
 
+import httpx2
 import orjson
 import pytest
 from starlette.types import Message, Scope
 
 from rekontext.contract import EditRefused, EngineFault
-from tests.api.studio import HEADERS, Studio
+from tests.api.conftest import MakeStudio
+from tests.api.studio import Studio
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -23,15 +25,19 @@ GOOD: Final = {"prompt": "invert it", "input_image": base64.b64encode(photo_byte
 class Caller:
     """One connection, spoken to in ASGI, so that a test decides when it breaks."""
 
-    def __init__(self, body: dict[str, Any]) -> None:
+    def __init__(self, body: dict[str, Any], headers: dict[str, str]) -> None:
         self._body = orjson.dumps(body)
+        self._headers = headers
         self._has_sent = False
         self.hang_up = asyncio.Event()
         self.got: list[Message] = []
 
     @property
     def scope(self) -> Scope:
-        headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+        headers = [
+            (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in self._headers.items()),
+        ]
         return {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -57,26 +63,48 @@ class Caller:
         self.got.append(message)
 
 
-async def test_hanging_up_stops_the_edit_within_one_step() -> None:
-    """Nobody waits for the picture any more, so no further step is computed."""
-    studio = Studio()
+async def only_request(client: httpx2.AsyncClient) -> dict[str, Any]:
+    """The one job that the account has."""
+    [row] = (await client.get("/console/api/requests")).json()["data"]
+    found: dict[str, Any] = row
+    return found
+
+
+async def test_hanging_up_cancels_the_edit_within_one_step(studio: Studio) -> None:
+    """Nobody waits for the picture any more, so no further step is computed and nothing is charged."""
     studio.fleet.may_step.clear()
-    caller = Caller(GOOD)
-    call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
-    await studio.fleet.began.wait()
-    caller.hang_up.set()
-    await asyncio.wait_for(studio.fleet.stopped.wait(), 5)
-    await asyncio.wait_for(call, 5)
-    assert studio.fleet.steps_done == 0
-    async with studio.client() as client:  # and the place in the queue is free again
+    async with studio.open() as client:
+        caller = Caller(GOOD, studio.headers)
+        call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        caller.hang_up.set()
+        await asyncio.wait_for(studio.fleet.stopped.wait(), 5)
+        await asyncio.wait_for(call, 5)
+        assert studio.fleet.steps_done == 0
         studio.fleet.may_step.set()
-        assert (await client.post(URL, json=GOOD)).status_code == 200
+        assert (await client.post(URL, json=GOOD)).headers["x-remaining-credits"] == "9.96"
 
 
-async def test_hanging_up_in_the_middle_of_the_body() -> None:
+async def test_hanging_up_with_an_idempotency_key_leaves_the_edit_alone(studio: Studio) -> None:
+    """Whoever sent a key may come back for the result, and gets that of the first request."""
+    studio.fleet.may_step.clear()
+    headers = studio.headers | {"idempotency-key": "mine"}
+    async with studio.open() as client:
+        caller = Caller(GOOD, headers)
+        call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        caller.hang_up.set()
+        await asyncio.wait_for(call, 5)
+        studio.fleet.may_step.set()
+        answer = await client.post(URL, json=GOOD, headers=headers)
+        assert (answer.status_code, answer.headers["idempotency-replayed"]) == (200, "true")
+        assert answer.headers["x-request-id"] == (await only_request(client))["request_id"]
+    assert len(studio.fleet.requests) == 1
+
+
+async def test_hanging_up_in_the_middle_of_the_body(studio: Studio) -> None:
     """An upload that breaks off starts nothing."""
-    studio = Studio()
-    caller = Caller(GOOD)
+    caller = Caller(GOOD, studio.headers)
     pieces: list[Message] = [
         {"type": "http.request", "body": b'{"prompt"', "more_body": True},
         {"type": "http.disconnect"},
@@ -85,83 +113,103 @@ async def test_hanging_up_in_the_middle_of_the_body() -> None:
     async def receive() -> Message:
         return pieces.pop(0)
 
-    await studio.app(caller.scope, receive, caller.send)
+    async with studio.open():
+        await studio.app(caller.scope, receive, caller.send)
     assert caller.got[0]["status"] == 499
     assert studio.fleet.requests == []
 
 
-async def test_a_full_queue_answers_429_with_retry_after() -> None:
-    """Edits beyond the queue's places are turned away at once, and served once one is free."""
-    studio = Studio(queue_max=1)
+@pytest.mark.parametrize(
+    ("bound", "code"),
+    [({"in_flight_max": 1}, "too_many_in_flight"), ({"running_max": 1, "queue_max": 1}, "queue_full")],
+)
+async def test_too_many_edits_answer_429_with_retry_after(
+    make_studio: MakeStudio, bound: dict[str, int], code: str
+) -> None:
+    """Edits beyond a bound are turned away at once and hold nothing; they are served once there is room."""
+    studio = make_studio(**bound)
     studio.fleet.may_step.clear()
-    async with studio.client() as client:
-        inside = asyncio.create_task(client.post(URL, json=GOOD))
-        await studio.fleet.began.wait()
+    async with studio.open() as client:
+        inside = [asyncio.create_task(client.post(URL, json=GOOD))]
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        if code == "queue_full":
+            assert (await client.post("/v2/flux-kontext-dev", json=GOOD)).status_code == 200
         turned_away = await client.post(URL, json=GOOD)
+        held = (await client.get("/console/api/me")).json()["balance"]["held"]
         studio.fleet.may_step.set()
-        assert (await inside).status_code == 200
+        assert [(await call).status_code for call in inside] == [200]
         assert (await client.post(URL, json=GOOD)).status_code == 200
-    assert (turned_away.status_code, turned_away.json()["code"]) == (429, "queue_full")
-    assert 1 <= int(turned_away.headers["retry-after"]) <= 60
-    assert len(studio.fleet.requests) == 2
+    assert (turned_away.status_code, turned_away.json()["code"]) == (429, code)
+    assert 1 <= int(turned_away.headers["retry-after"]) <= 300
+    assert held == pytest.approx(0.08 if code == "queue_full" else 0.04)
 
 
-async def test_no_more_edits_run_than_allowed() -> None:
+async def test_no_more_edits_run_than_allowed(make_studio: MakeStudio) -> None:
     """The others wait as bytes: the fleet has seen one photo only."""
-    studio = Studio(running_max=1)
+    studio = make_studio(running_max=1)
     studio.fleet.may_step.clear()
-    async with studio.client() as client:
+    async with studio.open() as client:
         calls = [asyncio.create_task(client.post(URL, json=GOOD)) for _ in range(3)]
-        await studio.fleet.began.wait()
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
         assert len(studio.fleet.requests) == 1
         studio.fleet.may_step.set()
         assert [answer.status_code for answer in await asyncio.gather(*calls)] == [200, 200, 200]
 
 
-async def test_the_deadline_answers_504_and_stops_the_edit() -> None:
-    """A caller never waits for ever."""
-    studio = Studio(deadline_s=0.05)
+async def test_the_deadline_answers_504_and_says_where_the_result_will_be(make_studio: MakeStudio) -> None:
+    """A caller never waits for ever, and the edit is not lost."""
+    studio = make_studio(deadline_s=0.05)
     studio.fleet.may_step.clear()
-    async with studio.client() as client:
+    async with studio.open() as client:
         answer = await client.post(URL, json=GOOD)
-    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
-    assert "0.05 s" in answer.json()["error"]
-    assert studio.fleet.stopped.is_set()
+        body = answer.json()
+        assert (answer.status_code, body["code"]) == (504, "deadline_exceeded")
+        assert "0.05 s" in body["error"]
+        assert (await client.get(body["status_url"])).json()["status"] in ("QUEUED", "PROCESSING")
+        studio.fleet.may_step.set()
+        done = await ended(client, body["response_url"])
+    assert (done["status"], done["request_id"]) == ("COMPLETED", body["request_id"])
 
 
-async def test_edits_wait_for_the_model_to_load() -> None:
+async def ended(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
+    """The result, once the event stream of its job is over."""
+    events = await client.get(f"{url}/events")
+    assert events.text.rstrip().rpartition("\n\n")[2].splitlines()[1] == "event: done"
+    document: dict[str, Any] = (await client.get(url)).json()
+    return document
+
+
+async def test_edits_wait_for_the_model_to_load(studio: Studio) -> None:
     """A request that comes before the model is ready is served, not refused."""
-    studio = Studio(is_open=False)
-    async with studio.client() as client:
+    studio.fleet.may_start.clear()
+    async with studio.open() as client:
         call = asyncio.create_task(client.post(URL, json=GOOD))
         assert (await client.get("/healthz")).json() == {"status": "ok"}
         not_ready = await client.get("/readyz")
         assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
         assert studio.fleet.requests == []
-        await studio.fleet.start()
-        studio.edits.open()
+        studio.fleet.may_start.set()
         assert (await call).status_code == 200
         assert (await client.get("/readyz")).json()["model"] == "mini"
 
 
-async def test_an_engine_fault_is_ours_and_tells_nothing() -> None:
+@pytest.mark.parametrize("fault", [EngineFault("secret tensor"), KeyError("secret key"), OSError("secret socket")])
+async def test_an_engine_fault_is_ours_tells_nothing_and_is_free(studio: Studio, fault: Exception) -> None:
     """500 with a request id; the reason stays in the log."""
-    for fault in (EngineFault("secret tensor"), KeyError("secret key"), TimeoutError("secret socket")):
-        studio = Studio()
-        studio.fleet.fault = fault
-        async with studio.client() as client:
-            answer = await client.post(URL, json=GOOD)
-        assert answer.status_code == 500
-        assert answer.json()["code"] == ("engine_fault" if isinstance(fault, EngineFault) else "internal_error")
-        assert answer.json()["request_id"] == answer.headers["x-request-id"] == "request-1"
-        assert "secret" not in answer.text
+    studio.fleet.fault = fault
+    async with studio.open() as client:
+        answer = await client.post(URL, json=GOOD)
+        balance = (await client.get("/console/api/me")).json()["balance"]
+    assert (answer.status_code, answer.json()["code"]) == (500, "engine_fault")
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert "secret" not in answer.text
+    assert (balance["available"], balance["held"]) == (10, 0)
 
 
-async def test_an_engine_s_refusal_is_the_caller_s_fault() -> None:
+async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio) -> None:
     """What the engine will not do is answered 400 in its words."""
-    studio = Studio()
     studio.fleet.fault = EditRefused("this model takes at most 24 words")
-    async with studio.client() as client:
+    async with studio.open() as client:
         answer = await client.post(URL, json=GOOD)
     assert (answer.status_code, answer.json()["code"]) == (400, "edit_refused")
     assert answer.json()["error"] == "This model takes at most 24 words."

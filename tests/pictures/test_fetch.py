@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from rekontext.pictures import AllowList, Fetcher, PictureTooLarge, PictureUnreachable
-from rekontext.pictures.fetch import is_public
+from rekontext.pictures.guard import is_public
 
 pytestmark = pytest.mark.anyio
 

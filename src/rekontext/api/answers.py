@@ -1,91 +1,98 @@
-"""An edited picture -> the HTTP answer: its bytes, or JSON for those who prefer it. The same facts either way."""
+"""A completed job -> the HTTP answer of a caller who waited: the picture, or JSON. The same facts either way."""
 
 from __future__ import annotations
 
 import base64
-from pathlib import PurePath
 from typing import Final
 from urllib.parse import quote
 
 import orjson
 from starlette.responses import Response
 
-from rekontext.api.edits import Edited
-from rekontext.contract import ModelCard
+from rekontext.accounts import Allowance, Balance, usd
+from rekontext.api.documents import MINI_NOTICE, Documents, described, shown_name
+from rekontext.contract import Estimate, ModelCard
+from rekontext.jobs import Job, Output
 
-MINI_NOTICE: Final = (
-    "Answered by mini, the small embedded model: it knows a few simple edits and small pictures only. "
-    "For all that FLUX.1 Kontext [dev] can do, start the server with its weights (--model)."
-)
+_JSON: Final = "application/json"
 
 
-def picture_answer(edited: Edited) -> Response:
+def json_answer(document: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Any document as an answer."""
+    return Response(orjson.dumps(document), status, headers=headers, media_type=_JSON)
+
+
+def picture_answer(job: Job, data: bytes, headers: dict[str, str]) -> Response:
     """200 with the encoded picture as the body."""
-    return Response(edited.data, media_type=edited.media_type, headers=facts(edited))
+    return Response(data, media_type=_output(job).content_type, headers=headers)
 
 
-def json_answer(edited: Edited, prompt: str, request_id: str) -> Response:
-    """200 with the picture as a data URI. Takes milliseconds for a large one: call it off the event loop."""
-    uri = f"data:{edited.media_type};base64,{base64.b64encode(edited.data).decode()}"
-    document: dict[str, object] = {
-        "status": "COMPLETED",
-        "request_id": request_id,
-        "output": uri,
-        "images": [
-            {
-                "url": uri,
-                "content_type": edited.media_type,
-                "file_name": f"{request_id}.{edited.media_type.removeprefix('image/').replace('jpeg', 'jpg')}",
-                "file_size": len(edited.data),
-                "width": edited.width,
-                "height": edited.height,
-            }
-        ],
-        "seed": edited.seed,
-        "prompt": prompt,
-        "timings": {stage: round(seconds, 4) for stage, seconds in edited.timings.items()},
-        "metrics": {
-            "inference_time": round(edited.inference_s, 4),
-            "queue_time": round(edited.queue_s, 4),
-            "total_time": round(edited.total_s, 4),
-        },
-        "model": shown_name(edited.model),
-    }
-    if edited.model.is_mini:
-        document["notice"] = MINI_NOTICE
-    return Response(orjson.dumps(document), media_type="application/json", headers=facts(edited))
+def inline_answer(documents: Documents, job: Job, data: bytes, balance: Balance, headers: dict[str, str]) -> Response:
+    """200 with the result, its picture as a data URI. Takes milliseconds for a large one: not for the event loop."""
+    output = _output(job)
+    uri = f"data:{output.content_type};base64,{base64.b64encode(data).decode()}"
+    document = documents.result(job, "", balance=balance)
+    document |= {"output": uri, "images": [{"url": uri, **described(output)}]}
+    return json_answer(document, headers=headers)
 
 
-def facts(edited: Edited) -> dict[str, str]:
+def facts(job: Job, balance: Balance, card: ModelCard | None) -> dict[str, str]:
     """What the headers of either answer say."""
+    output = _output(job)
     headers = {
-        "x-generation-time": f"{edited.inference_s:.4f}",
-        "x-seed-value": str(edited.seed),
-        "x-output-metadata": orjson.dumps({"width": edited.width, "height": edited.height}).decode(),
-        "x-rekontext-model": quote(shown_name(edited.model), safe="/ ._-"),
+        "x-generation-time": f"{job.inference_s or 0.0:.4f}",
+        "x-cost": money(job.price_micros),
+        "x-remaining-credits": money(balance.available_micros),
+        "x-seed-value": str((job.made or {}).get("seed", "")),
+        "x-output-metadata": orjson.dumps({"width": output.width, "height": output.height}).decode(),
     }
-    if edited.model.is_mini:
-        headers["x-rekontext-notice"] = MINI_NOTICE
+    if card is not None:
+        headers["x-rekontext-model"] = quote(shown_name(card), safe="/ ._-")
+        if card.is_mini:
+            headers["x-rekontext-notice"] = MINI_NOTICE
     return headers
 
 
-def shown_name(card: ModelCard) -> str:
-    """The model's name for strangers: of a local path only its last part."""
-    path = PurePath(card.name)
-    return path.name if path.is_absolute() else card.name
+def allowance(allowed: Allowance, *, reset_s: int) -> dict[str, str]:
+    """How many more requests the key may send, and when it may send as many again."""
+    return {
+        "ratelimit-limit": str(allowed.limit),
+        "ratelimit-remaining": str(allowed.remaining),
+        "ratelimit-reset": str(reset_s),
+        "x-rate-limit-remaining": str(allowed.remaining),
+        "x-rate-limit-reset-at-utc": f"{allowed.reset_at:%Y-%m-%dT%H:%M:%SZ}",
+    }
 
 
-def prefers_json(accept: str) -> bool:
+def when(estimate: Estimate | None) -> dict[str, str]:
+    """When the job will be done."""
+    if estimate is None:
+        return {}
+    return {"x-eta-seconds": f"{estimate.finish_s:.1f}", "x-queue-position": str(estimate.position)}
+
+
+def money(micros: int) -> str:
+    """Dollars as a plain decimal number: 40_000 is "0.04"."""
+    return f"{usd(micros):.6f}".rstrip("0").rstrip(".")
+
+
+def prefers_json(accept: str, *, otherwise: bool = False) -> bool:
     """Whether an Accept header names application/json and ranks it above every picture.
 
     A tie goes to the picture: many clients send "application/json, text/plain, */*" whatever they ask for.
+
+    Args:
+        otherwise: the answer for a header that names neither JSON nor a kind of picture.
     """
     ranks: dict[str, float] = {}
     for part in accept.split(","):
         kind, _, options = part.partition(";")
         ranks[kind.strip().lower()] = _quality(options)
-    pictures = [rank for kind, rank in ranks.items() if kind.startswith("image/")] or [ranks.get("*/*", 0.0)]
-    return ranks.get("application/json", 0.0) > max(pictures)
+    named = [rank for kind, rank in ranks.items() if kind.startswith("image/")]
+    if not named and _JSON not in ranks:
+        return otherwise
+    pictures = named or [ranks.get("*/*", 0.0)]
+    return ranks.get(_JSON, 0.0) > max(pictures)
 
 
 def _quality(options: str) -> float:
@@ -97,3 +104,8 @@ def _quality(options: str) -> float:
             except ValueError:
                 return 0.0
     return 1.0
+
+
+def _output(job: Job) -> Output:
+    assert job.outputs, f"job {job.id} is {job.state} and has no picture"
+    return job.outputs[0]

@@ -9,13 +9,11 @@ from typing import Final
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.api import errors, health, openapi, segmind
-from rekontext.api.auth import Keys
-from rekontext.api.edits import Edits
-from rekontext.api.middleware import BodyLimit, RequestIds
-from rekontext.api.orders import OrderReader
-from rekontext.contract import Fleet
-from rekontext.pictures import CodecThreads, PhotoReader
+from rekontext.api import console, errors, files, health, metrics, openapi, sdk, segmind, web
+from rekontext.api.metrics import Metrics
+from rekontext.api.middleware import BodyLimit, RequestIds, Sight
+from rekontext.api.parts import Parts
+from rekontext.api.requests import RequestRoutes
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -23,24 +21,10 @@ _TITLE: Final = "Rekontext"
 _OPENAPI_URL: Final = "/openapi.json"
 
 
-def create_app(
-    *,
-    edits: Edits,
-    keys: Keys,
-    fleet: Fleet,
-    photos: PhotoReader,
-    threads: CodecThreads,
-    body_bytes_max: int,
-    draw_seed: Callable[[], int],
-    new_id: Callable[[], str],
-    lifespan: Lifespan | None = None,
-) -> FastAPI:
+def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None = None) -> FastAPI:
     """The application with every surface.
 
     Args:
-        edits: runs what the surfaces ask for.
-        fleet: asked only what model it serves and whether it is ready.
-        draw_seed, new_id: the sources of random seeds and of request ids.
         lifespan: opens and closes the parts, when the application is what owns them.
     """
     app = FastAPI(
@@ -53,13 +37,20 @@ def create_app(
         redirect_slashes=False,  # clients of these surfaces take a redirect for a success
         lifespan=lifespan,
     )
-    errors.install(app)
-    app.add_middleware(BodyLimit, bytes_max=body_bytes_max)
-    app.add_middleware(RequestIds, new_id=new_id)  # added last, so it is the outer one
+    errors.install(app, parts.origins)
+    app.add_middleware(BodyLimit, bytes_max=parts.limits.body_bytes_max)
+    app.add_middleware(Sight, answered=metrics_of.answered)
+    app.add_middleware(RequestIds, new_id=parts.ids)  # added last, so it is the outer one
 
-    orders = OrderReader(photos=photos, threads=threads, draw_seed=draw_seed, body_bytes_max=body_bytes_max)
-    app.include_router(segmind.router(edits=edits, keys=keys, orders=orders, threads=threads))
-    app.include_router(health.router(fleet))
+    # The fixed paths first: the surface ends in /v1/{slug}, which takes what is left.
+    app.router.routes += RequestRoutes(parts).routes()
+    app.router.routes += [files.link_route(parts), metrics.route(parts, metrics_of)]
+    app.include_router(files.router(parts))
+    app.include_router(sdk.router(parts))
+    app.include_router(console.router(parts))
+    app.include_router(segmind.router(parts))
+    app.include_router(health.router(parts.fleet))
     app.include_router(openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL))
     openapi.mount_assets(app)
+    web.mount(app)
     return app

@@ -1,26 +1,61 @@
-"""Who is calling. The wire asks one question and does not know where keys are kept."""
+"""Who is calling. Keys come in a header; where they are kept is the accounts' business."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from starlette.requests import Request
+
+from rekontext.accounts import ApiKey, Scope, keys
+from rekontext.database import AccountId, Database
+from rekontext.sources import Clock
+
+KEY_HEADER: Final = "x-api-key"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """Somebody whose key was found good."""
 
-    name: str
+    key: ApiKey
+
+    @property
+    def account(self) -> AccountId:
+        """Who pays, and whose jobs, files and webhooks these are."""
+        return self.key.account
 
 
 class Keys(Protocol):
-    async def authenticate(self, key: str) -> Caller:
+    """Tells whose a key is."""
+
+    async def authenticate(self, secret: str) -> Caller:
         """The caller that this key belongs to.
 
         Raises:
-            InvalidKey: it belongs to nobody.
+            KeyRefused: it belongs to nobody, or was revoked, or is expired.
         """
         ...
+
+
+class DatabaseKeys:
+    """`Keys` in the database.
+
+    Args:
+        pepper: under which the keys were hashed.
+    """
+
+    def __init__(self, *, database: Database, pepper: bytes, clock: Clock) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._clock = clock
+
+    async def authenticate(self, secret: str) -> Caller:
+        """As `Keys.authenticate`."""
+        keys.check_shape(secret)  # most strangers end here, before the database is asked
+        now = self._clock.now()
+        found = await self._database.read(lambda tx: keys.authenticate(tx, secret, pepper=self._pepper, now=now))
+        return Caller(key=found)
 
 
 class MissingKey(PermissionError):
@@ -34,5 +69,19 @@ class MissingKey(PermissionError):
         )
 
 
-class InvalidKey(PermissionError):
-    """The key is nobody's."""
+async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller:
+    """Who sends this. Asked before the body is read, so that strangers can't make the server read one.
+
+    Args:
+        scope: what the key must be good for; None takes any good key.
+
+    Raises:
+        MissingKey, KeyRefused, ScopeMissing.
+    """
+    secret = request.headers.get(KEY_HEADER)
+    if not secret:
+        raise MissingKey(has_authorization="authorization" in request.headers)
+    caller = await keys.authenticate(secret)
+    if scope is not None:
+        caller.key.require_scope(scope)
+    return caller

@@ -68,7 +68,12 @@ async def _form(request: Request, bytes_max: int) -> FormFields:
     try:
         async with request.form(max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max) as form:
             return [
-                (name, Upload(data=await value.read()) if isinstance(value, UploadFile) else value)
+                (
+                    name,
+                    Upload(data=await value.read(), name=value.filename or "")
+                    if isinstance(value, UploadFile)
+                    else value,
+                )
                 for name, value in form.multi_items()
             ]
     except HTTPException as fault:

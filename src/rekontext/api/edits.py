@@ -1,18 +1,46 @@
-"""What every surface asks for and gets back: one checked order in, one encoded picture out.
+"""What every surface asks for: one checked order in, one durable job out, and its end to wait for.
 
-A surface translates its own HTTP request into an `EditOrder`, calls `Edits.run` once and translates the `Edited`
-back. Nothing here knows any surface, nor how an edit is really run.
+A surface translates its own HTTP request into an `EditOrder`, calls `Edits.submit` once (and `Edits.wait` if its
+caller waits) and translates the job back. Nothing here knows any surface, nor how an edit is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
+import structlog
+from sqlalchemy import Connection
+
+from rekontext.accounts import AccountRefused, Allowance, Balance, RequestLimiter, ScopeMissing, Tariff, ledger
 from rekontext.api.auth import Caller
-from rekontext.contract import AspectRatio, ModelCard
+from rekontext.api.forecast import Forecast
+from rekontext.api.workbench import parameters_of
+from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
+from rekontext.database import AccountId, Database, JobId
+from rekontext.jobs import (
+    KEY_CHARACTERS_MAX,
+    Desk,
+    Idempotency,
+    IdempotencyKeyReused,
+    Job,
+    JobRefused,
+    Objects,
+    Order,
+    QueueFull,
+    TooManyInFlight,
+    idempotency,
+    input_key,
+    queries,
+)
 from rekontext.pictures import OutputFormat, Photo
+from rekontext.sources import Clock
+
+SLUG: Final = "flux-kontext-dev"
+_RETRY_AFTER_S_MAX: Final = 300
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +49,11 @@ class EditOrder:
 
     Attributes:
         photo: header checked; its pixels may still turn out to be damaged.
+        photo_url: where it was fetched from, if it was.
         has_safety_checker: False when the caller asked to turn it off.
+        deadline_s: by when the caller needs it, counted from now; None for whenever.
+        preview_every: steps between two previews; None for none.
+        body_digest: the same for two requests that ask for the same.
     """
 
     prompt: str
@@ -33,58 +65,244 @@ class EditOrder:
     output_format: OutputFormat
     output_quality: int
     has_safety_checker: bool
+    body_digest: str
+    photo_url: str | None = None
+    acceleration: Acceleration = "none"
+    priority: int = 0
+    deadline_s: float | None = None
+    preview_every: int | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edited:
-    """The answer to an order.
+class Submitted:
+    """A job that can't be lost any more.
 
     Attributes:
-        data: the encoded picture, of type `media_type` and `width` x `height` pixels.
-        queue_s, inference_s, total_s: waiting for the engine, in it, and from order to encoded picture (seconds).
-        timings: `inference_s` by stage.
+        replayed: an earlier request with the same idempotency key made it.
+        estimate: when it will be done; None while that can't be told, or when it ended already.
     """
 
-    data: bytes
-    media_type: str
-    width: int
-    height: int
-    seed: int
-    queue_s: float
-    inference_s: float
-    total_s: float
-    model: ModelCard
-    timings: Mapping[str, float] = field(default_factory=dict)
+    job: Job
+    balance: Balance
+    replayed: bool
+    estimate: Estimate | None
 
 
-class Edits(Protocol):
-    """Runs edits for callers."""
+class Edits:
+    """Takes orders for edits.
 
-    async def run(self, caller: Caller, order: EditOrder, *, request_id: str) -> Edited:
-        """Run one edit and wait for it. Cancelling the awaiting task stops the edit within one step.
+    Args:
+        deadline_s: how long a waiting caller is kept waiting.
+        requests_per_minute: for keys without a limit of their own.
+        log_prompts: whether a prompt may be written to the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        desk: Desk,
+        database: Database,
+        objects: Objects,
+        fleet: Fleet,
+        forecast: Forecast,
+        limiter: RequestLimiter,
+        tariff: Tariff,
+        clock: Clock,
+        deadline_s: float,
+        requests_per_minute: int,
+        log_prompts: bool = False,
+    ) -> None:
+        self._desk = desk
+        self._database = database
+        self._objects = objects
+        self._fleet = fleet
+        self._forecast = forecast
+        self._limiter = limiter
+        self._tariff = tariff
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._requests_per_minute = requests_per_minute
+        self._log_prompts = log_prompts
+
+    def price_micros(self, *, steps: int) -> int:
+        """What an edit of so many steps costs.
 
         Raises:
-            QueueFull: too many edits are waiting; nothing was started.
-            DeadlineExceeded: the edit took longer than a synchronous caller may wait.
-            PictureRefused, EditRefused: the caller's fault.
-            EngineFault: ours.
+            NotReady: the price depends on the size of pictures, and the model isn't loaded.
         """
-        ...
+        tariff = self._tariff
+        if not (tariff.per_megapixel_micros or tariff.per_megapixel_step_micros):
+            return tariff.price_micros(pixels=0, steps=steps)
+        if not self._fleet.is_ready:
+            raise NotReady
+        return tariff.price_micros(pixels=self._fleet.card.canvas_area, steps=steps)
+
+    def requests_per_minute(self, caller: Caller) -> int:
+        """How often this caller may submit."""
+        own = caller.key.policy.requests_per_minute
+        return self._requests_per_minute if own is None else own
+
+    async def allow(self, caller: Caller) -> Allowance:
+        """Count one request of the caller.
+
+        Raises:
+            RateLimited: it was one too many.
+        """
+        return await self._limiter.count(caller.key.id, requests_per_minute=self.requests_per_minute(caller))
+
+    async def earlier(self, caller: Caller, key: str, *, body_digest: str) -> Submitted | None:
+        """What an earlier request with this idempotency key made, or None if there was none.
+
+        Raises:
+            IdempotencyKeyReused: it asked for something else.
+            InvalidIdempotencyKey: the key is empty, too long, or not printable.
+        """
+        if not (0 < len(key) <= KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
+            raise InvalidIdempotencyKey(key)
+
+        def look(tx: Connection) -> tuple[Job, Balance] | None:
+            row = tx.execute(idempotency.EARLIER, {"account": caller.account, "key": key}).first()
+            if row is None:
+                return None
+            if row.body_digest != body_digest:
+                raise IdempotencyKeyReused(key)
+            return queries.get(tx, JobId(row.job_id)), ledger.balance(tx, caller.account)
+
+        found = await self._database.read(look)
+        if found is None:
+            return None
+        job, balance = found
+        return Submitted(job=job, balance=balance, replayed=True, estimate=None)
+
+    async def submit(
+        self, caller: Caller, order: EditOrder, *, job: JobId, origin: str, idempotency_key: str | None
+    ) -> Submitted:
+        """Accept an order. Once this returns, the edit can't be lost.
+
+        Args:
+            job: a new id.
+            origin: under which its caller reaches us.
+
+        Raises:
+            ModelNotAllowed, ScopeMissing: the key is not good for this.
+            DeadlineUnmeetable: it can't be done by `order.deadline_s`.
+            Busy: there are too many unfinished edits.
+            InsufficientCredits, SpendCapReached, IdempotencyKeyReused, NotReady, DatabaseUnavailable.
+        """
+        caller.key.require_model(SLUG)
+        if order.priority > 0 and "admin" not in caller.key.policy.scopes:
+            raise ScopeMissing(f"priority is {order.priority}; above 0 it needs an API key with the scope 'admin'.")
+        parameters = parameters_of(order, origin=origin)
+        price_micros = self.price_micros(steps=order.steps)
+        if order.deadline_s is not None:
+            self._check_deadline(order.deadline_s, self._forecast.of_new(parameters, account=caller.account))
+        key = input_key(job)
+        await self._objects.put(key, order.photo.data, content_type=f"image/{order.photo.format}")
+        try:
+            accepted = await self._desk.submit(
+                Order(
+                    job=job,
+                    account=caller.account,
+                    key=caller.key.id,
+                    model=SLUG,
+                    price_micros=price_micros,
+                    parameters=parameters,
+                    input_key=key,
+                    webhook_url=order.webhook_url,
+                    idempotency=None
+                    if idempotency_key is None
+                    else Idempotency(key=idempotency_key, body_digest=order.body_digest),
+                )
+            )
+        except (QueueFull, TooManyInFlight) as fault:
+            await self._objects.delete(key)
+            wait_s = min(max(math.ceil(self._forecast.edit_s), 1), _RETRY_AFTER_S_MAX)
+            raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
+        except (AccountRefused, JobRefused):
+            await self._objects.delete(key)
+            raise
+        if accepted.replayed:  # by a request that came at the same moment
+            await self._objects.delete(key)
+            return Submitted(job=accepted.job, balance=accepted.balance, replayed=True, estimate=None)
+        shown = {"prompt": order.prompt} if self._log_prompts else {}
+        _log.info("edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown)
+        return Submitted(
+            job=accepted.job,
+            balance=accepted.balance,
+            replayed=False,
+            estimate=self._forecast.of_job(accepted.job, ahead=accepted.ahead),
+        )
+
+    async def wait(self, job: JobId, *, account: AccountId) -> tuple[Job, Balance]:
+        """The job once it has ended well, and what its account has then.
+
+        Raises:
+            DeadlineExceeded: it hasn't ended in time; it goes on.
+            JobFailed, JobCancelled: how it ended instead.
+        """
+        found = await self._desk.wait(job, account=account, timeout_s=self._deadline_s)
+        if not found.state.is_terminal:
+            raise DeadlineExceeded(job, deadline_s=self._deadline_s)
+        if found.state == "FAILED":
+            raise JobFailed(found)
+        if found.state == "CANCELLED":
+            raise JobCancelled(found)
+        return found, await self._database.read(lambda tx: ledger.balance(tx, account))
+
+    def _check_deadline(self, deadline_s: float, estimate: Estimate | None) -> None:
+        if estimate is not None and estimate.finish_s > deadline_s:
+            raise DeadlineUnmeetable(deadline_s=deadline_s, finish_s=estimate.finish_s)
 
 
-class QueueFull(RuntimeError):
-    """No place is free for one more edit. `retry_after_s` is when one may be."""
+class NotReady(RuntimeError):
+    """The model is not loaded yet."""
 
-    def __init__(self, waiting: int, *, retry_after_s: int) -> None:
-        super().__init__(f"all {waiting} places for edits are taken; try again in {retry_after_s} s")
+    def __init__(self) -> None:
+        super().__init__("the model is still loading; edits sent now wait for it")
+
+
+class Busy(RuntimeError):
+    """There are too many unfinished edits for one more. `retry_after_s` is when there may be fewer."""
+
+    def __init__(self, sentence: str, *, code: str, retry_after_s: int) -> None:
+        super().__init__(sentence)
+        self.code = code
         self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(RuntimeError):
-    """The edit was given up because it took too long."""
+    """The edit takes longer than its caller may wait. It goes on."""
 
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"the edit was not done within {deadline_s:g} s and was stopped")
+    def __init__(self, job: JobId, *, deadline_s: float) -> None:
+        super().__init__(f"the edit was not done within {deadline_s:g} s; it goes on, and its result will be there")
+        self.job = job
+
+
+class JobFailed(RuntimeError):
+    """The job that a caller waited for has failed."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.error or "the edit failed")
+        self.job = job
+
+
+class JobCancelled(RuntimeError):
+    """The job that a caller waited for was cancelled by another request."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__("the edit was cancelled by another request")
+        self.job = job
+
+
+class InvalidIdempotencyKey(ValueError):
+    """The header Idempotency-Key can't be one."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency-Key has {len(key)} characters or some that are not printable ASCII; "
+            f"allowed: 1 to {KEY_CHARACTERS_MAX} printable characters"
+        )
 
 
 class UnknownModel(LookupError):

@@ -12,93 +12,141 @@ from typing import Final
 
 import orjson
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rekontext.api.auth import InvalidKey, MissingKey
+from rekontext.accounts import (
+    AccountRefused,
+    AccountUnknown,
+    InsufficientCredits,
+    KeyRefused,
+    ModelNotAllowed,
+    NameTaken,
+    RateLimited,
+    ScopeMissing,
+    SpendCapReached,
+)
+from rekontext.api.auth import MissingKey
 from rekontext.api.bodies import MalformedBody, UnsupportedContentType
 from rekontext.api.connection import CallerGone
-from rekontext.api.edits import DeadlineExceeded, QueueFull, UnknownModel
-from rekontext.api.health import NotReady
+from rekontext.api.edits import (
+    Busy,
+    DeadlineExceeded,
+    InvalidIdempotencyKey,
+    JobCancelled,
+    JobFailed,
+    NotReady,
+    UnknownModel,
+)
+from rekontext.api.links import FileGone
 from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, request_id
 from rekontext.api.orders import picture_problem
-from rekontext.api.parameters import ParametersRefused, Problem
-from rekontext.contract import EditRefused, EngineFault
-from rekontext.pictures import PictureRefused, PictureTooLarge
+from rekontext.api.origins import Origins
+from rekontext.api.parameters import ParametersRefused, Problem, shown
+from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, WebhookRefused, WebhookUnknown
+from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An answer that says what went wrong, before it is written as HTTP."""
+    """An answer that says what went wrong, before it is written as HTTP.
+
+    Attributes:
+        job: the job that the answer is about, if it goes on: the body then says where.
+    """
 
     status: int
     code: str
     sentence: str
     problems: Sequence[Problem] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    job: str | None = None
 
 
 def failure_of(fault: Exception) -> Failure:
     """The answer that a failure gets. Whatever is not listed is our own fault, and its text stays with us."""
+    sentence = _sentence(str(fault))
     match fault:
         case ParametersRefused():
             status = 413 if fault.code == PictureTooLarge.code else 400
-            return Failure(status=status, code=fault.code, sentence=_sentence(str(fault)), problems=fault.problems)
+            return Failure(status=status, code=fault.code, sentence=sentence, problems=fault.problems)
         case PictureRefused():
             return failure_of(ParametersRefused([picture_problem(fault)]))
+        case RequestValidationError():
+            return failure_of(ParametersRefused([_query_problem(error) for error in fault.errors()]))
+        case DeadlineUnmeetable():
+            return Failure(status=400, code="deadline_unmeetable", sentence=sentence)
         case EditRefused():
-            return Failure(status=400, code="edit_refused", sentence=_sentence(str(fault)))
+            return Failure(status=400, code="edit_refused", sentence=sentence)
+        case InvalidIdempotencyKey():
+            return Failure(status=400, code="invalid_idempotency_key", sentence=sentence)
         case MalformedBody():
-            return Failure(status=400, code="malformed_body", sentence=_sentence(str(fault)))
+            return Failure(status=400, code="malformed_body", sentence=sentence)
         case MissingKey():
             return Failure(status=401, code="missing_api_key", sentence=str(fault))
-        case InvalidKey():
-            return Failure(
-                status=401, code="invalid_api_key", sentence="Unauthorized. The key in x-api-key is invalid."
-            )
+        case AccountRefused() | JobRefused():
+            return _refusal(fault)
+        case LinkRefused():
+            return Failure(status=403, code="link_refused", sentence=sentence)
         case UnknownModel():
-            return Failure(status=404, code="unknown_model", sentence=_sentence(str(fault)))
+            return Failure(status=404, code="unknown_model", sentence=sentence)
+        case FileGone():
+            return Failure(status=404, code="file_gone", sentence=sentence)
+        case JobCancelled():
+            return Failure(status=409, code="cancelled", sentence=sentence)
         case BodyTooLarge():
-            return Failure(status=413, code="body_too_large", sentence=_sentence(str(fault)))
+            return Failure(status=413, code="body_too_large", sentence=sentence)
         case UnsupportedContentType():
-            return Failure(status=415, code="unsupported_content_type", sentence=_sentence(str(fault)))
-        case QueueFull():
-            retry = {"retry-after": str(fault.retry_after_s)}
-            return Failure(status=429, code="queue_full", sentence=_sentence(str(fault)), headers=retry)
+            return Failure(status=415, code="unsupported_content_type", sentence=sentence)
+        case Busy():
+            return Failure(status=429, code=fault.code, sentence=sentence, headers=_retry(fault.retry_after_s))
         case CallerGone():
             return Failure(status=499, code="caller_gone", sentence="The caller hung up.")
+        case JobFailed():
+            return _failed_job(fault)
         case EngineFault():
             return Failure(
                 status=500, code="engine_fault", sentence="The engine failed on this edit; it may be retried."
             )
         case NotReady():
-            return Failure(status=503, code="not_ready", sentence=_sentence(str(fault)), headers={"retry-after": "1"})
+            return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1))
+        case DatabaseUnavailable():
+            busy = "The database can't be reached just now; nothing was changed. Retry later."
+            doubt = "The database broke off just as it was written to: look before you retry, or send Idempotency-Key."
+            said = doubt if fault.is_in_doubt else busy
+            return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
         case DeadlineExceeded():
-            return Failure(status=504, code="deadline_exceeded", sentence=_sentence(str(fault)))
+            return Failure(status=504, code="deadline_exceeded", sentence=sentence, job=fault.job)
         case HTTPException():
             return _routing_failure(fault)
         case _:
             return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, origins: Origins) -> None:
     """Answer every failure of `app` in this file's words."""
 
     async def answer(request: Request, fault: Exception) -> Response:
-        return error_answer(failure_of(fault), request_id(request.scope))
+        return error_answer(failure_of(fault), request_id(request.scope), origins.of(request))
 
     for kind in _ANSWERED:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)  # outermost; the fault is raised on, for the log
 
 
-def error_answer(failure: Failure, request_id: str) -> Response:
+def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
     document: dict[str, object] = {"error": failure.sentence, "code": failure.code, "request_id": request_id}
     if failure.problems:
         document["errors"] = [
             {"parameter": each.parameter, "value": each.value, "allowed": each.allowed} for each in failure.problems
         ]
+    if failure.job is not None:
+        url = f"{origin}/v2/requests/{failure.job}"
+        document |= {"status_url": f"{url}/status", "response_url": url}
     # Named here too: an answer to an unforeseen fault is sent from outside the middleware that names the others.
     headers = {**failure.headers, REQUEST_ID_HEADER: request_id}
     return Response(orjson.dumps(document), failure.status, headers=headers, media_type="application/json")
@@ -107,19 +155,93 @@ def error_answer(failure: Failure, request_id: str) -> Response:
 _ANSWERED: Final[tuple[type[Exception], ...]] = (
     ParametersRefused,
     PictureRefused,
+    RequestValidationError,
     EditRefused,
+    InvalidIdempotencyKey,
     MalformedBody,
     MissingKey,
-    InvalidKey,
+    AccountRefused,
+    JobRefused,
+    LinkRefused,
     UnknownModel,
+    FileGone,
+    JobCancelled,
+    JobFailed,
     BodyTooLarge,
     UnsupportedContentType,
-    QueueFull,
+    Busy,
     CallerGone,
     NotReady,
+    DatabaseUnavailable,
     DeadlineExceeded,
     HTTPException,
 )
+
+_REFUSED: Final[Mapping[type[Exception], int]] = {
+    KeyRefused: 401,
+    ScopeMissing: 403,
+    ModelNotAllowed: 403,
+    AccountUnknown: 404,
+    InsufficientCredits: 406,
+    SpendCapReached: 406,
+    NameTaken: 409,
+    JobUnknown: 404,
+    WebhookUnknown: 404,
+    WebhookRefused: 400,
+    IdempotencyKeyReused: 409,
+}
+
+
+def _refusal(fault: AccountRefused | JobRefused) -> Failure:
+    """What accounts and jobs refuse, in their own words and under their own codes."""
+    sentence = _sentence(str(fault))
+    if isinstance(fault, RateLimited):
+        headers = _retry(fault.retry_after_s) | {
+            "ratelimit-limit": str(fault.limit),
+            "ratelimit-remaining": "0",
+            "ratelimit-reset": str(fault.retry_after_s),
+            "x-rate-limit-remaining": "0",
+            "x-rate-limit-reset-at-utc": f"{fault.reset_at:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        return Failure(status=429, code=fault.code, sentence=sentence, headers=headers)
+    return Failure(status=_REFUSED.get(type(fault), 403), code=fault.code, sentence=sentence)
+
+
+def _failed_job(fault: JobFailed) -> Failure:
+    """How a job failed, to the caller who waited for it. A refusal that begins with a parameter's name is about it."""
+    job, sentence = fault.job, _sentence(str(fault))
+    match job.error_code:
+        case "edit_refused" if str(fault).startswith("input_image can't be used: "):
+            reason = str(fault).removeprefix("input_image ").rstrip(".")
+            problem = Problem(
+                parameter="input_image", value=None, reason=reason, says_allowed=True, code=PictureRefused.code
+            )
+            return failure_of(ParametersRefused([problem]))
+        case "edit_refused":
+            return Failure(status=400, code="edit_refused", sentence=sentence)
+        case "edit_timeout" | "queue_timeout":
+            return Failure(status=504, code=job.error_code, sentence=sentence)
+        case code:
+            return Failure(status=500, code=code or "engine_fault", sentence=sentence)
+
+
+def _query_problem(error: Mapping[str, object]) -> Problem:
+    """What FastAPI found wrong with one value of a query or of a JSON body."""
+    where = error["loc"]
+    assert isinstance(where, tuple)
+    name = ".".join(str(part) for part in where[1:]) or "body"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    if error["type"] == "missing":
+        return Problem(parameter=name, value=None, reason="is missing", says_allowed=True, allowed_text="a value")
+    value = shown(error["input"])
+    return Problem(
+        parameter=name, value=value, reason=f"is {value!r}: {reason}", says_allowed=True, allowed_text=reason
+    )
+
+
+def _retry(seconds: int) -> dict[str, str]:
+    return {"retry-after": str(seconds)}
 
 
 def _routing_failure(fault: HTTPException) -> Failure:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from rekontext.api.answers import shown_name
+from rekontext.api.documents import shown_name
+from rekontext.api.edits import NotReady
 from rekontext.contract import Fleet
 
 
@@ -19,13 +20,6 @@ class Ready(BaseModel):
     device: str
     dtype: str
     parameters: int
-
-
-class NotReady(RuntimeError):
-    """The model is not loaded yet."""
-
-    def __init__(self) -> None:
-        super().__init__("the model is still loading; edits sent now wait for it")
 
 
 def router(fleet: Fleet) -> APIRouter:

@@ -1,15 +1,22 @@
-"""Two things that hold for every request, as plain ASGI: it has an id, and its body has a limit."""
+"""What holds for every request, as plain ASGI: it has an id, its body has a limit, and it is counted and logged."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _REQUEST_ID_KEY: Final = "rekontext.request_id"
+_QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
+_log = structlog.get_logger("rekontext.http")
+
+Answered = Callable[[str, int, float], None]
+"""Told of each answer: what was asked for, the status, and the seconds until it began."""
 
 
 class BodyTooLarge(ValueError):
@@ -29,20 +36,60 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = scope[_REQUEST_ID_KEY] = self._new_id()
+        scope[_REQUEST_ID_KEY] = self._new_id()
+        structlog.contextvars.bind_contextvars(request_id=scope[_REQUEST_ID_KEY])
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id(scope)
             await send(message)
 
         return await self._app(scope, receive, send_named)
+
+
+class Sight:
+    """Counts and logs each request by its path, never by its query, which may be a signature."""
+
+    def __init__(self, app: ASGIApp, *, answered: Answered) -> None:
+        self._app = app
+        self._answered = answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began = time.perf_counter()
+        status = 500  # what a fault that nobody answers ends as
+
+        async def send_seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._note(scope, status, time.perf_counter() - began)
+            await send(message)
+
+        try:
+            return await self._app(scope, receive, send_seen)
+        except Exception:
+            self._note(scope, status, time.perf_counter() - began)
+            raise
+
+    def _note(self, scope: Scope, status: int, took_s: float) -> None:
+        # The handler's name: paths hold ids, and strangers make up paths without end.
+        operation = getattr(scope.get("endpoint"), "__name__", "unknown")
+        self._answered(operation, status, took_s)
+        log = _log.debug if operation in _QUIET and status < 500 else _log.info
+        log("request", method=scope["method"], path=scope["path"], status=status, took_ms=round(took_s * 1000, 1))
 
 
 def request_id(scope: Scope) -> str:
     """The id that `RequestIds` gave to this request."""
     value: str = scope.get(_REQUEST_ID_KEY, "")
     return value
+
+
+def rename(scope: Scope, name: str) -> None:
+    """Answer under the id of an earlier request, which this one repeats."""
+    scope[_REQUEST_ID_KEY] = name
 
 
 class BodyLimit:

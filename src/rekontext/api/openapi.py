@@ -38,14 +38,30 @@ _EXAMPLE: Final = {
     "output_format": "webp",
 }
 _TEXT: Final = {"schema": {"type": "string"}}
-_HEADERS: Final = {
-    "x-request-id": {"description": "Name of this request.", **_TEXT},
-    "x-generation-time": {"description": "Seconds of engine time.", **_TEXT},
-    "x-seed-value": {"description": "The seed that was used.", **_TEXT},
-    "x-output-metadata": {"description": 'JSON: {"width": …, "height": …}.', **_TEXT},
-    "x-rekontext-model": {"description": "The model that answered.", **_TEXT},
-    "x-rekontext-notice": {"description": "Sent when the small embedded model answered.", **_TEXT},
-}
+
+
+def _headers(**said: str) -> dict[str, Any]:
+    return {name.replace("_", "-"): {"description": text, **_TEXT} for name, text in said.items()}
+
+
+_LIMITS: Final = _headers(
+    ratelimit_limit="Submits per minute that this key may send.",
+    ratelimit_remaining="How many of them are left.",
+    ratelimit_reset="Seconds until all are there again.",
+)
+_SUBMITTED: Final = _LIMITS | _headers(
+    x_request_id="Name of this request and of its job.",
+    x_remaining_credits="US dollars that are left.",
+    idempotency_replayed="true when an earlier request made this job.",
+)
+_FACTS: Final = _SUBMITTED | _headers(
+    x_generation_time="Seconds of engine time.",
+    x_cost="US dollars.",
+    x_seed_value="The seed that was used.",
+    x_output_metadata='JSON: {"width": …, "height": …}.',
+    x_rekontext_model="The model that answered.",
+    x_rekontext_notice="Sent when the small embedded model answered.",
+)
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 REQUEST: Final[dict[str, Any]] = {
@@ -55,12 +71,38 @@ REQUEST: Final[dict[str, Any]] = {
             "application/json": {"schema": schema(as_form=False), "example": _EXAMPLE},
             "multipart/form-data": {"schema": schema(as_form=True)},
         },
-    }
+    },
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "The same key with the same body is the same job, charged once.",
+            **_TEXT,
+        }
+    ],
 }
-ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+_REFUSED: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"model": ErrorBody, "description": "Parameters are wrong (all of them are listed), or the body is."},
+    401: {"model": ErrorBody, "description": "No key, or a wrong one."},
+    403: {"model": ErrorBody, "description": "The key is not good for this."},
+    404: {"model": ErrorBody, "description": "No such model or path."},
+    406: {"model": ErrorBody, "description": "Not enough credits."},
+    409: {"model": ErrorBody, "description": "The Idempotency-Key came with another body, or the edit was cancelled."},
+    413: {"model": ErrorBody, "description": "The body, or the picture once unpacked, is too large."},
+    415: {"model": ErrorBody, "description": "The body is neither JSON nor a multipart form."},
+    429: {
+        "model": ErrorBody,
+        "description": "Too many requests or unfinished edits.",
+        "headers": _headers(retry_after="Seconds to wait."),
+    },
+    500: {"model": ErrorBody, "description": "Our fault."},
+    503: {"model": ErrorBody, "description": "Not now."},
+}
+WAITED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The edited picture.",
-        "headers": _HEADERS,
+        "headers": _FACTS,
         "content": {
             "image/png": _BINARY,
             "image/jpeg": _BINARY,
@@ -68,18 +110,50 @@ ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
             "application/json": {"schema": {"type": "object"}},
         },
     },
-    400: {"model": ErrorBody, "description": "Parameters are wrong (all of them are listed), or the body is."},
-    401: {"model": ErrorBody, "description": "No key, or a wrong one."},
-    404: {"model": ErrorBody, "description": "No such model or path."},
-    413: {"model": ErrorBody, "description": "The body, or the picture once unpacked, is too large."},
-    415: {"model": ErrorBody, "description": "The body is neither JSON nor a multipart form."},
-    429: {
-        "model": ErrorBody,
-        "description": "The queue is full.",
-        "headers": {"retry-after": {"description": "Seconds to wait.", **_TEXT}},
+    **_REFUSED,
+    504: {"model": ErrorBody, "description": "The edit takes too long to wait for; the body says where it will be."},
+}
+SUBMITTED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The job: where to ask for its status, its result and its events.",
+        "headers": _SUBMITTED | _headers(x_eta_seconds="When it will be done.", x_queue_position="0 is next."),
+        "content": {"application/json": {"schema": {"type": "object"}}},
     },
-    500: {"model": ErrorBody, "description": "Our fault."},
-    504: {"model": ErrorBody, "description": "The edit took too long."},
+    **_REFUSED,
+}
+
+
+UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data_urls"],
+                    "properties": {"data_urls": {"type": "array", "items": {"type": "string"}}},
+                }
+            },
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY["schema"]}}},
+        },
+    }
+}
+UPLOADED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "Links to the pictures, in their order.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file_urls": {"type": "array", "items": {"type": "string"}},
+                        "message": {"type": "string"},
+                    },
+                }
+            }
+        },
+    },
+    **{status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429)},
 }
 
 

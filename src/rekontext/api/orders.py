@@ -1,15 +1,47 @@
-"""A request in the words of `flux-kontext-dev` -> one checked `EditOrder`, or all that is wrong with it at once."""
+"""A request in the words of `flux-kontext-dev` -> one checked `EditOrder`, or all that is wrong with it at once.
+
+In two steps: `draft` reads the body, `finish` fetches the picture. Between them the caller may find that the same
+request came before, and then nothing is fetched.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import orjson
 from starlette.requests import Request
 
 from rekontext.api.bodies import read_body
 from rekontext.api.edits import EditOrder
-from rekontext.api.parameters import ParametersRefused, Problem, Upload, from_form, parse, shown
-from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, is_url
+from rekontext.api.parameters import (
+    KontextParameters,
+    ParametersRefused,
+    Problem,
+    Upload,
+    from_form,
+    parse,
+    shown,
+)
+from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """An order whose picture isn't there yet.
+
+    Attributes:
+        parameters: None when one of them is wrong.
+        source: the picture as it came: text, a file, or something that is neither.
+        problems: by parameter.
+        body_digest: hex SHA-256 of all that was sent, however it was spelled.
+    """
+
+    parameters: KontextParameters | None
+    source: object
+    problems: Mapping[str, Problem]
+    body_digest: str
 
 
 class OrderReader:
@@ -28,23 +60,40 @@ class OrderReader:
         self._draw_seed = draw_seed
         self._body_bytes_max = body_bytes_max
 
-    async def read(self, request: Request) -> EditOrder:
-        """Read the body, check every parameter, fetch the picture.
+    async def draft(self, request: Request) -> Draft:
+        """Read the body and check every parameter but the picture. Finds problems, raises none of them.
 
         Raises:
-            ParametersRefused: with every parameter that is wrong.
             UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone: the body could not be read.
         """
         body = await read_body(request, self._threads, bytes_max=self._body_bytes_max)
         given, repeated = (body, {}) if isinstance(body, dict) else from_form(body)
         parameters, wrong = parse(given)
-        problems = repeated | {each.parameter: each for each in wrong if each.parameter not in repeated}
-        photo = await self._photo(given.get("input_image"), problems)
+        return Draft(
+            parameters=parameters,
+            source=given.get("input_image"),
+            problems=repeated | {each.parameter: each for each in wrong if each.parameter not in repeated},
+            body_digest=await self._threads.run(_digest, given),
+        )
+
+    async def finish(self, draft: Draft, *, shortcut: Shortcut | None = None) -> EditOrder:
+        """Fetch the picture.
+
+        Args:
+            shortcut: reads the URLs that lead back to this server.
+
+        Raises:
+            ParametersRefused: with every parameter that is wrong.
+        """
+        problems = dict(draft.problems)
+        photo = await self._photo(draft.source, problems, shortcut)
+        parameters = draft.parameters
         if parameters is None or photo is None or problems:
             raise ParametersRefused(list(problems.values()))
         return EditOrder(
             prompt=parameters.prompt,
             photo=photo,
+            photo_url=draft.source if isinstance(draft.source, str) and is_url(draft.source) else None,
             seed=self._draw_seed() if parameters.seed is None else parameters.seed,
             steps=parameters.num_inference_steps,
             guidance=parameters.guidance,
@@ -52,16 +101,22 @@ class OrderReader:
             output_format=parameters.output_format,
             output_quality=parameters.output_quality,
             has_safety_checker=not parameters.disable_safety_checker,
+            acceleration=parameters.acceleration,
+            priority=parameters.priority,
+            deadline_s=parameters.deadline_s,
+            preview_every=parameters.previews or None,
+            webhook_url=parameters.webhook_url,
+            body_digest=draft.body_digest,
         )
 
-    async def _photo(self, source: object, problems: dict[str, Problem]) -> Photo | None:
+    async def _photo(self, source: object, problems: dict[str, Problem], shortcut: Shortcut | None) -> Photo | None:
         """The picture, or None and a new problem. Nothing is fetched for an order that fails anyway."""
         if "input_image" in problems or not isinstance(source, (str, Upload)):
             return None
         if problems and isinstance(source, str) and is_url(source):
             return None
         try:
-            return await self._photos.read(source.data if isinstance(source, Upload) else source)
+            return await self._photos.read(source.data if isinstance(source, Upload) else source, shortcut=shortcut)
         except PictureRefused as fault:
             problems["input_image"] = picture_problem(fault, source)
             return None
@@ -71,3 +126,12 @@ def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
     """What is wrong with the picture, as a problem with the parameter that brought it."""
     reason = f"can't be used: {fault}"
     return Problem(parameter="input_image", value=shown(source), reason=reason, says_allowed=True, code=fault.code)
+
+
+def _digest(given: Mapping[str, object]) -> str:
+    """The same for two requests that ask for the same. Takes milliseconds for a large picture."""
+    plain = {
+        name: {"sha256": hashlib.sha256(value.data).hexdigest()} if isinstance(value, Upload) else value
+        for name, value in given.items()
+    }
+    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,5 +1,7 @@
 """The parameters of `flux-kontext-dev` on Segmind's surface: names, types, ranges and defaults as its page states them.
 
+`acceleration` and those after it are our own.
+
 How strict: JSON types are meant as they stand, so "35" is no number and true is no number; 35.0 is the integer 35,
 because many clients have one number type. null stands for a parameter left out. A form has only text, which is read
 as JSON would spell the value; there an empty field is one left out. Unknown parameters are ignored.
@@ -16,19 +18,26 @@ import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rekontext.contract import (
+    ACCELERATIONS,
     ASPECT_RATIOS,
     GUIDANCE_DEFAULT,
     GUIDANCE_MAX,
     GUIDANCE_MIN,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
     SEED_MAX,
     STEPS_DEFAULT,
     STEPS_MAX,
     STEPS_MIN,
+    Acceleration,
     AspectRatio,
 )
+from rekontext.jobs import WebhookRefused
+from rekontext.jobs.endpoints import URL_CHARACTERS_MAX, check_url
 from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat
 
 PROMPT_CHARACTERS_MAX: Final = 10_000
+DEADLINE_S_MAX: Final = 86_400
 _SHOWN_CHARACTERS: Final = 80
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
@@ -42,6 +51,11 @@ ALLOWED: Final[Mapping[str, str]] = {
     "output_format": "one of " + ", ".join(OUTPUT_FORMATS),
     "output_quality": f"an integer from {QUALITY_MIN} to {QUALITY_MAX}",
     "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
+    "acceleration": "one of " + ", ".join(ACCELERATIONS),
+    "priority": f"an integer from {PRIORITY_MIN} to {PRIORITY_MAX}",
+    "deadline_s": f"a number of seconds above 0, at most {DEADLINE_S_MAX}",
+    "previews": f"an integer from 0 to {STEPS_MAX}: steps between two previews, 0 for none",
+    "webhook_url": f"an http(s) URL without a user in it, at most {URL_CHARACTERS_MAX} characters",
 }
 
 
@@ -54,6 +68,7 @@ class Problem:
         reason: a clause that follows the parameter's name in a sentence.
         says_allowed: the reason tells by itself what would be right.
         code: for the answer when this is the only problem.
+        allowed_text: what would be right, for a parameter that is none of an edit's.
     """
 
     parameter: str
@@ -61,10 +76,11 @@ class Problem:
     reason: str
     says_allowed: bool = False
     code: str = "invalid_parameters"
+    allowed_text: str | None = None
 
     @property
     def allowed(self) -> str:
-        return ALLOWED[self.parameter]
+        return ALLOWED[self.parameter] if self.allowed_text is None else self.allowed_text
 
     @property
     def sentence(self) -> str:
@@ -85,9 +101,10 @@ class ParametersRefused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A file that came in a form field."""
+    """A file that came in a form field. `name` is what its sender calls it."""
 
     data: bytes
+    name: str = ""
 
 
 def _whole(value: object) -> object:
@@ -100,6 +117,14 @@ def _printable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("NUL character")
     return text
+
+
+def _callable(url: str) -> str:
+    try:
+        check_url(url)
+    except WebhookRefused as fault:
+        raise ValueError(str(fault)) from fault
+    return url
 
 
 Whole = BeforeValidator(_whole)
@@ -128,6 +153,19 @@ class KontextParameters(BaseModel):
     )
     seed: Annotated[int, Whole] | None = Field(
         default=None, ge=0, le=SEED_MAX, description="The same seed gives the same picture; -1 or nothing is random."
+    )
+    acceleration: Acceleration = Field(default="none", description="Leave transformer passes out; none is exact.")
+    priority: Annotated[int, Whole] = Field(
+        default=0, ge=PRIORITY_MIN, le=PRIORITY_MAX, description="Above 0 needs a key with the scope admin."
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0, le=DEADLINE_S_MAX, description="Refuse at once what can't be done in so many seconds."
+    )
+    previews: Annotated[int, Whole] = Field(
+        default=0, ge=0, le=STEPS_MAX, description="An early look after every so many steps, in the event stream."
+    )
+    webhook_url: Annotated[str, AfterValidator(_callable)] | None = Field(
+        default=None, description="Told of the end of this one edit."
     )
 
     @model_validator(mode="before")
@@ -199,7 +237,7 @@ def _number(digits: str) -> object:
 
 
 _REQUIRED: Final = frozenset(name for name, field in KontextParameters.model_fields.items() if field.is_required())
-_TEXTS: Final = _REQUIRED | {"aspect_ratio", "output_format"}
+_TEXTS: Final = _REQUIRED | {"aspect_ratio", "output_format", "acceleration", "webhook_url"}
 
 
 def schema(*, as_form: bool) -> dict[str, Any]:

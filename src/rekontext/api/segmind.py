@@ -1,66 +1,118 @@
-"""Segmind's surface: `POST /v1/flux-kontext-dev`, as its API page describes it.
+"""Segmind's surface: `POST /v1/flux-kontext-dev`, which waits, and `POST /v2/flux-kontext-dev`, which doesn't.
 
-A handler is a translation: the request into one checked order, one call of `Edits.run`, its result into an answer.
+A handler is a translation: the request into one checked order, one job, its end into an answer. What can be asked
+of a job afterwards is in requests.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request, Response, Security
 from fastapi.security import APIKeyHeader
 
-from rekontext.api import openapi
-from rekontext.api.answers import json_answer, picture_answer, prefers_json
-from rekontext.api.auth import Caller, Keys, MissingKey
-from rekontext.api.connection import unless_gone
-from rekontext.api.edits import Edits, UnknownModel
-from rekontext.api.middleware import request_id
-from rekontext.api.orders import OrderReader
-from rekontext.pictures import CodecThreads
+from rekontext.accounts import Allowance
+from rekontext.api import answers, openapi
+from rekontext.api.auth import KEY_HEADER, Caller
+from rekontext.api.connection import CallerGone, unless_gone
+from rekontext.api.edits import SLUG, Submitted, UnknownModel
+from rekontext.api.middleware import rename, request_id
+from rekontext.api.parts import Parts
+from rekontext.database import JobId
 
-SLUG: Final = "flux-kontext-dev"
-_KEY_HEADER: Final = APIKeyHeader(  # for the documentation; `_caller` is what checks
-    name="x-api-key", auto_error=False, description="The key that the server printed at its first start."
+KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
+    name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
 )
 
 
-def router(*, edits: Edits, keys: Keys, orders: OrderReader, threads: CodecThreads) -> APIRouter:
+def router(parts: Parts) -> APIRouter:
     """The surface's routes."""
-    routes = APIRouter(tags=["edits"], dependencies=[Security(_KEY_HEADER)])
+    routes = APIRouter(tags=["edits"], dependencies=[Security(KEY)])
 
     @routes.post(
         f"/v1/{SLUG}",
         summary="Edit a picture",
         response_class=Response,
-        responses=openapi.ANSWERS,
+        responses=openapi.WAITED,
         openapi_extra=openapi.REQUEST,
     )
     async def edit(request: Request) -> Response:
         """Send a picture and an instruction, wait, and get the edited picture.
 
         The answer is the picture itself, or JSON with the picture as a data URI for those who send
-        `Accept: application/json`. An edit whose caller hangs up is stopped.
+        `Accept: application/json`. An edit whose caller hangs up is cancelled, unless it has an `Idempotency-Key`.
         """
-        caller = await _caller(request, keys)
-        order = await orders.read(request)
-        name = request_id(request.scope)
-        edited = await unless_gone(request, edits.run(caller, order, request_id=name))
-        if prefers_json(request.headers.get("accept", "")):
-            return await threads.run(json_answer, edited, order.prompt, name)
-        return picture_answer(edited)
+        caller = await parts.caller(request, "edit")
+        allowed = await parts.edits.allow(caller)
+        submitted = await _submit(request, caller, parts)
+        return await _waited(request, caller, submitted, headers=_headers(submitted, allowed, parts), parts=parts)
+
+    @routes.post(
+        f"/v2/{SLUG}",
+        summary="Submit an edit",
+        response_class=Response,
+        responses=openapi.SUBMITTED,
+        openapi_extra=openapi.REQUEST,
+    )
+    async def submit(request: Request) -> Response:
+        """Send a picture and an instruction; the answer says where to ask for the edited picture. It can't get lost."""
+        caller = await parts.caller(request, "edit")
+        allowed = await parts.edits.allow(caller)
+        submitted = await _submit(request, caller, parts)
+        headers = _headers(submitted, allowed, parts) | answers.when(submitted.estimate)
+        headers["x-remaining-credits"] = answers.money(submitted.balance.available_micros)
+        document = parts.documents.submitted(submitted.job, parts.origins.of(request), submitted.estimate)
+        return answers.json_answer(document, headers=headers)
 
     @routes.post("/v1/{slug}", include_in_schema=False)
+    @routes.post("/v2/{slug}", include_in_schema=False)
     async def unknown(request: Request, slug: str) -> Response:
-        await _caller(request, keys)
+        await parts.caller(request, None)
         raise UnknownModel(slug, known=[SLUG])
 
     return routes
 
 
-async def _caller(request: Request, keys: Keys) -> Caller:
-    """Who sends this. Asked before the body is read, so that strangers can't make the server read one."""
-    key = request.headers.get("x-api-key")
-    if not key:
-        raise MissingKey(has_authorization="authorization" in request.headers)
-    return await keys.authenticate(key)
+async def _submit(request: Request, caller: Caller, parts: Parts) -> Submitted:
+    """Read the request and make a job of it, once per idempotency key."""
+    key = request.headers.get("idempotency-key")
+    origin = parts.origins.of(request)
+    draft = await parts.orders.draft(request)
+    submitted = None
+    if key is not None:
+        submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
+    if submitted is None:
+        order = await parts.orders.finish(draft, shortcut=partial(parts.links.read_own, origin=origin))
+        job = JobId(request_id(request.scope))
+        submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
+    rename(request.scope, submitted.job.id)
+    return submitted
+
+
+async def _waited(
+    request: Request, caller: Caller, submitted: Submitted, *, headers: dict[str, str], parts: Parts
+) -> Response:
+    job = submitted.job.id
+    try:
+        done, balance = await unless_gone(request, parts.edits.wait(job, account=caller.account))
+    except CallerGone:
+        if "idempotency-key" not in request.headers:  # whoever sent one may come back for the result
+            await asyncio.shield(parts.desk.cancel(job, account=caller.account))
+        raise
+    assert done.outputs, f"job {job} is COMPLETED without a picture"
+    headers |= answers.facts(done, balance, parts.documents.card())
+    data = await parts.objects.get(done.outputs[0].key)
+    by_key = caller.key.policy.sync_response == "json"
+    if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
+        return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, headers)
+    return answers.picture_answer(done, data, headers)
+
+
+def _headers(submitted: Submitted, allowed: Allowance, parts: Parts) -> dict[str, str]:
+    reset_s = max(0, round((allowed.reset_at - parts.clock.now()).total_seconds()))
+    headers = answers.allowance(allowed, reset_s=reset_s)
+    if submitted.replayed:
+        headers["idempotency-replayed"] = "true"
+    return headers

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from rekontext import contract
-from rekontext.api.answers import MINI_NOTICE
+from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
 from rekontext.assembly import AGENT, draw_seed
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed

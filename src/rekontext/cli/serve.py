@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from rekontext.api import KeyFile, KeyFileError
-from rekontext.assembly import assemble
+from rekontext.api.logs import configure
+from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import ModelCard
+from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet
+from rekontext.secret import SecretError
 from rekontext.settings import Settings, SettingsError, load_settings
 
 _BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling the service before it waits for open connections to end."""
+
+    def __init__(self, config: uvicorn.Config, *, on_shutdown: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_shutdown = on_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_shutdown()
+        await super().shutdown(sockets)
 
 
 def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir: Path | None) -> None:
@@ -32,6 +46,7 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
+    configure(level=settings.log_level, log_format=settings.log_format)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
 
@@ -41,29 +56,41 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 
     # The address before the key: a start that fails must not make a key that nobody gets to see.
     with _listen(settings) as listener:
-        url = _url(listener)
-        try:
-            service = assemble(
-                settings,
-                fleet=LocalFleet(model=settings.model, device=settings.device, dtype=settings.dtype),
-                on_ready=lambda card: console.print(_ready(card, url, service.key_file.path)),
-                on_broken=stop,
-            )
-        except KeyFileError as fault:
-            raise CommandFailed(str(fault)) from fault
-        server = uvicorn.Server(
+        url = settings.external_url or _url(listener)
+        service = _assemble(settings, console, url, stop)
+        server = _Server(
             uvicorn.Config(
                 service.app,
-                log_level=settings.log_level,
+                log_config=None,
+                access_log=False,  # the service writes its own, without the signatures in queries
+                proxy_headers=False,  # the service reads them itself, from proxies that are trusted
                 timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
                 server_header=False,
-            )
+            ),
+            on_shutdown=service.hang_up,
         )
-        console.print(_greeting(url, service.key_file, settings))
+        console.print(_greeting(url, service, settings))
         with contextlib.suppress(KeyboardInterrupt):  # how a served Ctrl-C ends: as asked
             server.run(sockets=[listener])
     if broken:
         raise CommandFailed(_why(broken[0], settings.model), exit_code=1) from broken[0]
+
+
+def _assemble(settings: Settings, console: Console, url: str, stop: Callable[[Exception], None]) -> Service:
+    fleet = LocalFleet(
+        model=settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        cache_folder=settings.data_dir / "engine",
+        compiled=settings.compiled,
+        batch=settings.batch,
+    )
+    try:
+        return assemble(
+            settings, fleet=fleet, on_ready=lambda card: console.print(_ready(card, url)), on_broken=stop
+        )
+    except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -86,20 +113,26 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _greeting(url: str, key_file: KeyFile, settings: Settings) -> str:
-    lines = [f"[bold]Rekontext[/] on [bold]{url}[/], docs at {url}/docs. Loading {escape(settings.model)} …"]
-    if key_file.is_new:
-        lines.append(f"Your API key, shown this once: [bold]{key_file.key}[/]")
-        lines.append(f"It is kept in {escape(str(key_file.path))}, which only you can read.")
+def _greeting(url: str, service: Service, settings: Settings) -> str:
+    lines = [
+        f"[bold]Rekontext[/] on [bold]{url}[/]: playground at {url}/, console at {url}/console, docs at {url}/docs.",
+    ]
+    first = service.first_key
+    if first is not None:
+        lines.append(f"Your API key, shown this once: [bold]{first.secret}[/]")
+        lines.append(f'It may do everything, on the account "owner" with ${settings.first_credits_usd} of credits.')
+        lines.append(f"It is kept in {escape(str(settings.data_dir))} as a hash only; write it down.")
+    else:
+        lines.append("For another API key: rekontext keys create owner")
+    lines.append(f"Loading {escape(settings.model)} …")
     return "\n".join(lines)
 
 
-def _ready(card: ModelCard, url: str, key_path: Path) -> str:
+def _ready(card: ModelCard, url: str) -> str:
     size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} on {card.device}"
-    read_key = escape(f"$(cat {shlex.quote(str(key_path))})")
     return (
         f"[green]Ready[/]: {escape(card.name)}, {size}. Try it:\n"
-        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: {read_key}" \\\n'
+        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: YOUR_API_KEY" \\\n'
         '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png'
     )
 

@@ -3,7 +3,7 @@
 `Desk` is what the wire calls, `Dispatcher` runs jobs on a fleet, `JobLife` has the transitions.
 """
 
-from rekontext.jobs import assets, endpoints
+from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage
 from rekontext.jobs.assets import Asset, asset_key
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
@@ -84,8 +84,12 @@ __all__ = [
     "assets",
     "endpoints",
     "history",
+    "idempotency",
     "input_key",
     "output_folder",
     "output_key",
+    "queries",
+    "trial",
     "unfinished_by_state",
+    "usage",
 ]

@@ -83,6 +83,7 @@ def history(
     *,
     states: Sequence[State] = (),
     model_contains: str | None = None,
+    prompt_contains: str | None = None,
     accepted_from: datetime | None = None,
     accepted_before: datetime | None = None,
     sort_by: Literal["accepted_at", "model", "price"] = "accepted_at",
@@ -106,6 +107,8 @@ def history(
         conditions.append(is_state(*states))
     if model_contains:
         conditions.append(jobs.c.model.contains(model_contains, autoescape=True))
+    if prompt_contains:
+        conditions.append(jobs.c.parameters["prompt"].as_string().contains(prompt_contains, autoescape=True))
     if accepted_from is not None:
         conditions.append(jobs.c.accepted_at >= accepted_from)
     if accepted_before is not None:

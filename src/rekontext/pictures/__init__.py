@@ -10,9 +10,11 @@ from rekontext.pictures.encode import (
     OutputFormat,
     encode,
 )
-from rekontext.pictures.fetch import AllowList, Fetcher
+from rekontext.pictures.fetch import Fetcher
+from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
-from rekontext.pictures.source import PhotoReader, is_url
+from rekontext.pictures.source import PhotoReader, Shortcut, is_url
+from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoredObject, open_store
 from rekontext.pictures.threads import CodecThreads
 
 __all__ = [
@@ -22,20 +24,29 @@ __all__ = [
     "QUALITY_DEFAULT",
     "QUALITY_MAX",
     "QUALITY_MIN",
+    "AddressRefused",
     "AllowList",
     "CodecThreads",
     "Fetcher",
+    "LinkRefused",
+    "LinkSigner",
+    "ObjectMissing",
     "OutputFormat",
     "Photo",
     "PhotoFormat",
     "PhotoReader",
     "PictureLimits",
     "PictureRefused",
+    "PictureStore",
     "PictureTooLarge",
     "PictureUnreachable",
+    "Shortcut",
+    "StoredObject",
     "decode",
     "encode",
+    "guarded_connector",
     "inspect",
     "is_url",
+    "open_store",
     "sniff",
 ]

@@ -1,62 +1,22 @@
-"""Pictures by URL, without ever dialling an address that the caller could not reach from outside.
+"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see guard.py).
 
-The guard looks at each address that is really dialled, below name resolution, so literal addresses, odd spellings,
-re-bound names and redirects all meet it. Knows nothing of pictures: it brings bytes.
+Knows nothing of pictures: it brings bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
 from yarl import URL
 
+from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
-_NAT64: Final = IPv6Network("64:ff9b::/96")
-# Not public either, though some of the Python versions that we run on say so.
-_SPECIAL: Final = (IPv4Network("192.0.0.0/24"), IPv6Network("64:ff9b:1::/48"), IPv6Network("100::/64"))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
-
-
-class AddressRefused(OSError):
-    """The address belongs to no public host."""
-
-
-class AllowList:
-    """Addresses and hosts that an operator opened for fetching though they are not public.
-
-    Args:
-        entries: networks ("10.1.0.0/16"), addresses, or exact host names ("files.internal").
-    """
-
-    def __init__(self, entries: Iterable[str] = ()) -> None:
-        networks: list[IPv4Network | IPv6Network] = []
-        hosts: set[str] = set()
-        for entry in entries:
-            try:
-                networks.append(ip_network(entry.strip(), strict=False))
-            except ValueError:
-                hosts.add(entry.strip().lower().rstrip("."))
-        self._networks = tuple(networks)
-        self._hosts = frozenset(hosts)
-
-    @classmethod
-    def everything(cls) -> Self:
-        """For a person fetching on their own machine, who may reach what the machine reaches."""
-        return cls(("0.0.0.0/0", "::/0"))
-
-    def has_host(self, host: str) -> bool:
-        return host.lower().rstrip(".") in self._hosts
-
-    def has_address(self, address: IPv4Address | IPv6Address) -> bool:
-        return any(address in network for network in self._networks)
 
 
 class Fetcher:
@@ -77,7 +37,7 @@ class Fetcher:
         self._open: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._guarded = self._session(aiohttp.TCPConnector(socket_factory=self._public_socket))
+        self._guarded = self._session(guarded_connector(self._allow))
         self._open = self._session(aiohttp.TCPConnector())
         return self
 
@@ -133,38 +93,6 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._agent, "Accept": "image/*", "Accept-Encoding": "identity"},
         )
-
-    def _public_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, where = info
-        address = ip_address(str(where[0]).partition("%")[0])
-        if not self._allow.has_address(address) and not is_public(address):
-            raise AddressRefused(f"{address} is not a public address")
-        return socket.socket(family, kind, protocol)
-
-
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether a host on the open internet may have this address, seen through every way of wrapping IPv4 in IPv6."""
-    if isinstance(address, IPv6Address):
-        inner = _wrapped(address)
-        if inner:
-            return all(is_public(each) for each in inner)
-        if address.is_site_local:
-            return False
-    if any(address in network for network in _SPECIAL):
-        return False
-    return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
-
-
-def _wrapped(address: IPv6Address) -> tuple[IPv4Address, ...]:
-    if address.ipv4_mapped is not None:
-        return (address.ipv4_mapped,)
-    if address.sixtofour is not None:
-        return (address.sixtofour,)
-    if address.teredo is not None:
-        return address.teredo
-    if address in _NAT64:
-        return (IPv4Address(int(address) & 0xFFFFFFFF),)
-    return ()
 
 
 def _parse(text: str, *, base: URL | None = None) -> URL:

@@ -7,6 +7,7 @@ raw bytes of an uploaded file. Knows nothing of HTTP requests or JSON.
 from __future__ import annotations
 
 import binascii
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +23,10 @@ _INLINE_BYTES_MAX: Final = 2**16
 """Up to here decoding on the event loop is cheaper than a thread hop."""
 
 
+Shortcut = Callable[[str], Awaitable[bytes | None]]
+"""Reads a URL without fetching it, or returns None for one that must be fetched. Raises `PictureRefused`."""
+
+
 class PhotoReader:
     """Reads pictures from whatever a caller may send, within `limits`."""
 
@@ -30,8 +35,11 @@ class PhotoReader:
         self._fetcher = fetcher
         self._threads = threads
 
-    async def read(self, source: str | bytes) -> Photo:
+    async def read(self, source: str | bytes, *, shortcut: Shortcut | None = None) -> Photo:
         """Fetch or decode, then check the header.
+
+        Args:
+            shortcut: for URLs that lead back to this server.
 
         Raises:
             PictureRefused: or one of its kinds; the message is a sentence for the caller.
@@ -39,7 +47,8 @@ class PhotoReader:
         if isinstance(source, str):
             text = source.strip()
             if is_url(text):
-                source = await self._fetcher.fetch(text, bytes_max=self._limits.bytes_max)
+                own = None if shortcut is None else await shortcut(text)
+                source = await self._fetcher.fetch(text, bytes_max=self._limits.bytes_max) if own is None else own
             elif len(text) <= _INLINE_BYTES_MAX:
                 source = bytes_from_text(text, self._limits)
             else:

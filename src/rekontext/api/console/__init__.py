@@ -1,0 +1,19 @@
+"""What the console asks for, as JSON under `/console/api`: one file per subject. Knows no page and no cookie."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Security
+
+from rekontext.api.console import account, admin, keys, requests, webhooks
+from rekontext.api.parts import Parts
+from rekontext.api.segmind import KEY
+
+PREFIX = "/console/api"
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes of every subject."""
+    routes = APIRouter(prefix=PREFIX, tags=["console"], dependencies=[Security(KEY)])
+    for subject in (account, requests, keys, webhooks, admin):
+        subject.add(routes, parts)
+    return routes

@@ -1,0 +1,147 @@
+"""Who I am, what I have, what I used, what I uploaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import Connection
+
+from rekontext import __version__
+from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
+from rekontext.api.documents import shown_name
+from rekontext.api.edits import SLUG, NotReady
+from rekontext.api.parts import Parts
+from rekontext.api.rows import moment
+from rekontext.contract import STEPS_DEFAULT
+from rekontext.jobs import assets, usage
+from rekontext.jobs.usage import Percentiles, Usage
+
+DAYS_MAX: Final = 92
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/me", summary="The account and key that ask")
+    async def me(request: Request) -> dict[str, object]:
+        caller = await parts.caller(request, None)
+        now = parts.clock.now()
+
+        def look(tx: Connection) -> tuple[Account, Balance, int]:
+            spent = ledger.spent_since(tx, caller.account, ledger.month_start(now))
+            return registry.get(tx, caller.account), ledger.balance(tx, caller.account), spent
+
+        account, balance, spent = await parts.database.read(look)
+        return {
+            "account": described(account, parts),
+            "key": described_key(caller.key, current=caller.key),
+            "balance": described_balance(balance),
+            "spent_this_month": usd(spent),
+            "price_per_edit": _price(parts),
+            "model": described_model(parts),
+            "version": __version__,
+            "requests_per_minute": parts.edits.requests_per_minute(caller),
+        }
+
+    @routes.get("/usage", summary="What the account did, day by day")
+    async def account_usage(request: Request, days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 30) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        now = parts.clock.now()
+        by_day, total = await parts.database.read(lambda tx: usage.by_day(tx, caller.account, days=days, now=now))
+        return {
+            "days": [{"date": day.isoformat(), **_usage(its)} for day, its in by_day.items()],
+            "total": _usage(total),
+        }
+
+    @routes.get("/files", summary="What the account uploaded")
+    async def files(request: Request, limit: Annotated[int, Query(ge=1, le=assets.PAGE_MAX)] = 50) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        found = await parts.database.read(lambda tx: assets.of_account(tx, caller.account, limit=limit))
+        origin = parts.origins.of(request)
+        return {
+            "files": [
+                {
+                    "id": asset.id,
+                    "url": parts.links.url(origin, asset.object_key),
+                    "file_name": asset.file_name,
+                    "content_type": asset.content_type,
+                    "bytes": asset.bytes,
+                    "created_at": moment(asset.created_at),
+                }
+                for asset in found
+            ]
+        }
+
+
+def described(account: Account, parts: Parts) -> dict[str, object]:
+    """An account without its secret."""
+    cap = account.monthly_cap_micros
+    return {
+        "id": account.id,
+        "name": account.name,
+        "created_at": moment(account.created_at),
+        "monthly_cap": None if cap is None else usd(cap),
+        "in_flight_max": parts.limits.in_flight_max if account.in_flight_max is None else account.in_flight_max,
+    }
+
+
+def described_balance(balance: Balance) -> dict[str, float]:
+    return {
+        "credits": usd(balance.paid_micros),
+        "free_credits": usd(balance.free_micros),
+        "held": usd(balance.held_micros),
+        "available": usd(balance.available_micros),
+    }
+
+
+def described_key(key: ApiKey, *, current: ApiKey) -> dict[str, object]:
+    """A key without its secret."""
+    policy = key.policy
+    return {
+        "id": key.id,
+        "name": policy.name,
+        "hint": key.hint,
+        "scopes": sorted(policy.scopes),
+        "sync_response": policy.sync_response,
+        "requests_per_minute": policy.requests_per_minute,
+        "models": None if policy.models is None else sorted(policy.models),
+        "created_at": moment(key.created_at),
+        "expires_at": moment(policy.expires_at),
+        "revoked_at": moment(key.revoked_at),
+        "is_current": key.id == current.id,
+    }
+
+
+def described_model(parts: Parts) -> dict[str, Any]:
+    """The model that is served, or that it is still loading."""
+    card = parts.fleet.card if parts.fleet.is_ready else None
+    return {
+        "slug": SLUG,
+        "name": None if card is None else shown_name(card),
+        "is_mini": None if card is None else card.is_mini,
+        "ready": card is not None,
+        "knows": [] if card is None else list(card.knows),
+        "device": None if card is None else card.device,
+    }
+
+
+def _price(parts: Parts) -> float | None:
+    try:
+        return usd(parts.edits.price_micros(steps=STEPS_DEFAULT))
+    except NotReady:
+        return None
+
+
+def _usage(its: Usage) -> dict[str, object]:
+    return {
+        "edits": its.edits,
+        "completed": its.completed,
+        "failed": its.failed,
+        "cancelled": its.cancelled,
+        "cost": usd(its.cost_micros),
+        "latency_ms": _percentiles(its.latency_s),
+        "inference_ms": _percentiles(its.inference_s),
+    }
+
+
+def _percentiles(found: Percentiles | None) -> dict[str, int] | None:
+    return None if found is None else {name: round(seconds * 1000) for name, seconds in vars(found).items()}

@@ -1,0 +1,153 @@
+"""What operators see and do, on every account. Each act is written to the audit log."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import Connection
+
+from rekontext.accounts import Account, Balance, audit, ledger, parse_usd, registry
+from rekontext.accounts.ledger import Source
+from rekontext.api.console.account import described, described_balance, described_model
+from rekontext.api.console.keys import acts_of
+from rekontext.api.documents import forecast
+from rekontext.api.parts import Parts
+from rekontext.api.rows import moment
+from rekontext.database import AccountId
+from rekontext.jobs import Job, State, history, queries, unfinished_by_state
+
+_SHOWN_MAX: Final = 100
+
+Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6)]
+
+
+class AccountWanted(BaseModel):
+    """An account to be opened."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S")]
+    credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
+
+
+class LimitsWanted(BaseModel):
+    """Both limits of an account; null lifts one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
+    in_flight_max: Annotated[int | None, Field(ge=1, le=100_000)] = None
+
+
+class CreditsWanted(BaseModel):
+    """Credits to be put on an account. Only a correction may be negative."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    amount: Usd
+    kind: Source = "grant"
+    note: Annotated[str, Field(max_length=1000)] = ""
+
+    @model_validator(mode="after")
+    def _right_way(self) -> Self:
+        if self.amount == 0 or (self.amount < 0 and self.kind != "correction"):
+            raise ValueError("amount must be above 0, or not 0 for a correction")
+        return self
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/admin/accounts", summary="Every account")
+    async def list_accounts(request: Request) -> dict[str, object]:
+        await parts.caller(request, "admin")
+
+        def look(tx: Connection) -> list[tuple[Account, Balance]]:
+            return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
+
+        found = await parts.database.read(look)
+        return {
+            "accounts": [
+                described(account, parts) | {"balance": described_balance(balance)}
+                for account, balance in reversed(found)
+            ]
+        }
+
+    @routes.post("/admin/accounts", summary="Open an account", status_code=201)
+    async def create_account(request: Request, wanted: AccountWanted) -> dict[str, object]:
+        """The answer holds its first key, which is never shown again."""
+        caller = await parts.caller(request, "admin")
+        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.credits))
+        account, key = await parts.database.transact(
+            lambda tx: acts.create_account(tx, wanted.name, credits_micros=micros)
+        )
+        return {"account": described(account, parts), "api_key": key.secret}
+
+    @routes.patch("/admin/accounts/{account_id}", summary="Set an account's limits")
+    async def set_limits(request: Request, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
+        caller = await parts.caller(request, "admin")
+        acts = acts_of(parts, caller)
+        cap = None if wanted.monthly_cap is None else parse_usd(str(wanted.monthly_cap))
+        changed = await parts.database.transact(
+            lambda tx: acts.set_limits(
+                tx, AccountId(account_id), monthly_cap_micros=cap, in_flight_max=wanted.in_flight_max
+            )
+        )
+        return {"account": described(changed, parts)}
+
+    @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
+    async def add_credits(request: Request, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
+        caller = await parts.caller(request, "admin")
+        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.amount))
+        balance = await parts.database.transact(
+            lambda tx: acts.add_credits(tx, AccountId(account_id), micros, source=wanted.kind, note=wanted.note)
+        )
+        return {"balance": described_balance(balance)}
+
+    @routes.get("/admin/queue", summary="What waits and what runs")
+    async def queue(request: Request) -> dict[str, object]:
+        await parts.caller(request, "admin")
+
+        def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]]]:
+            unfinished = (State.QUEUED, State.PROCESSING)
+            found = history(tx, None, states=unfinished, descending=False, per_page=_SHOWN_MAX).jobs
+            places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
+            return unfinished_by_state(tx), places
+
+        counts, found = await parts.database.read(look)
+        return {
+            "queued": counts[State.QUEUED],
+            "processing": counts[State.PROCESSING],
+            "running_here": parts.dispatcher.running,
+            "running_max": parts.limits.running_max,
+            "queued_max": parts.limits.queued_max,
+            "edit_s": round(parts.dispatcher.edit_s, 3),
+            "model": described_model(parts),
+            "jobs": [_unfinished(job, ahead, parts) for job, ahead in found],
+        }
+
+    @routes.get("/admin/audit", summary="Who did what")
+    async def audit_log(
+        request: Request,
+        before: Annotated[int | None, Query(ge=1)] = None,
+        limit: Annotated[int, Query(ge=1, le=audit.PAGE_MAX)] = 100,
+    ) -> dict[str, object]:
+        await parts.caller(request, "admin")
+        found = await parts.database.read(lambda tx: audit.records(tx, before=before, limit=limit))
+        return {"records": [vars(each) | {"at": moment(each.at)} for each in found]}
+
+
+def _unfinished(job: Job, ahead: int | None, parts: Parts) -> dict[str, object]:
+    return {
+        "request_id": job.id,
+        "account_id": job.account,
+        "status": job.state.value,
+        "accepted_at": moment(job.accepted_at),
+        "started_at": moment(job.started_at),
+        "worker": job.worker,
+        "attempt": job.attempt,
+        "steps": job.parameters.get("num_inference_steps"),
+        "progress": parts.forecast.progress(job.id),
+        **forecast(parts.forecast.of_job(job, ahead=ahead)),
+    }

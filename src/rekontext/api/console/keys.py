@@ -1,0 +1,130 @@
+"""An account's keys. A key can't make one that may do more than itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+
+from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
+from rekontext.api.auth import Caller
+from rekontext.api.console.account import described_key
+from rekontext.api.parts import Parts
+from rekontext.database import AccountId, KeyId
+
+NAME_CHARACTERS_MAX = 200
+
+
+class KeyWanted(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)] = "default"
+    scopes: Annotated[list[Scope], Field(min_length=1)] = ["edit", "read"]
+    sync_response: SyncResponse = "image"
+    requests_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
+    expires_at: AwareDatetime | None = None
+
+    def policy(self) -> KeyPolicy:
+        return KeyPolicy(
+            name=self.name,
+            scopes=frozenset(self.scopes),
+            requests_per_minute=self.requests_per_minute,
+            models=None if self.models is None else frozenset(self.models),
+            expires_at=self.expires_at,
+            sync_response=self.sync_response,
+        )
+
+
+class KeyTooNarrow(AccountRefused):
+    """The key that asks may do less than the one it wants to make."""
+
+    code = "key_too_narrow"
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/keys", summary="The account's keys")
+    async def list_keys(request: Request) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        return await _listed(caller, caller.account)
+
+    @routes.post("/keys", summary="Make a key", status_code=201)
+    async def create_key(request: Request, wanted: KeyWanted) -> dict[str, object]:
+        """The answer holds the key itself, which is never shown again."""
+        caller = await parts.caller(request, "edit")
+        policy = wanted.policy()
+        _check(policy, maker=caller.key.policy)
+        return await _made(caller, caller.account, policy)
+
+    @routes.delete("/keys/{key_id}", summary="Revoke a key")
+    async def revoke_key(request: Request, key_id: str) -> dict[str, object]:
+        caller = await parts.caller(request, "edit")
+        acts = acts_of(parts, caller)
+        revoked = await parts.database.transact(lambda tx: acts.revoke_key(tx, KeyId(key_id), account=caller.account))
+        return {"key": described_key(revoked, current=caller.key)}
+
+    @routes.get("/admin/accounts/{account_id}/keys", summary="An account's keys")
+    async def list_keys_of(request: Request, account_id: str) -> dict[str, object]:
+        return await _listed(await parts.caller(request, "admin"), AccountId(account_id))
+
+    @routes.post("/admin/accounts/{account_id}/keys", summary="Make a key for an account", status_code=201)
+    async def create_key_for(request: Request, account_id: str, wanted: KeyWanted) -> dict[str, object]:
+        caller = await parts.caller(request, "admin")
+        return await _made(caller, AccountId(account_id), wanted.policy())
+
+    async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:
+        def look(tx: Connection) -> Sequence[ApiKey]:
+            return keys.of_account(tx, registry.get(tx, account).id)
+
+        found = await parts.database.read(look)
+        return {"keys": [described_key(each, current=caller.key) for each in reversed(found)]}
+
+    async def _made(caller: Caller, account: AccountId, policy: KeyPolicy) -> dict[str, object]:
+        acts = acts_of(parts, caller)
+        made = await parts.database.transact(lambda tx: acts.create_key(tx, account, policy))
+        return {"key": described_key(made.key, current=caller.key), "api_key": made.secret}
+
+
+def acts_of(parts: Parts, caller: Caller) -> Acts:
+    """What the caller does, to be found under its key in the audit log."""
+    return Acts(
+        actor=caller.key.id,
+        ids=parts.ids,
+        randomness=parts.randomness,
+        pepper=parts.pepper,
+        now=parts.clock.now,
+    )
+
+
+def _check(wanted: KeyPolicy, *, maker: KeyPolicy) -> None:
+    """Return if a key of `maker` may make one of `wanted`.
+
+    Raises:
+        KeyTooNarrow: it would do more than its maker.
+    """
+    more = [
+        *sorted(wanted.scopes - maker.scopes),
+        *(["more requests per minute"] if _above(wanted.requests_per_minute, maker.requests_per_minute) else []),
+        *(["more models"] if _beyond(wanted.models, maker.models) else []),
+        *(["a longer life"] if _later(wanted.expires_at, maker.expires_at) else []),
+    ]
+    if more:
+        raise KeyTooNarrow(f"This API key can't make one that has more than itself: {', '.join(more)}.")
+
+
+def _above(wanted: int | None, own: int | None) -> bool:
+    return own is not None and (wanted is None or wanted > own)
+
+
+def _beyond(wanted: frozenset[str] | None, own: frozenset[str] | None) -> bool:
+    return own is not None and (wanted is None or not wanted <= own)
+
+
+def _later(wanted: datetime | None, own: datetime | None) -> bool:
+    return own is not None and (wanted is None or wanted > own)

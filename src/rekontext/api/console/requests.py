@@ -1,0 +1,87 @@
+"""The account's requests: a page of them, one of them."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from rekontext.api.parts import Parts
+from rekontext.api.rows import Rows, day_end, day_start, page
+from rekontext.database import AccountId, JobId
+from rekontext.jobs import State, history, queries
+
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+PageSize = Annotated[int, Query(ge=1, le=100)]
+Search = Annotated[str | None, Query(max_length=200)]
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/requests", summary="Requests, the newest first")
+    async def requests(
+        request: Request,
+        status: State | None = None,
+        model: str | None = None,
+        accepted_from: Annotated[date | None, Query(alias="from")] = None,
+        accepted_to: Annotated[date | None, Query(alias="to")] = None,
+        search: Search = None,
+        page_number: Annotated[PageNumber, Query(alias="page")] = 1,
+        per_page: PageSize = 20,
+    ) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        return await _page(
+            request, caller.account, status, model, accepted_from, accepted_to, search, page_number, per_page
+        )
+
+    @routes.get("/requests/{request_id}", summary="One request, whole")
+    async def one_request(request: Request, request_id: str) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        job = await parts.database.read(lambda tx: queries.get(tx, JobId(request_id), account=caller.account))
+        return _rows(request).whole(job)
+
+    @routes.get("/admin/requests", summary="Everybody's requests")
+    async def all_requests(
+        request: Request,
+        status: State | None = None,
+        model: str | None = None,
+        accepted_from: Annotated[date | None, Query(alias="from")] = None,
+        accepted_to: Annotated[date | None, Query(alias="to")] = None,
+        search: Search = None,
+        page_number: Annotated[PageNumber, Query(alias="page")] = 1,
+        per_page: PageSize = 20,
+    ) -> dict[str, object]:
+        await parts.caller(request, "admin")
+        return await _page(request, None, status, model, accepted_from, accepted_to, search, page_number, per_page)
+
+    def _rows(request: Request) -> Rows:
+        return Rows(documents=parts.documents, origin=parts.origins.of(request))
+
+    async def _page(
+        request: Request,
+        account: AccountId | None,
+        status: State | None,
+        model: str | None,
+        first: date | None,
+        last: date | None,
+        search: str | None,
+        number: int,
+        size: int,
+    ) -> dict[str, object]:
+        found = await parts.database.read(
+            lambda tx: history(
+                tx,
+                account,
+                states=() if status is None else (status,),
+                model_contains=model,
+                prompt_contains=search,
+                accepted_from=None if first is None else day_start(first),
+                accepted_before=None if last is None else day_end(last),
+                page=number,
+                per_page=size,
+            )
+        )
+        rows = _rows(request)
+        if account is None:
+            return page(found, lambda job: rows.console(job) | {"account_id": job.account}, number=number, size=size)
+        return page(found, rows.console, number=number, size=size)

@@ -1,0 +1,101 @@
+"""An account's webhooks, what they were sent, and sending it again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from rekontext.api.hooks import described, described_delivery, new_endpoint
+from rekontext.api.parts import Parts
+from rekontext.database import DeliveryId, EndpointId
+from rekontext.jobs import EVENT_TYPES, endpoints, trial
+
+
+class WebhookWanted(BaseModel):
+    """A webhook to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    event_types: Annotated[list[str], Field(max_length=20)] = list(EVENT_TYPES)
+
+
+class WebhookChange(BaseModel):
+    """What is to change; the rest stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str | None = None
+    event_types: Annotated[list[str] | None, Field(max_length=20)] = None
+    is_active: bool | None = None
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/webhooks", summary="The account's webhooks")
+    async def list_webhooks(request: Request) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        found = await parts.database.read(lambda tx: endpoints.of_account(tx, caller.account))
+        return {"webhooks": [described(each) for each in reversed(found)], "event_types": list(EVENT_TYPES)}
+
+    @routes.post("/webhooks", summary="Make a webhook", status_code=201)
+    async def create_webhook(request: Request, wanted: WebhookWanted) -> dict[str, object]:
+        """The answer holds the secret that signs its messages, which is never shown again."""
+        caller = await parts.caller(request, "edit")
+        made = await new_endpoint(parts, caller, url=wanted.url, event_types=wanted.event_types)
+        return {"webhook": described(made) | {"secret": made.secret}}
+
+    @routes.patch("/webhooks/{webhook_id}", summary="Change a webhook")
+    async def change_webhook(request: Request, webhook_id: str, change: WebhookChange) -> dict[str, object]:
+        caller = await parts.caller(request, "edit")
+        changed = await parts.database.transact(
+            lambda tx: endpoints.change(
+                tx,
+                caller.account,
+                EndpointId(webhook_id),
+                url=change.url,
+                event_types=change.event_types,
+                active=change.is_active,
+            )
+        )
+        return {"webhook": described(changed)}
+
+    @routes.delete("/webhooks/{webhook_id}", summary="Switch a webhook off")
+    async def delete_webhook(request: Request, webhook_id: str) -> dict[str, object]:
+        caller = await parts.caller(request, "edit")
+        changed = await parts.database.transact(
+            lambda tx: endpoints.change(tx, caller.account, EndpointId(webhook_id), active=False)
+        )
+        return {"webhook": described(changed)}
+
+    @routes.post("/webhooks/{webhook_id}/test", summary="Send a test message", status_code=202)
+    async def test_webhook(request: Request, webhook_id: str) -> dict[str, str]:
+        caller = await parts.caller(request, "edit")
+        delivery, now = DeliveryId(f"msg_{parts.ids()}"), parts.clock.now()
+        await parts.database.transact(
+            lambda tx: trial.send(tx, caller.account, EndpointId(webhook_id), delivery=delivery, now=now)
+        )
+        parts.deliverer.wake()
+        return {"delivery_id": delivery}
+
+    @routes.get("/deliveries", summary="What was sent")
+    async def list_deliveries(
+        request: Request,
+        webhook_id: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=endpoints.PAGE_MAX)] = 50,
+    ) -> dict[str, object]:
+        caller = await parts.caller(request, "read")
+        endpoint = None if webhook_id is None else EndpointId(webhook_id)
+        found = await parts.database.read(
+            lambda tx: endpoints.deliveries(tx, caller.account, endpoint=endpoint, limit=limit)
+        )
+        return {"deliveries": [described_delivery(each) for each in found]}
+
+    @routes.post("/deliveries/{delivery_id}/replay", summary="Send a message again", status_code=202)
+    async def replay_delivery(request: Request, delivery_id: str) -> dict[str, str]:
+        caller = await parts.caller(request, "edit")
+        now = parts.clock.now()
+        await parts.database.transact(lambda tx: endpoints.replay(tx, caller.account, DeliveryId(delivery_id), now=now))
+        parts.deliverer.wake()
+        return {"delivery_id": delivery_id}

@@ -1,0 +1,149 @@
+"""A job -> the JSON documents that say what is known of it. Pure: no database, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Final
+
+from rekontext.accounts import Balance, usd
+from rekontext.api.links import Links
+from rekontext.contract import Estimate, ModelCard
+from rekontext.jobs import Job, Output, State
+
+MINI_NOTICE: Final = (
+    "Answered by mini, the small embedded model: it knows a few simple edits and small pictures only. "
+    "For all that FLUX.1 Kontext [dev] can do, start the server with its weights (--model)."
+)
+CANCELLED: Final = "The request was cancelled."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Makes the documents.
+
+    Attributes:
+        card: the model that is served, None while it is loading.
+    """
+
+    links: Links
+    card: Callable[[], ModelCard | None]
+
+    def urls(self, job: str, origin: str) -> dict[str, str]:
+        """Where everything about a job is."""
+        request = f"{origin}/v2/requests/{job}"
+        return {
+            "poll_url": f"{origin}/v1/requests/{job}",
+            "status_url": f"{request}/status",
+            "response_url": request,
+            "cancel_url": f"{request}/cancel",
+            "events_url": f"{request}/events",
+        }
+
+    def submitted(self, job: Job, origin: str, estimate: Estimate | None) -> dict[str, object]:
+        """The answer to a submit."""
+        return {"request_id": job.id, "status": job.state.value, **forecast(estimate), **self.urls(job.id, origin)}
+
+    def status(
+        self, job: Job, origin: str, *, estimate: Estimate | None, progress: Mapping[str, object] | None
+    ) -> dict[str, object]:
+        """Where a job stands. Never what it made."""
+        return {
+            "request_id": job.id,
+            "status": job.state.value,
+            **forecast(estimate),
+            "progress": None if progress is None else {"step": progress["step"], "steps": progress["steps"]},
+            "cancel_requested": job.cancel_requested_at is not None,
+            "error": error(job),
+            "metrics": metrics(job),
+            **self.urls(job.id, origin),
+        }
+
+    def result(self, job: Job, origin: str, *, balance: Balance | None = None) -> dict[str, object]:
+        """All that is known of a job that has ended.
+
+        Args:
+            balance: what its account has now.
+        """
+        document: dict[str, object] = {"status": job.state.value, "request_id": job.id, "error": error(job)}
+        if job.state is not State.COMPLETED:
+            return document | {"code": job.error_code or "cancelled", "metrics": metrics(job)}
+        images = [self.image(job, output, origin) for output in job.outputs or () if job.files_until is not None]
+        document |= {
+            "output": images[0]["url"] if images else None,
+            "images": images,
+            "seed": (job.made or {}).get("seed"),
+            "prompt": job.parameters.get("prompt"),
+            "timings": {stage: round(seconds, 4) for stage, seconds in (job.timings or {}).items()},
+            "metrics": metrics(job, balance),
+        }
+        return document | self.model()
+
+    def image(self, job: Job, output: Output, origin: str) -> dict[str, object]:
+        """One picture that a job made, behind a link."""
+        return described(output) | {"url": self.links.url(origin, output.key, until=job.files_until)}
+
+    def model(self) -> dict[str, object]:
+        """Which model answers, and a notice if it is only the embedded one."""
+        card = self.card()
+        if card is None:
+            return {}
+        notice: dict[str, object] = {"notice": MINI_NOTICE} if card.is_mini else {}
+        return {"model": shown_name(card), **notice}
+
+    def webhook(self, job: Job) -> dict[str, object]:
+        """What the outbox says of a job that has just ended."""
+        return self.result(job, str(job.parameters["origin"]))
+
+
+def forecast(estimate: Estimate | None) -> dict[str, object]:
+    """The two fields that say when."""
+    if estimate is None:
+        return {"queue_position": None, "eta_seconds": None}
+    return {"queue_position": estimate.position, "eta_seconds": round(estimate.finish_s, 1)}
+
+
+def metrics(job: Job, balance: Balance | None = None) -> dict[str, object]:
+    """What a job took. Empty before its end; a charge is named only where there was one."""
+    if not job.state.is_terminal:
+        return {}
+    found: dict[str, object] = {
+        "inference_time": _seconds(job.inference_s),
+        "queue_time": _seconds(job.queue_s),
+        "total_time": _seconds(job.total_s),
+    }
+    if job.faults:
+        found["retry_count"] = job.faults
+    if job.state is State.COMPLETED:
+        found["cost"] = usd(job.price_micros)
+        if balance is not None:
+            found["remaining_credits"] = usd(balance.available_micros)
+        found |= {name: value for name, value in (job.made or {}).items() if name != "seed"}
+    return found
+
+
+def described(output: Output) -> dict[str, Any]:
+    """A picture, without the way to it."""
+    return {
+        "content_type": output.content_type,
+        "file_name": output.file_name,
+        "file_size": output.bytes,
+        "width": output.width,
+        "height": output.height,
+    }
+
+
+def error(job: Job) -> str | None:
+    """Why there is no picture."""
+    return CANCELLED if job.state is State.CANCELLED else job.error
+
+
+def shown_name(card: ModelCard) -> str:
+    """The model's name for strangers: of a local path only its last part."""
+    path = PurePath(card.name)
+    return path.name if path.is_absolute() else card.name
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

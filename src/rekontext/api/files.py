@@ -1,0 +1,118 @@
+"""Files: uploads that edits may use, and the links that open uploads and results without a key."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from fastapi import APIRouter, Request, Response, Security
+from starlette.routing import Route
+
+from rekontext.api import openapi
+from rekontext.api.auth import Caller
+from rekontext.api.bodies import MalformedBody, read_body
+from rekontext.api.parameters import ParametersRefused, Problem, Upload, shown
+from rekontext.api.parts import Parts
+from rekontext.api.segmind import KEY
+from rekontext.jobs import Asset, asset_key, assets
+from rekontext.pictures import Photo, PictureRefused, sniff
+
+FILES_MAX: Final = 16
+_UNKNOWN_TYPE: Final = "application/octet-stream"
+_HEADERS: Final = {
+    # Whatever the bytes are, a browser takes them for nothing but a picture.
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "cross-origin-resource-policy": "cross-origin",
+    "cache-control": "private, max-age=3600, immutable",
+}
+
+
+def router(parts: Parts) -> APIRouter:
+    """`/upload-asset`."""
+    routes = APIRouter(tags=["files"], dependencies=[Security(KEY)])
+
+    @routes.post(
+        "/upload-asset",
+        summary="Upload pictures",
+        response_class=Response,
+        responses=openapi.UPLOADED,
+        openapi_extra=openapi.UPLOAD,
+    )
+    async def upload_asset(request: Request) -> dict[str, object]:
+        """Send pictures as data URIs or as files; use the URLs in the answer as `input_image` within their time."""
+        caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
+        photos = [await _read(source, parts) for source in await _sources(request, parts)]
+        origin = parts.origins.of(request)
+        urls = [await _keep(photo, name, caller, origin, parts) for photo, name in photos]
+        return {"file_urls": urls, "message": "Files uploaded successfully"}
+
+    return routes
+
+
+def link_route(parts: Parts) -> Route:
+    """`/files/...`: whoever has a link may open it."""
+
+    async def file(request: Request) -> Response:
+        key = request.path_params["key"]
+        query = request.query_params
+        data = await parts.links.open(key, expires=query.get("expires", ""), signature=query.get("signature", ""))
+        kind = sniff(data)
+        media_type = _UNKNOWN_TYPE if kind is None else f"image/{kind}"
+        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+        return Response(data, media_type=media_type, headers=_HEADERS | {"etag": etag})
+
+    return Route("/files/{key:path}", file)
+
+
+async def _sources(request: Request, parts: Parts) -> list[str | Upload]:
+    """The files of a request: a list of data URIs in JSON, or every file of a form."""
+    body = await read_body(request, parts.threads, bytes_max=parts.limits.body_bytes_max)
+    sources: list[str | Upload]
+    if isinstance(body, dict):
+        given = body.get("data_urls")
+        if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+            raise ParametersRefused([_problem(given, "is missing" if given is None else "is no list of texts")])
+        sources = list(given)
+    else:
+        sources = [value for _, value in body if isinstance(value, Upload)]
+    if not 1 <= len(sources) <= FILES_MAX:
+        raise MalformedBody(f"the request has {len(sources)} files; allowed: 1 to {FILES_MAX}")
+    return sources
+
+
+async def _read(source: str | Upload, parts: Parts) -> tuple[Photo, str]:
+    """A checked picture and its name."""
+    if isinstance(source, str) and not source[:5].lower() == "data:":
+        raise ParametersRefused([_problem(source, "has an entry that is no data URI")])
+    try:
+        photo = await parts.photos.read(source.data if isinstance(source, Upload) else source)
+    except PictureRefused as fault:
+        raise ParametersRefused([_problem(source, f"can't be used: {fault}", code=fault.code)]) from fault
+    name = source.name if isinstance(source, Upload) else ""
+    return photo, name or f"upload.{photo.format}"
+
+
+async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Parts) -> str:
+    """Store a picture and write it down; its link."""
+    asset_id = parts.ids()
+    asset = Asset(
+        id=asset_id,
+        account=caller.account,
+        object_key=asset_key(asset_id),
+        content_type=f"image/{photo.format}",
+        file_name=name[-255:],
+        bytes=len(photo.data),
+        created_at=parts.clock.now(),
+    )
+    await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
+    await parts.database.transact(lambda tx: assets.add(tx, asset))
+    return parts.links.url(origin, asset.object_key)
+
+
+def _problem(value: object, reason: str, *, code: str = "invalid_parameters") -> Problem:
+    allowed = f"1 to {FILES_MAX} data URIs of jpeg, png, gif or webp pictures"
+    return Problem(
+        parameter="data_urls", value=shown(value), reason=reason, says_allowed=True, code=code, allowed_text=allowed
+    )

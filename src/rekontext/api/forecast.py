@@ -1,0 +1,83 @@
+"""When a job will be done: what the fleet says of its own edits, and those that still wait in the database.
+
+Knows no HTTP. Everything here is an estimate of this process's fleet and takes microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from rekontext.api.workbench import Parameters, edit_request, stand_in
+from rekontext.contract import EngineFault, Estimate, Fleet
+from rekontext.database import AccountId, JobId
+from rekontext.jobs import EventHub, EventKind, Job, State
+
+_NEW: Final = JobId("")
+
+
+class Works(Protocol):
+    """What is asked of the dispatcher."""
+
+    @property
+    def edit_s(self) -> float: ...
+
+
+class Progresses(EventHub):
+    """The event hub, remembering how far each running job is."""
+
+    def __init__(self, *, epoch: str) -> None:
+        super().__init__(epoch=epoch)
+        self._progress: dict[JobId, Mapping[str, object]] = {}
+
+    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
+        """As `EventHub.publish`."""
+        if kind == "progress":
+            self._progress[job] = data
+        elif kind != "preview":
+            self._progress.pop(job, None)
+        super().publish(job, kind, data)
+
+    def progress(self, job: JobId) -> Mapping[str, object] | None:
+        """The last step of a job that runs here: step, steps, remaining_s."""
+        return self._progress.get(job)
+
+
+class Forecast:
+    """Asks the fleet, and adds what waits before it."""
+
+    def __init__(self, *, fleet: Fleet, works: Works, progresses: Progresses) -> None:
+        self._fleet = fleet
+        self._works = works
+        self._progresses = progresses
+
+    @property
+    def edit_s(self) -> float:
+        """What an edit took lately, in seconds of engine time."""
+        return self._works.edit_s
+
+    def progress(self, job: JobId) -> Mapping[str, object] | None:
+        """The last step of a job that runs here."""
+        return self._progresses.progress(job)
+
+    def of_new(self, parameters: Parameters, *, account: AccountId, ahead: int = 0) -> Estimate | None:
+        """Of an edit submitted now, with `ahead` others that wait in the database. None while the model is loading."""
+        if not self._fleet.is_ready:
+            return None
+        return self._ask(_NEW, parameters, account, ahead)
+
+    def of_job(self, job: Job, *, ahead: int | None) -> Estimate | None:
+        """Of an accepted job; None when it has ended or nothing can be said."""
+        if job.state.is_terminal or not self._fleet.is_ready:
+            return None
+        waiting = 0 if job.state is State.PROCESSING else ahead or 0
+        return self._ask(job.id, job.parameters, job.account, waiting)
+
+    def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
+        request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))
+        try:
+            own = self._fleet.estimate(request)
+        except EngineFault:  # it was closed in this very moment
+            return None
+        waiting_s = ahead * self._works.edit_s
+        return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

@@ -1,0 +1,70 @@
+"""Links that open one stored file for a while, without a key; and the way back from such a link to its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from rekontext.jobs.objects import Objects
+from rekontext.pictures import LinkRefused, LinkSigner, ObjectMissing, PictureRefused
+from rekontext.sources import Clock
+
+FOLDER: Final = "/files/"
+
+
+class FileGone(LookupError):
+    """A good link to a file whose time was over earlier."""
+
+    def __init__(self) -> None:
+        super().__init__("this file is gone: its time to be kept is over")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Makes links and follows them.
+
+    Attributes:
+        lifetime_s: how long a link opens, at most.
+    """
+
+    signer: LinkSigner
+    objects: Objects
+    clock: Clock
+    lifetime_s: float
+
+    def url(self, origin: str, key: str, *, until: datetime | None = None) -> str:
+        """The absolute URL of a stored file; it opens until `until`, or for `lifetime_s` if that is shorter."""
+        longest = self.clock.now() + timedelta(seconds=self.lifetime_s)
+        return f"{origin}{FOLDER}{self.signer.sign(key, until=min(until or longest, longest))}"
+
+    async def open(self, key: str, *, expires: str, signature: str) -> bytes:
+        """The file behind a link's parts.
+
+        Raises:
+            LinkRefused: forged or expired.
+            FileGone: nothing is there any more.
+        """
+        self.signer.verify(key, expires=expires, signature=signature, now=self.clock.now())
+        try:
+            return await self.objects.get(key)
+        except ObjectMissing as fault:
+            raise FileGone from fault
+
+    async def read_own(self, url: str, *, origin: str) -> bytes | None:
+        """The file behind a URL of ours, read without a request; None for anybody else's URL.
+
+        Raises:
+            PictureRefused: it is ours, but the link opens nothing.
+        """
+        prefix = f"{origin}{FOLDER}"
+        if not url.startswith(prefix):
+            return None
+        parts = urlsplit(url[len(prefix) :])
+        query = parse_qs(parts.query)
+        expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
+        try:
+            return await self.open(unquote(parts.path), expires=expires, signature=signature)
+        except (LinkRefused, FileGone) as fault:
+            raise PictureRefused(f"the link to a file of this server opens nothing: {fault}") from fault

@@ -1,0 +1,137 @@
+"""What operators watch, in Prometheus' words.
+
+Each process counts for itself; what is true for all of them comes from the database. Knows no users: nothing here
+names an account, a key or a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy import Connection, func, select
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rekontext.accounts import usd
+from rekontext.api.forecast import Progresses
+from rekontext.api.parts import Parts
+from rekontext.contract import EditRequest, EditResult, Preview
+from rekontext.database import JobId
+from rekontext.database.tables import balances
+from rekontext.jobs import EventKind, File, Job, Workbench, unfinished_by_state
+from rekontext.sources import Clock
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
+
+
+class Metrics:
+    """The figures of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self.requests = Counter("rekontext_http_requests", "Answers.", ["operation", "status"], registry=own)
+        self.request_seconds = Histogram(
+            "rekontext_http_request_seconds", "Until an answer began.", ["operation"], registry=own, buckets=_SECONDS
+        )
+        self.edits = Counter("rekontext_edits", "Jobs that ended here.", ["status"], registry=own)
+        self.steps = Counter("rekontext_steps", "Denoising steps done.", registry=own)
+        self.passes = Counter("rekontext_passes", "Steps that really ran the transformer.", registry=own)
+        self.edit_seconds = Histogram(
+            "rekontext_edit_seconds",
+            "Of completed edits: queue, inference, total.",
+            ["part"],
+            registry=own,
+            buckets=_SECONDS,
+        )
+        self.captured = Counter(
+            "rekontext_credits_captured_usd", "US dollars charged for edits that ended here.", registry=own
+        )
+        self.jobs = Gauge("rekontext_jobs", "Unfinished jobs of all processes.", ["state"], registry=own)
+        self.running = Gauge("rekontext_running", "Jobs in work here.", registry=own)
+        self.credits = Gauge("rekontext_credits_usd", "US dollars of all accounts.", ["book"], registry=own)
+        self.ready = Gauge("rekontext_ready", "1 when the model is loaded.", registry=own)
+
+    def answered(self, operation: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self.requests.labels(operation, str(status)).inc()
+        self.request_seconds.labels(operation).observe(seconds)
+
+    def finished(self, job: Job, result: EditResult, *, total_s: float) -> None:
+        """An edit was made and paid."""
+        self.passes.inc(result.passes)
+        self.captured.inc(usd(job.price_micros))
+        self.edit_seconds.labels("queue").observe(job.queue_s or 0.0)
+        self.edit_seconds.labels("inference").observe(result.inference_s)
+        self.edit_seconds.labels("total").observe(total_s)
+
+
+class MeasuredHub(Progresses):
+    """The event hub, counting steps and ends."""
+
+    def __init__(self, *, epoch: str, metrics: Metrics) -> None:
+        super().__init__(epoch=epoch)
+        self._metrics = metrics
+        self.made: dict[JobId, tuple[Job, EditResult, float]] = {}
+
+    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
+        """As `EventHub.publish`."""
+        if kind == "progress" and data["step"]:
+            self._metrics.steps.inc()
+        elif kind == "ended" and not self.has_ended(job):
+            self._metrics.edits.labels(str(data["status"]).lower()).inc()
+            made = self.made.pop(job, None)
+            if made is not None and data["status"] == "COMPLETED":
+                self._metrics.finished(made[0], made[1], total_s=made[2])
+        super().publish(job, kind, data)
+
+
+class MeasuredWorkbench:
+    """A `Workbench` that remembers what was made until it is known whether it was paid."""
+
+    def __init__(self, workbench: Workbench, *, hub: MeasuredHub, clock: Clock) -> None:
+        self._workbench = workbench
+        self._hub = hub
+        self._clock = clock
+
+    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+        """As `Workbench.unpack`."""
+        return await self._workbench.unpack(job, photo)
+
+    async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
+        """As `Workbench.pack`."""
+        files = await self._workbench.pack(job, result)
+        self._hub.made[job.id] = (job, result, (self._clock.now() - job.accepted_at).total_seconds())
+        return files
+
+    def preview(self, preview: Preview) -> Mapping[str, object]:
+        """As `Workbench.preview`."""
+        return self._workbench.preview(preview)
+
+
+def route(parts: Parts, metrics: Metrics) -> Route:
+    """`/metrics`: for this machine without a key, for others with the scope admin."""
+
+    async def scrape(request: Request) -> Response:
+        is_here = request.client is not None and request.client.host in _LOOPBACK
+        if not is_here or "x-forwarded-for" in request.headers:  # a proxy here speaks for others
+            await parts.caller(request, "admin")
+        await parts.database.read(lambda tx: _look(tx, metrics))
+        metrics.running.set(parts.dispatcher.running)
+        metrics.ready.set(parts.fleet.is_ready)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Route("/metrics", scrape)
+
+
+def _look(tx: Connection, metrics: Metrics) -> None:
+    for state, count in unfinished_by_state(tx).items():
+        metrics.jobs.labels(state.value.lower()).set(count)
+    books = [column for column in balances.c if column.name.endswith("_micros")]
+    row = tx.execute(select(*(func.coalesce(func.sum(column), 0).label(column.name) for column in books))).one()
+    for name, micros in row._mapping.items():
+        metrics.credits.labels(name.removesuffix("_micros")).set(usd(int(micros)))

@@ -1,0 +1,74 @@
+"""What the surfaces are made of: the parts that the composition root puts together and every router takes from."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from rekontext.accounts import Scope
+from rekontext.api.auth import Caller, Keys, caller_of
+from rekontext.api.documents import Documents
+from rekontext.api.edits import Edits
+from rekontext.api.forecast import Forecast
+from rekontext.api.links import Links
+from rekontext.api.orders import OrderReader
+from rekontext.api.origins import Origins
+from rekontext.contract import Fleet
+from rekontext.database import Database
+from rekontext.jobs import Deliverer, Desk, Dispatcher, Objects
+from rekontext.pictures import CodecThreads, PhotoReader
+from rekontext.sources import Clock, Ids, Randomness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds that several surfaces say or keep.
+
+    Attributes:
+        body_bytes_max: of one request.
+        queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
+    """
+
+    body_bytes_max: int
+    queued_max: int
+    in_flight_max: int
+    running_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything that answers are made from. Lives as long as the app.
+
+    Attributes:
+        fleet: asked only what model it serves and whether it is ready.
+        pepper: under which keys are hashed.
+        closing: set when the server goes down: answers that could go on for long end then.
+    """
+
+    database: Database
+    desk: Desk
+    dispatcher: Dispatcher
+    deliverer: Deliverer
+    objects: Objects
+    fleet: Fleet
+    forecast: Forecast
+    edits: Edits
+    keys: Keys
+    orders: OrderReader
+    photos: PhotoReader
+    threads: CodecThreads
+    links: Links
+    origins: Origins
+    documents: Documents
+    clock: Clock
+    ids: Ids
+    randomness: Randomness
+    pepper: bytes
+    limits: Limits
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def caller(self, request: Request, scope: Scope | None) -> Caller:
+        """As `auth.caller_of`."""
+        return await caller_of(request, self.keys, scope)

@@ -1,0 +1,140 @@
+"""What can be asked of a job: status, result, cancel, events.
+
+Plain Starlette routes: clients poll these, so they do as little as there is to do, and nothing here is rate limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from rekontext.accounts import ledger
+from rekontext.api import answers, sse
+from rekontext.api.auth import Caller
+from rekontext.api.documents import forecast
+from rekontext.api.parameters import ParametersRefused, Problem
+from rekontext.api.parts import Parts
+from rekontext.contract import STEPS_MAX
+from rekontext.database import JobId
+from rekontext.jobs import Event, Job, State, queries
+
+_STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class RequestRoutes:
+    """The handlers, sharing their parts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def routes(self) -> list[Route]:
+        """To be put into the app's own."""
+        return [
+            Route("/v2/requests/{id}/status", self.status),
+            Route("/v2/requests/{id}", self.result),
+            Route("/v1/requests/{id}", self.result),
+            Route("/v2/requests/{id}/cancel", self.cancel, methods=["POST"]),
+            Route("/v2/requests/{id}/events", self.events),
+        ]
+
+    async def status(self, request: Request) -> Response:
+        """Where the job stands."""
+        caller = await self._parts.caller(request, "read")
+        document = await self._status(request, caller)
+        is_bad = document["status"] in (State.FAILED, State.CANCELLED)
+        eta = document["eta_seconds"]
+        headers = (
+            {} if eta is None else {"x-eta-seconds": str(eta), "x-queue-position": str(document["queue_position"])}
+        )
+        return answers.json_answer(document, status=422 if is_bad else 200, headers=headers)
+
+    async def result(self, request: Request) -> Response:
+        """What came of the job, or where it stands."""
+        caller = await self._parts.caller(request, "read")
+        job, document = await self._result(request, caller)
+        if document is None:
+            return answers.json_answer(await self._status(request, caller), status=202)
+        return answers.json_answer(document, status=200 if job.state is State.COMPLETED else 422)
+
+    async def cancel(self, request: Request) -> Response:
+        """Stop the job; from now on it is free."""
+        caller = await self._parts.caller(request, "edit")
+        job = await self._parts.desk.cancel(_job(request), account=caller.account)
+        is_cancelled = job.state is State.CANCELLED or job.cancel_requested_at is not None
+        document = self._parts.documents.status(job, self._parts.origins.of(request), estimate=None, progress=None)
+        return answers.json_answer(document | {"cancelled": is_cancelled})
+
+    async def events(self, request: Request) -> Response:
+        """The job's events as they happen."""
+        parts = self._parts
+        caller = await parts.caller(request, "read")
+        job = _job(request)
+        await parts.desk.job(job, account=caller.account)  # an unknown job is a 404, not a stream that breaks off
+        every = _previews(request.query_params.get("previews"))
+        coming = parts.desk.listen(job, account=caller.account, after=request.headers.get("last-event-id"))
+        frames = sse.stream(self._frames(request, caller, coming, every), closing=parts.closing)
+        return StreamingResponse(frames, media_type="text/event-stream", headers=_STREAM_HEADERS)
+
+    async def _frames(
+        self, request: Request, caller: Caller, coming: AsyncIterator[Event], every: int
+    ) -> AsyncGenerator[bytes, None]:
+        parts = self._parts
+        about: dict[str, object] = {"request_id": _job(request)}
+        async for event in coming:
+            match event.kind:
+                case "queued":
+                    standing = await parts.desk.standing(_job(request), account=caller.account)
+                    place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
+                    yield sse.frame("queued", about | {"status": "QUEUED"} | place, event.id)
+                case "processing":
+                    yield sse.frame("processing", about | {"status": "PROCESSING"} | dict(event.data), event.id)
+                case "progress":
+                    yield sse.frame("progress", about | sse.progress(event), event.id)
+                case "preview":
+                    if every and sse.step(event) % every == 0:
+                        picture = await parts.threads.run(sse.preview, event)
+                        yield sse.frame("preview", about | picture, event.id)
+                case "ended":
+                    _, document = await self._result(request, caller)
+                    yield sse.frame("done", document or about, event.id)
+
+    async def _status(self, request: Request, caller: Caller) -> dict[str, object]:
+        parts = self._parts
+        standing = await parts.desk.standing(_job(request), account=caller.account)
+        return parts.documents.status(
+            standing.job,
+            parts.origins.of(request),
+            estimate=parts.forecast.of_job(standing.job, ahead=standing.ahead),
+            progress=parts.forecast.progress(standing.job.id),
+        )
+
+    async def _result(self, request: Request, caller: Caller) -> tuple[Job, dict[str, object] | None]:
+        """The job, and its result if it has ended."""
+
+        def look(tx: Connection) -> tuple[Job, dict[str, object] | None]:
+            job = queries.get(tx, _job(request), account=caller.account)
+            if not job.state.is_terminal:
+                return job, None
+            balance = ledger.balance(tx, caller.account) if job.state is State.COMPLETED else None
+            return job, self._parts.documents.result(job, self._parts.origins.of(request), balance=balance)
+
+        return await self._parts.database.read(look)
+
+
+def _job(request: Request) -> JobId:
+    return JobId(request.path_params["id"])
+
+
+def _previews(text: str | None) -> int:
+    """Every how many steps a preview is wanted; 0 for never."""
+    if text is None:
+        return 1
+    every = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else -1
+    if not 0 <= every <= STEPS_MAX:
+        raise ParametersRefused([Problem(parameter="previews", value=text[:20], reason=f'is "{text[:20]}"')])
+    return every

@@ -1,0 +1,126 @@
+"""Jobs as rows of a history, for the SDK's calls and for the console. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from math import ceil
+from typing import Any, Final
+
+from rekontext.accounts import usd
+from rekontext.api.documents import Documents, error, metrics
+from rekontext.jobs import Job, Page, State
+
+_OURS: Final = ("origin", "input_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Makes rows for one origin."""
+
+    documents: Documents
+    origin: str
+
+    def segmind(self, job: Job) -> dict[str, object]:
+        """A row with the field names of the vendor's SDK."""
+        is_pending = not job.state.is_terminal
+        return {
+            "request_id": job.id,
+            "model_name": job.model,
+            "model_status": "PENDING" if is_pending else job.state.value,
+            "status": job.state.value,
+            "credits_deduction": _cost(job),
+            "latency_ms": _ms(job.total_s),
+            "prompt": job.parameters.get("prompt"),
+            "parameters": sent(job),
+            "request_body": sent(job),
+            "generation_url": self.output(job),
+            "created_at": moment(job.accepted_at),
+            "model_created": moment(job.accepted_at),
+            "finished_at": moment(job.finished_at),
+            "error": error(job),
+        }
+
+    def console(self, job: Job) -> dict[str, object]:
+        """A row of the console."""
+        return {
+            "request_id": job.id,
+            "model": job.model,
+            "status": job.state.value,
+            "prompt": job.parameters.get("prompt"),
+            "seed": (job.made or job.parameters).get("seed"),
+            "steps": job.parameters.get("num_inference_steps"),
+            "aspect_ratio": job.parameters.get("aspect_ratio"),
+            "cost": _cost(job),
+            "queue_ms": _ms(job.queue_s),
+            "latency_ms": _ms(job.total_s),
+            "inference_ms": _ms(job.inference_s),
+            "output": self.output(job),
+            "created_at": moment(job.accepted_at),
+            "started_at": moment(job.started_at),
+            "finished_at": moment(job.finished_at),
+            "error": error(job),
+        }
+
+    def whole(self, job: Job) -> dict[str, object]:
+        """All that there is to know of one job."""
+        outputs = job.outputs if job.files_until is not None else None
+        return self.console(job) | {
+            "parameters": sent(job),
+            "images": [self.documents.image(job, output, self.origin) for output in outputs or ()],
+            "timings": dict(job.timings or {}),
+            "metrics": metrics(job),
+            "attempt": job.attempt,
+            "error_code": job.error_code,
+        }
+
+    def output(self, job: Job) -> str | None:
+        """A link to the first picture, while it is kept."""
+        if not job.outputs or job.files_until is None:
+            return None
+        return self.documents.links.url(self.origin, job.outputs[0].key, until=job.files_until)
+
+
+def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -> dict[str, object]:
+    """A page of rows with what it takes to ask for the others."""
+    return {
+        "data": [row(job) for job in found.jobs],
+        "page": number,
+        "per_page": size,
+        "total": found.total,
+        "total_pages": ceil(found.total / size),
+    }
+
+
+def sent(job: Job) -> dict[str, Any]:
+    """A job's parameters as its owner knows them."""
+    return {name: value for name, value in job.parameters.items() if name not in _OURS}
+
+
+def moment(when: datetime | None) -> str | None:
+    """ISO 8601 in UTC, to the millisecond."""
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def day_start(day: date) -> datetime:
+    """The first moment of a day in UTC."""
+    return datetime.combine(day, time(), tzinfo=UTC)
+
+
+def day_end(day: date) -> datetime:
+    """The first moment after a day in UTC."""
+    return day_start(day) + timedelta(days=1)
+
+
+def states_named(word: str) -> Sequence[State]:
+    """The states that a filter's word stands for; PENDING are the unfinished ones."""
+    return (State.QUEUED, State.PROCESSING) if word == "PENDING" else (State(word),)
+
+
+def _cost(job: Job) -> float:
+    return usd(job.price_micros) if job.state is State.COMPLETED else 0.0
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

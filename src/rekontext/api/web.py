@@ -1,0 +1,43 @@
+"""The playground at `/` and the console at `/console`: the files of `rekontext.web`, under its policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from rekontext import web
+
+HEADERS: Final = {
+    "content-security-policy": web.CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",  # asked again each time, answered 304 by the file's own ETag
+}
+
+
+class _Files(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(HEADERS)
+        return response
+
+
+def mount(app: Starlette) -> None:
+    """Serve the pages at their paths and what they need below `web.STATIC_PATH`."""
+    app.router.routes += [_page("/", web.PLAYGROUND), _page("/console", web.CONSOLE)]
+    app.mount(web.STATIC_PATH, _Files(directory=web.STATIC), name="web")
+
+
+def _page(path: str, file: Path) -> Route:
+    async def page(_: Request) -> Response:
+        return FileResponse(file, headers=HEADERS, media_type="text/html")
+
+    return Route(path, page)

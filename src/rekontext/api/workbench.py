@@ -1,0 +1,123 @@
+"""An order as a job's parameters, those as what the fleet runs, and what it made as a file. See jobs/workbench.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from PIL import Image
+
+from rekontext.contract import EditRefused, EditRequest, EditResult, Preview
+from rekontext.database import AccountId, JobId
+from rekontext.jobs import File, Job
+from rekontext.pictures import (
+    MEDIA_TYPES,
+    CodecThreads,
+    PictureLimits,
+    PictureRefused,
+    decode,
+    encode,
+    inspect,
+)
+
+if TYPE_CHECKING:
+    from rekontext.api.edits import EditOrder
+
+_SHOWN_URL_CHARACTERS: Final = 500
+_STAND_IN_SIDE: Final = 64
+
+Parameters = Mapping[str, Any]
+"""A job's parameters, as `parameters_of` made them: JSON values from our own database."""
+
+
+def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
+    """All of an order but its picture, under the names of the wire."""
+    photo = order.photo
+    return {
+        "prompt": order.prompt,
+        "input_image": _shown_source(order),
+        "seed": order.seed,
+        "num_inference_steps": order.steps,
+        "guidance": order.guidance,
+        "aspect_ratio": order.aspect_ratio,
+        "output_format": order.output_format,
+        "output_quality": order.output_quality,
+        "disable_safety_checker": not order.has_safety_checker,
+        "acceleration": order.acceleration,
+        "priority": order.priority,
+        "deadline_s": order.deadline_s,
+        "previews": order.preview_every or 0,
+        # Not the caller's words: what we need to know later.
+        "input_size": [photo.width, photo.height],
+        "origin": origin,
+    }
+
+
+def edit_request(parameters: Parameters, *, job: JobId, account: AccountId, photo: Image.Image | None) -> EditRequest:
+    """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted."""
+    return EditRequest(
+        id=job,
+        photo=photo,
+        prompt=parameters["prompt"],
+        seed=parameters["seed"],
+        steps=parameters["num_inference_steps"],
+        guidance=parameters["guidance"],
+        aspect_ratio=parameters["aspect_ratio"],
+        acceleration=parameters["acceleration"],
+        preview_every=parameters["previews"] or None,
+        account=account,
+        priority=parameters["priority"],
+    )
+
+
+def stand_in(parameters: Parameters) -> Image.Image:
+    """A blank picture of the input's shape: all that it takes to know how long an edit will take."""
+    width, height = parameters["input_size"]
+    scale = _STAND_IN_SIDE / max(width, height)
+    return Image.new("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
+
+
+class EditWorkbench:
+    """A `rekontext.jobs.Workbench` that decodes and encodes in threads."""
+
+    def __init__(self, *, limits: PictureLimits, threads: CodecThreads) -> None:
+        self._limits = limits
+        self._threads = threads
+
+    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+        """As `Workbench.unpack`."""
+        assert photo is not None, f"job {job.id} was accepted without a picture"
+        picture = await self._threads.run(self._decode, photo)
+        return edit_request(job.parameters, job=job.id, account=job.account, photo=picture)
+
+    async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
+        """As `Workbench.pack`."""
+        parameters: Parameters = job.parameters
+        output_format = parameters["output_format"]
+        data = await self._threads.run(encode, result.picture, output_format, parameters["output_quality"])
+        return [
+            File(
+                name=f"{job.id}.{output_format}",
+                data=data,
+                content_type=MEDIA_TYPES[output_format],
+                width=result.picture.width,
+                height=result.picture.height,
+            )
+        ]
+
+    def preview(self, preview: Preview) -> Mapping[str, object]:
+        """As `Workbench.preview`, but the picture stays one: it is encoded if and when somebody listens."""
+        return {"step": preview.step, "steps": preview.steps, "picture": preview.picture}
+
+    def _decode(self, data: bytes) -> Image.Image:
+        try:
+            return decode(inspect(data, self._limits))
+        except PictureRefused as fault:
+            raise EditRefused(f"input_image can't be used: {fault}") from fault
+
+
+def _shown_source(order: EditOrder) -> str:
+    """Where the picture came from, for its owner's history. Without the query, which may be a signature."""
+    if order.photo_url is not None:
+        return order.photo_url.partition("?")[0][:_SHOWN_URL_CHARACTERS]
+    return f"({order.photo.format}, {order.photo.width}x{order.photo.height}, {len(order.photo.data)} bytes)"
