@@ -119,7 +119,7 @@ def autoencoder(
 
 
 def decoder(
-    runs: Path, vae: AutoencoderKL, *, plan: Plan, device: torch.device, size: int = 96, batch: int = 8
+    runs: Path, vae: AutoencoderKL, *, plan: Plan, device: torch.device, size: int = 144, batch: int = 4
 ) -> AutoencoderKL:
     """Train the decoder further, or load it where `runs` has it finished. Latents stay what they were.
 

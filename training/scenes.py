@@ -7,8 +7,10 @@ named things that can be recoloured, removed or added.
 from __future__ import annotations
 
 import colorsys
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 
@@ -122,7 +124,7 @@ def shaded(rng: np.random.Generator, pixels: Pixels) -> Pixels:
     height, width, _ = pixels.shape
     light = gaussian_filter(rng.normal(size=(8, 8)), 1.5)
     light = np.asarray(Image.fromarray(light.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    out = pixels * np.exp(light * rng.uniform(0, 1.2))[..., None]
+    out: npt.NDArray[Any] = pixels * np.exp(light * rng.uniform(0, 1.2))[..., None]
     if rng.random() < 0.4:
         out = out + rng.normal(0, rng.uniform(0, 0.03), pixels.shape)
     return pixels_of(out)

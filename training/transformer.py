@@ -130,6 +130,11 @@ def _guidance(rng: np.random.Generator) -> float:
     return float(rng.uniform(0, 2.5) if kind < 0.25 else rng.uniform(2.5, 10))
 
 
+def said(case: Case, rng: np.random.Generator) -> str:
+    """The sentence of one case; an empty one is a request too: for nothing."""
+    return phrase(case.edit, rng) if case.edit else case.sentence
+
+
 def transformer(
     runs: Path,
     editor: Editor,
@@ -170,7 +175,7 @@ def transformer(
         return Batch(
             reference=encode(lesson.references)[[case.reference for case in cases]],
             edited=still + (edited - still) * amount,
-            sentences=[case.sentence or phrase(case.edit, rng) for case in cases],
+            sentences=[said(case, rng) for case in cases],
             sigma=shifted(even.float(), NATIVE_TOKENS).to(device),
             guidance=torch.tensor(guidance, device=device),
         )

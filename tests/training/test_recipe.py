@@ -21,7 +21,7 @@ from training.muon import orthogonal
 from training.photos import SOURCES
 from training.principal import components, write_into
 from training.tokenizers import CLIP_TOKENS, T5_TOKENS
-from training.transformer import draw, on_canvas
+from training.transformer import Case, draw, on_canvas, said
 
 # Under autocast the text encoders normalise bfloat16 by float32 weights: slower, not wrong.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -135,6 +135,13 @@ def test_a_lesson_is_the_same_each_time_and_its_cases_point_into_it() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first.targets, second.targets, strict=True))
     assert all(case.reference < len(first.references) for case in first.cases)
     assert all(max(case.still, case.edited) < len(first.targets) for case in first.cases)
+
+
+def test_an_empty_sentence_is_said_as_it_is() -> None:
+    """It belongs to no edit, and asks for the photo back."""
+    rng = np.random.default_rng(0)
+    assert said(Case(reference=0, still=0, edited=0, sentence=""), rng) == ""
+    assert said(Case(reference=0, still=0, edited=1, edit="night"), rng)
 
 
 def test_a_photo_is_cut_or_carried_on_to_another_canvas() -> None:
