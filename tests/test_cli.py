@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,7 +71,7 @@ def test_help_and_version(run: Run) -> None:
     """Both answer on standard output and succeed."""
     helped = run(["--help"])
     assert (helped.code, helped.err) == (0, "")
-    assert all(command in helped.out for command in ("edit", "serve", "doctor"))
+    assert all(command in helped.out for command in ("edit", "serve", "doctor", "accounts", "keys", "credits"))
     assert run(["--version"]).out.startswith("rekontext ")
     assert "--aspect-ratio" in run(["edit", "--help"]).out
 
@@ -202,10 +203,10 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
     import httpx2
 
     said = _read_until(served, "edited.png")
-    key = Path("kept/api-key").read_text().strip()
-    assert f"shown this once: {key}\n" in said
-    assert "$(cat kept/api-key)" in said
-    url = said.split("Rekontext on ")[1].split(",")[0]
+    key = said.split("shown this once: ")[1].split()[0]
+    assert "shown this once" in said.replace(key, "")
+    url = said.split("Rekontext on ")[1].split(": playground")[0]
+    assert key.encode() not in b"".join(path.read_bytes() for path in Path("kept").iterdir() if path.is_file())
     with httpx2.Client(base_url=url, headers={"x-api-key": key}) as client:
         assert client.get("/readyz").status_code == 200
         answer = client.post(
@@ -213,9 +214,49 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
             data={"prompt": "make it night", "num_inference_steps": "4"},
             files={"input_image": Path("photo.jpg").read_bytes()},
         )
+        pages = [client.get(path).status_code for path in ("/", "/console", "/docs")]
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert (answer.headers["x-cost"], answer.headers["x-remaining-credits"]) == ("0.04", "9.96")
+    assert pages == [200, 200, 200]
     served.send_signal(signal.SIGINT)
     assert served.wait(timeout=30) == 0
+
+
+def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
+    """Each answer is one JSON document, and the first has the key of the new account."""
+    opened = json.loads(run(["accounts", "create", "alice", "--credits", "10", "--json"]).out)
+    assert opened["api_key"].startswith("rk_")
+    assert (opened["name"], opened["credits"]) == ("alice", 10)
+    made = json.loads(run(["keys", "create", "alice", "--scope", "read", "--sync-response", "json", "--json"]).out)
+    assert (made["scopes"], made["sync_response"], made["account_id"]) == (["read"], "json", opened["id"])
+    listed = json.loads(run(["keys", "list", opened["id"], "--json"]).out)["keys"]
+    assert [each["id"] for each in listed] == [opened["key_id"], made["id"]]
+    assert not any("api_key" in each for each in listed)
+    assert json.loads(run(["keys", "revoke", made["id"], "--json"]).out)["revoked_at"] is not None
+    assert json.loads(run(["credits", "add", "alice", "2.5", "--kind", "payment", "--json"]).out)["credits"] == 2.5
+    run(["credits", "add", "alice", "-0.5", "--kind", "correction"])
+    assert json.loads(run(["credits", "show", "alice", "--json"]).out)["available"] == 12
+    [account] = json.loads(run(["accounts", "list", "--json"]).out)["accounts"]
+    assert (account["id"], account["available"]) == (opened["id"], 12)
+    assert opened["id"] in run(["accounts", "list"]).out
+    assert "$12.00 can be spent" in run(["credits", "show", "alice"]).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["credits", "show", "nobody"], "there is no account 'nobody'"),
+        (["keys", "revoke", "key_0"], "there is no API key 'key_0'"),
+        (["accounts", "create", "alice", "--credits", "ten"], "'ten' is not an amount"),
+        (["accounts", "create", "  "], "1 to 200 characters"),
+        (["keys", "create", "alice", "--sync-response", "xml"], "--sync-response"),
+    ],
+)
+def test_an_operator_s_mistake_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:
+    """And the line says what is wrong."""
+    outcome = run(arguments)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert says in outcome.err
 
 
 def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:

@@ -225,7 +225,11 @@ def assemble(
 
     async def work() -> None:
         """Load the model while the server already answers, then run jobs. Those that came early go on then."""
-        await fleet.start()
+        try:
+            await fleet.start()
+        except Exception as fault:
+            on_broken(fault)
+            return
         on_ready(fleet.card)
         await dispatcher.run()
 

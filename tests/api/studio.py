@@ -197,7 +197,7 @@ class Studio:
             "fetch_timeout_s": 5,
             "fetch_redirects_max": 2,
         }
-        self.options = Settings(_env_file=None, data_dir=data_dir, **defaults | self.settings)
+        self.options = Settings(_env_file=None, data_dir=data_dir, **defaults | self.settings)  # type: ignore[call-arg]
         self.broken: list[Exception] = []
         self.service: Service = assemble(
             self.options,

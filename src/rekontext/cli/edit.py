@@ -73,6 +73,7 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
                 guidance=parameters.guidance,
                 seed=seed,
                 aspect_ratio=parameters.aspect_ratio,
+                acceleration=parameters.acceleration,
                 on_step=on_step,
             )
         except contract.EditRefused as fault:

@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rekontext import __version__
+from rekontext.cli import operate
 from rekontext.cli.failure import CommandFailed
 from rekontext.contract import GUIDANCE_DEFAULT, STEPS_DEFAULT
 
@@ -28,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(operate.accounts, name="accounts")
+app.add_typer(operate.keys, name="keys")
+app.add_typer(operate.credits, name="credits")
 
 Model = Annotated[
     str | None,
@@ -73,6 +77,9 @@ def edit(
     steps: Annotated[int, typer.Option(help="4 to 50; more take longer and add detail.")] = STEPS_DEFAULT,
     guidance: Annotated[float, typer.Option(help="0 to 10; how closely to follow the prompt.")] = GUIDANCE_DEFAULT,
     aspect_ratio: Annotated[str, typer.Option(help="Shape of the answer, such as 16:9.")] = "match_input_image",
+    acceleration: Annotated[
+        str, typer.Option(help="none (exact), regular or high: leave transformer passes out.")
+    ] = "none",
     output_format: Annotated[
         str | None, typer.Option(help="png, jpg or webp.", show_default="from the name of OUT")
     ] = None,
@@ -91,6 +98,7 @@ def edit(
             "num_inference_steps": steps,
             "guidance": guidance,
             "aspect_ratio": aspect_ratio,
+            "acceleration": acceleration,
             "output_format": output_format,
             "output_quality": output_quality,
         },

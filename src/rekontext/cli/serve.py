@@ -46,9 +46,13 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
-    configure(level=settings.log_level, log_format=settings.log_format)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
+    loaded: list[ModelCard] = []
+
+    def ready(card: ModelCard) -> None:
+        loaded.append(card)
+        console.print(_ready(card, url))
 
     def stop(fault: Exception) -> None:
         broken.append(fault)
@@ -56,8 +60,9 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 
     # The address before the key: a start that fails must not make a key that nobody gets to see.
     with _listen(settings) as listener:
+        configure(level=settings.log_level, log_format=settings.log_format)
         url = settings.external_url or _url(listener)
-        service = _assemble(settings, console, url, stop)
+        service = _assemble(settings, ready, stop)
         server = _Server(
             uvicorn.Config(
                 service.app,
@@ -73,10 +78,11 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         with contextlib.suppress(KeyboardInterrupt):  # how a served Ctrl-C ends: as asked
             server.run(sockets=[listener])
     if broken:
-        raise CommandFailed(_why(broken[0], settings.model), exit_code=1) from broken[0]
+        why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)
+        raise CommandFailed(why, exit_code=1) from broken[0]
 
 
-def _assemble(settings: Settings, console: Console, url: str, stop: Callable[[Exception], None]) -> Service:
+def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Callable[[Exception], None]) -> Service:
     fleet = LocalFleet(
         model=settings.model,
         device=settings.device,
@@ -86,9 +92,7 @@ def _assemble(settings: Settings, console: Console, url: str, stop: Callable[[Ex
         batch=settings.batch,
     )
     try:
-        return assemble(
-            settings, fleet=fleet, on_ready=lambda card: console.print(_ready(card, url)), on_broken=stop
-        )
+        return assemble(settings, fleet=fleet, on_ready=ready, on_broken=stop)
     except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
 

@@ -1,0 +1,232 @@
+"""`rekontext accounts|keys|credits`: what operators do, on the database that the settings name.
+
+The server may run meanwhile. Each command is one transaction, with its record in the audit log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection
+
+from rekontext.accounts import (
+    Account,
+    AccountRefused,
+    Acts,
+    ApiKey,
+    Balance,
+    KeyPolicy,
+    format_usd,
+    keys,
+    ledger,
+    parse_usd,
+    registry,
+    usd,
+)
+from rekontext.accounts.ledger import Source
+from rekontext.api.rows import moment
+from rekontext.assembly import open_database, pepper_of, secret_of
+from rekontext.cli.failure import CommandFailed
+from rekontext.database import DatabaseUnavailable, KeyId
+from rekontext.secret import SecretError
+from rekontext.settings import SettingsError, load_settings
+from rekontext.sources import SystemClock, random_bytes, random_id
+
+ACTOR: Final = "cli"
+_ONCE: Final = "It is shown this once and kept as a hash only."
+T = TypeVar("T")
+
+
+def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir: Path | None, as_json: bool) -> None:
+    """Open an account with its first key."""
+    micros = _amount(credits_usd)
+    policy = _policy(sync_response=sync_response)
+    account, key = _transact(
+        data_dir, lambda tx, acts: acts.create_account(tx, name, credits_micros=micros, policy=policy)
+    )
+    _say(
+        as_json,
+        _account(account) | {"credits": usd(micros), "key_id": key.key.id, "api_key": key.secret},
+        f'Account "{account.name}" ({account.id}) with {format_usd(micros)}.\nIts API key: {key.secret}\n{_ONCE}',
+    )
+
+
+def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
+    """Every account with what it has."""
+
+    def look(tx: Connection, _: Acts) -> list[tuple[Account, Balance]]:
+        return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
+
+    found = _transact(data_dir, look)
+    rows = [_account(account) | _balance(balance) for account, balance in found]
+    _say_table(as_json, "accounts", rows, ("id", "name", "available", "held", "created_at"))
+
+
+def create_key(
+    account: str,
+    *,
+    name: str,
+    scopes: Sequence[str],
+    sync_response: str,
+    requests_per_minute: int | None,
+    models: Sequence[str],
+    expires_in_days: float | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a key for an account."""
+    policy = _policy(
+        name=name,
+        scopes=frozenset(scopes),
+        sync_response=sync_response,
+        requests_per_minute=requests_per_minute,
+        models=frozenset(models) or None,
+        expires_at=None if expires_in_days is None else SystemClock().now() + timedelta(days=expires_in_days),
+    )
+    made = _transact(data_dir, lambda tx, acts: acts.create_key(tx, registry.find(tx, account).id, policy))
+    _say(as_json, _key(made.key) | {"api_key": made.secret}, f"API key: {made.secret}\n{_ONCE}")
+
+
+def list_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
+    """An account's keys, without the keys themselves."""
+    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id))
+    rows = [_key(each) for each in found]
+    _say_table(as_json, "keys", rows, ("id", "name", "hint", "scopes", "sync_response", "expires_at", "revoked_at"))
+
+
+def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
+    """Close a key for good."""
+    revoked = _transact(data_dir, lambda tx, acts: acts.revoke_key(tx, KeyId(key)))
+    _say(as_json, _key(revoked), f"{revoked.id} ({revoked.hint}…) opens nothing any more.")
+
+
+def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir: Path | None, as_json: bool) -> None:
+    """Put credits on an account."""
+    micros = _amount(amount)
+    balance = _transact(
+        data_dir,
+        lambda tx, acts: acts.add_credits(tx, registry.find(tx, account).id, micros, source=kind, note=note),
+    )
+    _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent now.")
+
+
+def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
+    """What an account has."""
+    balance = _transact(data_dir, lambda tx, _: ledger.balance(tx, registry.find(tx, account).id))
+    held = f", {format_usd(balance.held_micros)} more are held for unfinished edits" if balance.held_micros else ""
+    _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent{held}.")
+
+
+def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T]) -> T:
+    """Run one act on the database of the settings.
+
+    Raises:
+        CommandFailed: the settings or the database can't be used, or the act is refused.
+    """
+    try:
+        settings = load_settings(data_dir=data_dir)
+        acts = Acts(
+            actor=ACTOR,
+            ids=random_id,
+            randomness=random_bytes,
+            pepper=pepper_of(secret_of(settings)),
+            now=SystemClock().now,
+        )
+        database = open_database(settings)
+    except (SettingsError, SecretError, DatabaseUnavailable, OSError) as fault:
+        raise CommandFailed(str(fault)) from fault
+    try:
+        return database.transact_sync(lambda tx: work(tx, acts))
+    except (AccountRefused, ValueError) as fault:
+        raise CommandFailed(str(fault)) from fault
+    except DatabaseUnavailable as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
+    finally:
+        database.close()
+
+
+def _policy(**values: Any) -> KeyPolicy:
+    try:
+        return KeyPolicy(**values)
+    except ValueError as fault:
+        raise CommandFailed(str(fault)) from fault
+
+
+def _amount(text: str) -> int:
+    try:
+        return parse_usd(text)
+    except ValueError as fault:
+        raise CommandFailed(str(fault)) from fault
+
+
+def _account(account: Account) -> dict[str, object]:
+    cap = account.monthly_cap_micros
+    return {
+        "id": account.id,
+        "name": account.name,
+        "created_at": moment(account.created_at),
+        "monthly_cap": None if cap is None else usd(cap),
+        "in_flight_max": account.in_flight_max,
+    }
+
+
+def _balance(balance: Balance) -> dict[str, object]:
+    return {
+        "available": usd(balance.available_micros),
+        "credits": usd(balance.paid_micros),
+        "free_credits": usd(balance.free_micros),
+        "held": usd(balance.held_micros),
+    }
+
+
+def _key(key: ApiKey) -> dict[str, object]:
+    policy = key.policy
+    return {
+        "id": key.id,
+        "account_id": key.account,
+        "name": policy.name,
+        "hint": key.hint,
+        "scopes": sorted(policy.scopes),
+        "sync_response": policy.sync_response,
+        "requests_per_minute": policy.requests_per_minute,
+        "models": None if policy.models is None else sorted(policy.models),
+        "created_at": moment(key.created_at),
+        "expires_at": moment(policy.expires_at),
+        "revoked_at": moment(key.revoked_at),
+    }
+
+
+def _say(as_json: bool, document: Mapping[str, object], sentence: str) -> None:
+    typer.echo(json.dumps(document) if as_json else sentence)
+
+
+def _say_table(as_json: bool, name: str, rows: Sequence[Mapping[str, object]], shown: Sequence[str]) -> None:
+    if as_json:
+        typer.echo(json.dumps({name: list(rows)}))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in shown:
+        table.add_column(
+            column.replace("_", " "), overflow="fold", no_wrap=column == "id", min_width=_widest(column, rows)
+        )
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in shown))
+    Console(highlight=False).print(table)
+
+
+def _widest(column: str, rows: Sequence[Mapping[str, object]]) -> int | None:
+    """Ids are copied from the table, so they stay whole in a narrow window."""
+    return max((len(str(row[column])) for row in rows), default=None) if column == "id" else None
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "" if value is None else str(value)

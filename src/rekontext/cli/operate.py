@@ -1,0 +1,143 @@
+"""The options of `rekontext accounts|keys|credits`. Their work is in accounts.py, imported when a command runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+accounts = typer.Typer(help="Accounts: who pays.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of an account.", no_args_is_help=True)
+credits = typer.Typer(help="What an account may spend, in US dollars.", no_args_is_help=True)
+
+
+class Scope(StrEnum):
+    edit = "edit"
+    read = "read"
+    admin = "admin"
+
+
+class SyncResponse(StrEnum):
+    image = "image"
+    json = "json"
+
+
+class Kind(StrEnum):
+    payment = "payment"
+    grant = "grant"
+    correction = "correction"
+
+
+AccountName = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its name or its id.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the service keeps its data.", show_default="data")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
+Sync = Annotated[
+    SyncResponse,
+    typer.Option(help="What v1 answers to a client that doesn't say what it accepts: the picture or JSON."),
+]
+
+
+@accounts.command("create")
+def create_account(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that no other account has.")],
+    credits: Annotated[str, typer.Option(help="US dollars to begin with.")] = "0",
+    sync_response: Sync = SyncResponse.image,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Open an account; its first API key is shown once."""
+    from rekontext.cli import accounts
+
+    accounts.create_account(
+        name, credits_usd=credits, sync_response=sync_response.value, data_dir=data_dir, as_json=as_json
+    )
+
+
+@accounts.command("list")
+def list_accounts(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Every account and what it has."""
+    from rekontext.cli import accounts
+
+    accounts.list_accounts(data_dir=data_dir, as_json=as_json)
+
+
+@keys.command("create")
+def create_key(
+    account: AccountName,
+    name: Annotated[str, typer.Option(help="To tell keys apart.")] = "default",
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="What it is good for; may be given again.", show_default="edit and read"),
+    ] = None,
+    sync_response: Sync = SyncResponse.image,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="How often it may submit.", show_default="the service's setting")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Allow this model only; may be given again.", show_default="all")
+    ] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0, help="Its life.", show_default="for ever")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key; it is shown once."""
+    from rekontext.cli import accounts
+
+    accounts.create_key(
+        account,
+        name=name,
+        scopes=[each.value for each in scope or (Scope.edit, Scope.read)],
+        sync_response=sync_response.value,
+        requests_per_minute=requests_per_minute,
+        models=model or (),
+        expires_in_days=expires_in_days,
+        data_dir=data_dir,
+        as_json=as_json,
+    )
+
+
+@keys.command("list")
+def list_keys(account: AccountName, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """An account's keys, without the keys themselves."""
+    from rekontext.cli import accounts
+
+    accounts.list_keys(account, data_dir=data_dir, as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it: key_…")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Close a key for good."""
+    from rekontext.cli import accounts
+
+    accounts.revoke_key(key, data_dir=data_dir, as_json=as_json)
+
+
+@credits.command("add", context_settings={"ignore_unknown_options": True})
+def add_credits(
+    account: AccountName,
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="US dollars, such as 10 or 0.5.")],
+    kind: Annotated[
+        Kind, typer.Option(help="Bought, given, or set right; only a correction may be negative.")
+    ] = Kind.grant,
+    note: Annotated[str, typer.Option(help="For the books.")] = "",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put credits on an account."""
+    from rekontext.cli import accounts
+
+    accounts.add_credits(account, amount, kind=kind.value, note=note, data_dir=data_dir, as_json=as_json)
+
+
+@credits.command("show")
+def show_credits(account: AccountName, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """What an account has."""
+    from rekontext.cli import accounts
+
+    accounts.show_credits(account, data_dir=data_dir, as_json=as_json)
