@@ -1,0 +1,118 @@
+// Charts of days: stacked bars and lines, drawn at the width they have. Each is also a table for those who can't see it.
+
+import { fill, h, s } from "../shared/dom.js";
+
+const HIGH = 190;
+const EDGE = { left: 44, right: 8, top: 10, bottom: 22 };
+
+/**
+ * @param {string} title
+ * @param {object[]} days    each with a `date`
+ * @param {object[]} series  {name, of(day), tone}; `of` may give null where there is nothing to say
+ * @param {function} show    a value in words
+ * @param {"bars"|"lines"} kind
+ */
+export function chart(title, { days, series, show, kind }) {
+  const place = h("div.chart-place", {});
+  const words = h("p.chart-words.numbers", { "aria-hidden": "true" });
+  const draw = () => {
+    if (place.clientWidth) fill(place, drawing({ days, series, show, kind, wide: place.clientWidth, words }));
+  };
+  new ResizeObserver(draw).observe(place);
+  return h("figure.chart", {},
+    h("figcaption", {}, h("h2", {}, title),
+      h("ul.legend", {}, series.map(({ name, tone }) => h("li", {}, h(`span.swatch.${tone}`), name)))),
+    place, words,
+    h("details.as-table", {}, h("summary", {}, "As a table"),
+      h("div.table-place", { tabindex: "0", role: "region", "aria-label": title },
+        h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Day"), series.map(({ name }) => h("th.number", { scope: "col" }, name)))),
+          h("tbody", {}, [...days].reverse().map((day) =>
+            h("tr", {}, h("th", { scope: "row" }, day.date), series.map(({ of }) => h("td.number", {}, of(day) === null ? "–" : show(of(day)))))))))));
+}
+
+function drawing({ days, series, show, kind, wide, words }) {
+  const tops = days.map((day) => {
+    const values = series.map(({ of }) => of(day) ?? 0);
+    return kind === "bars" ? values.reduce((sum, one) => sum + one, 0) : Math.max(...values);
+  });
+  const top = roundUp(Math.max(...tops, 0)) || 1;
+  const width = wide - EDGE.left - EDGE.right;
+  const height = HIGH - EDGE.top - EDGE.bottom;
+  const y = (value) => EDGE.top + height * (1 - value / top);
+  const band = width / days.length;
+  const x = (at) => EDGE.left + band * at;
+
+  const picture = s("svg", { class: "chart-svg", width: wide, height: HIGH, "aria-hidden": "true" });
+  for (const part of [0, 0.5, 1]) {
+    picture.append(
+      s("line", { class: "grid", x1: EDGE.left, x2: wide - EDGE.right, y1: y(top * part), y2: y(top * part) }),
+      s("text", { class: "tick end", x: EDGE.left - 8, y: y(top * part) + 4 }, show(top * part)));
+  }
+  const every = Math.max(1, Math.ceil(64 / band));
+  days.forEach((day, at) => {
+    if ((days.length - 1 - at) % every === 0) {
+      picture.append(s("text", { class: "tick middle", x: x(at) + band / 2, y: HIGH - 5 }, shortDay(day.date)));
+    }
+  });
+  if (kind === "bars") bars(picture, { days, series, x, y, band });
+  else lines(picture, { days, series, x, y, band });
+
+  const column = s("rect", { class: "pointed", x: -band, y: EDGE.top, width: band, height });
+  picture.prepend(column);
+  const tell = (at) => {
+    const day = days[at];
+    column.setAttribute("x", x(at));
+    words.textContent = [day.date, ...series.map(({ name, of }) => `${name} ${of(day) === null ? "–" : show(of(day))}`)].join("   ");
+  };
+  picture.addEventListener("pointermove", (event) => {
+    const at = Math.floor((event.clientX - picture.getBoundingClientRect().left - EDGE.left) / band);
+    if (days[at]) tell(at);
+  });
+  tell(days.length - 1);
+  return picture;
+}
+
+function bars(picture, { days, series, x, y, band }) {
+  const gap = Math.min(4, band * 0.25);
+  days.forEach((day, at) => {
+    let below = 0;
+    for (const { of, tone } of series) {
+      const value = of(day) ?? 0;
+      if (!value) continue;
+      const high = y(below) - y(below + value);
+      picture.append(s("rect", {
+        class: `bar ${tone}`, x: x(at) + gap / 2, y: y(below + value), width: Math.max(1, band - gap), height: high, rx: Math.min(2, high / 2),
+      }));
+      below += value;
+    }
+  });
+}
+
+function lines(picture, { days, series, x, y, band }) {
+  for (const { of, tone } of series) {
+    let path = "";
+    let isDown = false;
+    days.forEach((day, at) => {
+      const value = of(day);
+      if (value === null) {
+        isDown = false;
+        return;
+      }
+      path += `${isDown ? "L" : "M"}${x(at) + band / 2} ${y(value)}`;
+      isDown = true;
+      picture.append(s("circle", { class: `point ${tone}`, cx: x(at) + band / 2, cy: y(value), r: 2 }));
+    });
+    picture.append(s("path", { class: `line ${tone}`, d: path || "M0 0" }));
+  }
+}
+
+/** The next of 1, 2, 5, 10, 20, ... */
+function roundUp(value) {
+  if (value <= 0) return 0;
+  const ten = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((step) => step * ten).find((step) => step >= value);
+}
+
+function shortDay(date) {
+  return new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" }).format(new Date(date));
+}
