@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from rekontext import __version__
 from rekontext.cli import operate
 from rekontext.cli.failure import CommandFailed
-from rekontext.contract import GUIDANCE_DEFAULT, STEPS_DEFAULT
+from rekontext.contract import GUIDANCE_DEFAULT, STEPS_DEFAULT, STEPS_MAX, STEPS_MIN
 
 EXIT_BAD_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -118,6 +118,25 @@ def serve(
     from rekontext.cli.serve import run_serve
 
     run_serve(host=host, port=port, model=model, data_dir=data_dir)
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the grid: a .png, .jpg or .webp.")],
+    photo: Annotated[
+        list[Path] | None, typer.Option(help="A row; may be given often.", show_default="two sample photos")
+    ] = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option(help="A column; may be given often.", show_default="eight of mini's")
+    ] = None,
+    model: Model = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 42,
+    steps: Annotated[int, typer.Option(help="4 to 50.", min=STEPS_MIN, max=STEPS_MAX)] = STEPS_DEFAULT,
+) -> None:
+    """Draw a grid of photos and instructions with what the model makes of them."""
+    from rekontext.cli.gallery import run_gallery
+
+    run_gallery(out=out, photos=photo or [], instructions=instruction or [], model=model, seed=seed, steps=steps)
 
 
 @app.command()

@@ -1,0 +1,67 @@
+"""`rekontext gallery`: a grid of photos and instructions, so that one look tells what a model does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rekontext.cli.failure import CommandFailed
+from rekontext.pictures import PictureRefused
+from rekontext.samples import sample_photos
+
+INSTRUCTIONS: Final = (
+    "make it black and white",
+    "make it night",
+    "give it a warm sunset look",
+    "turn it into a vintage sepia photo",
+    "blur the picture",
+    "pencil sketch",
+    "invert the colours",
+    "add a bokeh light effect",
+)
+
+
+def run_gallery(
+    *, out: Path, photos: Sequence[Path], instructions: Sequence[str], model: str | None, seed: int, steps: int
+) -> None:
+    """Draw the grid and write it to `out`.
+
+    Raises:
+        CommandFailed: a photo can't be read, `out` can't be written, or the model can't be opened.
+    """
+    from PIL import Image, UnidentifiedImageError
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from rekontext.engine import CheckpointError, Engine
+    from rekontext.gallery import draw
+    from rekontext.settings import SettingsError, load_settings
+
+    if out.suffix.lower() not in {".png", ".jpg", ".webp"}:
+        raise CommandFailed(f"OUT is {out.name}: its name must end in .png, .jpg or .webp", exit_code=2)
+    try:
+        settings = load_settings(model=model)
+        pictures = [Image.open(path).convert("RGB") for path in photos or sample_photos()]
+        engine = Engine.open(settings.model, device=settings.device, dtype=settings.dtype)
+    except (SettingsError, CheckpointError, PictureRefused) as fault:
+        raise CommandFailed(str(fault), exit_code=2) from fault
+    except (OSError, UnidentifiedImageError) as fault:
+        raise CommandFailed(f"a photo can't be read: {fault}", exit_code=2) from fault
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with engine, Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("drawing", total=len(pictures) * len(instructions or INSTRUCTIONS))
+        sheet = draw(
+            engine,
+            pictures,
+            instructions or INSTRUCTIONS,
+            seed=seed,
+            steps=steps,
+            on_cell=lambda done, _: bar.update(task, completed=done),
+        )
+    try:
+        sheet.save(out)
+    except OSError as fault:
+        raise CommandFailed(f"{out} can't be written: {fault.strerror or fault}", exit_code=2) from fault
+    console.print(f"{out}: {len(pictures)} photos, {len(instructions or INSTRUCTIONS)} instructions", highlight=False)
