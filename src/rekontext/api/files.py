@@ -35,7 +35,6 @@ def router(parts: Parts) -> APIRouter:
     @routes.post(
         "/upload-asset",
         summary="Upload pictures",
-        response_class=Response,
         responses=openapi.UPLOADED,
         openapi_extra=openapi.UPLOAD,
     )

@@ -90,6 +90,8 @@ class RequestRoutes:
                 case "queued":
                     standing = await parts.desk.standing(_job(request), account=caller.account)
                     place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
+                    if standing.ahead is None:  # an old event: where the job was, not where it is
+                        place = {"queue_position": event.data["ahead"], "eta_seconds": None}
                     yield sse.frame("queued", about | {"status": "QUEUED"} | place, event.id)
                 case "processing":
                     yield sse.frame("processing", about | {"status": "PROCESSING"} | dict(event.data), event.id)

@@ -1,0 +1,50 @@
+"""A studio behind a real server on a free port of the loopback, in a thread of its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from tests.api.studio import Studio
+
+START_S_MAX = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Where a studio answers."""
+
+    studio: Studio
+    url: str
+
+    @property
+    def key(self) -> str:
+        return self.studio.key
+
+
+@contextmanager
+def serve(studio: Studio) -> Iterator[Served]:
+    """The studio, answering as long as the block lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(studio.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + START_S_MAX
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server took too long to start"
+            thread.join(0.005)
+        try:
+            yield Served(studio=studio, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            server.should_exit = True
+            thread.join(START_S_MAX)
+            assert not thread.is_alive(), "the server did not stop"
