@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -33,7 +34,7 @@ class _Files(StaticFiles):
 def mount(app: Starlette) -> None:
     """Serve the pages at their paths and what they need below `web.STATIC_PATH`."""
     app.router.routes += [_page("/", web.PLAYGROUND), _page("/console", web.CONSOLE)]
-    app.mount(web.STATIC_PATH, _Files(directory=web.STATIC), name="web")
+    app.mount(web.STATIC_PATH, GZipMiddleware(_Files(directory=web.STATIC), minimum_size=1000), name="web")
 
 
 def _page(path: str, file: Path) -> Route:

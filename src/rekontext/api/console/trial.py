@@ -1,0 +1,71 @@
+"""What the playground asks before an edit: what it would cost, when it would be done, and the photo behind a link."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from rekontext.accounts import usd
+from rekontext.api.documents import forecast
+from rekontext.api.orders import picture_problem
+from rekontext.api.parameters import ParametersRefused
+from rekontext.api.parts import Parts
+from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio
+from rekontext.jobs import State, unfinished_by_state
+from rekontext.pictures import PictureRefused, is_url
+
+_SIDE_MAX: Final = 100_000
+
+Side = Annotated[int, Query(ge=1, le=_SIDE_MAX)]
+
+
+class PhotoWanted(BaseModel):
+    """A photo somewhere else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Annotated[str, Field(max_length=8192)]
+
+
+def add(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/estimate", summary="What an edit would cost and when it would be done")
+    async def estimate(
+        request: Request,
+        num_inference_steps: Annotated[int, Query(ge=STEPS_MIN, le=STEPS_MAX)] = STEPS_DEFAULT,
+        aspect_ratio: AspectRatio = "match_input_image",
+        acceleration: Acceleration = "none",
+        width: Side = 1024,
+        height: Side = 1024,
+    ) -> dict[str, object]:
+        """Of an edit submitted now. Times are null while the model is loading."""
+        caller = await parts.caller(request, None)
+        waiting = await parts.database.read(unfinished_by_state)
+        parameters = {
+            "prompt": "",
+            "seed": 0,
+            "num_inference_steps": num_inference_steps,
+            "guidance": 0.0,
+            "aspect_ratio": aspect_ratio,
+            "acceleration": acceleration,
+            "previews": 0,
+            "priority": 0,
+            "input_size": [width, height],
+        }
+        expected = parts.forecast.of_new(parameters, account=caller.account, ahead=waiting[State.QUEUED])
+        price_micros = parts.edits.price_micros(steps=num_inference_steps)
+        return {"price": usd(price_micros), **forecast(expected)}
+
+    @routes.post("/photo", summary="The photo behind a link", response_class=Response)
+    async def photo(request: Request, wanted: PhotoWanted) -> Response:
+        """As an edit would read it: a page may not ask other hosts, and this server never asks private ones."""
+        caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
+        try:
+            if not is_url(wanted.url):
+                raise PictureRefused("it is no http(s) URL")
+            found = await parts.photos.read(wanted.url)
+        except PictureRefused as fault:
+            raise ParametersRefused([picture_problem(fault, wanted.url)]) from fault
+        return Response(found.data, media_type=f"image/{found.format}", headers={"x-content-type-options": "nosniff"})

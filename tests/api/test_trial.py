@@ -1,0 +1,42 @@
+"""What the playground asks before an edit."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from tests.api.conftest import MakeStudio
+from tests.api.studio import Studio
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_estimate_says_price_and_time_of_an_edit_submitted_now(
+    client: httpx2.AsyncClient, studio: Studio
+) -> None:
+    """More steps take longer; the fleet of these tests takes half a second for each."""
+    few = (await client.get("/console/api/estimate?num_inference_steps=10")).json()
+    assert few == {"price": 0.04, "queue_position": 0, "eta_seconds": 5.0}
+    many = (await client.get("/console/api/estimate?num_inference_steps=20&width=640&height=480")).json()
+    assert many["eta_seconds"] == 10.0
+    wrong = await client.get("/console/api/estimate?num_inference_steps=99")
+    assert wrong.status_code == 400
+    assert wrong.json()["errors"][0]["parameter"] == "num_inference_steps"
+    assert (await client.get("/console/api/estimate", headers={"x-api-key": ""})).status_code == 401
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.jpg", "file:///etc/passwd", "data:image/png;base64,AAAA"])
+async def test_a_photo_behind_a_link_is_read_as_an_edit_would_read_it(client: httpx2.AsyncClient, url: str) -> None:
+    """Private addresses are refused here as there, with the same words."""
+    refused = await client.post("/console/api/photo", json={"url": url})
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["parameter"] == "input_image"
+
+
+async def test_only_a_key_that_may_edit_gets_photos_fetched(make_studio: MakeStudio) -> None:
+    studio = make_studio()
+    reader = studio.new_key(scopes=frozenset({"read"}))
+    async with studio.open(), studio.client(reader.secret) as client:
+        answer = await client.post("/console/api/photo", json={"url": "https://example.com/x.jpg"})
+    assert answer.status_code == 403
+    assert answer.json()["code"] == "scope_missing"
