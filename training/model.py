@@ -88,6 +88,8 @@ class Editor(nn.Module):
             if ".norm" in name and "linear" in name:  # adaLN-zero: every block starts as nothing
                 nn.init.zeros_(weight)
 
+        point_at_reference(self.transformer)
+
     def read(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
         """Sentences -> text tokens (b, 48, width) and pooled embedding (b, width)."""
         device = self.transformer.device
@@ -122,6 +124,35 @@ class Editor(nn.Module):
             return_dict=False,
         )[0]
         return unpack(velocity[:, : height * width // 4], height, width)
+
+
+@torch.no_grad()
+def point_at_reference(transformer: FluxTransformer2DModel) -> None:
+    """Let two heads of every block look, from the start, from each noise token at the reference token of its place.
+
+    Positions turn pairs of query and key values by (distance x frequency), so a query and a key that are the same
+    for all tokens attend by distance alone. Found by training, this takes a thousand iterations: a sharp look needs
+    large queries and keys, and their scales grow slowly.
+    """
+    axes = transformer.config.axes_dims_rope
+    width, heads = transformer.config.attention_head_dim, min(2, transformer.config.num_attention_heads)
+    query, key = torch.zeros(width), torch.zeros(width)
+    first = 0
+    for axis, share in zip(axes, (0.2, 0.4, 0.4), strict=True):
+        # The fastest frequency tells neighbours apart, the second tells six tokens away from the place itself.
+        for pair, part in ((0, 0.6), (1, 0.4)) if axis != axes[0] else ((0, 1.0),):
+            length = (share * part) ** 0.5
+            key[first + 2 * pair] = length
+            query[first + 2 * pair] = length
+        first += axis
+    turn = torch.tensor(1.0)  # one stream on: from the noise (0) to the reference (1)
+    query[:2] = query[0] * torch.stack([turn.cos(), turn.sin()])
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        attention = block.attn
+        attention.norm_q.weight.fill_(2)
+        attention.norm_k.weight.fill_(2)
+        for projection, wanted in ((attention.to_q, query), (attention.to_k, key)):
+            projection.bias[: heads * width] = 8 * wanted.repeat(heads)
 
 
 def pack(latents_bchw: Tensor) -> Tensor:
