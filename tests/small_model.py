@@ -80,23 +80,23 @@ def build(folder: Path, shape: Shape) -> FluxKontextPipeline:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    clip_tokenizer, t5_tokenizer = _clip_tokenizer(folder), _t5_tokenizer()
+    clip_words, t5_words = clip_tokenizer(folder), t5_tokenizer()
     clip = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(clip_tokenizer),
+            vocab_size=len(clip_words),
             hidden_size=shape.pooled_width,
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=32,
-            bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
-            pad_token_id=clip_tokenizer.pad_token_id,
+            bos_token_id=clip_words.bos_token_id,
+            eos_token_id=clip_words.eos_token_id,
+            pad_token_id=clip_words.pad_token_id,
         )
     )
     t5 = T5EncoderModel(
         T5Config(
-            vocab_size=len(t5_tokenizer),
+            vocab_size=len(t5_words),
             d_model=shape.text_width,
             d_kv=8,
             d_ff=48,
@@ -113,9 +113,9 @@ def build(folder: Path, shape: Shape) -> FluxKontextPipeline:
         ),
         vae=vae.eval(),
         text_encoder=clip.eval(),
-        tokenizer=clip_tokenizer,
+        tokenizer=clip_words,
         text_encoder_2=t5.eval(),
-        tokenizer_2=t5_tokenizer,
+        tokenizer_2=t5_words,
         transformer=transformer.eval(),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -132,20 +132,22 @@ def _shake(part: Any) -> None:
             parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path, *, length: int = 32) -> CLIPTokenizer:
+    """Letters only. `folder` is where it is put together; nothing stays there."""
     letters = sorted(set(string.ascii_lowercase + string.digits + ",.'!-"))
     pieces = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = folder / "clip-vocab.json", folder / "clip-merges.txt"
     vocabulary.write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
     merges.write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=32)
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=length)
     vocabulary.unlink()
     merges.unlink()
     return tokenizer
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
+    """Letters only."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase, *string.digits, *",.'!-"]
     tokenizer = Tokenizer(Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = Metaspace()

@@ -205,7 +205,7 @@ def test_closing_ends_every_edit(tmp_path: Path) -> None:
         tickets[0].result(60)
     for ticket in tickets:
         assert ticket.future.done()
-    assert (tmp_path / "costs.json").is_file()
+    assert (tmp_path / "costs-model-cpu-float32.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_unknown_devices_are_refused_by_name(device: str) -> None:
 
 
 def test_unknown_dtypes_are_refused_by_name() -> None:
-    with pytest.raises(EditRefused, match="dtype is 'int8': it must be one of float32, bfloat16"):
+    with pytest.raises(EditRefused, match="dtype is 'int8': it must be one of float32, bfloat16, fp8"):
         Engine.open("mini", device="cpu", dtype="int8")
 
 

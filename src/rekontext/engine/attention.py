@@ -30,7 +30,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 DEFAULT: Final = "sdpa"
 ERROR_MAX: Final = 2e-2
-"""Relative L2 to PyTorch's default kernel above which a candidate is thrown out; between bfloat16 kernels it is 3e-3."""
+"""Relative L2 to PyTorch's default kernel above which a candidate is out; between bfloat16 kernels it is 3e-3."""
 WORTHWHILE: Final = 0.97
 """A candidate must need less than this share of the time to displace one before it: a tie must not change bytes."""
 
@@ -131,7 +131,7 @@ def _try(backend: Attend, q: Tensor, k: Tensor, v: Tensor, expected: Tensor) -> 
         backend(q, k, v)
         return Trial(seconds=median(_seconds(backend, q, k, v) for _ in range(_RUNS)))
     except Exception as error:
-        # Kernels of other libraries fail in ways of their own; one that can't run here is no candidate, and that is all.
+        # Kernels of other libraries fail in ways of their own; one that can't run here is no candidate.
         _log.info("attention backend %s is out: %s", backend.__name__, error)
         return Trial(reason=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
 

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
-from math import gcd
+from math import gcd, prod
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate import cpu_offload  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -38,13 +39,16 @@ from rekontext.engine.layouts import (
     load_transformer,
     original_part,
 )
+from rekontext.engine.memory import Placement, Sizes
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.tensors import CheckpointError, TensorSource, refuse_pickle
-from rekontext.engine.transformer import KontextTransformer
+from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 MINI: Final = "mini"
 CLIP_HUB_ID: Final = "openai/clip-vit-large-patch14"
 T5_HUB_ID: Final = "google/t5-v1_1-xxl"
+_NOT_LOADED: Final = ("lm_head.", "decoder.block.", "vision_model.", "visual_projection.", "text_projection.")
+"""What lies in the text encoders' published files beside them."""
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -87,7 +91,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """An opened model, on its device."""
+    """An opened model, on its device.
+
+    Attributes:
+        placement: in which form and where its parts are held.
+    """
 
     name: str
     canvas: Canvas
@@ -100,6 +108,7 @@ class Parts:
     clip_tokenizer: CLIPTokenizer
     t5: T5EncoderModel
     t5_tokenizer: T5Tokenizer
+    placement: Placement = field(default_factory=Placement)
 
 
 def mini_folder() -> Path:
@@ -107,40 +116,83 @@ def mini_folder() -> Path:
     return Path(str(resources.files("rekontext") / "models" / MINI))
 
 
-def open_model(model: str, *, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Load every part of `model` in `dtype` onto `device`.
+def open_model(
+    model: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
+) -> Parts:
+    """Load every part of `model` in `dtype` onto `device`, or as `placement` says.
 
     Raises:
         CheckpointError: the model can't be found or isn't complete.
     """
+    where, name = _find(model)
     with _quiet():
-        return _open(model, device, dtype)
+        if where.is_dir():
+            return _open_folder(where, name, device, dtype, placement)
+        return _open_file(where, device, dtype, placement)
 
 
-def _open(model: str, device: torch.device, dtype: torch.dtype) -> Parts:
+def model_sizes(model: str) -> Sizes:
+    """How large a model's parts are, without reading their weights.
+
+    Raises:
+        CheckpointError: the model can't be found or isn't complete.
+    """
+    where, _ = _find(model)
+    if where.is_dir():
+        facts, config, channels = Facts.beside(where), *_folder_configs(where)
+        autoencoder = _stored_parameters(where / "vae")
+        clip, _, t5, _ = _text_folders(where)
+    else:
+        facts, source = Facts.beside(where.parent), TensorSource([where])
+        config = config_from_original(_original(source, where), facts.axes)
+        ae = TensorSource([where.parent / "ae.safetensors"])
+        autoencoder = sum(prod(ae.shape(name)) for name in ae.names())
+        channels = ae.shape("decoder.up.0.block.0.conv1.weight")[1]
+        clip, _, t5, _ = _text_folders(where.parent)
+    return Sizes(
+        transformer=config,
+        text_encoder_parameters=_stored_parameters(clip) + _stored_parameters(t5),
+        autoencoder_parameters=autoencoder,
+        full_resolution_channels=channels,
+        canvas_area=facts.canvas_area,
+        text_tokens=facts.text_tokens,
+    )
+
+
+def offload_encoder(encoder: Any, device: torch.device) -> None:
+    """Keep a text encoder on the host; each layer passes through `device` when it is used."""
+    cpu_offload(encoder.to("cpu"), execution_device=device)
+
+
+def _find(model: str) -> tuple[Path, str]:
+    """The folder or file, fetched from the hub if it comes from there, and its name."""
     if model == MINI:
-        return _open_folder(mini_folder(), MINI, device, dtype)
+        return mini_folder(), MINI
     path = Path(model).expanduser()
     refuse_pickle(path)
     if path.is_dir():
-        return _open_folder(path, path.resolve().name, device, dtype)
+        return path, path.resolve().name
     if path.is_file():
-        return _open_file(path, device, dtype)
+        return path, path.stem
     if _HUB_ID.fullmatch(model):
-        return _open_folder(_download(model), model, device, dtype)
+        return _download(model), model
     raise CheckpointError(
         f"no model at {model!r}: give a diffusers folder, a .safetensors file, a hub id (owner/name) or {MINI!r}"
     )
 
 
-def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json, so it is no diffusers folder: "
             "give that folder, or the .safetensors file itself"
         )
     facts = Facts.beside(folder)
-    config = _json(folder / "transformer" / "config.json")
+    config, _ = _folder_configs(folder)
     source = TensorSource.of_folder(folder / "transformer", "diffusion_pytorch_model")
     return Parts(
         name=facts.name or name,
@@ -148,36 +200,50 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(source, config_from_diffusers(config), device=device, dtype=dtype),
-        autoencoder=_frozen(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
-        **_text_parts(folder, device, dtype),
+        transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement),
+        autoencoder=_convolutional(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
+        placement=placement,
+        **_text_parts(folder, device, dtype, placement),
     )
 
 
-def _open_file(path: Path, device: torch.device, dtype: torch.dtype) -> Parts:
+def _folder_configs(folder: Path) -> tuple[TransformerConfig, int]:
+    """The transformer's, and the autoencoder's widest layer at full resolution."""
+    channels = _json(folder / "vae" / "config.json").get("block_out_channels", (128, 256))
+    return config_from_diffusers(_json(folder / "transformer" / "config.json")), max(channels[:2])
+
+
+def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
     folder = path.parent
     facts = Facts.beside(folder)
-    source = TensorSource([path])
-    original = source if is_diffusers(source) else original_part(source)
-    if original is None:
-        first = ", ".join(sorted(source.names())[:5])
-        raise CheckpointError(f"{path} holds no FLUX transformer: its first tensors are {first}")
-    if original is source and is_diffusers(source):
-        raise CheckpointError(
-            f"{path} is one part of a diffusers folder: open the folder that has model_index.json in it"
-        )
+    original = _original(TensorSource([path]), path)
+    config = config_from_original(original, facts.axes)
     return Parts(
         name=facts.name or path.stem,
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(original, config_from_original(original, facts.axes), device=device, dtype=dtype),
-        autoencoder=_frozen(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
-        **_text_parts(folder, device, dtype),
+        transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement),
+        autoencoder=_convolutional(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
+        placement=placement,
+        **_text_parts(folder, device, dtype, placement),
     )
+
+
+def _original(source: TensorSource, path: Path) -> TensorSource:
+    """The transformer in an original single file."""
+    if is_diffusers(source):
+        raise CheckpointError(
+            f"{path} is one part of a diffusers folder: open the folder that has model_index.json in it"
+        )
+    original = original_part(source)
+    if original is None:
+        first = ", ".join(sorted(source.names())[:5])
+        raise CheckpointError(f"{path} holds no FLUX transformer: its first tensors are {first}")
+    return original
 
 
 def _schedule(folder: Path) -> Schedule:
@@ -195,21 +261,43 @@ def _schedule(folder: Path) -> Schedule:
     )
 
 
-def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> dict[str, Any]:
     """CLIP and T5 with their tokenizers, from beside the weights or from the hub."""
-    if (folder / "text_encoder").is_dir():
-        clip = folder / "text_encoder", folder / "tokenizer"
-        t5 = folder / "text_encoder_2", folder / "tokenizer_2"
-    else:
-        clip_folder = _download(CLIP_HUB_ID, for_what="the text encoder")
-        t5_folder = _download(T5_HUB_ID, for_what="the text encoder")
-        clip, t5 = (clip_folder, clip_folder), (t5_folder, t5_folder)
+    clip_folder, clip_words, t5_folder, t5_words = _text_folders(folder)
+    at = torch.device("cpu") if placement.text_on_host else device
+    clip = _frozen(_pretrained(CLIPTextModel, clip_folder, None, dtype=dtype), at)
+    t5 = _frozen(_pretrained(T5EncoderModel, t5_folder, None, dtype=dtype), at)
+    if placement.text_on_host:
+        offload_encoder(clip, device)
+        offload_encoder(t5, device)
     return {
-        "clip": _frozen(_pretrained(CLIPTextModel, clip[0], None, dtype=dtype), device),
-        "clip_tokenizer": _tokenizer(CLIPTokenizer, clip[1]),
-        "t5": _frozen(_pretrained(T5EncoderModel, t5[0], None, dtype=dtype), device),
-        "t5_tokenizer": _tokenizer(T5Tokenizer, t5[1]),
+        "clip": clip,
+        "clip_tokenizer": _tokenizer(CLIPTokenizer, clip_words),
+        "t5": t5,
+        "t5_tokenizer": _tokenizer(T5Tokenizer, t5_words),
     }
+
+
+def _text_folders(folder: Path) -> tuple[Path, Path, Path, Path]:
+    """Of CLIP, its tokenizer, T5, its tokenizer."""
+    if (folder / "text_encoder").is_dir():
+        return (
+            folder / "text_encoder",
+            folder / "tokenizer",
+            folder / "text_encoder_2",
+            folder / "tokenizer_2",
+        )
+    clip = _download(CLIP_HUB_ID, for_what="the text encoder")
+    t5 = _download(T5_HUB_ID, for_what="the text encoder")
+    return clip, clip, t5, t5
+
+
+def _stored_parameters(folder: Path) -> int:
+    """In the files of a text encoder or the autoencoder."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing")
+    source = TensorSource(sorted(folder.glob("*.safetensors")))
+    return sum(prod(source.shape(name)) for name in source.names() if not name.startswith(_NOT_LOADED))
 
 
 def _pretrained(kind: Any, folder: Path, subfolder: str | None, **options: Any) -> Any:
@@ -283,6 +371,13 @@ def _quiet() -> Iterator[None]:
     finally:
         if was_on:
             transformers_logging.enable_progress_bar()
+
+
+def _convolutional(autoencoder: AutoencoderKL, device: torch.device) -> Any:
+    """On a GPU channels lie innermost, as its convolutions read them; on the CPU as they were saved."""
+    if device.type == "cuda":
+        autoencoder = autoencoder.to(memory_format=torch.channels_last)
+    return _frozen(autoencoder, device)
 
 
 def _frozen(part: Any, device: torch.device) -> Any:

@@ -7,6 +7,7 @@ read off a curve a * n + b * n^2 (linear layers and attention) through the measu
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,16 @@ class CostModel:
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(self.seconds, indent=1))
         draft.replace(path)
+
+
+def per_device(path: Path, *facts: str) -> Path:
+    """`costs.json` -> `costs-nvidia-h100-bfloat16.json`: what one device or model took says nothing of another.
+
+    Args:
+        facts: the model's and the device's names, the number format.
+    """
+    slugs = (re.sub(r"[^a-z0-9]+", "-", fact.lower()).strip("-") for fact in facts)
+    return path.with_name("-".join([path.stem, *filter(None, slugs)]) + path.suffix)
 
 
 def _fit(known: dict[int, float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -39,17 +39,18 @@ from rekontext.contract import (
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.batching import Batching, BatchMode
-from rekontext.engine.checkpoint import MINI, Parts, open_model
+from rekontext.engine.canvas import PIXELS_PER_TOKEN
+from rekontext.engine.checkpoint import MINI, Parts
 from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
-from rekontext.engine.precision import choose_device, choose_dtype
+from rekontext.engine.memory import STARTED_EDITS_MAX, Plan
+from rekontext.engine.placement import Holding, open_placed
+from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-
-STARTED_EDITS_MAX: Final = 8
-"""Edits between their first and last step. Each holds its modulation: 105 MB at full size and 50 steps."""
+from rekontext.engine.tuning import choose_attention, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""
@@ -67,20 +68,22 @@ class Engine:
         weight: Callable[[str], float] = lambda _: 1.0,
         costs_file: Path | None = None,
         batch: BatchMode = "exact",
+        plans: Sequence[Plan] = (),
     ) -> None:
         self.model = Model.of(parts)
+        self._holding = Holding(parts, plans)
         transformer = parts.transformer
         self.card = ModelCard(
             name=parts.name,
             canvas_area=parts.canvas.area,
             parameters=sum(p.numel() for p in transformer.parameters()),
             device=str(transformer.device),
-            dtype=str(transformer.dtype).removeprefix("torch."),
+            dtype=self._holding.dtype,
             is_mini=is_mini,
             knows=parts.knows,
         )
-        self._costs_file = costs_file
-        self.costs = CostModel.load(costs_file) if costs_file else CostModel()
+        self._costs_file = costs_file and costs_file_of(costs_file, self.card)
+        self.costs = CostModel.load(self._costs_file) if self._costs_file else CostModel()
         self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[transformer.device.type]
         self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
         self._batching = Batching(mode=batch)
@@ -89,8 +92,12 @@ class Engine:
         self._previewer: Previewer | None = None
         self._changed = Condition()
         self._is_closing = False
+        self._short_of_memory: list[Callable[[], None]] = []
         self._side = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-side")
         self._side_stream = torch.cuda.Stream(transformer.device) if transformer.device.type == "cuda" else None
+        if self._side_stream is not None:
+            # Weights were written on the opener's stream; the engine's streams wait for nobody.
+            torch.cuda.synchronize(transformer.device)
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -107,35 +114,53 @@ class Engine:
         batch: BatchMode = "exact",
         compiled: bool = False,
         compile_cache: Path | None = None,
+        attention: str | None = None,
     ) -> Engine:
         """Load a model.
 
         Args:
             model: "mini" (inside this package), a diffusers folder, a .safetensors file, or a hub id (owner/name).
             device: "cpu", "cuda" or "cuda:N"; None takes the first GPU, else the CPU.
-            dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU and float32 on the CPU.
+            dtype: "float32", "bfloat16" or "fp8" (the blocks' weights in e4m3, all else in bfloat16); None takes
+                float32 on the CPU, and on a GPU the widest way of holding the model that fits into its free memory,
+                falling to a narrower one with a warning where memory runs out after all: see `memory.py`.
             policy: in which order edits are served.
             weight: an account's share of the device relative to others'.
-            costs_file: where measured step times are kept between runs.
+            costs_file: where measured step times are kept between runs; model, device and dtype are added to its name.
             batch: whether edits of equal shape may share a pass where that is measured to pay: "exact" only where
                 each still gets the bits that it would get alone, "any" where it gets others, "off" never.
             compiled: compile the transformer's blocks before the first edit; seconds to minutes, once.
             compile_cache: where compiled code is kept between runs.
+            attention: one of `attention.BACKENDS`; None tries them on a GPU and takes the fastest, and keeps the times
+                in `costs_file`, so that the next start takes the same one.
 
         Raises:
-            CheckpointError: the model can't be found or isn't complete.
+            CheckpointError: the model can't be found or isn't complete, or doesn't fit into the GPU's memory.
             EditRefused: no such device or dtype.
         """
         torch_device = choose_device(device)
-        parts = open_model(model, device=torch_device, dtype=choose_dtype(dtype, torch_device))
+        parts, plans = open_placed(model, device=torch_device, dtype=dtype)
+        engine = cls(
+            parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
+        )
+        try:
+            engine._tune(attention, compiled=compiled, compile_cache=compile_cache)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def _tune(self, attention: str | None, *, compiled: bool, compile_cache: Path | None) -> None:
+        """What must not change any more once edits are served: it would change their bytes."""
+        tokens = self.model.prompts.tokens + 2 * self.model.canvas.area // PIXELS_PER_TOKEN**2
+        choose_attention(self.model.transformer, self.costs, tokens=tokens, name=attention)
+        if self._costs_file:
+            self.costs.save(self._costs_file)
         if compiled:
-            compile_blocks(parts.transformer, cache_file=compile_cache)
-        engine = cls(parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch)
-        if compiled:
-            engine.warm_up()
+            compile_blocks(self.model.transformer, cache_file=compile_cache)
+            self.warm_up()
             if compile_cache is not None:
                 keep(compile_cache)
-        return engine
 
     def __enter__(self) -> Engine:
         return self
@@ -260,17 +285,20 @@ class Engine:
     def _loop(self) -> None:
         """The device's thread: drop what was cancelled, start what is due, run one step, again."""
         while True:
+            if self._short_of_memory:
+                self._fall()
             with self._changed:
                 self._drop_cancelled()
                 ticket = self._next_step()
-                while ticket is None:
+                while ticket is None and not self._short_of_memory:
                     if self._is_closing and not self._tickets:
                         return
                     self._changed.wait()
                     self._drop_cancelled()
                     ticket = self._next_step()
-                group = self._group(ticket)
-            self._step(group)
+                group = [] if ticket is None else self._group(ticket)
+            if group:
+                self._step(group)
 
     def _group(self, ticket: Ticket) -> list[Ticket]:
         """The edit whose turn it is, and those that share its pass."""
@@ -314,7 +342,9 @@ class Engine:
             self._synchronize()
         except Exception as error:
             with self._changed:
-                if len(group) > 1:
+                if isinstance(error, torch.OutOfMemoryError) and len(group) == 1 and self._holding.can_fall:
+                    self._short_of_memory.append(lambda: None)
+                elif len(group) > 1:
                     # Nobody knows whose fault it was; nothing has advanced yet, so each tries again alone.
                     self._batching.forbid(edits[0].plan.shape)
                 else:
@@ -419,17 +449,36 @@ class Engine:
                     work(ticket)
                 else:
                     with torch.cuda.stream(self._side_stream):
-                        work(ticket)
-                        self._side_stream.synchronize()
+                        try:
+                            work(ticket)
+                        finally:
+                            # Also when it failed: what it still reads was allocated on the other stream, and goes
+                            # back there as soon as nobody holds it.
+                            self._side_stream.synchronize()
             except Exception as error:
                 with self._changed:
+                    if isinstance(error, torch.OutOfMemoryError) and self._holding.can_fall:
+                        self._short_of_memory.append(lambda: self._beside(ticket, work))
+                        self._changed.notify_all()
+                        return
                     self._fail(ticket, error)
-            finally:
-                with self._changed:
-                    ticket.is_beside = False
-                    self._changed.notify_all()
+            with self._changed:
+                ticket.is_beside = False
+                self._changed.notify_all()
 
         self._side.submit(run)
+
+    def _fall(self) -> None:
+        """Memory ran out: hold the model as the next plan says, and do again what failed."""
+        with self._changed:
+            again, self._short_of_memory = self._short_of_memory, []
+        self._synchronize()
+        # Text encoders are moved by the thread that encodes, so that nothing is encoding meanwhile.
+        self._holding.fall(beside=lambda work: self._side.submit(work).result())
+        self.card = replace(self.card, dtype=self._holding.dtype)
+        with self._changed:
+            for retry in again:
+                retry()
 
     def _drop_cancelled(self) -> None:
         for ticket in [t for t in self._tickets.values() if t.is_cancelled and not t.is_beside]:

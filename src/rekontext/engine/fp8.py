@@ -77,7 +77,7 @@ def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor
     if x.device.type == "cuda":
         # Sums in the matrix units' own 22 bits ("fast accumulation"): the error is far below that of the rounding to
         # e4m3, and the exact mode is much slower.
-        y = torch._scaled_mm(
+        y: Tensor = torch._scaled_mm(
             x8,
             weight_od.t(),
             scale_a=x_scale,
@@ -88,7 +88,8 @@ def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor
         )
     else:
         y = F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t() + bias_o.float()
-    return y.to(x.dtype).unflatten(0, x.shape[:-1])
+    result: Tensor = y.to(x.dtype).unflatten(0, x.shape[:-1])
+    return result
 
 
 def wants(name: str, linear: nn.Linear) -> bool:

@@ -217,6 +217,17 @@ class ModulationLinear(nn.Module):
         super().__init__()
         self.lin = nn.Linear(width, 3 * branches * width)
 
+    def to_host(self) -> None:
+        """Keep the weights on the host, from where they pass through the device at each edit."""
+        for name, parameter in list(self.lin.named_parameters()):
+            setattr(self.lin, name, nn.Parameter(on_host(parameter.detach()), requires_grad=False))
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """On the host, and where there is a GPU in memory that it can read by itself."""
+    tensor = tensor.cpu()
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
 
 class FinalLayer(nn.Module):
     """Norm, modulation and projection to latent tokens."""

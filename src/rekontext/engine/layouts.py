@@ -6,17 +6,22 @@ matrices and swaps the halves of the final layer's modulation; `diffusers_recipe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rekontext.engine.fp8 import quantise, quantise_rows, quantised_names
+from rekontext.engine.layers import on_host
+from rekontext.engine.memory import Placement
 from rekontext.engine.tensors import CheckpointError, TensorSource
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 ORIGINAL_PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.")
 _ORIGINAL_MARK: Final = "single_blocks.0.linear1.weight"
+_MODULATION: Final = re.compile(r"(_mod|\.modulation)\.lin$")
 _DIFFUSERS_MARK: Final = "single_transformer_blocks.0.proj_mlp.weight"
 
 
@@ -89,9 +94,17 @@ def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> Tr
 
 
 def load_transformer(
-    source: TensorSource, config: TransformerConfig, *, device: torch.device, dtype: torch.dtype
+    source: TensorSource,
+    config: TransformerConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> KontextTransformer:
     """Build the transformer on `device` from a source in either layout.
+
+    In fp8, weights that the files hold in e4m3 are taken as they are; others are quantised one by one, so that no more
+    than one is on the device in its wide form.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of the wrong shape; the first five are named.
@@ -109,8 +122,17 @@ def load_transformer(
     _complain("missing", wanted - names, source)
     _complain("unexpected", names - wanted, source)
 
+    covered = set(quantised_names(model)) if placement.fp8 else set()
+    if covered:
+        quantise(model)
     tensors: dict[str, Tensor] = {}
     for name, recipe in recipes.items():
+        module, _, kind = name.rpartition(".")
+        is_small = module in covered and kind == "weight"
+        stored = source.read_e4m3(name) if is_small and name in source else None
+        if stored is not None and stored[0].shape == parameters[name].shape:
+            tensors[name], tensors[f"{module}.scale"] = (part.to(device) for part in stored)
+            continue
         parts = [source.read(part, dtype) for part in recipe.sources]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         if recipe.swap:
@@ -120,7 +142,12 @@ def load_transformer(
                 f"{_files(source)}: {' + '.join(recipe.sources)} has shape {list(tensor.shape)}, "
                 f"expected {list(parameters[name].shape)}"
             )
-        tensors[name] = tensor.to(device)
+        if is_small:
+            tensors[name], tensors[f"{module}.scale"] = quantise_rows(tensor.to(device))
+        elif placement.modulation_on_host and _MODULATION.search(module):
+            tensors[name] = on_host(tensor)
+        else:
+            tensors[name] = tensor.to(device)
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval()
 

@@ -7,8 +7,10 @@ from typing import Final
 import torch
 
 from rekontext.contract import EditRefused
+from rekontext.engine.fp8 import CAPABILITY_MIN
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What activations are in. "fp8" is about the weights of the transformer's blocks: see `fp8.py`."""
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -31,13 +33,21 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or bfloat16 on a GPU and float32 on the CPU.
+    """What activations are in under the named dtype; without a name, bfloat16 on a GPU and float32 on the CPU.
 
     Raises:
-        EditRefused: no such dtype.
+        EditRefused: no such dtype, or none that this device can compute in.
     """
     if name is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise EditRefused(f"dtype is {name!r}: it must be one of {', '.join(DTYPES)}")
+    if name == "fp8" and device.type == "cuda":
+        found = torch.cuda.get_device_capability(device)
+        if found < CAPABILITY_MIN:
+            wanted = ".".join(map(str, CAPABILITY_MIN))
+            raise EditRefused(
+                f"dtype is 'fp8': that needs a GPU of compute capability {wanted} or above, and {device} has "
+                f"{'.'.join(map(str, found))}; use bfloat16"
+            )
     return DTYPES[name]

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from rekontext.engine.checkpoint import Parts
-
-CACHED_PROMPTS_MAX: Final = 64
-"""T5-XXL states of one prompt are 4 MiB in bfloat16, so the cache stays under 300 MiB."""
+from rekontext.engine.memory import CACHED_PROMPTS_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +57,11 @@ class PromptEncoder:
         t5_ids = parts.t5_tokenizer(
             prompt, padding="max_length", max_length=parts.text_tokens, truncation=True, return_tensors="pt"
         ).input_ids
+        # Not the encoders' own device: one that waits on the host computes where the transformer does.
+        device = parts.transformer.device
         embedding = PromptEmbedding(
-            states_1tw=parts.t5(t5_ids.to(parts.t5.device))[0],
-            pooled_1p=parts.clip(clip_ids.to(parts.clip.device)).pooler_output,
+            states_1tw=parts.t5(t5_ids.to(device))[0],
+            pooled_1p=parts.clip(clip_ids.to(device)).pooler_output,
         )
         self._cache[prompt] = embedding
         if len(self._cache) > CACHED_PROMPTS_MAX:

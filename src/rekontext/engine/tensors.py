@@ -1,6 +1,7 @@
 """Reading named tensors out of safetensors files, whole or in shards. Knows no model.
 
-fp8 files are dequantised here: an e4m3 or e5m2 tensor becomes `tensor * scale` in the dtype that was asked for.
+fp8 files are dequantised here, unless the caller asks for what is stored: an e4m3 or e5m2 tensor becomes
+`tensor * scale` in the dtype that was asked for.
 """
 
 from __future__ import annotations
@@ -83,14 +84,26 @@ class TensorSource:
         tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
         if tensor.dtype not in _FP8:
             return tensor.to(dtype)
-        base = name.removesuffix("weight")
-        scales = [base + suffix for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
         wide = tensor.float()
-        for scale_name in scales:
-            scale = self._files[scale_name].get_tensor(self.prefix + scale_name).float()
-            # One scale for the tensor, or one for each output row.
-            wide *= scale if scale.ndim == 0 else scale.reshape(-1, *[1] * (wide.ndim - 1))
+        for scale in self._scales(name):
+            wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
+
+    def read_e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A matrix (o, d) as it is stored, and its scale for each row (o, 1) in float32; None if it isn't e4m3."""
+        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
+        if tensor.dtype != torch.float8_e4m3fn or tensor.ndim != 2:
+            return None
+        rows = torch.ones(len(tensor), 1)
+        for scale in self._scales(name):
+            rows *= scale.reshape(-1, 1)
+        return tensor, rows
+
+    def _scales(self, name: str) -> list[Tensor]:
+        """By what a stored tensor must be multiplied: one scale for the tensor, or one for each output row."""
+        base = name.removesuffix("weight")
+        names = [base + suffix for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
+        return [self._files[scale].get_tensor(self.prefix + scale).float() for scale in names]
 
 
 def refuse_pickle(path: Path) -> None:

@@ -1,0 +1,136 @@
+"""Carrying out a memory plan: open a model as the first plan that works says, and step down when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+
+from rekontext.engine.checkpoint import Parts, model_sizes, offload_encoder, open_model
+from rekontext.engine.fp8 import CAPABILITY_MIN, quantise
+from rekontext.engine.layers import ModulationLinear
+from rekontext.engine.memory import GB, Placement, Plan, plans
+from rekontext.engine.precision import choose_dtype
+from rekontext.engine.tensors import CheckpointError
+
+FP8: Final = "fp8"
+_log = logging.getLogger(__name__)
+
+Open = Callable[[Placement], Parts]
+
+
+def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple[Parts, tuple[Plan, ...]]:
+    """Open a model in the given dtype, or by memory plan where none is given and the device is a GPU.
+
+    Returns:
+        The model, and the plans: the one in force, then those that may be fallen to. None where a dtype was asked for.
+
+    Raises:
+        CheckpointError: the model can't be found or isn't complete, or no plan fits.
+        EditRefused: no such dtype here.
+    """
+
+    def opened(placement: Placement) -> Parts:
+        return open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement)
+
+    if dtype is not None or device.type != "cuda":
+        return opened(Placement(fp8=dtype == FP8)), ()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    has_fp8 = torch.cuda.get_device_capability(device) >= CAPABILITY_MIN
+    return open_first(opened, plans(model_sizes(model), free_bytes, has_fp8=has_fp8), device)
+
+
+def open_first(opened: Open, choices: list[Plan], device: torch.device) -> tuple[Parts, tuple[Plan, ...]]:
+    """Open by the first plan that fits and doesn't run out of memory after all."""
+    fitting = [plan for plan in choices if plan.fits]
+    if not fitting:
+        least = choices[-1]
+        raise CheckpointError(
+            f"the model needs {least.device_bytes / GB:.1f} GB of free memory on {device} even with {least.name}, and "
+            f"{least.free_bytes / GB:.1f} GB are free: close what else runs there, or choose another device"
+        )
+    for i, plan in enumerate(fitting):
+        try:
+            parts = opened(plan.placement)
+        except torch.OutOfMemoryError as error:
+            if i + 1 == len(fitting):
+                raise CheckpointError(f"{device} ran out of memory with {plan}") from error
+            _warn_of_fall(plan, fitting[i + 1])
+        else:
+            _log.info("opened with %s", plan)
+            return parts, tuple(fitting[i:])
+        # Outside the except clause: while the error is at hand it holds what was loaded so far.
+        free_memory(device)
+    raise AssertionError("the last plan either returns or raises")
+
+
+class Holding:
+    """How an opened model is held, and what is left to fall to.
+
+    Args:
+        plans: the one in force, then those that may be fallen to; none where the operator chose.
+    """
+
+    def __init__(self, parts: Parts, plans: Sequence[Plan]) -> None:
+        self._parts = parts
+        self._placement = parts.placement
+        self._plans = list(plans)
+
+    @property
+    def dtype(self) -> str:
+        """In which format the model computes, as `Engine.open` names it."""
+        return FP8 if self._placement.fp8 else str(self._parts.transformer.dtype).removeprefix("torch.")
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether there is a narrower way left."""
+        return len(self._plans) > 1
+
+    def fall(self, *, beside: Callable[[Callable[[], None]], None]) -> None:
+        """Hold the model as the next plan says. No step may be running; without a next plan, only tidy up.
+
+        Args:
+            beside: runs a function where nothing is being encoded meanwhile.
+        """
+        device = self._parts.transformer.device
+        free_memory(device)
+        if not self.can_fall:
+            return
+        above, below = self._plans[:2]
+        _warn_of_fall(above, below)
+        try:
+            if below.placement.fp8 and not self._placement.fp8:
+                quantise(self._parts.transformer)
+            beside(lambda: self._move_to_host(below.placement))
+        except Exception:
+            # Layers that were converted already work beside those that were not: what failed will fail by itself.
+            _log.exception("could not fall to %s", below)
+            self._plans = self._plans[:1]
+            return
+        self._placement = below.placement
+        self._plans.pop(0)
+        free_memory(device)
+
+    def _move_to_host(self, wanted: Placement) -> None:
+        transformer = self._parts.transformer
+        if wanted.text_on_host and not self._placement.text_on_host:
+            for encoder in (self._parts.clip, self._parts.t5):
+                offload_encoder(encoder, transformer.device)
+        if wanted.modulation_on_host and not self._placement.modulation_on_host:
+            for layer in transformer.modules():
+                if isinstance(layer, ModulationLinear):
+                    layer.to_host()
+
+
+def _warn_of_fall(above: Plan, below: Plan) -> None:
+    _log.warning("out of memory with %s; going on with %s: pictures will differ in their last digits", above, below)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back to the driver what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,112 @@
+"""e4m3 linear layers: their arithmetic, which layers they cover, and how far they lead from the wide formats."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.random_model import random_transformer
+from rekontext.contract import EditRefused
+from rekontext.engine import Engine
+from rekontext.engine.fidelity import compare
+from rekontext.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, quantise, quantise_rows, quantised_names, relative_error
+from rekontext.engine.precision import choose_dtype
+from rekontext.engine.rope import picture_positions, rotation_of, text_positions
+from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from tests.small_model import SHAPES, build
+
+FULL_WIDTH = TransformerConfig(double_blocks=1, single_blocks=2, text_width=64, pooled_width=32)
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8), "RGB")
+
+
+CPU = torch.device("cpu")
+
+
+def velocity(model: KontextTransformer) -> Tensor:
+    """Of one step on few tokens, the same values at each call."""
+    config = model.config
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randn(1, 24, config.text_width, generator=generator)
+    pooled = torch.randn(1, config.pooled_width, generator=generator)
+    latents, reference = (torch.randn(1, 36, config.channels, generator=generator) for _ in range(2))
+    positions = [text_positions(24), *(picture_positions((96, 96), stream=stream) for stream in (0, 1))]
+    rotation = rotation_of(torch.cat(positions), config.axes, model.device)
+    modulation = model.modulation(torch.tensor([0.7]), 2.5, pooled)
+    return model(latents, model.condition(text, reference, rotation), modulation)
+
+
+def test_rows_come_back_within_e4m3s_rounding() -> None:
+    """Three bits of mantissa: 1/16 of each value, and the row's own scale however large or small it is."""
+    x = torch.randn(7, 64) * torch.tensor([1e-6, 1e-3, 1, 10, 1e3, 1e6, 0])[:, None]
+    small, scale = quantise_rows(x)
+    assert small.dtype == E4M3
+    assert scale.shape == (7, 1)
+    back = small.float() * scale
+    assert ((back - x).abs() <= x.abs() / 16 + scale * 2**-9).all()
+    assert torch.equal(small[:-1].float().abs().amax(1), torch.full((6,), E4M3_MAX))
+    assert not back[-1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_layer_is_its_formula(dtype: torch.dtype) -> None:
+    """In float64, from the quantised values: what is left is the rounding of the result."""
+    linear = nn.Linear(64, 48).to(dtype).requires_grad_(False)
+    x = torch.randn(2, 5, 64, dtype=dtype)
+    found = Fp8Linear.of(linear)(x)
+    weight, weight_scale = quantise_rows(linear.weight)
+    inputs, input_scale = quantise_rows(x)
+    sums = inputs.double() @ weight.double().T * input_scale.double() * weight_scale.double().T
+    expected = (sums + linear.bias.double()).to(dtype)
+    assert found.dtype == dtype
+    assert found.shape == (2, 5, 48)
+    assert relative_error(found, expected) <= (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+def test_a_part_of_the_outputs_has_the_bits_of_the_whole() -> None:
+    layer = Fp8Linear.of(nn.Linear(64, 96).bfloat16())
+    x = torch.randn(1, 5, 64).bfloat16()
+    whole = layer(x)
+    for part in (slice(16), slice(16, 48), slice(48, None)):
+        assert torch.equal(layer.rows(x, part), whole[..., part])
+
+
+def test_only_the_blocks_large_projections_are_covered() -> None:
+    """Embedders, modulation and the final layer decide what all tokens get, and cost nothing: they stay wide."""
+    config = TransformerConfig(width=32, heads=2, axes=(4, 6, 6), double_blocks=1, single_blocks=1, text_width=32)
+    model = random_transformer(config, device=CPU, dtype=torch.bfloat16)
+    streams = [
+        f"{stream}_{layer}" for stream in ("img", "txt") for layer in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
+    ]
+    expected = {f"double_blocks.0.{layer}" for layer in streams}
+    expected |= {"single_blocks.0.linear1", "single_blocks.0.linear2"}
+    assert set(quantised_names(model)) == expected
+    quantise(model)
+    assert {name for name, layer in model.named_modules() if isinstance(layer, Fp8Linear)} == expected
+    assert not quantised_names(model)
+
+
+def test_a_width_that_the_matrix_units_cannot_take_stays_wide() -> None:
+    config = TransformerConfig(width=24, heads=2, axes=(4, 4, 4), double_blocks=1, single_blocks=1, text_width=32)
+    assert not quantised_names(random_transformer(config, device=CPU, dtype=torch.bfloat16))
+
+
+def test_errors_at_full_width_stay_in_their_bounds() -> None:
+    """At FLUX.1's own width: bfloat16 within 1e-2 of float32, fp8 within 5e-2 of bfloat16, by block and at the end."""
+    narrow = random_transformer(FULL_WIDTH, device=CPU, dtype=torch.bfloat16)
+    wide = copy.deepcopy(narrow).float()
+    rounded = compare(wide, narrow, velocity)
+    assert list(rounded.blocks) == ["double_blocks.0", "single_blocks.0"]
+    assert 0 < max(*rounded.blocks.values(), rounded.end) <= 1e-2
+    del wide
+    smaller = copy.deepcopy(narrow)
+    quantise(smaller)
+    quantised = compare(narrow, smaller, velocity)
+    assert 0 < max(*quantised.blocks.values(), quantised.end) <= 5e-2
+    assert quantised.end > rounded.end
