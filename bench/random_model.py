@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from tests.small_model import clip_tokenizer, t5_tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -22,7 +23,6 @@ from rekontext.engine.checkpoint import Parts
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
-from tests.small_model import clip_tokenizer, t5_tokenizer
 
 _BIAS: Final = 0.02
 
@@ -36,7 +36,7 @@ class Size:
         channels: of the autoencoder's levels.
     """
 
-    transformer: TransformerConfig = TransformerConfig()
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     canvas_area: int = KONTEXT_AREA
     text_tokens: int = 512
     clip_tokens: int = 77

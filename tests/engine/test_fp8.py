@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.random_model import random_transformer
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.random_model import random_transformer
 from rekontext.contract import EditRefused
 from rekontext.engine import Engine
 from rekontext.engine.fidelity import compare
 from rekontext.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, quantise, quantise_rows, quantised_names, relative_error
+from rekontext.engine.layouts import load_transformer
+from rekontext.engine.memory import Placement
 from rekontext.engine.precision import choose_dtype
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
+from rekontext.engine.tensors import TensorSource
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from tests.small_model import SHAPES, build
 
@@ -39,7 +42,8 @@ def velocity(model: KontextTransformer) -> Tensor:
     positions = [text_positions(24), *(picture_positions((96, 96), stream=stream) for stream in (0, 1))]
     rotation = rotation_of(torch.cat(positions), config.axes, model.device)
     modulation = model.modulation(torch.tensor([0.7]), 2.5, pooled)
-    return model(latents, model.condition(text, reference, rotation), modulation)
+    found: Tensor = model(latents, model.condition(text, reference, rotation), modulation)
+    return found
 
 
 def test_rows_come_back_within_e4m3s_rounding() -> None:
@@ -110,3 +114,46 @@ def test_errors_at_full_width_stay_in_their_bounds() -> None:
     quantised = compare(narrow, smaller, velocity)
     assert 0 < max(*quantised.blocks.values(), quantised.end) <= 5e-2
     assert quantised.end > rounded.end
+
+
+def test_an_engine_in_fp8_stays_near_bfloat16_and_says_what_it_is(tmp_path: Path) -> None:
+    """Block weights in e4m3, all else as in bfloat16; the last block, which computes a part of the tokens, included."""
+    build(tmp_path, SHAPES["deep"])
+    pictures = []
+    for dtype in ("bfloat16", "fp8"):
+        with Engine.open(str(tmp_path), device="cpu", dtype=dtype) as engine:
+            assert engine.card.dtype == dtype
+            pictures.append(np.asarray(engine.edit(PHOTO, "night", steps=4, seed=1), float))
+            small = [layer for layer in engine.model.transformer.modules() if isinstance(layer, Fp8Linear)]
+            assert len(small) == (2 * 8 + 3 * 2 if dtype == "fp8" else 0)
+    error = np.sqrt(np.mean((pictures[0] - pictures[1]) ** 2))
+    assert 0 < error < 0.05 * 255
+
+
+@pytest.mark.parametrize("scale_shape", [(), (1,), None], ids=["scalar", "one", "rows"])
+def test_weights_that_are_stored_in_e4m3_are_taken_as_they_are(tmp_path: Path, scale_shape: tuple[int, ...]) -> None:
+    """A file's scale, one for the tensor or one for each row, becomes the layer's; nothing is rounded twice."""
+    config = TransformerConfig(width=32, heads=2, axes=(4, 6, 6), double_blocks=1, single_blocks=1, text_width=32)
+    state = random_transformer(config, device=CPU, dtype=torch.float32).state_dict()
+    name = "single_blocks.0.linear1"
+    weight = state[f"{name}.weight"]
+    scale = weight.abs().amax(1) / E4M3_MAX if scale_shape is None else (weight.abs().max() / 448).reshape(scale_shape)
+    state[f"{name}.weight"] = (weight / (scale[:, None] if scale_shape is None else scale)).to(E4M3)
+    state[f"{name}.scale_weight"] = scale
+    save_file(state, tmp_path / "model.safetensors")
+    source = TensorSource([tmp_path / "model.safetensors"])
+    model = load_transformer(source, config, device=CPU, dtype=torch.bfloat16, placement=Placement(fp8=True))
+    layer, other = model.get_submodule(name), model.get_submodule("single_blocks.0.linear2")
+    assert isinstance(layer, Fp8Linear)
+    assert torch.equal(layer.weight.float(), state[f"{name}.weight"].float())
+    assert torch.equal(layer.scale[:, 0], scale.expand(len(weight)))
+    assert layer.bias.dtype == torch.bfloat16
+    assert isinstance(other, Fp8Linear)
+    assert relative_error(other.weight.float() * other.scale, state["single_blocks.0.linear2.weight"]) < 4e-2
+    assert model.img_in.weight.dtype == torch.bfloat16
+
+
+def test_a_gpu_without_fp8_units_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(EditRefused, match=r"dtype is 'fp8': .* capability 8.9 or above, and cuda:0 has 8.0"):
+        choose_dtype("fp8", torch.device("cuda:0"))

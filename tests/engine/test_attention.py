@@ -1,0 +1,130 @@
+"""Attention backends: each that runs computes the same function; choosing goes by time, and no failure stops it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from bench.random_model import SMALL, random_transformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from rekontext.contract import EditRefused
+from rekontext.engine import attention
+from rekontext.engine.attention import BACKENDS, Trial, candidates, fastest, try_backends
+from rekontext.engine.costs import CostModel
+from rekontext.engine.layers import DoubleStreamBlock, SingleStreamBlock
+from rekontext.engine.transformer import KontextTransformer
+from rekontext.engine.tuning import choose_attention
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _forget_libraries() -> Iterator[None]:
+    """What one test put in place of a library is not there in the next."""
+    yield
+    attention._flash_op.cache_clear()
+
+
+def tried(*names: str) -> dict[str, Trial]:
+    return try_backends(names, device=CPU, dtype=torch.float32, heads=2, head_width=16, tokens=40)
+
+
+def test_backends_give_what_attention_is() -> None:
+    """Softmax of the scaled products, in float64, heads merged."""
+    q, k, v = (torch.randn(2, 3, n, 16) for n in (5, 9, 9))
+    scores = torch.einsum("bhnk,bhmk->bhnm", q.double(), k.double()) / 4
+    expected = torch.einsum("bhnm,bhmk->bnhk", scores.softmax(-1), v.double()).flatten(2)
+    for name in ("sdpa", "sdpa-flash"):
+        found = BACKENDS[name](q, k, v)
+        assert found.shape == (2, 5, 48)
+        assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["flash-3", "flash-4"])
+@pytest.mark.parametrize("with_normaliser", [False, True])
+def test_flash_libraries_are_called_in_their_own_layout(
+    monkeypatch: pytest.MonkeyPatch, name: str, with_normaliser: bool
+) -> None:
+    """They take (b, n, h, k); some versions return a pair. Their function is stood in for, as none runs on a CPU."""
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, None]:
+        assert all(x.is_contiguous() for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
+        return (mixed, None) if with_normaliser else mixed
+
+    library = attention._NEEDS[name]
+    module = ModuleType(library)
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, library.split(".")[0], ModuleType(library.split(".")[0]))
+    monkeypatch.setitem(sys.modules, library, module)
+    q, k, v = (torch.randn(1, 2, n, 16) for n in (4, 7, 7))
+    assert torch.allclose(BACKENDS[name](q, k, v), BACKENDS["sdpa"](q, k, v), atol=1e-6)
+
+
+def test_a_backend_that_cannot_run_or_is_wrong_is_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that fails here must not keep the model from opening."""
+    monkeypatch.setitem(BACKENDS, "sdpa-flash", lambda q, k, v: 1.1 * attention.sdpa(q, k, v))
+    monkeypatch.setitem(BACKENDS, "flex", lambda q, k, v: torch.full_like(attention.sdpa(q, k, v), float("nan")))
+    found = tried("sdpa", "sdpa-cudnn", "sdpa-flash", "flash-4", "flex")
+    assert found["sdpa"].seconds is not None
+    assert found["sdpa"].seconds > 0
+    assert found["sdpa-flash"] == Trial(reason="differs from the default by 0.1")
+    assert found["flex"] == Trial(reason="differs from the default by nan")
+    assert found["flash-4"].seconds is None
+    assert "flash_attn" in found["flash-4"].reason
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"sdpa": 1.0}, "sdpa"),
+        ({"sdpa": 1.0, "flex": 0.5}, "flex"),
+        ({"sdpa": 1.0, "sdpa-cudnn": 0.98}, "sdpa"),
+        ({"sdpa": 1.0, "sdpa-cudnn": 0.6, "flash-3": 0.59}, "sdpa-cudnn"),
+        ({"flash-3": 0.6}, "flash-3"),
+    ],
+    ids=["alone", "fastest", "tie", "tie-of-others", "default-missing"],
+)
+def test_the_fastest_wins_and_a_tie_changes_nothing(seconds: dict[str, float], expected: str) -> None:
+    assert fastest(seconds) == expected
+
+
+def backend_of(transformer: KontextTransformer) -> set[str]:
+    """The names of the kernels that its blocks use."""
+    names = {function: name for name, function in BACKENDS.items()}
+    found = set()
+    for block in (*transformer.double_blocks, *transformer.single_blocks):
+        assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
+        found.add(names[block.attend])
+    return found
+
+
+def test_every_start_takes_the_backend_that_the_first_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backend means other bytes, so a choice once made is kept with the step times."""
+    transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
+    monkeypatch.setattr(attention, "candidates", lambda _: ("sdpa", "sdpa-flash", "flex"))
+    times = {"sdpa": Trial(seconds=2.0), "sdpa-flash": Trial(seconds=1.0), "flex": Trial(reason="no")}
+    monkeypatch.setattr(attention, "try_backends", lambda *_, **__: times)
+    costs = CostModel()
+    assert choose_attention(transformer, costs, tokens=100) == "sdpa-flash"
+    assert backend_of(transformer) == {"sdpa-flash"}
+    costs.save(tmp_path / "costs.json")
+    times["sdpa"] = Trial(seconds=0.1)
+    assert choose_attention(transformer, CostModel.load(tmp_path / "costs.json"), tokens=100) == "sdpa-flash"
+    assert choose_attention(transformer, CostModel(), tokens=100) == "sdpa"
+
+
+def test_a_backend_can_be_named_and_an_unknown_one_is_refused() -> None:
+    transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
+    assert candidates(CPU) == ("sdpa",)
+    assert choose_attention(transformer, CostModel(), tokens=100, name="sdpa") == "sdpa"
+    with pytest.raises(EditRefused, match="attention is 'flash-9': on cpu it must be one of sdpa"):
+        choose_attention(transformer, CostModel(), tokens=100, name="flash-9")

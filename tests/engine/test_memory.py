@@ -1,0 +1,190 @@
+"""Memory plans: their arithmetic on the published model, which one is taken, and going down when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rekontext.contract import EditRequest
+from rekontext.engine import CheckpointError, Engine
+from rekontext.engine import edit as stages
+from rekontext.engine.checkpoint import Parts, model_sizes, open_model
+from rekontext.engine.fp8 import Fp8Linear
+from rekontext.engine.memory import GB, Placement, Plan, Sizes, plans
+from rekontext.engine.placement import open_first
+from rekontext.engine.transformer import TransformerConfig
+from tests.small_model import CANVAS_AREA, SHAPES, TEXT_TOKENS, build
+
+CPU = torch.device("cpu")
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8), "RGB")
+SMALLEST = Placement(fp8=True, text_on_host=True, modulation_on_host=True)
+
+
+def chosen(free_gb: float, *, has_fp8: bool = True) -> str | None:
+    return next((plan.name for plan in plans(Sizes(), int(free_gb * GB), has_fp8=has_fp8) if plan.fits), None)
+
+
+@pytest.mark.parametrize(
+    ("card_gib", "expected"),
+    [
+        (80, "bf16"),
+        (48, "bf16"),
+        (32, "fp8"),
+        (24, "fp8, text encoders on the host"),
+        (16, "fp8, text encoders and modulation on the host"),
+        (12, None),
+    ],
+)
+def test_the_published_model_fits_the_usual_cards(card_gib: int, expected: str | None) -> None:
+    """With half a GiB taken by the driver's context, as on an empty card."""
+    assert chosen((card_gib - 0.5) * 2**30 / GB) == expected
+
+
+def test_without_fp8_units_there_is_one_plan() -> None:
+    assert chosen(80, has_fp8=False) == "bf16"
+    assert chosen(32, has_fp8=False) is None
+
+
+def test_weights_are_counted_from_the_configuration() -> None:
+    """Two wide plans differ by one byte for each weight that fp8 covers; the host gets what the device loses."""
+    wide, small, text, least = plans(Sizes(), 0)
+    width, blocks = 3072, 57
+    assert wide.device_bytes - small.device_bytes == 24 * width**2 * 19 + 12 * width**2 * 38
+    assert small.device_bytes - text.device_bytes == text.host_bytes == 2 * Sizes().text_encoder_parameters
+    assert least.host_bytes - text.host_bytes == 2 * (width * width + width) * (12 * 19 + 3 * 38)
+    shallow = Sizes(transformer=TransformerConfig(double_blocks=2, single_blocks=blocks))
+    assert plans(shallow, 0)[0].device_bytes < wide.device_bytes
+
+
+def test_a_models_sizes_are_read_without_its_weights(tmp_path: Path) -> None:
+    build(tmp_path, SHAPES["deep"])
+    sizes = model_sizes(str(tmp_path))
+    parts = open_model(str(tmp_path), device=CPU, dtype=torch.float32)
+    encoders = (parts.clip, parts.t5)
+    assert sizes.transformer == parts.transformer.config
+    assert sizes.text_encoder_parameters == sum(p.numel() for part in encoders for p in part.parameters())
+    assert sizes.autoencoder_parameters == sum(p.numel() for p in parts.autoencoder.parameters())
+    assert (sizes.canvas_area, sizes.text_tokens) == (CANVAS_AREA, TEXT_TOKENS)
+    assert sizes.full_resolution_channels == 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory") / "model"
+    build(folder, SHAPES["deep"])
+    return folder
+
+
+def ladder(*placements: Placement, free_bytes: int = 100) -> list[Plan]:
+    """Plans that need 100, 90, 80 ... bytes."""
+    return [
+        Plan(name=f"plan {i}", placement=each, device_bytes=100 - 10 * i, host_bytes=0, free_bytes=free_bytes)
+        for i, each in enumerate(placements)
+    ]
+
+
+def test_opening_takes_the_first_plan_that_fits_and_falls_when_memory_runs_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Placement] = []
+
+    def opened(placement: Placement) -> Parts:
+        asked.append(placement)
+        if placement == Placement(fp8=True):
+            raise torch.OutOfMemoryError("the device is full")
+        return open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=placement)
+
+    choices = ladder(Placement(), Placement(fp8=True), SMALLEST, free_bytes=95)
+    with caplog.at_level(logging.WARNING):
+        parts, left = open_first(opened, choices, CPU)
+    assert asked == [Placement(fp8=True), SMALLEST]
+    assert parts.placement == SMALLEST
+    assert left == (choices[2],)
+    assert "out of memory with plan 1" in caplog.text
+    with pytest.raises(CheckpointError, match="ran out of memory with plan 1"):
+        open_first(opened, choices[:2], CPU)
+
+
+def test_too_little_memory_is_told_in_numbers() -> None:
+    def opened(placement: Placement) -> Parts:
+        raise AssertionError(f"{placement} does not fit")
+
+    with pytest.raises(
+        CheckpointError, match=r"needs 15\.\d GB .* even with fp8, text encoders .*, and 9\.0 GB are free"
+    ):
+        open_first(opened, plans(Sizes(), 9 * GB), CPU)
+
+
+def test_every_placement_draws_the_same_picture_as_fp8_alone(folder: Path) -> None:
+    """Where weights wait changes no bit of what is computed with them."""
+    pictures = [
+        edit_with(Placement(fp8=True, text_on_host=text, modulation_on_host=modulation), folder)
+        for text, modulation in ((False, False), (True, False), (True, True))
+    ]
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
+def edit_with(placement: Placement, folder: Path) -> bytes:
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=placement)
+    with Engine(parts) as engine:
+        return engine.edit(PHOTO, "night", steps=2, seed=1).tobytes()
+
+
+@pytest.mark.parametrize("where", ["prepare", "velocities", "finish"])
+def test_running_out_of_memory_in_an_edit_falls_to_the_next_plan_and_finishes_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """Whether it happens encoding, in a step or decoding; a second time, with no plan left, the edit is told."""
+    honest = getattr(stages, where)
+    failures = 1
+
+    def short_of_memory(model: stages.Model, *given: object) -> object:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise torch.OutOfMemoryError("the device is full")
+        return honest(model, *given)
+
+    monkeypatch.setattr(stages, where, short_of_memory)
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
+    with caplog.at_level(logging.WARNING), Engine(parts, plans=ladder(Placement(), SMALLEST)) as engine:
+        assert engine.card.dtype == "bfloat16"
+        request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=3, seed=1)
+        result = engine.submit(request).result(60)
+        assert (result.steps, result.passes) == (3, 3)
+        assert engine.card.dtype == "fp8"
+        assert isinstance(engine.model.transformer.get_submodule("single_blocks.0.linear1"), Fp8Linear)
+        assert "out of memory with plan 0: 0.0 GB on the GPU; going on with plan 1" in caplog.text
+        failures = 1
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.submit(request).result(60)
+        again = engine.submit(request).result(60).picture.tobytes()
+    if where != "finish":
+        assert again == edit_in(SMALLEST, folder, request)
+
+
+def edit_in(placement: Placement, folder: Path, request: EditRequest) -> bytes:
+    """The bytes of an engine that was opened that way."""
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=placement)
+    with Engine(parts) as engine:
+        return engine.submit(request).result(60).picture.tobytes()
+
+
+def test_a_chosen_dtype_is_kept_whatever_happens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falling to fp8 is for those who left the choice to us."""
+
+    def full(model: stages.Model, edits: Sequence[stages.Edit]) -> list[Tensor]:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(stages, "velocities", full)
+    with Engine.open(str(folder), device="cpu", dtype="bfloat16") as engine:
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.edit(PHOTO, "night", steps=2, seed=1)
+        assert engine.card.dtype == "bfloat16"
