@@ -151,8 +151,9 @@ class KontextParameters(BaseModel):
     output_quality: Annotated[int, Whole] = Field(
         default=QUALITY_DEFAULT, ge=QUALITY_MIN, le=QUALITY_MAX, description="For jpg and webp; png is lossless."
     )
-    seed: Annotated[int, Whole] | None = Field(
-        default=None, ge=0, le=SEED_MAX, description="The same seed gives the same picture; -1 or nothing is random."
+    # The bounds stand on the integer itself: anywhere else they are checked, but not described.
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX), Whole] | None = Field(
+        default=None, description="The same seed gives the same picture; -1 or nothing is random."
     )
     acceleration: Acceleration = Field(default="none", description="Leave transformer passes out; none is exact.")
     priority: Annotated[int, Whole] = Field(

@@ -20,7 +20,7 @@ export function webhooks(place) {
     const query = new URLSearchParams({ limit: 50, ...(only && { webhook_id: only }) });
     const { deliveries } = await getJson(`console/api/deliveries?${query}`);
     return table("Deliveries", [
-      { title: "Event", kind: "wide", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
+      { title: "Event", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
       { title: "To", kind: "wide", cell: (row) => h("span.url", {}, row.url) },
       { title: "State", cell: (row) => badge(row.state) },
       { title: "Tries", kind: "number", cell: (row) => row.tries },

@@ -15,6 +15,7 @@ export class Compare {
   #pointers = new Map();
   #pinch = null;
   #dragging = false;
+  #sweeping = false;
   #onZoom;
 
   /** Build into `root`. `onZoom(scale)` is told of every change of scale. */
@@ -100,11 +101,12 @@ export class Compare {
     const began = performance.now();
     const frame = this.#frame;
     const step = (now) => {
-      if (this.#dragging || !frame.isConnected) return;
+      if (!this.#sweeping || !frame.isConnected) return;
       const part = Math.min(1, (now - began) / 900);
       this.cut = 100 - 50 * (1 - (1 - part) ** 3);
       if (part < 1) requestAnimationFrame(step);
     };
+    this.#sweeping = true;
     this.cut = 100;
     requestAnimationFrame(step);
   }
@@ -133,6 +135,7 @@ export class Compare {
 
   #down(event) {
     if (event.button !== 0) return;
+    this.#sweeping = false;
     this.#frame.setPointerCapture(event.pointerId);
     this.#pointers.set(event.pointerId, this.#local(event));
     if (this.#pointers.size === 2) {
@@ -182,6 +185,7 @@ export class Compare {
   }
 
   #key(event) {
+    this.#sweeping = false;
     const by = { ArrowLeft: -2, ArrowDown: -2, ArrowRight: 2, ArrowUp: 2, PageDown: -10, PageUp: 10 }[event.key];
     if (by !== undefined) this.cut += event.shiftKey ? Math.sign(by) * 10 : by;
     else if (event.key === "Home") this.cut = 0;

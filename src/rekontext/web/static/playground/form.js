@@ -1,6 +1,6 @@
 // The parameters as controls. Reads and writes one plain object of values; shows what is wrong next to the field at fault.
 
-import { $, fill, glyph, h, s } from "../shared/dom.js";
+import { $, $$, glyph, h, s } from "../shared/dom.js";
 import { BY_NAME, PARAMETERS, integer, rangeInWords } from "./parameters.js";
 
 export class Form extends EventTarget {
@@ -185,26 +185,29 @@ function ratioGlyph(ratio) {
   return picture;
 }
 
-/** Say at each named field what the server allows there. Returns the first such field's control. */
+/** Say at each named field what the server allows there. Returns the control of the first such field on the page. */
 export function showFaults(errors) {
-  let first = null;
   for (const { parameter, value, allowed } of errors) {
     const place = document.getElementById(`${parameter}-fault`);
     if (!place) continue;
-    const given = value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
-    fill(place, `${given}: ${allowed}.`);
-    const control = $(`[data-control="${parameter}"]`);
-    for (const each of document.querySelectorAll(`[data-control="${parameter}"]`)) each.setAttribute("aria-invalid", "true");
-    control?.closest("details")?.setAttribute("open", "");
-    first ??= control;
+    place.textContent = faultInWords({ value, allowed });
+    for (const control of $$(`[data-control="${parameter}"]`)) {
+      control.setAttribute("aria-invalid", "true");
+      control.closest("details")?.setAttribute("open", "");
+    }
   }
-  return first;
+  return $('[data-control][aria-invalid="true"]');
+}
+
+export function faultInWords({ value, allowed }) {
+  const given = value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
+  return `${given}: ${allowed}.`;
 }
 
 export function clearFault(name) {
   const place = document.getElementById(`${name}-fault`);
   if (place?.textContent) place.textContent = "";
-  for (const each of document.querySelectorAll(`[data-control="${name}"]`)) each.removeAttribute("aria-invalid");
+  for (const each of $$(`[data-control="${name}"]`)) each.removeAttribute("aria-invalid");
 }
 
 export function clearFaults() {

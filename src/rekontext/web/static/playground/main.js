@@ -2,29 +2,33 @@
 
 import { ApiError, ROOT } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h, toast } from "../shared/dom.js";
-import { money, seconds, bytes } from "../shared/format.js";
+import { bytes, money, plural, seconds } from "../shared/format.js";
 import { readKey } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
 import { KEY_VARIABLE, LANGUAGES, code } from "./code.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
-import { Form, clearFault, clearFaults, showFaults } from "./form.js";
+import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { understood, written } from "./json.js";
 import { startValues } from "./parameters.js";
 import { PhotoRefused, TYPES, fromBlob, fromLink } from "./photo.js";
-import { expected, listedPrice, pastPace } from "./price.js";
+import { Estimates, listedPrice } from "./price.js";
 import { AT_ONCE_MAX, Runs, hasEnded } from "./runs.js";
 import { restored, shareLink, uploaded } from "./share.js";
 import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
 
-const state = { photo: null, me: null, price: null, past: null, selected: null, language: "curl" };
+const state = { photo: null, me: null, price: null, estimate: null, selected: null, language: "curl" };
 const prompt = $("#prompt");
 const runs = new Runs();
 const form = new Form({ main: $("#fields-main"), output: $("#fields-output"), more: $("#fields-more") }, startValues());
 const stage = new Stage({
   view: $("#view"), bar: $("#bar"),
   doing: { cancel, again, reuse, remove, share: (run) => share(run.request, run.photo), keepSeed },
+});
+const estimates = new Estimates((estimate) => {
+  state.estimate = estimate;
+  drawEstimate();
 });
 const strip = new Strip($("#strip"), select);
 
@@ -38,7 +42,7 @@ function requestChanged({ fromJson = false } = {}) {
   if (!fromJson) $("#json").value = written({ prompt: prompt.value, values: form.values, photo: state.photo });
   for (const chip of $$(".chip")) chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
   drawCode();
-  drawEstimate();
+  estimates.ask(form.values, state.photo);
 }
 
 async function usePhoto(loading) {
@@ -100,7 +104,9 @@ async function run(event) {
     state.selected = null;
     draw();
     await refused(fault);
+    return;
   }
+  estimates.ask(form.values, state.photo);
 }
 
 async function refused(fault) {
@@ -113,6 +119,9 @@ async function refused(fault) {
   const wait = fault.retryAfter ? ` Come back in ${seconds(Number(fault.retryAfter))}.` : "";
   refuse(fault.message + wait);
   showFaults(fault.errors)?.focus();
+  if (!$("#view-json").hidden) {
+    $("#json-fault").textContent = fault.errors.map((each) => `${each.parameter}: ${faultInWords(each)}`).join("\n");
+  }
 }
 
 function refuse(text) {
@@ -198,13 +207,10 @@ function bringOnStage() {
 
 function changed({ detail: run }) {
   draw();
-  if (!run) {
-    drawEstimate();
-    return;
-  }
+  if (!run) return;
   if (hasEnded(run)) {
     say({ COMPLETED: "The edit is done", FAILED: `The edit failed: ${run.error}`, CANCELLED: "The edit was cancelled" }[run.state]);
-    drawEstimate();
+    estimates.ask(form.values, state.photo);
     if (run.state === "COMPLETED") refreshMe();
   } else if (run.state === "PROCESSING" && run.step && run.step % Math.ceil(run.steps / 4) === 0) {
     say(`Step ${run.step} of ${run.steps}`);
@@ -218,12 +224,12 @@ function say(text) {
 // Price, time, account
 
 function drawEstimate() {
-  const { num_inference_steps: steps } = form.values;
-  const price = state.me?.price_per_edit ?? state.price;
-  const time = expected({ runs: runs.all, past: state.past, steps });
+  const { eta_seconds: time, queue_position: place } = state.estimate ?? {};
+  const price = state.estimate?.price ?? state.me?.price_per_edit ?? state.price;
   fill($("#estimate"),
-    price !== null && price !== undefined ? h("b", {}, money(price)) : "",
-    time ? ` · about ${seconds(time)}` : "");
+    price === null || price === undefined ? "" : h("b", {}, money(price)),
+    time ? ` · about ${seconds(time)}` : "",
+    place ? `, ${plural(place, "edit")} before it` : "");
   const short = state.me && state.me.balance.available < price;
   if (short) fill($("#estimate"), h("b", {}, money(price)), ` · balance ${money(state.me.balance.available)} is too low`);
 }
@@ -238,7 +244,7 @@ function drawMe() {
   $("#balance").textContent = money(me.balance.available);
   $("#balance").title = "Credits that can be spent";
   const { model } = me;
-  fill($("#model"), h(`span.dot.${model.ready ? "good" : "wait"}`), model.name, model.device && h("span.faint", {}, model.device));
+  fill($("#model"), h(`span.dot.${model.ready ? "good" : "wait"}`), model.name ?? "model is loading", h("span.faint", {}, model.device ?? ""));
   $("#version").textContent = `Rekontext ${me.version}`;
   drawKnown(model);
 }
@@ -271,7 +277,7 @@ async function signIn(how) {
   if (me) {
     state.me = me;
     drawMe();
-    state.past = await pastPace();
+    estimates.ask(form.values, state.photo);
     drawEstimate();
   }
   return me;
@@ -475,7 +481,6 @@ async function start() {
   await Promise.all([
     refreshMe(),
     listedPrice().then((price) => { state.price = price; }, () => {}),
-    pastPace().then((past) => { state.past = past; }),
   ]);
   drawEstimate();
   document.body.dataset.ready = "";

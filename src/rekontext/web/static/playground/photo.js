@@ -1,6 +1,7 @@
 // The photo to edit: from a file, the clipboard, a drop, a link, an example, or an earlier result.
 
-import { here, isHere } from "../shared/api.js";
+import { ApiError, call, here, isHere } from "../shared/api.js";
+import { readKey } from "../shared/key.js";
 
 export const TYPES = ["image/jpeg", "image/png", "image/gif", "image/webp"];
 const BYTES_MAX = 20 * 2 ** 20;
@@ -35,7 +36,9 @@ export async function fromBlob(blob, { name, url = null, origin = null, example 
   }
 }
 
-/** A link or data URI as a photo. What lies on other hosts is only fetched by the server, so it isn't shown. */
+/**
+ * A link or data URI as a photo. What lies on other hosts is fetched by the server; without a key it isn't shown.
+ */
 export async function fromLink(text) {
   const link = text.trim();
   if (link.startsWith("data:")) return fromBlob(dataBlob(link), {});
@@ -48,7 +51,15 @@ export async function fromLink(text) {
   if (!["http:", "https:"].includes(url.protocol)) throw new PhotoRefused("Only http and https links can be fetched.");
   const name = decodeURIComponent(url.pathname.split("/").pop()) || url.hostname;
   if (isHere(url.href)) return fromHere(url.href, { name, url: url.href });
-  return { name, blob: null, url: url.href, origin: null, example: null, shown: null, width: null, height: null };
+  if (!readKey()) {
+    return { name, blob: null, url: url.href, origin: null, example: null, shown: null, width: null, height: null };
+  }
+  try {
+    const response = await call("console/api/photo", { method: "POST", json: { url: url.href } });
+    return await fromBlob(await response.blob(), { name, url: url.href });
+  } catch (fault) {
+    throw fault instanceof ApiError ? new PhotoRefused(fault.message) : fault;
+  }
 }
 
 /** A picture that this server holds: shown, and still sent as a link. */

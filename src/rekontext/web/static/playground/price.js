@@ -1,41 +1,46 @@
-// What the edit in the form would cost and how long it would take, as far as that is known before it is submitted.
+// What the edit in the form would cost and when it would be done, before it is submitted.
 
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
 
-/** Dollars per edit when nobody is signed in; null where the list doesn't say. */
+const PAUSE_MS = 250;
+
+/** Dollars per edit while nobody is signed in; null where the list doesn't say. */
 export async function listedPrice() {
   const document = await getJson("inference-model-information/list");
   const [rows] = Object.values(document);
   return Number(rows?.[0]?.price ?? NaN) || null;
 }
 
-/** Seconds that one edit took lately in the usage of this account: {edit_s, steps}; null where there was none. */
-export async function pastPace() {
-  if (!readKey()) return null;
-  try {
-    const { total } = await getJson("console/api/usage?days=7");
-    const p50 = total.inference_ms?.p50;
-    return p50 ? p50 / 1000 : null;
-  } catch {
-    return null; // a key without the scope `read` may not know; the page then learns from its own edits
-  }
-}
+/** Asks the server for an estimate whenever the request changes, at most a few times a second. */
+export class Estimates {
+  #told;
+  #timer = null;
+  #latest = 0;
 
-/**
- * Seconds until an edit of so many steps would be done.
- *
- * @param {object[]} runs  this page's runs: the newest completed ones say how long a step takes
- * @param {?number} past   seconds of a usual edit of 35 steps
- */
-export function expected({ runs, past, steps }) {
-  const done = runs.filter((run) => run.state === "COMPLETED" && run.result.metrics.passes).slice(0, 3);
-  const waiting = runs
-    .filter((run) => ["SENDING", "QUEUED", "PROCESSING"].includes(run.state))
-    .reduce((sum, run) => Math.max(sum, run.eta ?? 0), 0);
-  if (done.length) {
-    const each = done.map(({ result: { metrics } }) => metrics.inference_time / metrics.passes);
-    return waiting + (each.reduce((sum, one) => sum + one, 0) / each.length) * steps;
+  /** `told({price, queue_position, eta_seconds})` hears of each estimate; null when there is none. */
+  constructor(told) {
+    this.#told = told;
   }
-  return past ? waiting + (past * steps) / 35 : null;
+
+  ask(values, photo) {
+    clearTimeout(this.#timer);
+    const mine = (this.#latest += 1);
+    if (!readKey()) return;
+    this.#timer = setTimeout(async () => {
+      const query = new URLSearchParams();
+      for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);
+      if (photo?.width) {
+        query.set("width", photo.width);
+        query.set("height", photo.height);
+      }
+      let found = null;
+      try {
+        found = await getJson(`console/api/estimate?${query}`);
+      } catch {
+        // Wrong values are told when the edit is submitted; until then there is just no estimate.
+      }
+      if (mine === this.#latest) this.#told(found);
+    }, PAUSE_MS);
+  }
 }

@@ -1,0 +1,311 @@
+"""The playground, as a person uses it."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.api.studio import SEED_DRAWN
+from tests.browser.conftest import OpenPage
+from tests.browser.site import Site, photo_bytes
+
+
+def choose(page: Page, photo: Path, prompt: str = "make it night") -> None:
+    page.set_input_files("#file", photo)
+    expect(page.locator("#drop-full")).to_be_visible()
+    page.fill("#prompt", prompt)
+
+
+def run(page: Page) -> None:
+    page.keyboard.press("Control+Enter")
+
+
+def balance(page: Page) -> str:
+    return page.locator("#balance").inner_text()
+
+
+def test_a_photo_is_edited_compared_and_downloaded(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """From a file to the edited picture, with its seed, time, cost and the divider between before and after."""
+    page = open_page()
+    choose(page, photo)
+    expect(page.locator("#estimate")).to_contain_text("$0.04")
+    expect(page.locator("#estimate")).to_contain_text("about")
+    run(page)
+
+    facts = page.locator(".facts")
+    expect(facts).to_contain_text(str(SEED_DRAWN))
+    expect(facts).to_contain_text("$0.04")
+    expect(facts).to_contain_text("120 × 80")
+    expect(page.locator("#balance")).to_have_text("$9.96")
+    expect(page.locator(".notice")).to_be_visible()
+
+    divider = page.get_by_role("slider", name="Divider between before and after")
+    expect(divider).to_have_attribute("aria-valuenow", "50")
+    divider.press("ArrowRight")
+    expect(divider).to_have_attribute("aria-valuenow", "52")
+    divider.press("Shift+ArrowLeft")
+    expect(divider).to_have_attribute("aria-valuenow", "42")
+    divider.press("End")
+    expect(divider).to_have_attribute("aria-valuetext", "100 % before, 0 % after")
+    box = page.locator(".compare").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 30, steps=4)
+    page.mouse.up()
+    expect(divider).to_have_attribute("aria-valuenow", "25")
+
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download").click()
+    assert waiting.value.suggested_filename == f"my photo-{SEED_DRAWN}.png"
+    picture = Image.open(io.BytesIO(Path(waiting.value.path()).read_bytes()))
+    assert picture.size == (120, 80)
+    assert picture.getpixel((110, 40)) != Image.open(photo).getpixel((110, 40)), "the download is the photo itself"
+
+
+def test_the_picture_zooms_about_the_pointer_and_pans(open_page: OpenPage, photo: Path) -> None:
+    """Zoom by buttons, keys and double click; drag pans only what is zoomed."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    page.get_by_role("button", name="Zoom in (+)").click()
+    expect(page.locator(".scale")).to_have_text("150 %")
+    compare = page.locator(".compare")
+    box = compare.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 20, box["y"] + 30)
+    page.mouse.up()
+    moved = compare.evaluate("element => element.style.getPropertyValue('--x')")
+    assert float(moved.removesuffix("px")) == pytest.approx(-box["width"] / 4 - 20, abs=1)
+    page.get_by_role("slider", name="Divider").press("0")
+    expect(page.locator(".scale")).to_have_text("100 %")
+    compare.dblclick(position={"x": 30, "y": 30})
+    expect(page.locator(".scale")).to_have_text("250 %")
+
+
+def test_an_edit_shows_its_steps_and_can_be_cancelled(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Progress by step, the early look, and a cancel that costs nothing."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 10
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 10 of 35")
+    expect(page.locator(".status")).to_contain_text("about 5.0 s left")
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "10")
+    expect(page.get_by_role("img", name="Preview")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".verdict")).to_contain_text("Cancelled. Nothing was charged.")
+    page.reload()
+    expect(page.locator("#balance")).to_have_text("$10.00")
+
+
+def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """The fourth has to wait until one has ended; each keeps its own progress."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 3
+    for running in (1, 2, 3):
+        run(page)
+        expect(page.locator(".tile")).to_have_count(running)
+    expect(page.locator("#run")).to_be_disabled()
+    expect(page.locator("#run")).to_contain_text("3 running")
+    run(page)
+    site.go_on()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(3)
+    expect(page.locator(".tile")).to_have_count(3)
+    expect(page.locator("#run")).to_be_enabled()
+
+
+def test_a_failed_edit_says_so_and_gives_its_settings_back(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """The API's own sentence is on the picture."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.fault = RuntimeError("broken")
+    run(page)
+    expect(page.locator(".verdict")).to_be_visible()
+    page.fill("#prompt", "something else")
+    page.get_by_role("button", name="Use these settings again").click()
+    expect(page.locator("#prompt")).to_have_value("make it night")
+
+
+def test_results_survive_a_reload_and_running_edits_are_followed_again(
+    open_page: OpenPage, site: Site, photo: Path
+) -> None:
+    """Pictures come from the browser's own store; the request comes back too."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    page.reload()
+    expect(page.locator(".tile")).to_have_count(2)
+    expect(page.locator("#prompt")).to_have_value("make it night")
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+    page.locator(".tile").last.click()
+    expect(page.locator(".facts")).to_contain_text(str(SEED_DRAWN))
+    page.get_by_role("button", name="Clear").click()
+    page.locator("dialog").get_by_role("button", name="Clear").click()
+    expect(page.locator(".tile")).to_have_count(0)
+    page.reload()
+    expect(page.locator("#session")).to_be_hidden()
+
+
+def test_wrong_parameters_are_told_at_their_fields(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:
+    """Every one of them, in the API's words, and gone once it is mended."""
+    refusals.append(400)
+    page = open_page()
+    run(page)
+    expect(page.locator("#input_image-fault")).to_contain_text("choose, drop, paste or link a photo")
+    expect(page.locator("#prompt-fault")).to_contain_text("say what should change")
+    choose(page, photo)
+    page.fill("#p-guidance", "99")
+    page.fill("#p-num_inference_steps", "2")
+    page.locator("#p-num_inference_steps").press("Tab")
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("guidance")
+    expect(page.locator("#guidance-fault")).to_have_text("99 is not allowed: a number from 0 to 10.")
+    expect(page.locator("#num_inference_steps-fault")).to_have_text("2 is not allowed: an integer from 4 to 50.")
+    expect(page.locator("#p-guidance")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("[aria-invalid=true]").first).to_be_focused()
+    page.fill("#p-guidance", "3")
+    page.locator("#p-guidance").press("Tab")
+    expect(page.locator("#guidance-fault")).to_be_empty()
+
+
+def test_form_and_json_edit_one_request(open_page: OpenPage, photo: Path) -> None:
+    """Both ways, with integers that JavaScript alone would round."""
+    page = open_page()
+    choose(page, photo)
+    page.get_by_role("tab", name="JSON").click()
+    text = page.locator("#json")
+    expect(text).to_have_value(re.compile(r'"input_image": "@my photo.jpg"'))
+    text.fill('{"input_image": "@my photo.jpg", "prompt": "blur it", "seed": 9223372036854775807, "guidance": 3.5}')
+    page.get_by_role("tab", name="Form").click()
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    expect(page.locator("#p-seed")).to_have_value("9223372036854775807")
+    expect(page.locator("#p-guidance")).to_have_value("3.5")
+    page.fill("#p-guidance", "4")
+    page.locator("#p-guidance").press("Tab")
+    page.get_by_role("tab", name="JSON").click()
+    expect(text).to_have_value(re.compile(r'"guidance": 4,'))
+    expect(text).to_have_value(re.compile(r'"seed": 9223372036854775807,'))
+    text.fill('{"prompt": "x", "sharpness": 3}')
+    expect(page.locator("#json-fault")).to_contain_text("sharpness: no parameter of this API")
+    text.fill("{")
+    expect(page.locator("#json-fault")).to_contain_text("Not JSON yet")
+
+
+def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Another browser gets the same photo and the same settings."""
+    page = open_page()
+    choose(page, photo, "a müder Kater 🐈")
+    page.get_by_role("radio", name="16:9", exact=True).check()
+    page.locator("#share").click()
+    expect(page.locator(".toast")).to_contain_text("Link copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert site.key not in link
+    other = open_page(link.removeprefix(site.url), key=None)
+    expect(other.locator("#prompt")).to_have_value("a müder Kater 🐈")
+    expect(other.get_by_role("radio", name="16:9", exact=True)).to_be_checked()
+    expect(other.locator("#drop-full")).to_contain_text("120 × 80")
+    assert "#" not in other.url
+
+
+def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> None:
+    """Edit again: the picture is sent as a link that the service reads itself."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    page.get_by_role("button", name="Edit again").click()
+    expect(page.locator("#drop-full")).to_contain_text("my photo-edited.png")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type("invert it")
+    run(page)
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+
+
+def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenPage, site: Site) -> None:
+    """Whatever isn't a picture is refused with a sentence."""
+    page = open_page()
+    send = """([kind, bytes, name, type]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(bytes)], name, {type}));
+        const event = kind === "drop"
+            ? new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true})
+            : new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true, cancelable: true});
+        document.body.dispatchEvent(event);
+    }"""
+    jpeg = list(photo_bytes())
+    page.evaluate(send, ["drop", jpeg, "dropped.jpg", "image/jpeg"])
+    expect(page.locator("#drop-full")).to_contain_text("dropped.jpg")
+    page.evaluate(send, ["paste", jpeg, "image.png", "image/jpeg"])
+    expect(page.locator("#drop-full")).to_contain_text("pasted.png")
+    page.evaluate(send, ["drop", [1, 2, 3], "notes.txt", "text/plain"])
+    expect(page.locator("#input_image-fault")).to_contain_text("notes.txt isn't a picture")
+    page.get_by_role("button", name="Remove the photo").click()
+    page.get_by_role("button", name="use a link").click()
+    page.fill("#link", "ftp://example.com/a.jpg")
+    page.locator("#link").press("Enter")
+    expect(page.locator("#input_image-fault")).to_contain_text("Only http and https")
+    page.locator(".example").nth(1).click()
+    expect(page.locator("#drop-full")).to_contain_text(".webp")
+    expect(page.locator("#prompt")).not_to_be_empty()
+
+
+def test_the_page_asks_for_a_key_once_and_keeps_it_as_told(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """A wrong key is told in the dialog; a right one is remembered for this tab only when so wished."""
+    refusals.append(401)
+    page = open_page(key=None)
+    choose(page, photo)
+    run(page)
+    dialog = page.get_by_role("dialog", name="Your API key")
+    dialog.get_by_label("API key").fill("rk_wrong")
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog.locator("#key-fault")).not_to_be_empty()
+    dialog.get_by_label("API key").fill(site.key)
+    dialog.get_by_label("Remember it on this device").uncheck()
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(page.locator(".facts")).to_be_visible()
+    assert page.evaluate("localStorage.getItem('rekontext.key')") is None
+    assert page.evaluate("sessionStorage.getItem('rekontext.key')") == site.key
+    assert site.key not in page.content()
+
+
+def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
+    """Names, ranges and defaults on the page are those of the API's own description."""
+    page = open_page()
+    shown = {
+        each["name"]: each
+        for each in page.evaluate(
+            """import("/web/playground/parameters.js").then(({PARAMETERS}) => PARAMETERS.map(each => ({
+                name: each.name, default: each.default, options: each.options ?? null,
+                min: each.min ?? null, max: each.max === undefined ? null : String(each.max)})))"""
+        )
+    }
+    document = page.evaluate("fetch('/openapi.json').then(answer => answer.json())")
+    taken = document["paths"]["/v1/flux-kontext-dev"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    properties = taken["properties"]
+    assert {"input_image", "prompt", *shown} == set(properties)
+    for name, parameter in shown.items():
+        described = properties[name]
+        kinds = [described, *described.get("anyOf", [])]
+        assert parameter["default"] == described.get("default"), name
+        assert set(parameter["options"] or ()) == {value for each in kinds for value in each.get("enum", ())}, name
+        bounds: dict[str, Any] = next((each for each in kinds if "minimum" in each), {})
+        if parameter["min"] is not None:
+            assert parameter["min"] == bounds.get("minimum"), name
+            assert int(parameter["max"]) == bounds.get("maximum"), name
