@@ -55,7 +55,8 @@ def test_flash_libraries_are_called_in_their_own_layout(
 
     def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, None]:
         assert all(x.is_contiguous() for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mixed = mixed.transpose(1, 2).contiguous()
         return (mixed, None) if with_normaliser else mixed
 
     library = attention._NEEDS[name]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.engine import CheckpointError, Engine
+from rekontext.engine.checkpoint import model_sizes
 from rekontext.engine.layouts import diffusers_recipe
 from tests.small_model import SHAPES, build
 
@@ -43,6 +44,11 @@ def single(folder: Path, tmp_path: Path) -> Path:
 
 def test_the_original_file_equals_the_diffusers_folder(folder: Path, single: Path) -> None:
     assert_same(Engine.open(str(folder), device="cpu"), Engine.open(str(single), device="cpu"))
+
+
+def test_sizes_are_the_same_in_both_layouts(folder: Path, single: Path) -> None:
+    """They are read off the files' headers, to choose a memory plan before anything is loaded."""
+    assert model_sizes(str(single)) == model_sizes(str(folder))
 
 
 def test_comfyui_prefix(folder: Path, single: Path) -> None:
