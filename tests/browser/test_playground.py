@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site, photo_bytes
@@ -286,7 +287,7 @@ def test_the_page_asks_for_a_key_once_and_keeps_it_as_told(
 
 
 def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
-    """Names, ranges and defaults on the page are those of the API's own description."""
+    """Names, ranges and defaults on the page are those of the API's own schema."""
     page = open_page()
     shown = {
         each["name"]: each
@@ -296,9 +297,7 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
                 min: each.min ?? null, max: each.max === undefined ? null : String(each.max)})))"""
         )
     }
-    document = page.evaluate("fetch('/openapi.json').then(answer => answer.json())")
-    taken = document["paths"]["/v1/flux-kontext-dev"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    properties = taken["properties"]
+    properties = schema(as_form=False)["properties"]
     assert {"input_image", "prompt", *shown} == set(properties)
     for name, parameter in shown.items():
         described = properties[name]

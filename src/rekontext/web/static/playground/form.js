@@ -28,16 +28,17 @@ export class Form extends EventTarget {
     }
   }
 
-  #change(name, value) {
+  /** Take a value over. `isTyped` leaves the field alone in which it is being typed. */
+  #change(name, value, { isTyped = false } = {}) {
     this.#values[name] = value;
     clearFault(name);
-    this.#write(name);
+    this.#write(name, { isTyped });
     this.dispatchEvent(new Event("input"));
   }
 
-  #write(name) {
+  #write(name, { isTyped = false } = {}) {
     const value = this.#values[name];
-    this.#writers.get(name)(value);
+    this.#writers.get(name)(value, isTyped);
     const isDefault = value === BY_NAME.get(name).default;
     $(`[data-reset="${name}"]`)?.toggleAttribute("hidden", isDefault);
     if (name === "output_format") {
@@ -68,17 +69,25 @@ export class Form extends EventTarget {
     return { "aria-describedby": `${name}-help ${name}-fault`, "data-control": name };
   }
 
+  /** Listeners that read a field at each key, and tidy what stands in it once it is left. */
+  #typing(name, read) {
+    return {
+      oninput: () => this.#change(name, read(), { isTyped: true }),
+      onchange: () => this.#write(name),
+    };
+  }
+
   _range({ name, min, max, step, label }) {
     const number = h("input.input.number", {
       id: `p-${name}`, type: "number", min, max, step, inputmode: "decimal", ...this.#described(name),
-      onchange: () => this.#change(name, number.value === "" ? BY_NAME.get(name).default : Number(number.value)),
+      ...this.#typing(name, () => (number.value === "" ? BY_NAME.get(name).default : Number(number.value))),
     });
     const slider = h("input", {
       type: "range", min, max, step, "aria-label": `${label}, slider`,
       oninput: () => this.#change(name, Number(slider.value)),
     });
-    this.#writers.set(name, (value) => {
-      number.value = value;
+    this.#writers.set(name, (value, isTyped) => {
+      if (!isTyped) number.value = value;
       slider.value = value;
     });
     return { head: number, body: slider };
@@ -87,17 +96,17 @@ export class Form extends EventTarget {
   _seed({ name }) {
     const field = h("input.input.number.seed", {
       id: `p-${name}`, inputmode: "numeric", placeholder: "random", autocomplete: "off", ...this.#described(name),
-      onchange: () => {
+      ...this.#typing(name, () => {
         const text = field.value.trim();
-        this.#change(name, text === "" || text === "-1" ? null : /^\d+$/.test(text) ? integer(text) : text);
-      },
+        return text === "" || text === "-1" ? null : /^\d+$/.test(text) ? integer(text) : text;
+      }),
     });
     const draw = h("button.button.icon.small", {
       type: "button", title: "Draw a seed and keep it", "aria-label": "Draw a seed and keep it",
       onclick: () => this.#change(name, crypto.getRandomValues(new Uint32Array(1))[0]),
     }, glyph("dice"));
-    this.#writers.set(name, (value) => {
-      field.value = value ?? "";
+    this.#writers.set(name, (value, isTyped) => {
+      if (!isTyped) field.value = value ?? "";
     });
     return { head: [draw, field] };
   }
@@ -105,13 +114,13 @@ export class Form extends EventTarget {
   _number({ name }) {
     const field = h("input.input.number", {
       id: `p-${name}`, inputmode: "decimal", placeholder: "none", autocomplete: "off", ...this.#described(name),
-      onchange: () => {
+      ...this.#typing(name, () => {
         const text = field.value.trim();
-        this.#change(name, text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text);
-      },
+        return text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text;
+      }),
     });
-    this.#writers.set(name, (value) => {
-      field.value = value ?? "";
+    this.#writers.set(name, (value, isTyped) => {
+      if (!isTyped) field.value = value ?? "";
     });
     return { head: field };
   }
@@ -120,14 +129,10 @@ export class Form extends EventTarget {
     const field = h("input.input", {
       id: `p-${name}`, type: "text", inputmode: "url", placeholder, autocomplete: "off", spellcheck: "false",
       ...this.#described(name),
-      oninput: () => {
-        this.#values[name] = field.value.trim() || null;
-        clearFault(name);
-        this.dispatchEvent(new Event("input"));
-      },
+      ...this.#typing(name, () => field.value.trim() || null),
     });
-    this.#writers.set(name, (value) => {
-      field.value = value ?? "";
+    this.#writers.set(name, (value, isTyped) => {
+      if (!isTyped) field.value = value ?? "";
     });
     return { body: field };
   }

@@ -1,0 +1,94 @@
+"""The code that the playground shows: copied and run as it is, in the language it is written in."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import playwright
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.site import Site
+
+NODE = Path(playwright.__file__).parent / "driver" / "node"
+RUN = {
+    "curl": ("edit.sh", ["bash", "-eu"]),
+    "Python": ("edit.py", [sys.executable]),
+    "Python SDK": ("edit_sdk.py", [sys.executable]),
+    "JavaScript": ("edit.mjs", [str(NODE)]),
+}
+PROMPT = """it's "night" -- $HOME; @file, <b> & 100 %\\n"""
+
+
+def copied(page: Page, language: str, mode: str) -> str:
+    page.get_by_role("tab", name=language, exact=True).click()
+    page.get_by_role("radio", name=mode).check()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.locator(".toast").last).to_have_text("Code copied")
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert isinstance(text, str)
+    return text
+
+
+def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
+    """Run what was copied in a folder of its own; the picture that it left there."""
+    name, command = RUN[language]
+    (folder / name).write_text(code)
+    done = subprocess.run(
+        [*command, name],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "RK_API_KEY": key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{language} ended with {done.returncode}:\n{code}\n{done.stdout}\n{done.stderr}"
+    return Image.open(io.BytesIO((folder / "edited.webp").read_bytes()))
+
+
+@pytest.mark.parametrize("language", RUN)
+def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path) -> None:
+    """Waiting and collecting, with a file, an uploaded link and an example; every value arrives unchanged."""
+    if language == "curl" and shutil.which("curl") is None:
+        pytest.skip("curl is missing")
+    page = open_page()
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", PROMPT)
+    page.fill("#p-seed", "5")
+    page.fill("#p-num_inference_steps", "4")
+    page.get_by_text("Output and speed").click()
+    page.get_by_role("radio", name="webp").check()
+    page.get_by_text("Everything else").click()
+    page.get_by_role("switch", name="No safety check").check()
+
+    def run(mode: str, kind: str) -> None:
+        folder = tmp_path / f"{mode} {kind}"
+        folder.mkdir()
+        if kind == "file":
+            shutil.copy(photo, folder)
+        code = copied(page, language, mode)
+        assert site.key not in code
+        before = len(site.fleet.requests)
+        picture = executed(code, language, folder, site.key)
+        assert picture.format == "WEBP"
+        (asked,) = site.fleet.requests[before:]
+        assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, 5, 4, 7.0)
+        assert asked.photo is not None
+
+    run("Wait for it", "file")
+    run("Submit, then collect", "file")
+    page.get_by_role("button", name="upload the photo").click()
+    expect(page.locator("#code-note")).not_to_contain_text("upload the photo")
+    run("Wait for it", "link")
+    page.locator(".example").first.click()
+    expect(page.locator("#drop-full")).to_contain_text(".webp")
+    page.fill("#prompt", PROMPT)
+    run("Submit, then collect", "example")

@@ -1,0 +1,196 @@
+"""What both pages promise everybody: a keyboard is enough, a phone is wide enough, night is dark, nothing is heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.site import Site
+
+FIRST_LOAD_BYTES_MAX = 150_000
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+VIEWS = ("overview", "requests", "keys", "webhooks", "files", "accounts", "queue", "all-requests", "audit")
+
+
+def assert_accessible(page: Page, where: str) -> None:
+    """axe-core finds nothing serious."""
+    found = [
+        f"{each['id']} ({each['impact']}): {each['help']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
+        for each in Axe().run(page).response["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert not found, f"{where}: " + "\n".join(found)
+
+
+def assert_fits(page: Page) -> None:
+    """Nothing is wider than the screen."""
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"the page is {wide} pixels too wide"
+
+
+def focused(page: Page) -> str:
+    """Id, label or text of what has the focus."""
+    found = page.evaluate(
+        "(e => e.id || e.getAttribute('aria-label') || e.textContent.trim().slice(0, 40))(document.activeElement)"
+    )
+    assert isinstance(found, str)
+    return found
+
+
+def tab_to(page: Page, target: str, *, presses_max: int = 80) -> None:
+    for _ in range(presses_max):
+        if focused(page) == target:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{target} was not reached by Tab; the focus is on {focused(page)}")
+
+
+def test_a_keyboard_is_enough(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Choose, describe, run, give the key, compare, edit again: no pointer."""
+    page = open_page(key=None)
+    tab_to(page, "pick")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(photo)
+    expect(page.locator("#drop-full")).to_be_visible()
+    tab_to(page, "prompt")
+    page.keyboard.type("make it night")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.type(site.key)
+    page.keyboard.press("Enter")
+    expect(page.locator(".facts")).to_be_visible()
+    tab_to(page, "Divider between before and after")
+    page.keyboard.press("Home")
+    expect(page.get_by_role("slider", name="Divider")).to_have_attribute("aria-valuenow", "0")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "the focus can't be seen"
+    tab_to(page, "Edit again")
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_everything_fits_on_a_phone(path: str, open_page: OpenPage, site: Site, photo: Path) -> None:
+    """From end to end without sideways scrolling."""
+    page = open_page(path, **PHONE)
+    assert_fits(page)
+    if path == "/console":
+        for view in VIEWS:
+            page.locator(f'#side a[href="#{view}"]').click()
+            page.locator(f"body[data-ready={view}]").wait_for()
+            expect(page.locator(".loading")).to_have_count(0)
+            assert_fits(page)
+        return
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    page.locator("#run").tap()
+    expect(page.locator(".facts")).to_be_visible()
+    expect(page.locator(".compare")).to_be_in_viewport()
+    assert_fits(page)
+    page.get_by_role("tab", name="JSON").tap()
+    assert_fits(page)
+
+
+def test_dark_follows_the_system_and_the_switch_is_kept(open_page: OpenPage) -> None:
+    """System, light, dark; the choice survives a reload without a flash of the other."""
+    background = "getComputedStyle(document.body).backgroundColor"
+    page = open_page(color_scheme="dark")
+    dark = page.evaluate(background)
+    switch = page.get_by_role("button", name="Theme")
+    switch.click()
+    light = page.evaluate(background)
+    assert sum(map(int, dark[4:-1].split(","))) < 120 < 600 < sum(map(int, light[4:-1].split(",")))
+    page.reload(wait_until="commit")
+    page.locator("html[data-theme=light]").wait_for()
+    assert page.evaluate(background) == light
+    switch.click()
+    expect(switch).to_have_attribute("aria-label", "Theme: dark")
+    assert page.evaluate(background) == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_playground_has_no_serious_accessibility_fault(
+    scheme: str, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Empty, wrong, running, done, as JSON, in a dialog."""
+    refusals.append(400)
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
+    for summary in page.locator(".more summary").all():
+        summary.click()
+    assert_accessible(page, "empty")
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    page.fill("#p-guidance", "99")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#refusal")).to_be_visible()
+    assert_accessible(page, "wrong")
+    page.fill("#p-guidance", "7")
+    site.fleet.pause_at = 4
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".status")).to_contain_text("Step 4")
+    assert_accessible(page, "running")
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+    page.get_by_role("tab", name="JSON").click()
+    assert_accessible(page, "done")
+    page.locator("#key-button").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert_accessible(page, "dialog")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_console_has_no_serious_accessibility_fault(
+    scheme: str, open_page: OpenPage, site: Site, photo: Path
+) -> None:
+    """Each view, with something in it."""
+    page = open_page(color_scheme=scheme, reduced_motion="reduce")
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".facts")).to_be_visible()
+    page.goto(f"{site.url}/console")
+    page.locator("body[data-ready]").wait_for()
+    for view in VIEWS:
+        page.locator(f'#side a[href="#{view}"]').click()
+        page.locator(f"body[data-ready={view}]").wait_for()
+        expect(page.locator(".loading")).to_have_count(0)
+        assert_accessible(page, view)
+    page.locator('#side a[href="#requests"]').click()
+    page.locator(".row-open").first.click()
+    expect(page.locator("dialog .pairs").first).to_be_visible()
+    assert_accessible(page, "one request")
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_the_first_load_is_light(path: str, open_page: OpenPage, site: Site) -> None:
+    """Everything that a first visit brings over the wire, headers included."""
+    page = open_page(path, key=None)
+    session = page.context.new_cdp_session(page)
+    loaded: list[float] = []
+    session.on("Network.loadingFinished", lambda event: loaded.append(event["encodedDataLength"]))
+    session.send("Network.enable")
+    session.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.reload(wait_until="networkidle")
+    page.locator("body[data-ready]").wait_for()
+    assert len(loaded) > 5
+    assert sum(loaded) < FIRST_LOAD_BYTES_MAX, f"{path} loads {sum(loaded):.0f} bytes"
+
+
+@pytest.mark.parametrize("path", ["/", "/console", "/web/playground/main.js"])
+def test_the_pages_allow_nothing_but_themselves(path: str, open_page: OpenPage, site: Site) -> None:
+    """The policy is strict, and the pages hold no inline script, style or address of another host."""
+    page = open_page(key=None)
+    answer = page.request.get(site.url + path)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    if answer.headers["content-type"].startswith("text/html"):
+        text = answer.text()
+        assert "<style" not in text
+        assert " style=" not in text
+        assert "//" not in text.replace("https://…", "")
