@@ -17,21 +17,27 @@ from rekontext.engine.tensors import CheckpointError
 from rekontext.engine.transformer import KontextTransformer
 
 
-def compile_blocks(transformer: KontextTransformer, *, cache_file: Path | None = None) -> None:
+def compile_blocks(
+    transformer: KontextTransformer, *, cache_file: Path | None = None, backend: str = "inductor", dynamic: bool = True
+) -> None:
     """Mark every block for compilation; the first passes then compile. Earlier results are taken from `cache_file`.
+
+    Args:
+        backend: of torch.compile; "eager" traces the blocks and compiles nothing.
+        dynamic: one compilation for all numbers of tokens, not one for each.
 
     Raises:
         CheckpointError: there is no C++ compiler to compile for the CPU with.
     """
-    if transformer.device.type == "cpu":
+    if transformer.device.type == "cpu" and backend == "inductor":
         _need_compiler()
     if cache_file is not None and cache_file.is_file():
         torch.compiler.load_cache_artifacts(cache_file.read_bytes())
     *single_blocks, last = transformer.single_blocks
     for block in [*transformer.double_blocks, *single_blocks]:
-        block.compile(dynamic=True)
+        block.compile(dynamic=dynamic, backend=backend)
     assert isinstance(last, SingleStreamBlock)
-    last.forward_part = torch.compile(last.forward_part, dynamic=True)  # type: ignore[method-assign]
+    last.forward_part = torch.compile(last.forward_part, dynamic=dynamic, backend=backend)  # type: ignore[method-assign]
 
 
 def keep(cache_file: Path) -> None:

@@ -69,8 +69,12 @@ def per_device(path: Path, *facts: str) -> Path:
     Args:
         facts: the model's and the device's names, the number format.
     """
-    slugs = (re.sub(r"[^a-z0-9]+", "-", fact.lower()).strip("-") for fact in facts)
-    return path.with_name("-".join([path.stem, *filter(None, slugs)]) + path.suffix)
+    return path.with_name("-".join([path.stem, *filter(None, map(slug, facts))]) + path.suffix)
+
+
+def slug(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` -> `nvidia-h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _fit(known: dict[int, float]) -> tuple[float, float]:

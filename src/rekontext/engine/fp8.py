@@ -74,7 +74,15 @@ class Fp8Linear(nn.Module):
 def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor) -> Tensor:
     """`x` (..., d) quantised token by token, times a quantised weight; the result has the dtype of `x`."""
     x8, x_scale = quantise_rows(x.flatten(0, -2))
-    if x.device.type == "cuda":
+    result: Tensor = product(x8, x_scale, weight_od, scale_o1, bias_o, x.dtype).unflatten(0, x.shape[:-1])
+    return result
+
+
+def product(
+    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The formula above for `x8` (n, d) in e4m3 with scales (n, 1), in `dtype`: (n, o)."""
+    if x8.device.type == "cuda":
         # Sums in the matrix units' own 22 bits ("fast accumulation"): the error is far below that of the rounding to
         # e4m3, and the exact mode is much slower.
         y: Tensor = torch._scaled_mm(
@@ -83,13 +91,11 @@ def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor
             scale_a=x_scale,
             scale_b=scale_o1.t(),
             bias=bias_o,
-            out_dtype=x.dtype,
+            out_dtype=dtype,
             use_fast_accum=True,
         )
-    else:
-        y = F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t() + bias_o.float()
-    result: Tensor = y.to(x.dtype).unflatten(0, x.shape[:-1])
-    return result
+        return y
+    return (F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t() + bias_o.float()).to(dtype)
 
 
 def wants(name: str, linear: nn.Linear) -> bool:

@@ -1,0 +1,139 @@
+"""What a device can do at all: matrix products at the model's own shapes, attention, copying. And what a step needs.
+
+A step's floor is what its matrix products and its attention take by themselves, measured here one by one; how near the
+model comes to it is its share of the ceiling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+from rekontext.engine.attention import candidates, try_backends
+from rekontext.engine.fp8 import product, quantise_rows
+from rekontext.engine.layers import MLP_RATIO
+from rekontext.engine.transformer import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Floating-point operations, a multiplication and an addition counted as two."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """Measured rates: operations and bytes (read and written) per second."""
+
+    bf16: float
+    fp8: float
+    attention: float
+
+    def floor_s(self, work: Work, *, fp8: bool) -> float:
+        """Seconds below which no arrangement of the same kernels can come."""
+        return work.linear / (self.fp8 if fp8 else self.bf16) + work.attention / self.attention
+
+
+def step_work(config: TransformerConfig, *, tokens: int, batch: int = 1) -> Work:
+    """One transformer pass: 12 d^2 multiplications for each token and block of either kind, and full attention.
+
+    Embedders, modulation and what the last block leaves out are below 1 % and not counted.
+    """
+    blocks = config.double_blocks + config.single_blocks
+    return Work(
+        linear=2.0 * 12 * config.width**2 * tokens * blocks * batch,
+        attention=4.0 * tokens**2 * config.width * blocks * batch,
+    )
+
+
+def linear_shapes(config: TransformerConfig, *, tokens: int, text_tokens: int) -> dict[tuple[int, int, int], int]:
+    """(tokens, values in, values out) of every matrix product in the blocks, and how often each occurs in a step."""
+    d, wide = config.width, MLP_RATIO * config.width
+    shapes: dict[tuple[int, int, int], int] = {}
+    for stream in (text_tokens, tokens - text_tokens):
+        for sides in ((d, 3 * d), (d, d), (d, wide), (wide, d)):
+            shapes[stream, *sides] = config.double_blocks
+    shapes[tokens, d, 3 * d + wide] = config.single_blocks
+    shapes[tokens, d + wide, d] = config.single_blocks
+    return shapes
+
+
+def seconds(run: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
+    """Median time of a call, after one that doesn't count; on a GPU between two of its events."""
+    run()
+    return median(once(run, device) for _ in range(repeats))
+
+
+def once(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def copy_rate(device: torch.device, *, values: int) -> float:
+    """Bytes per second of a copy within the device's memory, read and written."""
+    source = torch.randn(values, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
+
+
+def linear_rate(
+    config: TransformerConfig, device: torch.device, *, tokens: int, text_tokens: int, fp8: bool
+) -> tuple[float, dict[str, float]]:
+    """Operations per second over a step's matrix products, and by shape. Inputs are random, and quantised already."""
+    work_total = time_total = 0.0
+    by_shape = {}
+    for (n, d, o), times in linear_shapes(config, tokens=tokens, text_tokens=text_tokens).items():
+        x = torch.randn(n, d, device=device, dtype=torch.bfloat16)
+        weight = torch.randn(o, d, device=device, dtype=torch.bfloat16)
+        bias = torch.randn(o, device=device, dtype=torch.bfloat16)
+        took_s = _linear_s(x, weight, bias, fp8=fp8)
+        work = 2.0 * n * d * o
+        by_shape[f"{n}x{d}x{o}"] = work / took_s / 1e12
+        work_total += times * work
+        time_total += times * took_s
+    return work_total / time_total, by_shape
+
+
+def attention_rates(
+    config: TransformerConfig, device: torch.device, *, tokens: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Operations per second of each backend that runs here, and why the others don't."""
+    trials = try_backends(
+        candidates(device),
+        device=device,
+        dtype=torch.bfloat16,
+        heads=config.heads,
+        head_width=config.width // config.heads,
+        tokens=tokens,
+    )
+    work = 4.0 * tokens**2 * config.width
+    rates = {name: work / trial.seconds for name, trial in trials.items() if trial.seconds}
+    return rates, {name: trial.reason for name, trial in trials.items() if trial.seconds is None}
+
+
+def _linear_s(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, fp8: bool) -> float:
+    if not fp8:
+        return seconds(lambda: F.linear(x, weight, bias), x.device)
+    x8, x_scale = quantise_rows(x)
+    weight8, weight_scale = quantise_rows(weight)
+    return seconds(lambda: product(x8, x_scale, weight8, weight_scale, bias, x.dtype), x.device)

@@ -1,0 +1,145 @@
+"""FLUX.1 Kontext [dev] at its own size on this machine's GPU, with random weights, beside diffusers with the same ones.
+
+    python -m bench.gpu [--only PART ...] [--budget SECONDS] [--out FOLDER]
+    python -m bench.gpu --size small --device cpu --backend eager
+
+Prints a table, and writes bench/results/<device>-<date>.json after every part, so that what was measured survives
+whatever comes after. A part that fails or takes too long is named under "failed" and stops no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from bench import gpu_parts
+from bench.gpu_parts import Bench
+from bench.random_model import FULL, SMALL
+from rekontext.engine.costs import slug
+
+RESULTS: Final = Path(__file__).parent / "results"
+BUDGET_S: Final = 525.0
+"""A rented command may run for ten minutes; building and writing need some of it too."""
+
+PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
+    "ceilings": (gpu_parts.ceilings, 40),
+    "bf16": (gpu_parts.bf16, 150),
+    "diffusers": (gpu_parts.diffusers, 120),
+    "edits": (gpu_parts.edits, 60),
+    "fp8": (gpu_parts.fp8, 120),
+    "errors": (gpu_parts.errors, 40),
+    "diffusers-edit": (gpu_parts.diffusers_edit, 40),
+    "load": (gpu_parts.load, 60),
+    "static": (gpu_parts.static, 90),
+    "compile-cached": (gpu_parts.compile_cached, 60),
+}
+"""In the order in which they run, each with the seconds after which it is given up. The last one undoes compilation."""
+
+
+class OutOfTime(Exception):
+    """A part took longer than it may."""
+
+
+def measure(bench: Bench, *, only: list[str] | None, budget_s: float, write: Callable[[dict[str, Any]], None]) -> None:
+    """Run the parts one after the other, within the budget."""
+    started = time.monotonic()
+    for name, (part, limit_s) in PARTS.items():
+        if only and name not in only:
+            continue
+        left_s = budget_s - (time.monotonic() - started)
+        if left_s < 5:
+            bench.failed[name] = f"not started: the budget of {budget_s:.0f} s was spent"
+            continue
+        bench.reset_peak()
+        began = time.monotonic()
+        try:
+            with time_limit(min(limit_s, left_s)), torch.inference_mode():
+                part(bench)
+        except Exception as error:
+            traceback.print_exc()
+            bench.failed[name] = f"{type(error).__name__}: {str(error)[:500]}"
+        bench.figures[f"part_{name}_s"] = time.monotonic() - began
+        bench.keep_peak(name)
+        write(bench.results())
+
+
+@contextmanager
+def time_limit(limit_s: float) -> Iterator[None]:
+    """Raise `OutOfTime` in the block after so many seconds. Only on the main thread."""
+
+    def ring(*_: object) -> None:
+        raise OutOfTime(f"given up after {limit_s:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    # Again and again after that: libraries that try one thing after the other may take the first ring for a failure.
+    signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures, one a line."""
+    lines = [f"{name:44} {value:14.4g}" for name, value in results.items() if isinstance(value, float)]
+    lines += [f"{name:44} {value}" for name, value in results.items() if isinstance(value, str)]
+    lines += [f"FAILED {name}: {reason}" for name, reason in results["failed"].items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, write; returns what was written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="some parts alone")
+    parser.add_argument("--size", choices=["full", "small"], default="full")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="inductor", help='of torch.compile, or "none"; "eager" only traces')
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all parts together")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+
+    device = torch.device(options.device)
+    now = datetime.now(UTC)
+    bench = Bench(size=FULL if options.size == "full" else SMALL, device=device, backend=options.backend)
+    bench.facts |= {"date": now.isoformat(timespec="seconds"), "size": options.size}
+    file = options.out / f"{slug(bench.facts['device'])}-{now:%Y-%m-%d}.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def write(results: dict[str, Any]) -> None:
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(results, indent=1) + "\n")
+        draft.replace(file)
+
+    # A cache of our own: what an earlier run compiled must not make this one's first start look fast.
+    with tempfile.TemporaryDirectory() as cache:
+        before = {name: os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
+        try:
+            measure(bench, only=options.only, budget_s=options.budget, write=write)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+    results = bench.results()
+    print(table(results))
+    print(f"written to {file}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
