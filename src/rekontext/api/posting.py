@@ -10,7 +10,7 @@ import aiohttp
 from yarl import URL
 
 from rekontext.jobs import NotDelivered
-from rekontext.pictures import AllowList, guarded_connector
+from rekontext.pictures import AllowList, guarded_connector, reason
 
 
 class WebhookPost:
@@ -53,7 +53,7 @@ class WebhookPost:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 return answer.status
         except (aiohttp.ClientError, OSError, ValueError) as fault:
-            raise NotDelivered(f"The receiver could not be reached: {_reason(fault)}") from fault
+            raise NotDelivered(f"The receiver could not be reached: {reason(fault)}") from fault
 
     def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -62,7 +62,3 @@ class WebhookPost:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._agent},
         )
-
-
-def _reason(fault: BaseException) -> str:
-    return (str(fault) or type(fault).__name__).splitlines()[0][:160]

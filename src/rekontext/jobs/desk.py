@@ -136,8 +136,10 @@ class Desk:
         deadline = loop.time() + timeout_s
         found = await self.job(job, account=account) if known is None else known
         while not found.state.is_terminal and (left_s := deadline - loop.time()) > 0:
+            # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hub.wait_ended(job), min(self._poll_s, left_s))
+                async with asyncio.timeout(min(self._poll_s, left_s)):
+                    await self._hub.wait_ended(job)
             found = await self.job(job, account=account)
         return found
 

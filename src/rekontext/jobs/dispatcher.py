@@ -142,7 +142,8 @@ class Dispatcher:
                     self._news.clear()
                     await self._survive(self.claim)
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), self._poll_s)
+                        async with asyncio.timeout(self._poll_s):
+                            await self._news.wait()
                 # Leases are kept alive until the last job has ended.
                 while self._running:
                     await asyncio.wait(self._tasks())

@@ -114,8 +114,10 @@ class Deliverer:
                     sending.add(task)
                     task.add_done_callback(sending.discard)
                     task.add_done_callback(lambda _task: self.wake())
+                # Not wait_for: before Python 3.12 it loses a cancel that comes together with the news.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await self._news.wait()
         finally:
             for task in sending:
                 task.cancel()

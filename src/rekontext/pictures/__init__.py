@@ -11,7 +11,7 @@ from rekontext.pictures.encode import (
     encode,
 )
 from rekontext.pictures.fetch import Fetcher
-from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector
+from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 from rekontext.pictures.source import PhotoReader, Shortcut, is_url
 from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoredObject, open_store
@@ -48,5 +48,6 @@ __all__ = [
     "inspect",
     "is_url",
     "open_store",
+    "reason",
     "sniff",
 ]

@@ -12,7 +12,7 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
-from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector
+from rekontext.pictures.guard import AllowList, guarded_connector, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -64,7 +64,7 @@ class Fetcher:
         except PictureRefused:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell
-            raise PictureUnreachable(f"{_shown(address)} can't be fetched: {_reason(fault)}") from fault
+            raise PictureUnreachable(f"{_shown(address)} can't be fetched: {reason(fault)}") from fault
 
     async def _follow(self, address: str, bytes_max: int) -> bytes:
         url = _parse(address)
@@ -100,7 +100,7 @@ def _parse(text: str, *, base: URL | None = None) -> URL:
         url = URL(text) if base is None else base.join(URL(text))
         valid = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError as fault:
-        raise PictureUnreachable(f"{_shown(text)} is not a valid URL ({_reason(fault)})") from fault
+        raise PictureUnreachable(f"{_shown(text)} is not a valid URL ({reason(fault)})") from fault
     if not valid:
         raise PictureUnreachable(f"{_shown(text)} is not a complete http or https URL")
     return url
@@ -124,13 +124,3 @@ def _shown(address: str) -> str:
     scheme, separator, rest = bare.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:120]
-
-
-def _reason(fault: BaseException) -> str:
-    """The innermost plain cause: aiohttp wraps one in up to two layers."""
-    cause: BaseException | None = fault
-    while cause is not None:
-        if isinstance(cause, AddressRefused):
-            return str(cause)
-        cause = getattr(cause, "os_error", None) or cause.__cause__
-    return (str(fault) or type(fault).__name__).splitlines()[0][:160]

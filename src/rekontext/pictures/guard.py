@@ -88,3 +88,13 @@ def _wrapped(address: IPv6Address) -> tuple[IPv4Address, ...]:
     if address in _NAT64:
         return (IPv4Address(int(address) & 0xFFFFFFFF),)
     return ()
+
+
+def reason(fault: BaseException) -> str:
+    """Why a connection failed: the innermost plain cause, which aiohttp wraps in up to two layers."""
+    cause: BaseException | None = fault
+    while cause is not None:
+        if isinstance(cause, AddressRefused):
+            return str(cause)
+        cause = getattr(cause, "os_error", None) or cause.__cause__
+    return (str(fault) or type(fault).__name__).splitlines()[0][:160]

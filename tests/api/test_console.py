@@ -1,0 +1,203 @@
+"""What the console is told: its own account only, each key no more than it may, each operator's act written down."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Final
+
+import httpx2
+import pytest
+
+from tests.api.conftest import MakeStudio
+from tests.api.studio import Studio
+from tests.api.test_requests import followed
+from tests.pictures.samples import photo_bytes
+
+pytestmark = pytest.mark.anyio
+
+V1: Final = "/v1/flux-kontext-dev"
+GOOD: Final[dict[str, Any]] = {
+    "prompt": "make it night",
+    "input_image": base64.b64encode(photo_bytes()).decode(),
+    "num_inference_steps": 4,
+}
+
+
+async def test_me(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """Account, key, money, model and price."""
+    await client.post(V1, json=GOOD)
+    me = (await client.get("/console/api/me")).json()
+    assert (me["account"]["name"], me["key"]["id"], me["key"]["is_current"]) == ("owner", studio.key_id, True)
+    assert me["key"]["scopes"] == ["admin", "edit", "read"]
+    assert studio.key.startswith(me["key"]["hint"])
+    assert studio.key not in str(me)
+    assert me["balance"] == {"credits": 0, "free_credits": 9.96, "held": 0, "available": 9.96}
+    assert (me["price_per_edit"], me["spent_this_month"]) == (0.04, 0.04)
+    assert (me["model"]["name"], me["model"]["knows"], me["model"]["ready"]) == ("mini", ["make it night"], True)
+
+
+async def test_usage_by_day(client: httpx2.AsyncClient) -> None:
+    """Every day is there; today has what was done today."""
+    for body in (GOOD, GOOD):
+        await client.post(V1, json=body)
+    cut = GOOD | {"input_image": base64.b64encode(photo_bytes(64, 64)[:-300]).decode()}
+    assert (await client.post(V1, json=cut)).status_code == 400
+    usage = (await client.get("/console/api/usage?days=7")).json()
+    assert len(usage["days"]) == 7
+    today, total = usage["days"][-1], usage["total"]
+    assert (today["edits"], today["completed"], today["failed"], today["cost"]) == (3, 2, 1, 0.08)
+    assert 0 < today["latency_ms"]["p50"] <= today["latency_ms"]["p99"]
+    assert {name: today[name] for name in total} == total
+    assert usage["days"][0]["latency_ms"] is None
+    wrong = await client.get("/console/api/usage?days=93")
+    assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "days")
+
+
+async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) -> None:
+    """By state, day, words of the prompt; page by page, the newest first."""
+    for prompt in ("make it night", "make it 100% blue", "blur the background"):
+        assert (await client.post(V1, json=GOOD | {"prompt": prompt})).status_code == 200
+
+    async def found(query: str) -> list[str]:
+        answer = await client.get(f"/console/api/requests?{query}")
+        assert answer.status_code == 200, answer.text
+        return [row["prompt"] for row in answer.json()["data"]]
+
+    assert await found("") == ["blur the background", "make it 100% blue", "make it night"]
+    assert await found("search=make it") == ["make it 100% blue", "make it night"]
+    assert await found("search=100%25") == ["make it 100% blue"]
+    assert await found("search=_") == []
+    assert await found("status=COMPLETED&per_page=1&page=2") == ["make it 100% blue"]
+    assert await found("status=FAILED") == []
+    assert await found("to=2020-01-01") == []
+    page = (await client.get("/console/api/requests?per_page=2")).json()
+    assert (page["total"], page["total_pages"], page["page"]) == (3, 2, 1)
+    row = page["data"][0]
+    assert (row["cost"], row["steps"], row["status"], row["error"]) == (0.04, 4, "COMPLETED", None)
+    assert (await client.get(row["output"])).status_code == 200
+    whole = (await client.get(f"/console/api/requests/{row['request_id']}")).json()
+    assert whole["parameters"]["guidance"] == 7.0
+    assert "origin" not in whole["parameters"]
+    assert whole["images"][0]["width"] == 48
+
+
+async def test_a_key_is_shown_once_and_revoked_for_good(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """Made, listed without itself, good for its scope, then closed."""
+    made = await client.post("/console/api/keys", json={"name": "reader", "scopes": ["read"], "sync_response": "json"})
+    assert made.status_code == 201
+    secret, key = made.json()["api_key"], made.json()["key"]
+    listed = await client.get("/console/api/keys")
+    assert [each["name"] for each in listed.json()["keys"]] == ["reader", "first"]
+    assert secret not in listed.text
+    async with studio.client(secret) as reader:
+        assert (await reader.get("/console/api/requests")).status_code == 200
+        assert (await reader.post("/console/api/keys", json={})).json()["code"] == "scope_missing"
+        revoked = await client.delete(f"/console/api/keys/{key['id']}")
+        assert revoked.json()["key"]["revoked_at"] is not None
+        assert (await reader.get("/console/api/requests")).json()["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("maker", "wanted", "more"),
+    [
+        ({}, {"scopes": ["admin", "read"]}, "admin"),
+        ({"requests_per_minute": 5}, {}, "more requests per minute"),
+        ({"requests_per_minute": 5}, {"requests_per_minute": 6}, "more requests per minute"),
+        ({"models": frozenset({"flux-kontext-dev"})}, {}, "more models"),
+        ({"models": frozenset({"flux-kontext-dev"})}, {"models": ["flux-kontext-max"]}, "more models"),
+    ],
+)
+async def test_a_key_can_t_make_one_that_may_do_more(
+    studio: Studio, maker: dict[str, Any], wanted: dict[str, Any], more: str
+) -> None:
+    """Else a limited key would be as good as an unlimited one."""
+    async with studio.open(), studio.client(studio.new_key(**maker).secret) as client:
+        answer = await client.post("/console/api/keys", json=wanted)
+        assert (answer.status_code, answer.json()["code"]) == (403, "key_too_narrow")
+        assert more in answer.json()["error"]
+
+
+async def test_wrong_bodies_are_said_by_name(client: httpx2.AsyncClient) -> None:
+    """In the one form that every error has."""
+    cases = [
+        ("/console/api/keys", {"scopes": ["everything"]}, "scopes.0"),
+        ("/console/api/keys", {"nmae": "x"}, "nmae"),
+        ("/console/api/admin/accounts", {}, "name"),
+        ("/console/api/webhooks", {"url": 5}, "url"),
+    ]
+    for path, body, parameter in cases:
+        answer = await client.post(path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameters"), path
+        assert [each["parameter"] for each in answer.json()["errors"]] == [parameter]
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_admin_is_for_admins(studio: Studio) -> None:
+    """An ordinary key sees nothing of others, and does nothing to them."""
+    async with studio.open(), studio.client(studio.new_key().secret) as client:
+        for method, path in (
+            ("GET", "accounts"),
+            ("POST", "accounts"),
+            ("GET", "queue"),
+            ("GET", "requests"),
+            ("GET", "audit"),
+            ("GET", f"accounts/{studio.account}/keys"),
+            ("POST", f"accounts/{studio.account}/keys"),
+            ("POST", f"accounts/{studio.account}/credits"),
+            ("PATCH", f"accounts/{studio.account}"),
+        ):
+            body = {"name": "x"} if path == "accounts" else {"amount": 1} if path.endswith("credits") else {}
+            kwargs = {} if method == "GET" else {"json": body}
+            answer = await client.request(method, f"/console/api/admin/{path}", **kwargs)
+            assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing"), path
+
+
+async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
+    client: httpx2.AsyncClient, studio: Studio
+) -> None:
+    """The new account's key works at once, within its limits."""
+    opened = await client.post("/console/api/admin/accounts", json={"name": "alice", "credits": "0.08"})
+    account, key = opened.json()["account"]["id"], opened.json()["api_key"]
+    assert (await client.post("/console/api/admin/accounts", json={"name": "alice"})).status_code == 409
+    async with studio.client(key) as alice:
+        assert (await alice.post(V1, json=GOOD)).headers["x-remaining-credits"] == "0.04"
+        capped = await client.patch(f"/console/api/admin/accounts/{account}", json={"monthly_cap": 0.05})
+        assert capped.json()["account"]["monthly_cap"] == 0.05
+        refused = await alice.post(V1, json=GOOD)
+        assert (refused.status_code, refused.json()["code"]) == (406, "spend_cap_reached")
+    paid = await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": 5, "kind": "payment"})
+    assert paid.json()["balance"] == {"credits": 5, "free_credits": 0.04, "held": 0, "available": 5.04}
+    none = await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": -1})
+    assert none.status_code == 400
+    second = await client.post(f"/console/api/admin/accounts/{account}/keys", json={"name": "second"})
+    assert second.json()["api_key"].startswith("rk_")
+    nobody = await client.post("/console/api/admin/accounts/acc_nobody/keys", json={})
+    assert (nobody.status_code, nobody.json()["code"]) == (404, "account_unknown")
+    accounts = (await client.get("/console/api/admin/accounts")).json()["accounts"]
+    assert [(each["name"], each["balance"]["available"]) for each in accounts] == [("alice", 5.04), ("owner", 10)]
+    everybody = (await client.get("/console/api/admin/requests")).json()["data"]
+    assert [row["account_id"] for row in everybody] == [account]
+    records = (await client.get("/console/api/admin/audit?limit=3")).json()["records"]
+    assert [each["action"] for each in records] == ["key.create", "credits.payment", "account.limits"]
+    assert {each["actor"] for each in records} == {studio.key_id}
+    older = (await client.get(f"/console/api/admin/audit?before={records[-1]['id']}")).json()["records"]
+    assert older[0]["id"] < records[-1]["id"]
+
+
+async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
+    """What runs with its progress, what waits with its place."""
+    studio = make_studio(running_max=1)
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        first = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
+        await studio.fleet.began.wait()
+        second = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
+        queue = (await client.get("/console/api/admin/queue")).json()
+        assert (queue["queued"], queue["processing"], queue["running_here"], queue["running_max"]) == (1, 1, 1, 1)
+        running, waiting = queue["jobs"]
+        assert (running["request_id"], running["status"]) == (first["request_id"], "PROCESSING")
+        assert (running["progress"]["step"], running["eta_seconds"]) == (0, 2.0)
+        assert (waiting["request_id"], waiting["progress"]) == (second["request_id"], None)
+        assert waiting["eta_seconds"] > running["eta_seconds"]
+        studio.fleet.may_step.set()
+        await followed(client, second["events_url"])

@@ -1,0 +1,92 @@
+"""Uploads and links: what comes back opens without a key for a while, and is read in process when it is sent in."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from typing import Any, Final
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.api.studio import Studio
+from tests.pictures.samples import encoded, gradient, photo_bytes
+
+pytestmark = pytest.mark.anyio
+
+V1: Final = "/v1/flux-kontext-dev"
+PHOTO: Final = photo_bytes()
+URI: Final = f"data:image/jpeg;base64,{base64.b64encode(PHOTO).decode()}"
+GOOD: Final[dict[str, Any]] = {"prompt": "invert it", "input_image": URI, "num_inference_steps": 4}
+
+
+async def test_uploads_as_json_and_as_a_form(client: httpx2.AsyncClient) -> None:
+    """Links in the order of the files; each opens without a key and is the file."""
+    as_json = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()
+    png = encoded(gradient(8, 8))
+    files = [("a", ("cat.jpg", PHOTO, "text/plain")), ("b", ("dog.png", png, "image/png"))]
+    as_form = (await client.post("/upload-asset", files=files)).json()
+    links = [*as_json["file_urls"], *as_form["file_urls"]]
+    got = [await client.get(link, headers={"x-api-key": ""}) for link in links]
+    assert [each.content for each in got] == [PHOTO, PHOTO, png]
+    assert [each.headers["content-type"] for each in got] == ["image/jpeg", "image/jpeg", "image/png"]
+    assert got[0].headers["x-content-type-options"] == "nosniff"
+    listed = (await client.get("/console/api/files")).json()["files"]
+    assert sorted(each["file_name"] for each in listed) == ["cat.jpg", "dog.png", "upload.jpeg"]
+    assert (await client.get(listed[0]["url"])).status_code == 200
+
+
+async def test_our_own_links_are_read_in_process(client: httpx2.AsyncClient) -> None:
+    """An upload, then its result, go in again; no address is dialled, which the guard would refuse."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    first = await client.post(V1, json=GOOD | {"input_image": link}, headers={"accept": "application/json"})
+    assert first.status_code == 200, first.text
+    result = (await client.get(f"/v2/requests/{first.headers['x-request-id']}")).json()
+    second = await client.post(V1, json=GOOD | {"input_image": result["output"]})
+    assert Image.open(BytesIO(second.content)).size == (48, 32)
+
+
+@pytest.mark.parametrize("change", ["key", "expires", "signature", "nothing left"])
+async def test_a_link_that_was_changed_opens_nothing(client: httpx2.AsyncClient, change: str) -> None:
+    """As a link, and as an input picture."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    forged = {
+        "key": link.replace("/assets/", "/assets/0"),
+        "expires": link.replace("expires=", "expires=9"),
+        "signature": link[:-1] + ("A" if link[-1] != "A" else "B"),
+        "nothing left": link.partition("?")[0],
+    }[change]
+    answer = await client.get(forged)
+    assert (answer.status_code, answer.json()["code"]) == (403, "link_refused")
+    refused = await client.post(V1, json=GOOD | {"input_image": forged})
+    assert (refused.status_code, refused.json()["code"]) == (400, "unreadable_picture")
+
+
+async def test_a_good_link_to_a_file_that_is_gone(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """404, and as an input picture a sentence."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    key = link.partition("/files/")[2].partition("?")[0]
+    await studio.service.parts.objects.delete(key)
+    assert (await client.get(link)).json()["code"] == "file_gone"
+    refused = (await client.post(V1, json=GOOD | {"input_image": link})).json()
+    assert "is gone" in refused["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "data_urls is missing"),
+        ({"data_urls": "data:image/png;base64,AAAA"}, "no list of texts"),
+        ({"data_urls": []}, "0 files"),
+        ({"data_urls": [URI] * 17}, "17 files"),
+        ({"data_urls": ["https://example.com/cat.jpg"]}, "no data URI"),
+        ({"data_urls": ["data:image/svg+xml;base64,PHN2Zz4="]}, "no jpeg, png, gif or webp"),
+    ],
+)
+async def test_what_can_t_be_uploaded(client: httpx2.AsyncClient, body: dict[str, object], says: str) -> None:
+    """By name, and nothing is kept."""
+    answer = await client.post("/upload-asset", json=body)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+    assert (await client.get("/console/api/files")).json()["files"] == []

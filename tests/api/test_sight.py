@@ -1,0 +1,134 @@
+"""What operators see: metrics, logs, pages, and the origin under which clients come."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from typing import Any, Final
+
+import httpx2
+import pytest
+from starlette.requests import Request
+from structlog.testing import capture_logs
+
+from rekontext.api.origins import Origins
+from tests.api.conftest import MakeStudio
+from tests.api.studio import Studio
+from tests.pictures.samples import photo_bytes
+
+pytestmark = pytest.mark.anyio
+
+V1: Final = "/v1/flux-kontext-dev"
+GOOD: Final[dict[str, Any]] = {
+    "prompt": "a very private wish",
+    "input_image": base64.b64encode(photo_bytes()).decode(),
+    "num_inference_steps": 5,
+}
+
+
+async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
+    """Requests, edits, steps, seconds, credits."""
+    await client.post(V1, json=GOOD)
+    await client.post(V1, json=GOOD | {"guidance": 99})
+    text = (await client.get("/metrics")).text
+    figures = dict(re.findall(r"^(rekontext_\S+) (\S+)$", text, flags=re.MULTILINE))
+    assert float(figures['rekontext_http_requests_total{operation="edit",status="200"}']) == 1
+    assert float(figures['rekontext_http_requests_total{operation="edit",status="400"}']) == 1
+    assert float(figures['rekontext_edits_total{status="completed"}']) == 1
+    assert float(figures["rekontext_steps_total"]) == float(figures["rekontext_passes_total"]) == 5
+    assert float(figures["rekontext_credits_captured_usd_total"]) == pytest.approx(0.04)
+    assert float(figures['rekontext_edit_seconds_count{part="total"}']) == 1
+    assert float(figures['rekontext_jobs{state="queued"}']) == 0
+    assert float(figures['rekontext_credits_usd{book="free"}']) == pytest.approx(9.96)
+
+
+async def test_metrics_are_not_for_strangers(studio: Studio) -> None:
+    """Through a proxy on this machine, or from elsewhere, they need an admin's key."""
+    async with studio.open(), studio.client(studio.new_key().secret) as client:
+        assert (await client.get("/metrics")).status_code == 200
+        answer = await client.get("/metrics", headers={"x-forwarded-for": "203.0.113.9"})
+        assert answer.json()["code"] == "scope_missing"
+    transport = httpx2.ASGITransport(app=studio.app, client=("203.0.113.9", 1))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://studio") as stranger:
+        assert (await stranger.get("/metrics")).json()["code"] == "missing_api_key"
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+async def test_logs_have_ids_and_no_secrets(make_studio: MakeStudio, log_prompts: bool) -> None:
+    """Neither key nor signature, and a prompt only where the operator wants it."""
+    studio = make_studio(log_prompts=log_prompts)
+    async with studio.open() as client:
+        with capture_logs() as lines:
+            answer = await client.post(V1, json=GOOD, headers={"accept": "application/json"})
+            result = (await client.get(f"/v2/requests/{answer.headers['x-request-id']}")).json()
+            await client.get(result["output"])
+    said = json.dumps(lines, default=str)
+    assert studio.key not in said
+    assert "signature" not in said
+    assert ("a very private wish" in said) is log_prompts
+    [line] = [line for line in lines if line.get("path") == V1]
+    assert (line["event"], line["method"], line["status"]) == ("request", "POST", 200)
+
+
+def test_log_lines_are_json_with_the_request_s_id() -> None:
+    """As a process writes them when nobody looks at a terminal; uvicorn's own lines are among them."""
+    program = (
+        "import logging, structlog\n"
+        "from rekontext.api.logs import configure\n"
+        "configure(level='info', log_format='auto')\n"
+        "structlog.contextvars.bind_contextvars(request_id='r1')\n"
+        "structlog.get_logger('x').info('hello', answer=42)\n"
+        "logging.getLogger('uvicorn.error').info('Started %s', 'well', extra={'color_message': 'x'})\n"
+        "try: 1 / 0\n"
+        "except ZeroDivisionError: logging.getLogger('uvicorn.error').exception('broken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    own, theirs, fault = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (own["event"], own["answer"], own["request_id"], own["level"]) == ("hello", 42, "r1", "info")
+    assert (theirs["event"], "color_message" in theirs) == ("Started well", False)
+    assert "ZeroDivisionError" in fault["exception"]
+
+
+async def test_the_pages_are_served_under_a_strict_policy(client: httpx2.AsyncClient) -> None:
+    """Without a key; the policy lets them call nobody but us."""
+    for path in ("/", "/console"):
+        page = await client.get(path, headers={"x-api-key": ""})
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "unsafe" not in page.headers["content-security-policy"]
+        for link in re.findall(r"""(?:src|href)="(/web/[^"]+)""", page.text):
+            found = await client.get(link)
+            assert found.status_code == 200, link
+            assert found.headers["x-content-type-options"] == "nosniff"
+
+
+def _request(client: str, **headers: str) -> Request:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request(
+        {
+            "type": "http",
+            "scheme": "http",
+            "path": "/",
+            "query_string": b"",
+            "headers": raw,
+            "client": (client, 1),
+            "server": ("10.0.0.5", 8000),
+        }
+    )
+
+
+def test_the_origin_is_the_one_that_the_client_used() -> None:
+    """The setting first; a forwarded one only from a proxy that is trusted; nonsense is not repeated."""
+    forwarded = {"x_forwarded_proto": "https", "x_forwarded_host": "edits.example.com, inner"}
+    trusting = Origins(trusted_proxies=["10.0.0.0/8"])
+    assert Origins().of(_request("10.1.1.1", host="a.example:81", **forwarded)) == "http://a.example:81"
+    assert trusting.of(_request("10.1.1.1", host="a.example", **forwarded)) == "https://edits.example.com"
+    assert trusting.of(_request("203.0.113.9", host="a.example", **forwarded)) == "http://a.example"
+    assert trusting.of(_request("unix", host="[::1]:9", **forwarded)) == "http://[::1]:9"
+    assert Origins().of(_request("10.1.1.1", host="a.example/evil?")) == "http://10.0.0.5:8000"
+    assert Origins().of(_request("10.1.1.1")) == "http://10.0.0.5:8000"
+    fixed = Origins(external_url="https://x.example", trusted_proxies=["10.0.0.0/8"])
+    assert fixed.of(_request("10.1.1.1", host="a.example", **forwarded)) == "https://x.example"

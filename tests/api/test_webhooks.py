@@ -1,0 +1,124 @@
+"""Webhooks over HTTP: made, sent to a real receiver, signed, tested, replayed; never to an address inside."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+from aiohttp import web
+from standardwebhooks import Webhook
+
+from tests.api.conftest import MakeStudio
+from tests.api.studio import Studio
+from tests.pictures.samples import photo_bytes
+
+pytestmark = pytest.mark.anyio
+
+V1: Final = "/v1/flux-kontext-dev"
+GOOD: Final[dict[str, Any]] = {
+    "prompt": "make it night",
+    "input_image": base64.b64encode(photo_bytes()).decode(),
+    "num_inference_steps": 4,
+}
+
+
+class Receiver:
+    """A server that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.got: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
+        self.url = ""
+
+    async def take(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.got.put_nowait((headers, await request.read()))
+        return web.Response(status=204)
+
+    async def next(self) -> tuple[dict[str, str], bytes]:
+        return await asyncio.wait_for(self.got.get(), 10)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", receiver.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield receiver
+    await runner.cleanup()
+
+
+@pytest.fixture
+def studio(make_studio: MakeStudio) -> Studio:
+    return make_studio(webhook_allow="127.0.0.1/32")
+
+
+async def test_an_endpoint_is_told_of_the_end_with_a_signature(studio: Studio, receiver: Receiver) -> None:
+    """The message is the result, and the endpoint's secret verifies it."""
+    async with studio.open() as client:
+        made = (await client.post("/console/api/webhooks", json={"url": receiver.url})).json()["webhook"]
+        done = await client.post(V1, json=GOOD)
+        headers, body = await receiver.next()
+        message = Webhook(made["secret"]).verify(body.decode(), headers)
+        assert message["type"] == "edit.completed"
+        assert message["data"]["request_id"] == done.headers["x-request-id"]
+        assert message["data"]["output"].startswith("http://studio/files/outputs/")
+        listed = await client.get("/console/api/webhooks")
+        assert made["secret"] not in listed.text
+
+
+async def test_one_job_s_own_webhook(studio: Studio, receiver: Receiver) -> None:
+    """Named in the submit."""
+    async with studio.open() as client:
+        await client.post(V1, json=GOOD | {"webhook_url": receiver.url})
+        _, body = await receiver.next()
+    assert json.loads(body)["data"]["status"] == "COMPLETED"
+
+
+async def test_a_test_message_and_a_replay(studio: Studio, receiver: Receiver) -> None:
+    """Both arrive, and the log has them."""
+    async with studio.open() as client:
+        endpoint = (await client.post("/console/api/webhooks", json={"url": receiver.url})).json()["webhook"]["id"]
+        sent = (await client.post(f"/console/api/webhooks/{endpoint}/test")).json()["delivery_id"]
+        first, body = await receiver.next()
+        assert (first["webhook-id"], json.loads(body)["type"]) == (sent, "webhook.test")
+        [delivery] = (await _delivered(client, endpoint))["deliveries"]
+        assert (delivery["id"], delivery["attempts"][0]["status"]) == (sent, 204)
+        assert (await client.post(f"/console/api/deliveries/{sent}/replay")).status_code == 202
+        again, _ = await receiver.next()
+        assert again["webhook-id"] == sent
+        off = (await client.delete(f"/console/api/webhooks/{endpoint}")).json()["webhook"]
+        assert off["is_active"] is False
+        assert (await client.post(f"/console/api/webhooks/{endpoint}/test")).status_code == 404
+
+
+async def _delivered(client: Any, endpoint: str) -> dict[str, Any]:
+    """The log once its message is marked: the receiver has it a moment before that is written."""
+    async with asyncio.timeout(10):
+        while True:
+            found: dict[str, Any] = (await client.get(f"/console/api/deliveries?webhook_id={endpoint}")).json()
+            if found["deliveries"][0]["state"] == "DELIVERED":
+                return found
+
+
+async def test_an_address_inside_is_not_called(make_studio: MakeStudio, receiver: Receiver) -> None:
+    """Unless an operator opened it; the log says why."""
+    studio = make_studio()
+    async with studio.open() as client:
+        endpoint = (await client.post("/console/api/webhooks", json={"url": receiver.url})).json()["webhook"]["id"]
+        await client.post(f"/console/api/webhooks/{endpoint}/test")
+        async with asyncio.timeout(10):
+            while True:
+                [delivery] = (await client.get("/console/api/deliveries")).json()["deliveries"]
+                if delivery["attempts"]:
+                    break
+    assert "not a public address" in delivery["attempts"][0]["error"]
+    assert receiver.got.empty()
