@@ -2,6 +2,7 @@
 
 An edit here is everything but the engine and the codecs: accept, hold, queue, claim, input read from the store,
 output of a usual size written to it, settle, wake whoever waits, output read back. The engine answers at once.
+Then the same over HTTP on the loopback, with key, form, limits and headers: all that a client of v1 waits.
 Run as `python -m bench.service [--edits N] [--json]`; commits wait for the disk, as they do in earnest.
 """
 
@@ -11,20 +12,34 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import httpx2
+import uvicorn
 from PIL import Image
 from sqlalchemy import Connection
 from tests.database import postgres
 
 from rekontext.accounts import ledger, registry
-from rekontext.contract import EditRequest, EditResult, Estimate, ModelCard, OnProgress, Preview, Progress
+from rekontext.assembly import assemble
+from rekontext.contract import (
+    EditRequest,
+    EditResult,
+    Estimate,
+    ModelCard,
+    OnProgress,
+    Preview,
+    Progress,
+)
 from rekontext.database import AccountId, Database, JobId
 from rekontext.jobs import (
     Bounds,
@@ -39,8 +54,10 @@ from rekontext.jobs import (
     State,
     input_key,
 )
+from rekontext.pictures import encode
 from rekontext.pictures.recent import RecentStore
 from rekontext.pictures.store import open_store
+from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
 
 ACCOUNT = AccountId("acc_bench")
@@ -54,8 +71,11 @@ class InstantFleet:
     card = ModelCard(name="instant", canvas_area=2**20, parameters=0, device="none", dtype="none", is_mini=True)
     is_ready = True
 
-    def __init__(self) -> None:
-        self._picture = Image.new("RGB", (1024, 1024))
+    @staticmethod
+    @cache
+    def photo() -> Image.Image:
+        """A picture of one megapixel that compresses about as well as a photo."""
+        return Image.effect_noise((64, 64), 60).resize((1024, 1024), Image.Resampling.BICUBIC).convert("RGB")
 
     async def start(self) -> None:
         return
@@ -71,7 +91,11 @@ class InstantFleet:
             for step in range(request.steps + 1):
                 on_progress(Progress(step=step, steps=request.steps, remaining_s=0.0))
         return EditResult(
-            picture=self._picture, seed=request.seed, steps=request.steps, passes=request.steps, inference_s=0.0
+            picture=self.photo(),
+            seed=request.seed,
+            steps=request.steps,
+            passes=request.steps,
+            inference_s=0.0,
         )
 
 
@@ -130,7 +154,12 @@ class Bench:
             key=None,
             model="bench",
             price_micros=40_000,
-            parameters={"prompt": "make it night", "seed": 1, "num_inference_steps": 35, "guidance": 7.0},
+            parameters={
+                "prompt": "make it night",
+                "seed": 1,
+                "num_inference_steps": 35,
+                "guidance": 7.0,
+            },
             input_key=input_key(job),
         )
 
@@ -175,6 +204,58 @@ class Bench:
         }
 
 
+class Wire:
+    """The whole service behind a real server, with an engine that takes no time."""
+
+    def __init__(self, url: str, data_dir: Path) -> None:
+        settings = Settings(
+            _env_file=None,
+            data_dir=data_dir,
+            database_url=url,
+            requests_per_minute=10**6,
+            first_credits_usd=10**6,
+        )
+        service = assemble(
+            settings,
+            fleet=InstantFleet(),
+            on_ready=lambda _: None,
+            on_broken=print,
+            workbench=BytesWorkbench(),
+        )
+        assert service.first_key is not None, "the database is not empty"
+        self.key = service.first_key.secret
+        config = uvicorn.Config(service.app, log_config=None, access_log=False)
+        self.server = uvicorn.Server(config)
+        self.photo = encode(InstantFleet.photo(), "jpg", 90)
+
+    def run(self, edits: int) -> dict[str, float]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            while not self.server.started and thread.is_alive():
+                time.sleep(0.01)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx2.Client(base_url=url, headers={"x-api-key": self.key}, timeout=60) as client:
+                for _ in range(5):
+                    self.edit(client)
+                took = [self.edit(client) for _ in range(edits)]
+            self.server.should_exit = True
+            thread.join()
+        return {"http_edit_p50_ms": 1000 * statistics.median(took)}
+
+    def edit(self, client: httpx2.Client) -> float:
+        """Seconds that a client waits for its picture."""
+        began = time.perf_counter()
+        answer = client.post(
+            "/v1/flux-kontext-dev",
+            data={"prompt": "make it night"},
+            files={"input_image": self.photo},
+        )
+        took = time.perf_counter() - began
+        assert answer.status_code == 200, answer.text
+        return took
+
+
 @contextmanager
 def databases(folder: Path) -> Iterator[dict[str, str]]:
     """URLs of an empty SQLite file and, if it is installed, an empty PostgreSQL database."""
@@ -183,15 +264,23 @@ def databases(folder: Path) -> Iterator[dict[str, str]]:
     if programs is None:
         yield urls
         return
-    with postgres.server(programs, is_durable=True) as server, postgres.database(server, "bench") as url:
+    with (
+        postgres.server(programs, is_durable=True) as server,
+        postgres.database(server, "bench") as url,
+    ):
         yield {**urls, "postgresql": url}
 
 
 def measure(edits: int) -> dict[str, float]:
     """All figures, by database."""
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="rekontext-bench-") as name, databases(Path(name)) as urls:
+    with (
+        tempfile.TemporaryDirectory(prefix="rekontext-bench-") as name,
+        databases(Path(name)) as urls,
+    ):
         for kind, url in urls.items():
+            wire = Wire(url, Path(name) / f"{kind}-wire").run(edits // 4)
+            figures |= {f"{kind}_{figure}": round(value, 2) for figure, value in wire.items()}
             database = Database.open(url)
             try:
                 bench = Bench(database, RecentStore(open_store(f"file://{name}/{kind}"), bytes_max=64 * 2**20))
@@ -219,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         print(
             f"{kind}: the service's own time per edit p50 {figures[f'{kind}_edit_p50_ms']:.1f} ms, "
-            f"p99 {figures[f'{kind}_edit_p99_ms']:.1f} ms; {figures[f'{kind}_submits_per_s']:.0f} submits/s"
+            f"p99 {figures[f'{kind}_edit_p99_ms']:.1f} ms; over HTTP p50 {figures[f'{kind}_http_edit_p50_ms']:.1f} ms; "
+            f"{figures[f'{kind}_submits_per_s']:.0f} submits/s"
         )
 
 

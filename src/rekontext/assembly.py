@@ -30,7 +30,7 @@ from rekontext.api.posting import WebhookPost
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database
-from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper
+from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper, Workbench
 from rekontext.pictures import (
     AllowList,
     CodecThreads,
@@ -111,12 +111,14 @@ def assemble(
     clock: Clock | None = None,
     ids: Ids = random_id,
     seeds: Callable[[], int] = draw_seed,
+    workbench: Workbench | None = None,
 ) -> Service:
     """Put the service together. Makes the data folder, the database and a first account if they are not there.
 
     Args:
         on_ready, on_broken: called on the event loop, once the model is loaded or if the service can't go on, which
             should then stop.
+        workbench: how jobs become requests and results files, if not by decoding and encoding pictures.
 
     Raises:
         SecretError, ValueError, DatabaseUnavailable: the data folder, the store or the database can't be used.
@@ -154,7 +156,7 @@ def assemble(
             outputs_s=settings.keep_outputs_s,
         ),
     )
-    workbench = EditWorkbench(limits=limits, threads=threads)
+    workbench = workbench or EditWorkbench(limits=limits, threads=threads)
     dispatcher = Dispatcher(
         database=database,
         life=life,

@@ -147,8 +147,7 @@ async def test_admin_is_for_admins(studio: Studio) -> None:
             ("PATCH", f"accounts/{studio.account}"),
         ):
             body = {"name": "x"} if path == "accounts" else {"amount": 1} if path.endswith("credits") else {}
-            kwargs = {} if method == "GET" else {"json": body}
-            answer = await client.request(method, f"/console/api/admin/{path}", **kwargs)
+            answer = await client.request(method, f"/console/api/admin/{path}", json=None if method == "GET" else body)
             assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing"), path
 
 
