@@ -35,10 +35,10 @@ BUDGET_S: Final = 525.0
 
 PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "ceilings": (gpu_parts.ceilings, 40),
-    "bf16": (gpu_parts.bf16, 150),
+    "bf16": (gpu_parts.bf16, 200),
     "diffusers": (gpu_parts.diffusers, 120),
     "edits": (gpu_parts.edits, 60),
-    "fp8": (gpu_parts.fp8, 120),
+    "fp8": (gpu_parts.fp8, 150),
     "errors": (gpu_parts.errors, 40),
     "diffusers-edit": (gpu_parts.diffusers_edit, 40),
     "load": (gpu_parts.load, 60),

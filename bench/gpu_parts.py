@@ -218,8 +218,8 @@ def bf16(bench: Bench) -> None:
     step.run(bench.ours)
     _finish(bench)
     bench.figures["compile_cold_s"] = time.perf_counter() - began
-    _steps(bench, bench.ours, "bf16")
     _denoise(bench, parts, "bf16")
+    _steps(bench, bench.ours, "bf16")
 
 
 def fp8(bench: Bench) -> None:
@@ -227,8 +227,8 @@ def fp8(bench: Bench) -> None:
     narrow = bench.copy()
     quantise(narrow)
     bench.compile(narrow)
+    _denoise(bench, replace(bench.parts, transformer=narrow), "fp8")
     _steps(bench, narrow, "fp8")
-    _denoise(bench, _with(bench.parts, narrow), "fp8")
 
 
 def errors(bench: Bench) -> None:
@@ -414,10 +414,6 @@ def _in_turn(bench: Bench, step: Step, ours: KontextTransformer, twin: Any) -> t
         for _ in range(3)
     ]
     return min(mine for mine, _ in rounds), min(theirs for _, theirs in rounds)
-
-
-def _with(parts: Parts, transformer: KontextTransformer) -> Parts:
-    return replace(parts, transformer=transformer)
 
 
 def _request(bench: Bench, steps: int) -> EditRequest:

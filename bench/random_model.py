@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from rekontext.engine.canvas import KONTEXT_AREA, Canvas
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import Parts, laid_out
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
@@ -130,7 +130,7 @@ def random_parts(size: Size, *, device: torch.device, dtype: torch.dtype) -> Par
         text_tokens=size.text_tokens,
         knows=(),
         transformer=random_transformer(size.transformer, device=device, dtype=dtype),
-        autoencoder=_made(lambda: _autoencoder(size), device, dtype),
+        autoencoder=laid_out(_made(lambda: _autoencoder(size), device, dtype), device),
         clip=_made(lambda: CLIPTextModel(clip_config), device, dtype),
         clip_tokenizer=clip_words,
         t5=_made(lambda: T5EncoderModel(T5Config(**size.t5)), device, dtype),

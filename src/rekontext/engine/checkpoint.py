@@ -201,7 +201,7 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
         transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement),
-        autoencoder=_convolutional(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
+        autoencoder=laid_out(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
         placement=placement,
         **_text_parts(folder, device, dtype, placement),
     )
@@ -227,7 +227,7 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
         transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement),
-        autoencoder=_convolutional(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
+        autoencoder=laid_out(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
         placement=placement,
         **_text_parts(folder, device, dtype, placement),
     )
@@ -373,8 +373,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _convolutional(autoencoder: AutoencoderKL, device: torch.device) -> Any:
-    """On a GPU channels lie innermost, as its convolutions read them; on the CPU as they were saved."""
+def laid_out(autoencoder: AutoencoderKL, device: torch.device) -> Any:
+    """An autoencoder on its device: on a GPU with channels innermost, as its convolutions read them."""
     if device.type == "cuda":
         autoencoder = autoencoder.to(memory_format=torch.channels_last)
     return _frozen(autoencoder, device)

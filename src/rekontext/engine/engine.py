@@ -418,6 +418,8 @@ class Engine:
             self.costs.learn("decode", edit.plan.output_tokens, took_s)
             self._scheduler.done(ticket.number, now_s=time.monotonic())
             del self._tickets[ticket.number]
+            # The caller may hold on to the ticket; the device's memory is not his.
+            ticket.edit = None
             self._changed.notify_all()
         result = EditResult(
             picture=picture,
@@ -434,9 +436,13 @@ class Engine:
         edit, every = ticket.edit, ticket.request.preview_every
         if every is None or edit is None or edit.step % every or edit.is_denoised:
             return
-        if self._previewer is None:
-            self._previewer = Previewer(self.model.autoencoder)
-        picture = self._previewer.draw(stages.predicted_clean(edit), edit.plan.size)
+        try:
+            if self._previewer is None:
+                self._previewer = Previewer(self.model.autoencoder)
+            picture = self._previewer.draw(stages.predicted_clean(edit), edit.plan.size)
+        except torch.OutOfMemoryError:
+            # A preview is the least of what memory is for: this one is left out.
+            return
         ticket.tell(Preview(step=edit.step, steps=edit.request.steps, picture=picture))
 
     def _beside(self, ticket: Ticket, work: Callable[[Ticket], None]) -> None:

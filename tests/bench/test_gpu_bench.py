@@ -1,0 +1,123 @@
+"""The GPU benchmark, all of it on the CPU at small size: what runs first on a rented machine has run here before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bench.ceilings import Ceilings, Work, linear_shapes, step_work
+from bench.gpu_parts import Bench, Step
+from bench.random_model import FULL, SMALL, diffusers_twin, random_transformer
+
+from bench import gpu, gpu_parts
+from rekontext.engine.fp8 import relative_error
+from rekontext.engine.transformer import TransformerConfig
+
+CPU = torch.device("cpu")
+COMPARED = {"device", "denoise_28_bf16_s", "denoise_28_fp8_s", "edit_35_bf16_s", "ratio_to_diffusers_compiled"}
+"""By these names the figures are looked up elsewhere."""
+
+
+@pytest.mark.parametrize(("tokens", "linear", "total"), [(8704, 112.4, 165.5), (4608, 59.5, 74.4), (2560, 33.1, 37.7)])
+def test_operations_of_a_step_are_those_of_the_model(tokens: int, linear: float, total: float) -> None:
+    """In 10^12, as they are known for FLUX.1 Kontext: an edit at 1 MP, text-to-image at 1 MP, an edit at 512 x 512."""
+    work = step_work(TransformerConfig(), tokens=tokens)
+    assert work.linear / 1e12 == pytest.approx(linear, abs=0.1)
+    assert work.total / 1e12 == pytest.approx(total, abs=0.1)
+    assert step_work(TransformerConfig(), tokens=tokens, batch=4).total == 4 * work.total
+
+
+def test_the_measured_products_are_the_steps_products() -> None:
+    """Shape by shape they add up to what a step is counted as."""
+    shapes = linear_shapes(TransformerConfig(), tokens=8704, text_tokens=512)
+    total = sum(2.0 * n * d * o * times for (n, d, o), times in shapes.items())
+    assert total == step_work(TransformerConfig(), tokens=8704).linear
+    assert (8704, 3072, 21504) in shapes
+    assert (8192, 12288, 3072) in shapes
+
+
+def test_the_floor_is_products_and_attention_at_their_own_rates() -> None:
+    rates = Ceilings(bf16=100.0, fp8=200.0, attention=50.0)
+    work = Work(linear=1000.0, attention=100.0)
+    assert rates.floor_s(work, fp8=False) == 12.0
+    assert rates.floor_s(work, fp8=True) == 7.0
+
+
+def test_the_full_size_is_the_published_models() -> None:
+    """Made on the meta device, where it takes no memory."""
+    transformer = torch.nn.Module.to(random_shape(FULL.transformer), "meta")
+    assert sum(p.numel() for p in transformer.parameters()) == 11_901_408_320
+    assert (FULL.canvas_area, FULL.text_tokens) == (1024 * 1024, 512)
+
+
+def random_shape(config: TransformerConfig) -> torch.nn.Module:
+    from rekontext.engine.transformer import KontextTransformer
+
+    with torch.device("meta"):
+        return KontextTransformer(config)
+
+
+def test_the_twin_computes_the_same_from_the_same_memory() -> None:
+    """diffusers' transformer beside ours: what is timed is the same work, and 24 GB are there once."""
+    ours = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
+    twin = diffusers_twin(ours)
+    bench = Bench(size=SMALL, device=CPU)
+    with torch.inference_mode():
+        for case in bench.cases.values():
+            step = Step(bench, case, ours)
+            assert relative_error(step.run(ours), step.run_diffusers(twin)) < 1e-5
+    storages = {parameter.untyped_storage().data_ptr() for parameter in ours.parameters()}
+    own = {name for name, each in twin.named_parameters() if each.untyped_storage().data_ptr() not in storages}
+    assert own == {"norm_out.linear.weight", "norm_out.linear.bias"}
+
+
+def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = gpu.main(["--size", "small", "--device", "cpu", "--backend", "none", "--out", str(tmp_path)])
+    assert results["failed"] == {}
+    assert results.keys() >= COMPARED
+    figures = {name: value for name, value in results.items() if isinstance(value, float)}
+    assert len(figures) > 60
+    assert all(value >= 0 for value in figures.values())
+    assert 0 < results["fp8_error_end"] < 0.1
+    assert 0 < results["bf16_error_end"] < 0.05
+    assert results["difference_to_diffusers"] < 0.05
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith("cpu-20")
+    assert json.loads(file.read_text()) == results
+    printed = capsys.readouterr().out
+    assert "denoise_28_fp8_s" in printed
+    assert "FAILED" not in printed
+
+
+@pytest.mark.filterwarnings("default")
+def test_compilation_traces_every_kind_of_block(tmp_path: Path) -> None:
+    """Ours in both formats and diffusers'; code is generated elsewhere, tracing is what breaks between versions."""
+    options = ["--size", "small", "--device", "cpu", "--backend", "eager", "--out", str(tmp_path)]
+    results = gpu.main([*options, "--only", "diffusers"])
+    assert results["failed"] == {}
+    assert results["difference_to_diffusers"] < 0.05
+
+
+def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: Bench) -> None:
+        raise RuntimeError("no such kernel")
+
+    def endless(bench: Bench) -> None:
+        while True:
+            pass
+
+    parts = {"ceilings": (broken, 60.0), "bf16": (endless, 0.05), "load": (gpu_parts.load, 60.0)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    results = gpu.main(["--size", "small", "--device", "cpu", "--backend", "none", "--out", str(tmp_path)])
+    assert results["failed"] == {
+        "ceilings": "RuntimeError: no such kernel",
+        "bf16": "OutOfTime: given up after 0 s",
+    }
+    assert results["load_gb"] > 0
+
+
+def test_a_part_that_no_time_is_left_for_is_not_started(tmp_path: Path) -> None:
+    options = ["--size", "small", "--device", "cpu", "--only", "load", "--budget", "1", "--out", str(tmp_path)]
+    assert gpu.main(options)["failed"] == {"load": "not started: the budget of 1 s was spent"}
