@@ -14,6 +14,7 @@ from rekontext.database import AccountId, JobId
 from rekontext.jobs import EventHub, EventKind, Job, State
 
 _NEW: Final = JobId("")
+_REMEMBERED_MAX: Final = 4096
 
 
 class Works(Protocol):
@@ -34,6 +35,8 @@ class Progresses(EventHub):
         """As `EventHub.publish`."""
         if kind == "progress":
             self._progress[job] = data
+            if len(self._progress) > _REMEMBERED_MAX:  # jobs that were lost to another process never end here
+                del self._progress[next(iter(self._progress))]
         elif kind != "preview":
             self._progress.pop(job, None)
         super().publish(job, kind, data)

@@ -7,6 +7,7 @@ names an account, a key or a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -25,7 +26,19 @@ from rekontext.jobs import EventKind, File, Job, Workbench, unfinished_by_state
 from rekontext.sources import Clock
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_REMEMBERED_MAX: Final = 4096
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What an edit took, until it is known whether it was paid."""
+
+    price_micros: int
+    passes: int
+    queue_s: float
+    inference_s: float
+    total_s: float
 
 
 class Metrics:
@@ -61,13 +74,13 @@ class Metrics:
         self.requests.labels(operation, str(status)).inc()
         self.request_seconds.labels(operation).observe(seconds)
 
-    def finished(self, job: Job, result: EditResult, *, total_s: float) -> None:
+    def completed(self, made: Made) -> None:
         """An edit was made and paid."""
-        self.passes.inc(result.passes)
-        self.captured.inc(usd(job.price_micros))
-        self.edit_seconds.labels("queue").observe(job.queue_s or 0.0)
-        self.edit_seconds.labels("inference").observe(result.inference_s)
-        self.edit_seconds.labels("total").observe(total_s)
+        self.passes.inc(made.passes)
+        self.captured.inc(usd(made.price_micros))
+        self.edit_seconds.labels("queue").observe(made.queue_s)
+        self.edit_seconds.labels("inference").observe(made.inference_s)
+        self.edit_seconds.labels("total").observe(made.total_s)
 
 
 class MeasuredHub(Progresses):
@@ -76,7 +89,13 @@ class MeasuredHub(Progresses):
     def __init__(self, *, epoch: str, metrics: Metrics) -> None:
         super().__init__(epoch=epoch)
         self._metrics = metrics
-        self.made: dict[JobId, tuple[Job, EditResult, float]] = {}
+        self._made: dict[JobId, Made] = {}
+
+    def remember(self, job: JobId, made: Made) -> None:
+        """Keep this until the job ends."""
+        self._made[job] = made
+        if len(self._made) > _REMEMBERED_MAX:  # jobs that were lost to another process never end here
+            del self._made[next(iter(self._made))]
 
     def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
         """As `EventHub.publish`."""
@@ -84,9 +103,9 @@ class MeasuredHub(Progresses):
             self._metrics.steps.inc()
         elif kind == "ended" and not self.has_ended(job):
             self._metrics.edits.labels(str(data["status"]).lower()).inc()
-            made = self.made.pop(job, None)
+            made = self._made.pop(job, None)
             if made is not None and data["status"] == "COMPLETED":
-                self._metrics.finished(made[0], made[1], total_s=made[2])
+                self._metrics.completed(made)
         super().publish(job, kind, data)
 
 
@@ -105,7 +124,14 @@ class MeasuredWorkbench:
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         """As `Workbench.pack`."""
         files = await self._workbench.pack(job, result)
-        self._hub.made[job.id] = (job, result, (self._clock.now() - job.accepted_at).total_seconds())
+        made = Made(
+            price_micros=job.price_micros,
+            passes=result.passes,
+            queue_s=job.queue_s or 0.0,
+            inference_s=result.inference_s,
+            total_s=(self._clock.now() - job.accepted_at).total_seconds(),
+        )
+        self._hub.remember(job.id, made)
         return files
 
     def preview(self, preview: Preview) -> Mapping[str, object]:

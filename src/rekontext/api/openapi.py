@@ -99,6 +99,9 @@ _REFUSED: Final[dict[int | str, dict[str, Any]]] = {
     500: {"model": ErrorBody, "description": "Our fault."},
     503: {"model": ErrorBody, "description": "Not now."},
 }
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": ErrorBody, "description": "Refused; the code in the body says why."}
+}
 WAITED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The edited picture.",

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Security
 from pydantic import BaseModel
 
 from rekontext.accounts import ledger, registry, usd
+from rekontext.api import openapi
 from rekontext.api.edits import SLUG
 from rekontext.api.hooks import described, described_delivery, new_endpoint
 from rekontext.api.parameters import ParametersRefused, Problem, schema
@@ -50,7 +51,11 @@ class WebhookChanged(WebhookWanted):
 
 def router(parts: Parts) -> APIRouter:
     """Credits, models, account, history and webhooks, as the SDK asks for them."""
-    routes = APIRouter(tags=["account and history, as Segmind's SDK asks for them"], dependencies=[Security(KEY)])
+    routes = APIRouter(
+        tags=["account and history, as Segmind's SDK asks for them"],
+        dependencies=[Security(KEY)],
+        responses=openapi.REFUSALS,
+    )
     _add_account(routes, parts)
     _add_history(routes, parts)
     _add_webhooks(routes, parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Security
 
+from rekontext.api import openapi
 from rekontext.api.console import account, admin, keys, requests, trial, webhooks
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
@@ -13,7 +14,7 @@ PREFIX = "/console/api"
 
 def router(parts: Parts) -> APIRouter:
     """The routes of every subject."""
-    routes = APIRouter(prefix=PREFIX, tags=["console"], dependencies=[Security(KEY)])
+    routes = APIRouter(prefix=PREFIX, tags=["console"], dependencies=[Security(KEY)], responses=openapi.REFUSALS)
     for subject in (account, trial, requests, keys, webhooks, admin):
         subject.add(routes, parts)
     return routes
