@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import orjson
 import pytest
 from PIL import Image
 
-from tests.api.studio import STRANGER
+from tests.api.studio import STRANGER, Studio
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +39,20 @@ class Bad:
     headers: Mapping[str, str] = field(default_factory=dict)
     method: str = "POST"
     path: str = URL
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx2.AsyncClient]:
+    """One studio for all: none of these requests leaves anything behind."""
+    studio = Studio(folder=tmp_path_factory.mktemp("bad"))
+    async with studio.open() as client:
+        yield client
+    assert studio.fleet.requests == []
 
 
 def wrong(parameter: str, value: object, says: str) -> Bad:
