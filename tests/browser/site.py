@@ -83,7 +83,12 @@ class Site:
 @contextmanager
 def served(folder: Path, **settings: Any) -> Iterator[Site]:
     """A service with a database of its own, until the end of the block."""
-    defaults = {"body_bytes_max": 2_000_000, "picture_bytes_max": 1_000_000, "fetch_allow": ("127.0.0.1",)}
+    defaults = {
+        "body_bytes_max": 2_000_000,
+        "picture_bytes_max": 1_000_000,
+        "fetch_allow": ("127.0.0.0/8", "localhost"),
+        "webhook_allow": ("127.0.0.0/8",),
+    }
     studio = Studio(folder=folder, settings=defaults | settings, fleet=PausingFleet())
     config = uvicorn.Config(studio.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = _Server(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
@@ -52,6 +52,7 @@ def tab_to(page: Page, target: str, *, presses_max: int = 80) -> None:
 def test_a_keyboard_is_enough(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Choose, describe, run, give the key, compare, edit again: no pointer."""
     page = open_page(key=None)
+    page.on("filechooser", lambda _: None)  # from here on the browser leaves choosing to us; that takes effect late
     tab_to(page, "pick")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")

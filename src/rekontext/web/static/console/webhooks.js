@@ -6,6 +6,8 @@ import { ago, moment, seconds } from "../shared/format.js";
 import { ask, badge, button, definition, dialog, heading, showOnce, table, within } from "./parts.js";
 
 const BASE = "console/api/webhooks";
+const LOOK_AGAIN_MS = 1000;
+const LOOKS_MAX = 15;
 
 export function webhooks(place) {
   const [list, log] = [h("div", {}), h("div", {})];
@@ -19,6 +21,7 @@ export function webhooks(place) {
   const loadLog = within(log, async () => {
     const query = new URLSearchParams({ limit: 50, ...(only && { webhook_id: only }) });
     const { deliveries } = await getJson(`console/api/deliveries?${query}`);
+    if (place.isConnected && deliveries.some((row) => row.state === "PENDING" && row.attempts.length === 0)) soon();
     return table("Deliveries", [
       { title: "Event", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
       { title: "To", kind: "wide", cell: (row) => h("span.url", {}, row.url) },
@@ -28,6 +31,13 @@ export function webhooks(place) {
       { title: "When", kind: "number", cell: (row) => h("time", { title: moment(row.created_at) }, ago(row.created_at)) },
     ], deliveries, { open: openDelivery, empty: "Nothing was sent yet." });
   });
+
+  // What was just sent is looked at again until it was tried, but not for ever.
+  let looks = 0;
+  const soon = () => {
+    looks += 1;
+    if (looks <= LOOKS_MAX) setTimeout(() => log.isConnected && loadLog(), LOOK_AGAIN_MS);
+  };
 
   const hook = (each) => h("li.hook", {},
     h("div", {}, h("p.url", {}, each.url), h("p.faint", {}, each.event_types.join(", "))),
@@ -39,6 +49,7 @@ export function webhooks(place) {
       button(each.is_active ? "Switch off" : "Switch on", () => act(`${BASE}/${each.id}`, { method: "PATCH", json: { is_active: !each.is_active } }), { kind: "small quiet" })));
 
   const act = async (path, how, said) => {
+    looks = 0;
     try {
       await getJson(path, how);
       if (said) toast(said);
@@ -74,8 +85,8 @@ export function webhooks(place) {
       { title: "Fault", cell: (each) => each.error ?? "" },
     ], row.attempts, { empty: "Not tried yet." }),
     h("h3", {}, "Message"),
-    h("pre.message", { tabindex: "0" }, JSON.stringify(row.body, null, 2)),
-    h("div.row-end", {}, button("Send it again", async () => {
+    h("pre.message", { tabindex: "0" }, readable(row.body)),
+    row.state !== "PENDING" && h("div.row-end", {}, button("Send it again", async () => {
       close();
       await act(`console/api/deliveries/${row.id}/replay`, { method: "POST" }, "It is on its way again");
     }, { picture: "again" }))), { wide: true });
@@ -87,4 +98,13 @@ export function webhooks(place) {
   fill(list);
   loadHooks();
   loadLog();
+}
+
+/** The signed text, laid out; as it is where it isn't JSON. */
+function readable(body) {
+  try {
+    return JSON.stringify(typeof body === "string" ? JSON.parse(body) : body, null, 2);
+  } catch {
+    return body;
+  }
 }

@@ -1,0 +1,261 @@
+"""The console, as its user and its operator use it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx2
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.site import Site
+
+CREDITS_MICROS = 1_000_000
+
+
+def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None) -> None:
+    """An edit by a program of this account."""
+    answer = httpx2.post(
+        f"{site.url}/v1/flux-kontext-dev",
+        headers={"x-api-key": key or site.key},
+        data={"prompt": prompt, "num_inference_steps": "5"},
+        files={"input_image": photo.read_bytes()},
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@contextmanager
+def receiver() -> Iterator[str]:
+    """The address of somebody who takes every message."""
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/hook"
+        server.shutdown()
+        thread.join()
+
+
+def go_to(page: Page, view: str) -> None:
+    page.locator(f'#side a[href="#{view}"]').click()
+    page.locator(f"body[data-ready={view}]").wait_for()
+    expect(page.locator(".loading")).to_have_count(0)
+
+
+def card(page: Page, name: str) -> Locator:
+    return page.locator(".card", has=page.get_by_text(name, exact=True)).locator("dd").first
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("main tbody tr:visible")
+
+
+def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]) -> None:
+    """A wrong key is told; a right one is kept until signing out, and never in the address."""
+    refusals.append(401)
+    page = open_page("/console", key=None)
+    page.get_by_label("API key").fill("rk_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
+    page.get_by_label("API key").fill(site.key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert site.key not in page.url
+    page.locator("#key-button").click()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Console")).to_be_visible()
+    assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").find(site.key) == -1
+
+
+def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Figures, filters, and one request with its picture, parameters and times."""
+    edit(site, photo, "make it night")
+    edit(site, photo, "blur it")
+    page = open_page("/console")
+    expect(card(page, "Can be spent")).to_have_text("$9.92")
+    expect(card(page, "Spent this month")).to_have_text("$0.08")
+    expect(card(page, "Edits")).to_have_text("2")
+    expect(page.locator(".chart-svg")).to_have_count(3)
+    page.get_by_text("7 days").click()
+    expect(page.locator(".chart").first.locator(".as-table tbody tr")).to_have_count(7)
+
+    go_to(page, "requests")
+    expect(rows(page)).to_have_count(2)
+    page.get_by_label("Prompt").fill("night")
+    page.get_by_role("button", name="Filter").click()
+    expect(rows(page)).to_have_count(1)
+    page.get_by_label("Status").select_option("FAILED")
+    expect(page.get_by_text("No request matches.")).to_be_visible()
+    page.get_by_label("Status").select_option("COMPLETED")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    one = page.get_by_role("dialog", name="Request")
+    expect(one).to_contain_text("num_inference_steps")
+    expect(one).to_contain_text("denoise")
+    picture = one.get_by_role("img", name="Result of")
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 120
+    one.get_by_role("link", name="Open in the playground").click()
+    expect(page.locator("#prompt")).to_have_value("make it night")
+    expect(page.locator("#p-num_inference_steps")).to_have_value("5")
+
+
+def test_a_key_is_made_shown_once_and_revoked(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """The new key works until it is revoked; a name that is too long is told at its field."""
+    refusals.append(400)
+    page = open_page("/console")
+    go_to(page, "keys")
+    page.get_by_role("button", name="New key").click()
+    form = page.get_by_role("dialog", name="New key")
+    form.get_by_label("Name").fill("x" * 300)
+    form.get_by_role("button", name="Make the key").click()
+    expect(form.locator("#ask-name-fault")).not_to_be_empty()
+    form.get_by_label("Name").fill("website")
+    form.get_by_label("read").uncheck()
+    form.get_by_role("button", name="Make the key").click()
+    secret = page.locator("#secret").inner_text()
+    page.get_by_role("button", name="I have it").click()
+    expect(rows(page)).to_have_count(2)
+    edit(site, photo, "make it night", key=secret)
+    assert secret not in page.content()
+    page.get_by_role("button", name="Revoke website").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(rows(page).filter(has_text="website")).to_contain_text("revoked")
+    refused = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret})
+    assert refused.status_code == 401
+
+
+def test_a_webhook_is_added_tested_and_switched_off(open_page: OpenPage, refusals: list[int]) -> None:
+    """Its address is checked, its secret shown once, its deliveries are logged and can be sent again."""
+    with receiver() as address:
+        _a_webhook_is_used(open_page, address, refusals)
+
+
+def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -> None:
+    refusals.append(400)
+    page = open_page("/console")
+    go_to(page, "webhooks")
+    page.get_by_role("button", name="New webhook").click()
+    form = page.get_by_role("dialog", name="New webhook")
+    form.get_by_label("Address").fill("nowhere")
+    form.get_by_role("button", name="Add it").click()
+    expect(form.locator("form > .fault")).not_to_be_empty()
+    form.get_by_label("Address").fill(address)
+    form.get_by_role("button", name="Add it").click()
+    expect(page.locator("#secret")).to_contain_text("whsec_")
+    page.get_by_role("button", name="I have it").click()
+    expect(page.locator(".hook")).to_contain_text(address)
+    page.get_by_role("button", name="Send a test").click()
+    expect(rows(page)).to_contain_text("delivered")
+    expect(rows(page)).to_contain_text("204")
+    page.get_by_role("button", name="Open the delivery of webhook.test").click()
+    delivery = page.get_by_role("dialog", name="webhook.test")
+    expect(delivery.locator("pre")).to_contain_text('"type": "webhook.test"')
+    delivery.get_by_role("button", name="Send it again").click()
+    expect(page.locator(".toast").last).to_have_text("It is on its way again")
+    page.get_by_role("button", name="Switch off").click()
+    expect(page.locator(".hook")).to_contain_text("inactive")
+
+
+def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """With their picture, size and a link to copy."""
+    uploaded = httpx2.post(
+        f"{site.url}/upload-asset", headers={"x-api-key": site.key}, files={"file": ("cat.jpg", photo.read_bytes())}
+    )
+    assert uploaded.status_code == 200
+    page = open_page("/console")
+    go_to(page, "files")
+    expect(rows(page)).to_contain_text("cat.jpg")
+    assert page.locator(".row-picture").evaluate("image => image.decode().then(() => image.naturalWidth)") == 120
+
+
+def test_an_account_sees_only_its_own_and_no_operation(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Neither requests nor keys of others, and no way to the operators' views, typed addresses included."""
+    edit(site, photo, "a secret of the first account")
+    stranger = site.studio.new_account("stranger", credits_micros=CREDITS_MICROS)
+    page = open_page("/console", key=stranger.secret)
+    expect(page.locator("#side")).not_to_contain_text("Accounts")
+    go_to(page, "requests")
+    expect(page.get_by_text("No request matches.")).to_be_visible()
+    go_to(page, "keys")
+    expect(rows(page)).to_have_count(1)
+    page.goto(f"{site.url}/console#accounts")
+    page.reload()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
+    open_page: OpenPage, site: Site, refusals: list[int]
+) -> None:
+    """Each act is in the audit log."""
+    refusals.append(400)
+    page = open_page("/console")
+    go_to(page, "accounts")
+    page.get_by_role("button", name="New account").click()
+    form = page.get_by_role("dialog", name="New account")
+    form.get_by_label("Name").fill("print shop")
+    form.get_by_label("Credits to begin with").fill("2")
+    form.get_by_role("button", name="Open it").click()
+    secret = page.locator("#secret").inner_text()
+    page.get_by_role("button", name="I have it").click()
+    shop = rows(page).filter(has_text="print shop")
+    expect(shop).to_contain_text("$2.00")
+
+    shop.get_by_role("button", name="Credits").click()
+    form = page.get_by_role("dialog", name="Credits of print shop")
+    form.get_by_label("Amount").fill("-5")
+    form.get_by_role("button", name="Put on the account").click()
+    expect(form.locator("form > .fault")).not_to_be_empty()
+    form.get_by_label("Amount").fill("3.5")
+    form.get_by_role("button", name="Put on the account").click()
+    expect(shop).to_contain_text("$5.50")
+
+    shop.get_by_role("button", name="Limits").click()
+    form = page.get_by_role("dialog", name="Limits of print shop")
+    form.get_by_label("Spend in a month").fill("1.25")
+    form.get_by_role("button", name="Save").click()
+    expect(shop).to_contain_text("$1.25")
+
+    shop.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog", name="Keys of print shop").locator("tbody tr")).to_have_count(1)
+    page.keyboard.press("Escape")
+
+    me = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret}).json()
+    assert me["account"]["monthly_cap"] == 1.25
+    assert me["balance"]["available"] == 5.5
+    go_to(page, "audit")
+    log = page.locator("main tbody")
+    expect(log).to_contain_text("amount")
+    expect(log).to_contain_text(me["account"]["id"])
+
+
+def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """A running edit with its step, then none; and it is among all requests."""
+    page = open_page()
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    site.fleet.pause_at = 7
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".status")).to_contain_text("Step 7")
+    console = open_page("/console#queue")
+    expect(card(console, "Running")).to_have_text("1")
+    expect(rows(console)).to_contain_text("7 / 35")
+    site.go_on()
+    expect(console.get_by_text("Nothing waits and nothing runs.")).to_be_visible()
+    go_to(console, "all-requests")
+    expect(rows(console)).to_contain_text("make it night")
