@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekontext.engine.costs import CostModel
+from rekontext.engine.costs import CostModel, per_device
 
 
 def test_a_measured_size_is_predicted_by_its_running_mean() -> None:
@@ -53,3 +53,11 @@ def test_costs_survive_a_restart(tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_fresh_start(tmp_path: Path, content: str) -> None:
     (tmp_path / "costs.json").write_text(content)
     assert CostModel.load(tmp_path / "costs.json") == CostModel()
+
+
+def test_each_device_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """What one GPU takes says nothing of another, nor of another model or number format on the same one."""
+    facts = ("FLUX.1-Kontext-dev", "NVIDIA H100 80GB HBM3", "fp8")
+    file = per_device(tmp_path / "costs.json", *facts)
+    assert file == tmp_path / "costs-flux-1-kontext-dev-nvidia-h100-80gb-hbm3-fp8.json"
+    assert per_device(tmp_path / "costs.json", "black-forest-labs/FLUX", "cpu").parent == tmp_path

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from rekontext.contract import EditRefused
 from rekontext.engine import Engine
 from rekontext.engine.fidelity import compare
-from rekontext.engine.fp8 import E4M3, E4M3_MAX, Fp8Linear, quantise, quantise_rows, quantised_names, relative_error
+from rekontext.engine.fp8 import (
+    E4M3,
+    E4M3_MAX,
+    Fp8Linear,
+    on_matrix_units,
+    product,
+    quantise,
+    quantise_rows,
+    quantised_names,
+    relative_error,
+)
 from rekontext.engine.layouts import load_transformer
 from rekontext.engine.memory import Placement
 from rekontext.engine.precision import choose_dtype
@@ -36,10 +46,10 @@ def velocity(model: KontextTransformer) -> Tensor:
     """Of one step on few tokens, the same values at each call."""
     config = model.config
     generator = torch.Generator().manual_seed(1)
-    text = torch.randn(1, 24, config.text_width, generator=generator)
+    text = torch.randn(1, 8, config.text_width, generator=generator)
     pooled = torch.randn(1, config.pooled_width, generator=generator)
-    latents, reference = (torch.randn(1, 36, config.channels, generator=generator) for _ in range(2))
-    positions = [text_positions(24), *(picture_positions((96, 96), stream=stream) for stream in (0, 1))]
+    latents, reference = (torch.randn(1, 9, config.channels, generator=generator) for _ in range(2))
+    positions = [text_positions(8), *(picture_positions((48, 48), stream=stream) for stream in (0, 1))]
     rotation = rotation_of(torch.cat(positions), config.axes, model.device)
     modulation = model.modulation(torch.tensor([0.7]), 2.5, pooled)
     found: Tensor = model(latents, model.condition(text, reference, rotation), modulation)
@@ -71,6 +81,22 @@ def test_a_layer_is_its_formula(dtype: torch.dtype) -> None:
     assert found.dtype == dtype
     assert found.shape == (2, 5, 48)
     assert relative_error(found, expected) <= (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+def test_the_matrix_units_are_asked_for_the_same() -> None:
+    """The call that runs on a GPU, on the CPU's version of it: operands, scales and bias where they belong."""
+    linear = nn.Linear(64, 48).bfloat16().requires_grad_(False)
+    layer = Fp8Linear.of(linear)
+    x8, scale = quantise_rows(torch.randn(40, 64))
+    rows = slice(16, 48)
+    try:
+        found = on_matrix_units(
+            x8[:24], scale[:24], layer.weight[rows], layer.scale[rows], layer.bias[rows], torch.bfloat16
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"this build of torch has no fp8 product on the CPU: {error}")
+    expected = product(x8, scale, layer.weight, layer.scale, layer.bias, torch.bfloat16)[:24, rows]
+    assert relative_error(found, expected) < 4e-3
 
 
 def test_a_part_of_the_outputs_has_the_bits_of_the_whole() -> None:

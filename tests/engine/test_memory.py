@@ -15,10 +15,11 @@ from torch import Tensor
 from rekontext.contract import EditRequest
 from rekontext.engine import CheckpointError, Engine
 from rekontext.engine import edit as stages
+from rekontext.engine import placement as placing
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.fp8 import Fp8Linear
 from rekontext.engine.memory import GB, Placement, Plan, Sizes, plans
-from rekontext.engine.placement import open_first
+from rekontext.engine.placement import open_first, open_placed
 from rekontext.engine.transformer import TransformerConfig
 from tests.small_model import CANVAS_AREA, SHAPES, TEXT_TOKENS, build
 
@@ -120,6 +121,29 @@ def test_too_little_memory_is_told_in_numbers() -> None:
         CheckpointError, match=r"needs 15\.\d GB .* even with fp8, text encoders .*, and 9\.0 GB are free"
     ):
         open_first(opened, plans(Sizes(), 9 * GB), CPU)
+
+
+def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory and capability are read from the device; the model is opened as the first plan that fits says."""
+    asked: list[tuple[Placement, torch.dtype]] = []
+
+    def opened(model: str, *, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
+        asked.append((placement, dtype))
+        return open_model(model, device=CPU, dtype=dtype, placement=placement)
+
+    gpu, needed = torch.device("cuda:0"), [plan.device_bytes for plan in plans(model_sizes(str(folder)), 0)]
+    monkeypatch.setattr(placing, "open_model", opened)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    for free_bytes, expected in ((needed[0], 4), (needed[0] - 1, 3), (needed[-1], 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free_bytes: (free, free))
+        parts, left = open_placed(str(folder), device=gpu, dtype=None)
+        assert len(left) == expected
+        assert parts.placement == left[0].placement == asked[-1][0]
+        assert asked[-1][1] == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    parts, left = open_placed(str(folder), device=gpu, dtype="fp8")
+    assert (parts.placement, left) == (Placement(fp8=True), ())
+    assert asked[-1] == (Placement(fp8=True), torch.bfloat16)
 
 
 def test_every_placement_draws_the_same_picture_as_fp8_alone(folder: Path) -> None:

@@ -83,19 +83,28 @@ def product(
 ) -> Tensor:
     """The formula above for `x8` (n, d) in e4m3 with scales (n, 1), in `dtype`: (n, o)."""
     if x8.device.type == "cuda":
-        # Sums in the matrix units' own 22 bits ("fast accumulation"): the error is far below that of the rounding to
-        # e4m3, and the exact mode is much slower.
-        y: Tensor = torch._scaled_mm(
-            x8,
-            weight_od.t(),
-            scale_a=x_scale,
-            scale_b=scale_o1.t(),
-            bias=bias_o,
-            out_dtype=dtype,
-            use_fast_accum=True,
-        )
-        return y
+        return on_matrix_units(x8, x_scale, weight_od, scale_o1, bias_o, dtype)
     return (F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t() + bias_o.float()).to(dtype)
+
+
+def on_matrix_units(
+    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`product` by the device's own fp8 arithmetic.
+
+    Sums are the matrix units' own of 22 bits ("fast accumulation"): their error is far below that of the rounding to
+    e4m3, and the exact mode is much slower.
+    """
+    y: Tensor = torch._scaled_mm(
+        x8,
+        weight_od.t(),
+        scale_a=x_scale,
+        scale_b=scale_o1.t(),
+        bias=bias_o,
+        out_dtype=dtype,
+        use_fast_accum=True,
+    )
+    return y
 
 
 def wants(name: str, linear: nn.Linear) -> bool:
