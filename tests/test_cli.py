@@ -161,6 +161,8 @@ def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.code == 1
     assert "error: broken: model" in outcome.err
     assert "/nowhere/model is not there" in outcome.out
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", "mysql://nowhere/x")
+    assert "database" in [each.subject for each in examine(None) if each.verdict == "broken"]
     monkeypatch.setenv("REKONTEXT_PORT", "x")
     assert [each.subject for each in examine(None) if each.verdict == "broken"] == ["settings"]
 
@@ -169,7 +171,10 @@ def test_doctor_is_content_with_a_model_that_is_there(run: Run, model: str) -> N
     """Every subject of the check is listed, and nothing is broken."""
     outcome = run(["doctor", "--model", model])
     assert outcome.code == 0, outcome.err
-    assert all(f"\n{subject} " in outcome.out for subject in ("python", "engine", "device", "model", "memory", "disk"))
+    assert all(
+        f"\n{subject} " in outcome.out
+        for subject in ("python", "engine", "device", "model", "database", "memory", "disk")
+    )
 
 
 @pytest.fixture

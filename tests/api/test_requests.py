@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from rekontext.accounts import integrity
 from rekontext.contract import EditRefused
+from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
@@ -245,6 +246,20 @@ async def test_one_key_and_one_body_are_one_job(studio: Studio) -> None:
     assert (waited.status_code, waited.headers["x-request-id"]) == (200, job)
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")
     assert len(studio.fleet.requests) == 1
+    assert balance == pytest.approx(9.96)
+
+
+async def test_a_repeated_request_for_a_picture_that_is_gone(studio: Studio) -> None:
+    """The job is known and not charged again; its picture can't be had any more."""
+    key = {"idempotency-key": "late"}
+    async with studio.open() as client:
+        first = await client.post(V1, json=GOOD, headers=key)
+        job = await studio.service.parts.desk.job(JobId(first.headers["x-request-id"]), account=None)
+        assert job.outputs is not None
+        await studio.service.parts.objects.delete(job.outputs[0].key)
+        again = await client.post(V1, json=GOOD, headers=key)
+        balance = (await client.get("/v1/get-user-credits")).json()["free-credits"]
+    assert (again.status_code, again.json()["code"]) == (404, "file_gone")
     assert balance == pytest.approx(9.96)
 
 

@@ -30,6 +30,7 @@ from rekontext.jobs import (
     Objects,
     Order,
     QueueFull,
+    State,
     TooManyInFlight,
     idempotency,
     input_key,
@@ -161,19 +162,22 @@ class Edits:
         if not (0 < len(key) <= KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
             raise InvalidIdempotencyKey(key)
 
-        def look(tx: Connection) -> tuple[Job, Balance] | None:
+        def look(tx: Connection) -> Submitted | None:
             row = tx.execute(idempotency.EARLIER, {"account": caller.account, "key": key}).first()
             if row is None:
                 return None
             if row.body_digest != body_digest:
                 raise IdempotencyKeyReused(key)
-            return queries.get(tx, JobId(row.job_id)), ledger.balance(tx, caller.account)
+            job = queries.get(tx, JobId(row.job_id))
+            ahead = queries.ahead(tx, job) if job.state is State.QUEUED else None
+            return Submitted(
+                job=job,
+                balance=ledger.balance(tx, caller.account),
+                replayed=True,
+                estimate=self._forecast.of_job(job, ahead=ahead),
+            )
 
-        found = await self._database.read(look)
-        if found is None:
-            return None
-        job, balance = found
-        return Submitted(job=job, balance=balance, replayed=True, estimate=None)
+        return await self._database.read(look)
 
     async def submit(
         self, caller: Caller, order: EditOrder, *, job: JobId, origin: str, idempotency_key: str | None
@@ -244,9 +248,9 @@ class Edits:
         found = await self._desk.wait(job, account=account, timeout_s=self._deadline_s)
         if not found.state.is_terminal:
             raise DeadlineExceeded(job, deadline_s=self._deadline_s)
-        if found.state == "FAILED":
+        if found.state is State.FAILED:
             raise JobFailed(found)
-        if found.state == "CANCELLED":
+        if found.state is State.CANCELLED:
             raise JobCancelled(found)
         return found, await self._database.read(lambda tx: ledger.balance(tx, account))
 

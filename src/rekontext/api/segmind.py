@@ -18,9 +18,11 @@ from rekontext.api import answers, openapi
 from rekontext.api.auth import KEY_HEADER, Caller
 from rekontext.api.connection import CallerGone, unless_gone
 from rekontext.api.edits import SLUG, Submitted, UnknownModel
+from rekontext.api.links import FileGone
 from rekontext.api.middleware import rename, request_id
 from rekontext.api.parts import Parts
 from rekontext.database import JobId
+from rekontext.pictures import ObjectMissing
 
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
     name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
@@ -103,7 +105,10 @@ async def _waited(
         raise
     assert done.outputs, f"job {job} is COMPLETED without a picture"
     headers |= answers.facts(done, balance, parts.documents.card())
-    data = await parts.objects.get(done.outputs[0].key)
+    try:
+        data = await parts.objects.get(done.outputs[0].key)
+    except ObjectMissing as fault:  # an old job, asked for again by its idempotency key
+        raise FileGone from fault
     by_key = caller.key.policy.sync_response == "json"
     if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
         return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, headers)

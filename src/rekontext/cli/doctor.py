@@ -71,6 +71,7 @@ def examine(model: str | None) -> Iterator[Finding]:
     if not missing:
         yield _device(settings)
         yield _model(settings)
+    yield _database(settings)
     yield _memory(settings)
     yield _disk(settings.data_dir)
 
@@ -128,6 +129,29 @@ def _large_model(name: str) -> Finding:
     if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
         return Finding(subject="model", verdict="ok", says=f"{name} is in the local hub cache (not opened)")
     return Finding(subject="model", verdict="note", says=f"{name} is not here yet: the first start downloads it")
+
+
+def _database(settings: Settings) -> Finding:
+    if settings.database_url is None:
+        path = settings.data_dir.absolute() / "rekontext.db"
+        return Finding(
+            subject="database", verdict="ok", says=f"SQLite, {path}" + ("" if path.exists() else " (to be made)")
+        )
+    from sqlalchemy import text
+
+    from rekontext.database import Database, DatabaseUnavailable
+
+    try:
+        database = Database.open(settings.database_url, connections=1, migrate=False)
+    except ValueError as fault:
+        return Finding(subject="database", verdict="broken", says=f"{fault}; set REKONTEXT_DATABASE_URL")
+    try:
+        database.read_sync(lambda tx: tx.execute(text("SELECT 1")).scalar_one())
+    except DatabaseUnavailable as fault:
+        return Finding(subject="database", verdict="broken", says=f"{fault}; set REKONTEXT_DATABASE_URL")
+    finally:
+        database.close()
+    return Finding(subject="database", verdict="ok", says=f"{database.dialect} answers")
 
 
 def _memory(settings: Settings) -> Finding:
