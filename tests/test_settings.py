@@ -101,5 +101,5 @@ def test_a_slip_of_the_pen_in_dotenv_is_found() -> None:
 def test_every_setting_has_a_variable() -> None:
     """No field is out of reach, and only ours are taken."""
     names = [variable(name) for name in Settings.model_fields]
-    assert unknown_names([*names, "PATH", "REKONTEXTS"]) == []
+    assert unknown_names([*names, "PATH", "REKONTEXTS", "REKONTEXT_KEY"]) == []
     assert unknown_names(["rekontext_x"]) == ["REKONTEXT_X"]

@@ -19,6 +19,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "REKONTEXT_"
+KEY_VARIABLE: Final = "REKONTEXT_KEY"
+"""Where the examples let a client keep its API key. No setting of the server, but often set in the same shell."""
+
 _MIB: Final = 2**20
 _HOUR: Final = 3600.0
 _DAY: Final = 24 * _HOUR
@@ -175,7 +178,7 @@ def load_settings(**flags: object) -> Settings:
 
 def unknown_names(names: Iterable[str]) -> list[str]:
     """Those that begin with our prefix and name no setting: most likely slips of the pen."""
-    known = {variable(name) for name in Settings.model_fields}
+    known = {variable(name) for name in Settings.model_fields} | {KEY_VARIABLE}
     return sorted({name.upper() for name in names if name.upper().startswith(PREFIX)} - known)
 
 

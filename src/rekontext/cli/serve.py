@@ -19,7 +19,7 @@ from rekontext.contract import ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet
 from rekontext.secret import SecretError
-from rekontext.settings import Settings, SettingsError, load_settings
+from rekontext.settings import KEY_VARIABLE, Settings, SettingsError, load_settings
 
 _BACKLOG = 2048
 
@@ -124,6 +124,7 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
     first = service.first_key
     if first is not None:
         lines.append(f"Your API key, shown this once: [bold]{first.secret}[/]")
+        lines.append(f"  export {KEY_VARIABLE}={first.secret}")
         lines.append(f'It may do everything, on the account "owner" with ${settings.first_credits_usd} of credits.')
         lines.append(f"It is kept in {escape(str(settings.data_dir))} as a hash only; write it down.")
     else:
@@ -136,7 +137,7 @@ def _ready(card: ModelCard, url: str) -> str:
     size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} on {card.device}"
     return (
         f"[green]Ready[/]: {escape(card.name)}, {size}. Try it:\n"
-        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: YOUR_API_KEY" \\\n'
+        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: ${KEY_VARIABLE}" \\\n'
         '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png'
     )
 
