@@ -48,12 +48,15 @@ class Fp8Linear(nn.Module):
         bias: (o,) in the dtype of activations.
     """
 
+    scale: Tensor
+
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor) -> None:
         super().__init__()
         assert weight.dtype == E4M3, f"weight is {weight.dtype}"
         assert scale.shape == (weight.shape[0], 1), f"scale is {list(scale.shape)} for {list(weight.shape)}"
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
+        # No parameter: a model has as many as before.
+        self.register_buffer("scale", scale)
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     @classmethod

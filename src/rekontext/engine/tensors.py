@@ -17,6 +17,7 @@ from torch import Tensor
 
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 _FP8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
+_E4M3_MARK: Final = "F8_E4M3"
 _SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale")
 # Marks that quantised files carry for their own loaders; the weights are complete without them.
 _MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
@@ -91,9 +92,9 @@ class TensorSource:
 
     def read_e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
         """A matrix (o, d) as it is stored, and its scale for each row (o, 1) in float32; None if it isn't e4m3."""
-        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
-        if tensor.dtype != torch.float8_e4m3fn or tensor.ndim != 2:
+        if self._files[name].get_slice(self.prefix + name).get_dtype() != _E4M3_MARK or len(self.shape(name)) != 2:
             return None
+        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
         rows = torch.ones(len(tensor), 1)
         for scale in self._scales(name):
             rows *= scale.reshape(-1, 1)
