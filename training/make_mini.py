@@ -1,4 +1,6 @@
-"""The recipe: tokenizers, autoencoder, transformer, export, exam. Each stage can be cut off and goes on where it was.
+"""The recipe: tokenizers, autoencoder, reading, transformer, decoder, export, exam.
+
+Each stage can be cut off and goes on where it was.
 
     python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
 
@@ -25,6 +27,7 @@ from training.exam import main as exam
 from training.export import export
 from training.loop import Plan
 from training.model import MINI, TINY, Editor, Size
+from training.reading import reading
 from training.tokenizers import VOCABULARY, clip_tokenizer, sentences, t5_tokenizer
 from training.transformer import NATIVE, SMALL, TOKENS_PER_BATCH, Sizes, transformer
 
@@ -44,6 +47,7 @@ class Recipe:
     widths: tuple[int, ...] = WIDTHS
     autoencoder: Plan
     decoder: Plan
+    reading: Plan
     size: Size = MINI
     sizes: Sizes = (SMALL, NATIVE)
     tokens: int = TOKENS_PER_BATCH
@@ -53,14 +57,16 @@ class Recipe:
 
 FULL: Final = Recipe(
     autoencoder=Plan(iterations=600, rate=1.2e-3, cooldown=0.6, average=0.985, save_every=100),
-    decoder=Plan(iterations=3000, rate=2e-3, cooldown=0.7, average=0.995, save_every=100),
-    transformer=Plan(iterations=1250, rate=2e-3, cooldown=0.5, average=0.99, save_every=50),
+    reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
+    decoder=Plan(iterations=400, rate=1e-3, cooldown=0.9, average=0.985, save_every=100),
+    transformer=Plan(iterations=1050, rate=2e-3, cooldown=0.3, average=0.985, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
     vocabulary=420,
     widths=(8, 8, 8, 8),
     autoencoder=Plan(iterations=2, rate=1e-3, save_every=1),
+    reading=Plan(iterations=1, rate=1e-3, save_every=1),
     decoder=Plan(iterations=1, rate=1e-3, save_every=1),
     size=TINY,
     sizes=(((32, 32),), ((32, 48), (48, 32))),
@@ -100,6 +106,7 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
                 module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:
         if only != "decoder":
+            reading(runs, editor, plan=recipe.reading, device=device)
             plan, sizes = recipe.transformer, recipe.sizes
             transformer(runs, editor, vae, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
         decoder(runs, vae, plan=recipe.decoder, device=device)

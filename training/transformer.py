@@ -29,7 +29,7 @@ NATIVE: Final = (
     *((288, 288), (240, 336), (336, 240), (224, 368), (368, 224), (272, 304), (304, 272)),
     *((192, 448), (448, 192), (208, 384), (384, 208)),
 )
-SMALL: Final = ((96, 96), (128, 96), (96, 128), (128, 128), (112, 160), (160, 112), (160, 160))
+SMALL: Final = ((64, 64), (64, 96), (96, 64), (80, 80), (96, 96), (128, 96), (96, 128), (128, 128))
 TOKENS_PER_BATCH: Final = 4200
 TEXT_TOKENS: Final = 48
 UNRELATED: Final = 0.15  # share of samples whose sentence asks for nothing the model can do
@@ -148,7 +148,7 @@ def transformer(
 ) -> Editor:
     """Train `editor` in place, or load it where `runs` has it finished.
 
-    Small pictures teach most of it cheaply; the share of native ones grows from a twelfth to a half at the end, so
+    Small pictures teach most of it cheaply; the share of native ones grows to a third at the end, so
     that attention has seen as many tokens as it will meet.
     """
     editor.to(device)
@@ -163,8 +163,8 @@ def transformer(
         return scaled
 
     def make_batch(iteration: int) -> Batch:
-        late = max(0.0, (iteration / plan.iterations - 0.5) / 0.5)
-        lesson = draw(iteration, seed=plan.seed, native=0.08 + 0.45 * late, sizes=sizes, tokens=tokens)
+        late = max(0.0, (iteration / plan.iterations - 0.7) / 0.3)
+        lesson = draw(iteration, seed=plan.seed, native=0.06 + 0.3 * late, sizes=sizes, tokens=tokens)
         rng = np.random.default_rng([plan.seed, 4, iteration])
         targets, cases = encode(lesson.targets), lesson.cases
         still, edited = targets[[case.still for case in cases]], targets[[case.edited for case in cases]]
