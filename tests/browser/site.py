@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from PIL import Image
 
-from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
+from rekontext.contract import EditRequest, EditResult, Fleet, OnProgress, Preview, Progress
 from tests.api.studio import PillowFleet, Studio
 
 WAIT_S = 30.0
@@ -81,15 +81,16 @@ class Site:
 
 
 @contextmanager
-def served(folder: Path, **settings: Any) -> Iterator[Site]:
-    """A service with a database of its own, until the end of the block."""
+def served(folder: Path, *, fleet: Fleet | None = None, **settings: Any) -> Iterator[Site]:
+    """A service with a database of its own, until the end of the block; around a `PausingFleet` if none is given."""
     defaults = {
         "body_bytes_max": 2_000_000,
         "picture_bytes_max": 1_000_000,
         "fetch_allow": ("127.0.0.0/8", "localhost"),
         "webhook_allow": ("127.0.0.0/8",),
     }
-    studio = Studio(folder=folder, settings=defaults | settings, fleet=PausingFleet())
+    # A studio only hands its fleet on, so any will do.
+    studio = Studio(folder=folder, settings=defaults | settings, fleet=cast(PillowFleet, fleet or PausingFleet()))
     config = uvicorn.Config(studio.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = _Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -101,7 +102,8 @@ def served(folder: Path, **settings: Any) -> Iterator[Site]:
             yield site
         finally:
             site._call(studio.service.hang_up)
-            site.go_on()
+            if isinstance(studio.fleet, PausingFleet):
+                site.go_on()
             server.should_exit = True
             thread.join(WAIT_S)
     assert not thread.is_alive(), "the service did not stop"

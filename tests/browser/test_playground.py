@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -209,10 +210,12 @@ def test_form_and_json_edit_one_request(open_page: OpenPage, photo: Path) -> Non
 
 
 def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Another browser gets the same photo and the same settings."""
+    """Another browser gets the same photo and settings, but nothing that would send its results elsewhere."""
     page = open_page()
     choose(page, photo, "a müder Kater 🐈")
     page.get_by_role("radio", name="16:9", exact=True).check()
+    page.get_by_text("Everything else").click()
+    page.fill("#p-webhook_url", "https://example.com/mine")
     page.locator("#share").click()
     expect(page.locator(".toast")).to_contain_text("Link copied")
     link = page.evaluate("navigator.clipboard.readText()")
@@ -221,7 +224,14 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(other.locator("#prompt")).to_have_value("a müder Kater 🐈")
     expect(other.get_by_role("radio", name="16:9", exact=True)).to_be_checked()
     expect(other.locator("#drop-full")).to_contain_text("120 × 80")
+    expect(other.locator("#p-webhook_url")).to_be_empty()
     assert "#" not in other.url
+    smuggled = (
+        base64.urlsafe_b64encode(b'{"prompt": "x", "webhook_url": "https://example.com/thief"}').decode().rstrip("=")
+    )
+    third = open_page(f"/#edit={smuggled}")
+    expect(third.locator("#prompt")).to_have_value("x")
+    expect(third.locator("#p-webhook_url")).to_be_empty()
 
 
 def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> None:

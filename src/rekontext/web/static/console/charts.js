@@ -106,11 +106,11 @@ function lines(picture, { days, series, x, y, band }) {
   }
 }
 
-/** The next of 1, 2, 5, 10, 20, ... */
+/** The next of 2, 4, 6, 8, 10, 20, 40, ...: its half is as round as itself. */
 function roundUp(value) {
   if (value <= 0) return 0;
   const ten = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * ten).find((step) => step >= value);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * ten).find((step) => step >= value);
 }
 
 function shortDay(date) {

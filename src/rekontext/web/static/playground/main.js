@@ -277,6 +277,7 @@ async function signIn(how) {
   if (me) {
     state.me = me;
     drawMe();
+    runs.restore();
     estimates.ask(form.values, state.photo);
     drawEstimate();
   }

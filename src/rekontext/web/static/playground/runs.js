@@ -27,7 +27,7 @@ export class Runs extends EventTarget {
   async restore() {
     const account = readAccount();
     for (const record of await kept()) {
-      if (record.account !== account) continue;
+      if (record.account !== account || this.#runs.has(record.id)) continue;
       const run = { ...record, photo: await photoOf(record.photo), preview: null };
       this.#runs.set(run.id, run);
       if (!ENDED.has(run.state)) {

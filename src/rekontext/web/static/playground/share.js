@@ -7,10 +7,13 @@ import { dataUri, fromLink } from "./photo.js";
 
 const MARK = "#edit=";
 
+/** A link from somebody else must not say who is told of the result, or what it costs others to wait for it. */
+const NOT_SHARED = new Set(["webhook_url", "priority", "deadline_s"]);
+
 /** The link that restores this request. A photo that only this browser has is uploaded first. May throw `ApiError`. */
 export async function shareLink(request, photo) {
   const values = Object.fromEntries(Object.entries(request).filter(
-    ([name, value]) => value !== null && BY_NAME.get(name)?.default !== value));
+    ([name, value]) => !NOT_SHARED.has(name) && value !== null && BY_NAME.get(name)?.default !== value));
   const shared = { ...values };
   if (photo?.example) shared.example = photo.example;
   else if (photo) shared.input_image = photo.url ?? (await uploaded(photo));
@@ -37,7 +40,8 @@ export async function restored() {
   } catch {
     return { request: {}, photo: null, problem: "This share link is damaged." };
   }
-  const { input_image: link, example, ...request } = shared;
+  const { input_image: link, example, ...rest } = shared;
+  const request = Object.fromEntries(Object.entries(rest).filter(([name]) => !NOT_SHARED.has(name)));
   try {
     const photo = example ? await exampleNamed(example) : link ? await fromLink(link) : null;
     return { request, photo, problem: null };
