@@ -71,6 +71,7 @@ def examine(model: str | None) -> Iterator[Finding]:
     if not missing:
         yield _device(settings)
         yield _model(settings)
+        yield _gpu_memory(settings)
     yield _database(settings)
     yield _memory(settings)
     yield _disk(settings.data_dir)
@@ -129,6 +130,36 @@ def _large_model(name: str) -> Finding:
     if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
         return Finding(subject="model", verdict="ok", says=f"{name} is in the local hub cache (not opened)")
     return Finding(subject="model", verdict="note", says=f"{name} is not here yet: the first start downloads it")
+
+
+def _gpu_memory(settings: Settings) -> Finding:
+    """The ways of holding the model on a GPU, and which one would be taken here."""
+    import torch
+
+    from rekontext.engine import CheckpointError
+    from rekontext.engine.checkpoint import model_sizes
+    from rekontext.engine.memory import Sizes, plans
+
+    subject = "gpu memory"
+    path = Path(settings.model).expanduser()
+    try:
+        sizes = model_sizes(settings.model) if path.exists() else Sizes()
+    except CheckpointError as fault:
+        return Finding(subject=subject, verdict="broken", says=str(fault))
+    whose = path.name if path.exists() else "FLUX.1 Kontext [dev]"
+    if not torch.cuda.is_available():
+        needs = "; ".join(str(plan) for plan in plans(sizes, 0))
+        return Finding(subject=subject, verdict="ok", says=f"no GPU here; {whose} needs {needs}")
+    free_bytes, _ = torch.cuda.mem_get_info()
+    possible = plans(sizes, free_bytes, has_fp8=torch.cuda.get_device_capability() >= (8, 9))
+    fitting = [plan for plan in possible if plan.fits]
+    table = "; ".join(f"{plan} ({'fits' if plan.fits else 'does not fit'})" for plan in possible)
+    if not fitting and settings.model != "mini":
+        return Finding(
+            subject=subject, verdict="broken", says=f"{whose} does not fit: {table}; free memory or take a larger GPU"
+        )
+    says = f"{whose} would be held as {fitting[0].name}: {table}" if fitting else f"{whose} would not fit: {table}"
+    return Finding(subject=subject, verdict="ok", says=says)
 
 
 def _database(settings: Settings) -> Finding:
