@@ -22,12 +22,12 @@ import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from tests.small_model import Shape, build
 
 from rekontext.contract import STEPS_DEFAULT, EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import mini_folder
+from tests.small_model import Shape, build
 
 MEGAPIXEL = Shape(heads=6, axes=(16, 24, 24), double_blocks=2, single_blocks=8, text_width=256, pooled_width=96)
 MEGAPIXEL_STEPS = 2

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
-from tests.small_model import clip_tokenizer, t5_tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -23,6 +22,7 @@ from rekontext.engine.checkpoint import Parts, laid_out
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from tests.small_model import clip_tokenizer, t5_tokenizer
 
 _BIAS: Final = 0.02
 

@@ -27,7 +27,6 @@ import httpx2
 import uvicorn
 from PIL import Image
 from sqlalchemy import Connection
-from tests.database import postgres
 
 from rekontext.accounts import ledger, registry
 from rekontext.assembly import assemble
@@ -59,6 +58,7 @@ from rekontext.pictures.recent import RecentStore
 from rekontext.pictures.store import open_store
 from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
+from tests.database import postgres
 
 ACCOUNT = AccountId("acc_bench")
 PICTURE_BYTES = 1_700_000

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
         default=None, description="where to compute: cpu, cuda or cuda:N; empty picks the best"
     )
-    dtype: Literal["float32", "bfloat16", "fp8"] | None = Field(default=None, description="precision; empty fits the device")
+    dtype: Literal["float32", "bfloat16", "fp8"] | None = Field(
+        default=None, description="precision; empty fits the device"
+    )
     compiled: bool = Field(default=False, description="compile the transformer: a slower start and faster steps")
     batch: Literal["exact", "any", "off"] = Field(
         default="exact", description="edits that share a pass: if that changes no bit, always, never"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from bench import gpu, gpu_parts
 from bench.ceilings import Ceilings, Work, linear_shapes, step_work
 from bench.gpu_parts import Bench, Step
 from bench.random_model import FULL, SMALL, diffusers_twin, random_transformer
-
-from bench import gpu, gpu_parts
 from rekontext.engine.fp8 import relative_error
 from rekontext.engine.transformer import TransformerConfig
 

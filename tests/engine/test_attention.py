@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from bench.random_model import SMALL, random_transformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.random_model import SMALL, random_transformer
 from rekontext.contract import EditRefused
 from rekontext.engine import attention
 from rekontext.engine.attention import BACKENDS, Trial, candidates, fastest, try_backends

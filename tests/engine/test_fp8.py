@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench.random_model import random_transformer
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench.random_model import random_transformer
 from rekontext.contract import EditRefused
 from rekontext.engine import Engine
 from rekontext.engine.fidelity import compare

@@ -11,14 +11,14 @@ from itertools import cycle
 import numpy as np
 import pytest
 from PIL import Image
-from training.edits import EDITS
-from training.exam import ASKED, Mark, exact, judge, photos, psnr
-from training.photos import Pixels
-from training.phrasings import held_out
 
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.engine import Engine
 from rekontext.models import mini_path
+from training.edits import EDITS
+from training.exam import ASKED, Mark, exact, judge, photos, psnr
+from training.photos import Pixels
+from training.phrasings import held_out
 
 STEPS = 8
 BYTES_MAX = 24_000_000
