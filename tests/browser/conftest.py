@@ -75,6 +75,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(scope="module")
+def lasting_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One site for all tests of a file that don't mind what the others left there."""
+    with served(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
 OpenPage = Callable[..., Page]
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import playwright
@@ -25,6 +26,13 @@ RUN = {
     "JavaScript": ("edit.mjs", [str(NODE)]),
 }
 PROMPT = """it's "night" -- $HOME; @file, <b> & 100 %\\n"""
+
+
+@pytest.fixture
+def site(lasting_site: Site) -> Iterator[Site]:
+    """Shared by the tests of this file: none asks what the account has or did."""
+    yield lasting_site
+    lasting_site.go_on()
 
 
 def copied(page: Page, language: str, mode: str) -> str:
