@@ -13,27 +13,52 @@ export function accounts(place) {
   const list = h("div", {});
   const load = within(list, async () => {
     const { accounts: found } = await getJson(`${BASE}/accounts`);
-    return table("Accounts", [
-      { title: "Name", kind: "wide", cell: (each) => [h("b", {}, each.name), h("code.faint", {}, ` ${each.id}`)] },
-      { title: "Can spend", kind: "number", cell: (each) => money(each.balance.available) },
-      { title: "Held", kind: "number", cell: (each) => money(each.balance.held) },
-      { title: "Monthly cap", kind: "number", cell: (each) => (each.monthly_cap === null ? "none" : money(each.monthly_cap)) },
-      { title: "At once", kind: "number", cell: (each) => each.in_flight_max ?? "–" },
-      { title: "Opened", kind: "number", cell: (each) => h("time", { title: moment(each.created_at) }, ago(each.created_at)) },
-      {
-        title: h("span.unseen", {}, "Actions"), kind: "number",
-        cell: (each) => h("div.actions", {},
-          button("Credits", () => credit(each), { kind: "small", title: `Credits of ${each.name}` }),
-          button("Limits", () => limit(each), { kind: "small quiet", title: `Limits of ${each.name}` }),
-          button("Keys", () => dialog(`Keys of ${each.name}`, () => keysOf(each), { wide: true }), { kind: "small quiet", title: `Keys of ${each.name}` })),
-      },
-    ], found);
+    return table(
+      "Accounts",
+      [
+        { title: "Name", kind: "wide", cell: (each) => [h("b", {}, each.name), h("code.faint", {}, ` ${each.id}`)] },
+        { title: "Can spend", kind: "number", cell: (each) => money(each.balance.available) },
+        { title: "Held", kind: "number", cell: (each) => money(each.balance.held) },
+        {
+          title: "Monthly cap",
+          kind: "number",
+          cell: (each) => (each.monthly_cap === null ? "none" : money(each.monthly_cap)),
+        },
+        { title: "At once", kind: "number", cell: (each) => each.in_flight_max ?? "–" },
+        {
+          title: "Opened",
+          kind: "number",
+          cell: (each) => h("time", { title: moment(each.created_at) }, ago(each.created_at)),
+        },
+        {
+          title: h("span.unseen", {}, "Actions"),
+          kind: "number",
+          cell: (each) =>
+            h(
+              "div.actions",
+              {},
+              button("Credits", () => credit(each), { kind: "small", title: `Credits of ${each.name}` }),
+              button("Limits", () => limit(each), { kind: "small quiet", title: `Limits of ${each.name}` }),
+              button("Keys", () => dialog(`Keys of ${each.name}`, () => keysOf(each), { wide: true }), {
+                kind: "small quiet",
+                title: `Keys of ${each.name}`,
+              }),
+            ),
+        },
+      ],
+      found,
+    );
   });
   const open = async () => {
     const made = await ask({
-      title: "New account", submit: "Open it",
-      fields: [{ name: "name", label: "Name" }, { name: "credits", label: "Credits to begin with", kind: "number", value: 10, help: "In US dollars." }],
-      act: ({ name, credits }) => getJson(`${BASE}/accounts`, { method: "POST", json: { name: name ?? "", credits: credits ?? 0 } }),
+      title: "New account",
+      submit: "Open it",
+      fields: [
+        { name: "name", label: "Name" },
+        { name: "credits", label: "Credits to begin with", kind: "number", value: 10, help: "In US dollars." },
+      ],
+      act: ({ name, credits }) =>
+        getJson(`${BASE}/accounts`, { method: "POST", json: { name: name ?? "", credits: credits ?? 0 } }),
     });
     if (!made) return;
     await showOnce(`First key of ${made.account.name}`, "Give it to its owner: it is not shown again.", made.api_key);
@@ -41,28 +66,61 @@ export function accounts(place) {
   };
   const credit = async (account) => {
     const done = await ask({
-      title: `Credits of ${account.name}`, about: `${money(account.balance.available)} can be spent.`, submit: "Put on the account",
+      title: `Credits of ${account.name}`,
+      about: `${money(account.balance.available)} can be spent.`,
+      submit: "Put on the account",
       fields: [
         { name: "amount", label: "Amount", kind: "number", help: "In US dollars. Only a correction may be negative." },
-        { name: "kind", label: "Kind", kind: "select", options: [["payment", "payment"], ["grant", "grant"], ["correction", "correction"]], value: "payment" },
+        {
+          name: "kind",
+          label: "Kind",
+          kind: "select",
+          options: [
+            ["payment", "payment"],
+            ["grant", "grant"],
+            ["correction", "correction"],
+          ],
+          value: "payment",
+        },
         { name: "note", label: "Note", help: "Kept in the audit log." },
       ],
-      act: ({ note, ...json }) => getJson(`${BASE}/accounts/${account.id}/credits`, { method: "POST", json: { ...json, note: note ?? "" } }),
+      act: ({ note, ...json }) =>
+        getJson(`${BASE}/accounts/${account.id}/credits`, { method: "POST", json: { ...json, note: note ?? "" } }),
     });
     if (done) load();
   };
   const limit = async (account) => {
     const done = await ask({
-      title: `Limits of ${account.name}`, submit: "Save",
+      title: `Limits of ${account.name}`,
+      submit: "Save",
       fields: [
-        { name: "monthly_cap", label: "Spend in a month", kind: "number", value: account.monthly_cap, help: "In US dollars. Empty: no cap." },
-        { name: "in_flight_max", label: "Edits at once", kind: "number", value: account.in_flight_max, help: "Empty: as the server allows." },
+        {
+          name: "monthly_cap",
+          label: "Spend in a month",
+          kind: "number",
+          value: account.monthly_cap,
+          help: "In US dollars. Empty: no cap.",
+        },
+        {
+          name: "in_flight_max",
+          label: "Edits at once",
+          kind: "number",
+          value: account.in_flight_max,
+          help: "Empty: as the server allows.",
+        },
       ],
       act: (json) => getJson(`${BASE}/accounts/${account.id}`, { method: "PATCH", json }),
     });
     if (done) load();
   };
-  place.append(heading("Accounts", "Everyone who may edit here.", button("New account", open, { kind: "primary", picture: "plus" })), list);
+  place.append(
+    heading(
+      "Accounts",
+      "Everyone who may edit here.",
+      button("New account", open, { kind: "primary", picture: "plus" }),
+    ),
+    list,
+  );
   load();
 }
 
@@ -72,22 +130,30 @@ export function queue(place) {
   const load = within(list, async () => {
     const found = await getJson(`${BASE}/queue`);
     return [
-      h("dl.cards", {},
+      h(
+        "dl.cards",
+        {},
         card("Waiting", count(found.queued), `${count(found.queued_max)} at most`),
         card("Running", count(found.processing), `${found.running_here} of ${found.running_max} in this process`),
         card("An edit takes", found.edit_s ? seconds(found.edit_s) : "–"),
-        card("Model", found.model.name ?? "–", found.model.ready ? `ready on ${found.model.device}` : "loading")),
-      table("Unfinished edits", [
-        { title: "Request", cell: (job) => h("code", {}, job.request_id.slice(0, 12)) },
-        { title: "Account", cell: (job) => h("code", {}, job.account_id) },
-        { title: "Status", cell: (job) => badge(job.status) },
-        { title: "Progress", kind: "wide", cell: progress },
-        { title: "Place", kind: "number", cell: (job) => job.queue_position ?? "–" },
-        { title: "Left", kind: "number", cell: (job) => (job.eta_seconds === null ? "–" : seconds(job.eta_seconds)) },
-        { title: "Worker", cell: (job) => job.worker ?? "–" },
-        { title: "Try", kind: "number", cell: (job) => job.attempt },
-        { title: "Since", kind: "number", cell: (job) => ago(job.accepted_at) },
-      ], found.jobs, { empty: "Nothing waits and nothing runs." }),
+        card("Model", found.model.name ?? "–", found.model.ready ? `ready on ${found.model.device}` : "loading"),
+      ),
+      table(
+        "Unfinished edits",
+        [
+          { title: "Request", cell: (job) => h("code", {}, job.request_id.slice(0, 12)) },
+          { title: "Account", cell: (job) => h("code", {}, job.account_id) },
+          { title: "Status", cell: (job) => badge(job.status) },
+          { title: "Progress", kind: "wide", cell: progress },
+          { title: "Place", kind: "number", cell: (job) => job.queue_position ?? "–" },
+          { title: "Left", kind: "number", cell: (job) => seconds(job.eta_seconds) },
+          { title: "Worker", cell: (job) => job.worker ?? "–" },
+          { title: "Try", kind: "number", cell: (job) => job.attempt },
+          { title: "Since", kind: "number", cell: (job) => ago(job.accepted_at) },
+        ],
+        found.jobs,
+        { empty: "Nothing waits and nothing runs." },
+      ),
     ];
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
@@ -109,16 +175,24 @@ export function auditLog(place) {
   const load = within(list, async (before) => {
     const { records } = await getJson(`${BASE}/audit?limit=50${before ? `&before=${before}` : ""}`);
     return [
-      table("Audit log", [
-        { title: "When", cell: (each) => h("time", { title: each.at }, moment(each.at)) },
-        { title: "Who", cell: (each) => each.actor },
-        { title: "Did", cell: (each) => h("b", {}, each.action) },
-        { title: "To", cell: (each) => h("code", {}, each.subject ?? "–") },
-        { title: "Details", kind: "wide", cell: (each) => h("code.details", {}, details(each.details)) },
-      ], records, { empty: "Nothing was recorded." }),
-      h("div.pager", {},
+      table(
+        "Audit log",
+        [
+          { title: "When", cell: (each) => h("time", { title: each.at }, moment(each.at)) },
+          { title: "Who", cell: (each) => each.actor },
+          { title: "Did", cell: (each) => h("b", {}, each.action) },
+          { title: "To", cell: (each) => h("code", {}, each.subject ?? "–") },
+          { title: "Details", kind: "wide", cell: (each) => h("code.details", {}, details(each.details)) },
+        ],
+        records,
+        { empty: "Nothing was recorded." },
+      ),
+      h(
+        "div.pager",
+        {},
         before && button("Newest", () => load(), { kind: "small" }),
-        records.length === 50 && button("Older", () => load(records.at(-1).id), { kind: "small" })),
+        records.length === 50 && button("Older", () => load(records.at(-1).id), { kind: "small" }),
+      ),
     ];
   });
   place.append(heading("Audit log", "Who changed accounts, keys and credits. It can't be changed."), list);
@@ -126,5 +200,7 @@ export function auditLog(place) {
 }
 
 function details(values) {
-  return Object.entries(values ?? {}).map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join("  ");
+  return Object.entries(values ?? {})
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join("  ");
 }

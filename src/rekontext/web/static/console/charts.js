@@ -1,4 +1,4 @@
-// Charts of days: stacked bars and lines, drawn at the width they have. Each is also a table for those who can't see it.
+// Charts of days: stacked bars and lines, drawn at the width they have. Each is a table too, for those who can't see it.
 
 import { fill, h, s } from "../shared/dom.js";
 
@@ -19,15 +19,57 @@ export function chart(title, { days, series, show, kind }) {
     if (place.clientWidth) fill(place, drawing({ days, series, show, kind, wide: place.clientWidth, words }));
   };
   new ResizeObserver(draw).observe(place);
-  return h("figure.chart", {},
-    h("figcaption", {}, h("h2", {}, title),
-      h("ul.legend", {}, series.map(({ name, tone }) => h("li", {}, h(`span.swatch.${tone}`), name)))),
-    place, words,
-    h("details.as-table", {}, h("summary", {}, "As a table"),
-      h("div.table-place", { tabindex: "0", role: "region", "aria-label": title },
-        h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Day"), series.map(({ name }) => h("th.number", { scope: "col" }, name)))),
-          h("tbody", {}, [...days].reverse().map((day) =>
-            h("tr", {}, h("th", { scope: "row" }, day.date), series.map(({ of }) => h("td.number", {}, of(day) === null ? "–" : show(of(day)))))))))));
+  return h(
+    "figure.chart",
+    {},
+    h(
+      "figcaption",
+      {},
+      h("h2", {}, title),
+      h(
+        "ul.legend",
+        {},
+        series.map(({ name, tone }) => h("li", {}, h(`span.swatch.${tone}`), name)),
+      ),
+    ),
+    place,
+    words,
+    h(
+      "details.as-table",
+      {},
+      h("summary", {}, "As a table"),
+      h(
+        "div.table-place",
+        { tabindex: "0", role: "region", "aria-label": title },
+        h(
+          "table",
+          {},
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              h("th", { scope: "col" }, "Day"),
+              series.map(({ name }) => h("th.number", { scope: "col" }, name)),
+            ),
+          ),
+          h(
+            "tbody",
+            {},
+            [...days].reverse().map((day) =>
+              h(
+                "tr",
+                {},
+                h("th", { scope: "row" }, day.date),
+                series.map(({ of }) => h("td.number", {}, of(day) === null ? "–" : show(of(day)))),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function drawing({ days, series, show, kind, wide, words }) {
@@ -46,7 +88,8 @@ function drawing({ days, series, show, kind, wide, words }) {
   for (const part of [0, 0.5, 1]) {
     picture.append(
       s("line", { class: "grid", x1: EDGE.left, x2: wide - EDGE.right, y1: y(top * part), y2: y(top * part) }),
-      s("text", { class: "tick end", x: EDGE.left - 8, y: y(top * part) + 4 }, show(top * part)));
+      s("text", { class: "tick end", x: EDGE.left - 8, y: y(top * part) + 4 }, show(top * part)),
+    );
   }
   const every = Math.max(1, Math.ceil(64 / band));
   days.forEach((day, at) => {
@@ -62,7 +105,10 @@ function drawing({ days, series, show, kind, wide, words }) {
   const tell = (at) => {
     const day = days[at];
     column.setAttribute("x", x(at));
-    words.textContent = [day.date, ...series.map(({ name, of }) => `${name} ${of(day) === null ? "–" : show(of(day))}`)].join("   ");
+    words.textContent = [
+      day.date,
+      ...series.map(({ name, of }) => `${name} ${of(day) === null ? "–" : show(of(day))}`),
+    ].join("   ");
   };
   picture.addEventListener("pointermove", (event) => {
     const at = Math.floor((event.clientX - picture.getBoundingClientRect().left - EDGE.left) / band);
@@ -80,9 +126,16 @@ function bars(picture, { days, series, x, y, band }) {
       const value = of(day) ?? 0;
       if (!value) continue;
       const high = y(below) - y(below + value);
-      picture.append(s("rect", {
-        class: `bar ${tone}`, x: x(at) + gap / 2, y: y(below + value), width: Math.max(1, band - gap), height: high, rx: Math.min(2, high / 2),
-      }));
+      picture.append(
+        s("rect", {
+          class: `bar ${tone}`,
+          x: x(at) + gap / 2,
+          y: y(below + value),
+          width: Math.max(1, band - gap),
+          height: high,
+          rx: Math.min(2, high / 2),
+        }),
+      );
       below += value;
     }
   });

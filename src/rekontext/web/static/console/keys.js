@@ -13,7 +13,9 @@ export function keys(place, me) {
     return table("Keys", columns(revoke), found, { empty: "No keys." });
   });
   const revoke = async (key) => {
-    const text = key.is_current ? "This is the key that this page uses: it signs you out." : "Programs that use it are refused from now on.";
+    const text = key.is_current
+      ? "This is the key that this page uses: it signs you out."
+      : "Programs that use it are refused from now on.";
     if (!(await confirmed({ title: `Revoke ${key.name}?`, text, action: "Revoke" }))) return;
     try {
       await getJson(`console/api/keys/${key.id}`, { method: "DELETE" });
@@ -27,8 +29,13 @@ export function keys(place, me) {
     if (await newKey("console/api/keys", me.key.scopes)) load();
   };
   place.append(
-    heading("Keys", "A program sends its key with every request. Give each program its own.", button("New key", create, { kind: "primary", picture: "plus" })),
-    list);
+    heading(
+      "Keys",
+      "A program sends its key with every request. Give each program its own.",
+      button("New key", create, { kind: "primary", picture: "plus" }),
+    ),
+    list,
+  );
   load();
 }
 
@@ -40,14 +47,31 @@ export function keysOf(account) {
     return table(`Keys of ${account.name}`, columns(null), found, { empty: "No keys." });
   });
   load();
-  return h("div.form", {}, list, h("div.row-end", {}, button("New key", async () => {
-    if (await newKey(`console/api/admin/accounts/${account.id}/keys`, ["edit", "read", "admin"])) load();
-  }, { kind: "primary", picture: "plus" })));
+  return h(
+    "div.form",
+    {},
+    list,
+    h(
+      "div.row-end",
+      {},
+      button(
+        "New key",
+        async () => {
+          if (await newKey(`console/api/admin/accounts/${account.id}/keys`, ["edit", "read", "admin"])) load();
+        },
+        { kind: "primary", picture: "plus" },
+      ),
+    ),
+  );
 }
 
 function columns(revoke) {
   const shown = [
-    { title: "Name", kind: "wide", cell: (key) => [h("b", {}, key.name), key.is_current && h("span.faint", {}, " this page")] },
+    {
+      title: "Name",
+      kind: "wide",
+      cell: (key) => [h("b", {}, key.name), key.is_current && h("span.faint", {}, " this page")],
+    },
     { title: "Begins with", cell: (key) => h("code", {}, `${key.hint}…`) },
     { title: "May", cell: (key) => key.scopes.join(", ") },
     { title: "Per minute", kind: "number", cell: (key) => key.requests_per_minute ?? "–" },
@@ -56,8 +80,15 @@ function columns(revoke) {
   ];
   if (revoke) {
     shown.push({
-      title: h("span.unseen", {}, "Actions"), kind: "number",
-      cell: (key) => !key.revoked_at && h("button.button.small.danger", { type: "button", "aria-label": `Revoke ${key.name}`, onclick: () => revoke(key) }, "Revoke"),
+      title: h("span.unseen", {}, "Actions"),
+      kind: "number",
+      cell: (key) =>
+        !key.revoked_at &&
+        h(
+          "button.button.small.danger",
+          { type: "button", "aria-label": `Revoke ${key.name}`, onclick: () => revoke(key) },
+          "Revoke",
+        ),
     });
   }
   return shown;
@@ -69,17 +100,43 @@ function stateOf(key) {
 }
 
 async function newKey(path, scopes) {
-  const about = { edit: "edits, uploads, keys, webhooks", read: "looks at what the account has", admin: "every account" };
+  const about = {
+    edit: "edits, uploads, keys, webhooks",
+    read: "looks at what the account has",
+    admin: "every account",
+  };
   const made = await ask({
-    title: "New key", submit: "Make the key",
+    title: "New key",
+    submit: "Make the key",
     fields: [
       { name: "name", label: "Name", placeholder: "website", help: "So that you know later where it is used." },
-      { name: "scopes", label: "What it may do", kind: "checks", options: scopes.map((each) => [each, about[each]]), value: scopes.filter((each) => each !== "admin") },
-      { name: "sync_response", label: "Answer of a waiting edit", kind: "select", options: [["image", "the picture itself"], ["json", "JSON with the picture in it"]], value: "image" },
-      { name: "requests_per_minute", label: "Requests a minute", kind: "number", help: "Empty: as the account allows." },
+      {
+        name: "scopes",
+        label: "What it may do",
+        kind: "checks",
+        options: scopes.map((each) => [each, about[each]]),
+        value: scopes.filter((each) => each !== "admin"),
+      },
+      {
+        name: "sync_response",
+        label: "Answer of a waiting edit",
+        kind: "select",
+        options: [
+          ["image", "the picture itself"],
+          ["json", "JSON with the picture in it"],
+        ],
+        value: "image",
+      },
+      {
+        name: "requests_per_minute",
+        label: "Requests a minute",
+        kind: "number",
+        help: "Empty: as the account allows.",
+      },
       { name: "expires_at", label: "Valid until", kind: "date", help: "Empty: until it is revoked." },
     ],
-    act: ({ expires_at: day, ...wanted }) => getJson(path, { method: "POST", json: present({ ...wanted, expires_at: day && `${day}T23:59:59Z` }) }),
+    act: ({ expires_at: day, ...wanted }) =>
+      getJson(path, { method: "POST", json: present({ ...wanted, expires_at: day && `${day}T23:59:59Z` }) }),
   });
   if (made) await showOnce(`Key ${made.key.name}`, "Copy it now: it is not shown again.", made.api_key);
   return made;

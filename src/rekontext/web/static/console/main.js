@@ -21,8 +21,10 @@ const VIEWS = {
   accounts: { title: "Accounts", show: accounts, scope: "admin" },
   queue: { title: "Queue", show: queue, scope: "admin" },
   "all-requests": {
-    title: "All requests", scope: "admin",
-    show: (place, me) => requests(place, me, { base: "console/api/admin/requests", title: "All requests", isAdmin: true }),
+    title: "All requests",
+    scope: "admin",
+    show: (place, me) =>
+      requests(place, me, { base: "console/api/admin/requests", title: "All requests", isAdmin: true }),
   },
   audit: { title: "Audit log", show: auditLog, scope: "admin" },
 };
@@ -37,8 +39,21 @@ function mayShow({ scope }) {
 function drawSide(current) {
   const group = (title, scope) => {
     const links = Object.entries(VIEWS).filter(([, view]) => view.scope === scope && mayShow(view));
-    return links.length > 0 && h("div", {}, h("p.side-title", {}, title), h("ul", {}, links.map(([id, view]) =>
-      h("li", {}, h("a", { href: `#${id}`, "aria-current": id === current ? "page" : null }, view.title)))));
+    return (
+      links.length > 0 &&
+      h(
+        "div",
+        {},
+        h("p.side-title", {}, title),
+        h(
+          "ul",
+          {},
+          links.map(([id, view]) =>
+            h("li", {}, h("a", { href: `#${id}`, "aria-current": id === current ? "page" : null }, view.title)),
+          ),
+        ),
+      )
+    );
   };
   fill($("#side"), group("Account", "read"), group("Operation", "admin"));
   $("#side").hidden = false;
@@ -53,7 +68,10 @@ async function show({ moveFocus = true } = {}) {
   const wanted = location.hash.slice(1);
   const id = allowed.includes(wanted) ? wanted : allowed[0];
   if (!id) {
-    fill(place, failed(new Error("This key has neither the scope read nor admin, so there is nothing it may look at here.")));
+    fill(
+      place,
+      failed(new Error("This key has neither the scope read nor admin, so there is nothing it may look at here.")),
+    );
     return;
   }
   document.title = `${VIEWS[id].title} · Rekontext console`;
@@ -70,40 +88,55 @@ function drawMe() {
   $("#key-button").textContent = me.account.name;
   $("#key-button").title = `Key ${me.key.hint}…, sign out`;
   $("#model").hidden = false;
-  fill($("#model"), h(`span.dot.${me.model.ready ? "good" : "wait"}`), me.model.name ?? "loading", h("span.faint", {}, me.model.device ?? ""));
+  fill(
+    $("#model"),
+    h(`span.dot.${me.model.ready ? "good" : "wait"}`),
+    me.model.name ?? "loading",
+    h("span.faint", {}, me.model.device ?? ""),
+  );
 }
 
 function signInPage(problem = "") {
   const fault = h("p.fault", { id: "key-fault", role: "alert" }, problem);
-  const key = h("input.input.mono", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", placeholder: "rk_…", "aria-describedby": "key-help key-fault" });
+  const key = h("input.input.mono", {
+    id: "key",
+    type: "password",
+    autocomplete: "off",
+    spellcheck: "false",
+    placeholder: "rk_…",
+    "aria-describedby": "key-help key-fault",
+  });
   const onDevice = h("input", { type: "checkbox", id: "key-keep", checked: true });
   const go = h("button.button.primary", { type: "submit" }, "Sign in");
-  const form = h("form.sign-in", {
-    novalidate: true,
-    onsubmit: async (event) => {
-      event.preventDefault();
-      const given = key.value.trim();
-      go.disabled = true;
-      try {
-        me = await whoIs(given);
-        keepKey(given, { onDevice: onDevice.checked });
-        keepAccount(me.account.id);
-        begin();
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        fault.textContent = error.message;
-        key.setAttribute("aria-invalid", "true");
-        key.focus();
-      } finally {
-        go.disabled = false;
-      }
+  const form = h(
+    "form.sign-in",
+    {
+      novalidate: true,
+      onsubmit: async (event) => {
+        event.preventDefault();
+        const given = key.value.trim();
+        go.disabled = true;
+        try {
+          me = await whoIs(given);
+          keepKey(given, { onDevice: onDevice.checked });
+          keepAccount(me.account.id);
+          begin();
+        } catch (error) {
+          if (!(error instanceof ApiError)) throw error;
+          fault.textContent = error.message;
+          key.setAttribute("aria-invalid", "true");
+          key.focus();
+        } finally {
+          go.disabled = false;
+        }
+      },
     },
-  },
-  h("h1", {}, "Console"),
-  h("p.faint", { id: "key-help" }, "Sign in with an API key. The server printed one at its first start."),
-  h("div", {}, h("label.label", { for: "key" }, "API key"), key, fault),
-  h("label.check", { for: "key-keep" }, onDevice, "Remember it on this device"),
-  go);
+    h("h1", {}, "Console"),
+    h("p.faint", { id: "key-help" }, "Sign in with an API key. The server printed one at its first start."),
+    h("div", {}, h("label.label", { for: "key" }, "API key"), key, fault),
+    h("label.check", { for: "key-keep" }, onDevice, "Remember it on this device"),
+    go,
+  );
   fill($("#place"), form);
   document.body.dataset.ready = "sign-in";
   key.focus();
@@ -118,7 +151,10 @@ async function start() {
   installTheme();
   addEventListener("hashchange", () => me && show());
   $("#key-button").addEventListener("click", async () => {
-    if (await confirmed({ title: me.account.name, text: `This page uses the key ${me.key.hint}… .`, action: "Sign out" })) signOut();
+    if (
+      await confirmed({ title: me.account.name, text: `This page uses the key ${me.key.hint}… .`, action: "Sign out" })
+    )
+      signOut();
   });
   if (!readKey()) {
     signInPage();
@@ -131,7 +167,11 @@ async function start() {
   } catch (fault) {
     if (!(fault instanceof ApiError)) throw fault;
     if (fault.status === 401) signInPage(fault.message);
-    else fill($("#place"), failed(fault, () => location.reload()));
+    else
+      fill(
+        $("#place"),
+        failed(fault, () => location.reload()),
+      );
   }
 }
 

@@ -11,19 +11,43 @@ const RANGES = [7, 30, 90];
 export function overview(place, me) {
   const charts = h("div", {});
   const load = within(charts, async (days) => drawn(await getJson(`console/api/usage?days=${days}`), days));
-  const choice = h("div.segments", { role: "radiogroup", "aria-label": "How far back" },
-    RANGES.map((days) => h("label", {},
-      h("input", { type: "radio", name: "days", value: days, checked: days === 30, onchange: () => load(days) }), `${days} days`)));
+  const choice = h(
+    "div.segments",
+    { role: "radiogroup", "aria-label": "How far back" },
+    RANGES.map((days) =>
+      h(
+        "label",
+        {},
+        h("input", { type: "radio", name: "days", value: days, checked: days === 30, onchange: () => load(days) }),
+        `${days} days`,
+      ),
+    ),
+  );
   const { balance, account } = me;
   place.append(
-    heading("Overview", `${account.name} · up to ${plural(me.requests_per_minute ?? 0, "request")} a minute, ${plural(account.in_flight_max, "edit")} at once`),
-    h("dl.cards", {},
-      card("Can be spent", money(balance.available), balance.free_credits ? `${money(balance.free_credits)} of it free` : null),
+    heading(
+      "Overview",
+      `${account.name} · up to ${plural(me.requests_per_minute ?? 0, "request")} a minute, ${plural(account.in_flight_max, "edit")} at once`,
+    ),
+    h(
+      "dl.cards",
+      {},
+      card(
+        "Can be spent",
+        money(balance.available),
+        balance.free_credits ? `${money(balance.free_credits)} of it free` : null,
+      ),
       card("Held for running edits", money(balance.held)),
-      card("Spent this month", money(me.spent_this_month), account.monthly_cap === null ? "no cap" : `of ${money(account.monthly_cap)}`),
-      card("Price of an edit", money(me.price_per_edit))),
+      card(
+        "Spent this month",
+        money(me.spent_this_month),
+        account.monthly_cap === null ? "no cap" : `of ${money(account.monthly_cap)}`,
+      ),
+      card("Price of an edit", money(me.price_per_edit)),
+    ),
     h("div.sub-head", {}, h("h2", {}, "Usage"), choice),
-    charts);
+    charts,
+  );
   load(30);
 }
 
@@ -31,14 +55,29 @@ function drawn({ days, total }) {
   const ended = total.completed + total.failed;
   const of = (field, percentile) => (day) => day[field]?.[percentile] ?? null;
   return [
-    h("dl.cards", {},
+    h(
+      "dl.cards",
+      {},
       card("Edits", count(total.edits), `${count(total.completed)} completed`),
       card("Cost", money(total.cost)),
-      card("Usual time", total.latency_ms?.p50 ? seconds(total.latency_ms.p50 / 1000) : "–", total.latency_ms?.p95 ? `95 % within ${seconds(total.latency_ms.p95 / 1000)}` : null),
-      card("Failed", ended ? `${((100 * total.failed) / ended).toFixed(1)} %` : "–", `${count(total.failed)} failed, ${count(total.cancelled)} cancelled`)),
-    h("div.charts", {},
+      card(
+        "Usual time",
+        total.latency_ms?.p50 ? seconds(total.latency_ms.p50 / 1000) : "–",
+        total.latency_ms?.p95 ? `95 % within ${seconds(total.latency_ms.p95 / 1000)}` : null,
+      ),
+      card(
+        "Failed",
+        ended ? `${((100 * total.failed) / ended).toFixed(1)} %` : "–",
+        `${count(total.failed)} failed, ${count(total.cancelled)} cancelled`,
+      ),
+    ),
+    h(
+      "div.charts",
+      {},
       chart("Edits by day", {
-        days, kind: "bars", show: (value) => count(Math.round(value * 10) / 10),
+        days,
+        kind: "bars",
+        show: (value) => count(Math.round(value * 10) / 10),
         series: [
           { name: "completed", of: (day) => day.completed, tone: "tone-a" },
           { name: "failed", of: (day) => day.failed, tone: "tone-bad" },
@@ -46,7 +85,9 @@ function drawn({ days, total }) {
         ],
       }),
       chart("Time to the picture", {
-        days, kind: "lines", show: (value) => (value ? seconds(value / 1000) : "0"),
+        days,
+        kind: "lines",
+        show: (value) => (value ? seconds(value / 1000) : "0"),
         series: [
           { name: "half within", of: of("latency_ms", "p50"), tone: "tone-a" },
           { name: "95 %", of: of("latency_ms", "p95"), tone: "tone-b" },
@@ -54,7 +95,11 @@ function drawn({ days, total }) {
         ],
       }),
       chart("Cost by day", {
-        days, kind: "bars", show: (value) => money(value), series: [{ name: "cost", of: (day) => day.cost, tone: "tone-a" }],
-      })),
+        days,
+        kind: "bars",
+        show: (value) => money(value),
+        series: [{ name: "cost", of: (day) => day.cost, tone: "tone-a" }],
+      }),
+    ),
   ];
 }

@@ -4,18 +4,36 @@ import { ApiError } from "../shared/api.js";
 import { copy, fill, glyph, h } from "../shared/dom.js";
 
 export function heading(title, about, ...actions) {
-  return h("header.view-head", {},
+  return h(
+    "header.view-head",
+    {},
     h("div", {}, h("h1", {}, title), about && h("p.faint", {}, about)),
-    actions.length > 0 && h("div.actions", {}, ...actions));
+    actions.length > 0 && h("div.actions", {}, ...actions),
+  );
 }
 
 export function button(label, action, { kind = "", picture = null, title = null } = {}) {
-  return h(`button.button${kind && `.${kind.split(" ").join(".")}`}`, { type: "button", title, onclick: action }, picture && glyph(picture), label);
+  return h(
+    `button.button${kind && `.${kind.split(" ").join(".")}`}`,
+    { type: "button", title, onclick: action },
+    picture && glyph(picture),
+    label,
+  );
 }
 
 const TONES = {
-  COMPLETED: "good", DELIVERED: "good", active: "good", FAILED: "bad", DEAD: "bad", revoked: "bad", inactive: "off",
-  CANCELLED: "off", expired: "off", PROCESSING: "busy", QUEUED: "wait", PENDING: "wait",
+  COMPLETED: "good",
+  DELIVERED: "good",
+  active: "good",
+  FAILED: "bad",
+  DEAD: "bad",
+  revoked: "bad",
+  inactive: "off",
+  CANCELLED: "off",
+  expired: "off",
+  PROCESSING: "busy",
+  QUEUED: "wait",
+  PENDING: "wait",
 };
 
 export function badge(state) {
@@ -33,23 +51,55 @@ export function table(caption, columns, rows, { open = null, empty = "Nothing he
   if (!rows.length) return h("p.nothing", {}, empty);
   const cell = (row, column, at) => {
     const inside = column.cell(row);
-    const content = open && at === 0 ? h("button.row-open", { type: "button", "aria-label": column.label?.(row), onclick: () => open(row) }, inside) : inside;
+    const content =
+      open && at === 0
+        ? h("button.row-open", { type: "button", "aria-label": column.label?.(row), onclick: () => open(row) }, inside)
+        : inside;
     return h(`td${column.kind ? `.${column.kind}` : ""}`, {}, content);
   };
-  return h("div.table-place", { tabindex: "0", role: "region", "aria-label": caption },
-    h(`table${open ? ".opens" : ""}`, {},
+  return h(
+    "div.table-place",
+    { tabindex: "0", role: "region", "aria-label": caption },
+    h(
+      `table${open ? ".opens" : ""}`,
+      {},
       h("caption.unseen", {}, caption),
-      h("thead", {}, h("tr", {}, columns.map(({ title, kind }) => h(`th${kind ? `.${kind}` : ""}`, { scope: "col" }, title)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, columns.map((column, at) => cell(row, column, at)))))));
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          columns.map(({ title, kind }) => h(`th${kind ? `.${kind}` : ""}`, { scope: "col" }, title)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            columns.map((column, at) => cell(row, column, at)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 /** Which page this is and the way to its neighbours. */
 export function pager({ page, total_pages: pages, total }, go) {
   if (pages <= 1) return h("p.pager.faint.numbers", {}, `${total} in all`);
-  const step = (label, to, isOff) => h("button.button.small", { type: "button", disabled: isOff, onclick: () => go(to) }, label);
-  return h("nav.pager", { "aria-label": "Pages of the list" },
+  const step = (label, to, isOff) =>
+    h("button.button.small", { type: "button", disabled: isOff, onclick: () => go(to) }, label);
+  return h(
+    "nav.pager",
+    { "aria-label": "Pages of the list" },
     h("span.faint.numbers", {}, `Page ${page} of ${pages}, ${total} in all`),
-    step("Newer", page - 1, page <= 1), step("Older", page + 1, page >= pages));
+    step("Newer", page - 1, page <= 1),
+    step("Older", page + 1, page >= pages),
+  );
 }
 
 export function card(name, value, note) {
@@ -57,17 +107,36 @@ export function card(name, value, note) {
 }
 
 export function loading() {
-  return h("div.loading", { "aria-busy": "true", "aria-label": "Loading" },
-    h("div.skeleton.high"), h("div.skeleton"), h("div.skeleton"), h("div.skeleton"));
+  return h(
+    "div.loading",
+    { "aria-busy": "true", "aria-label": "Loading" },
+    h("div.skeleton.high"),
+    h("div.skeleton"),
+    h("div.skeleton"),
+    h("div.skeleton"),
+  );
 }
 
 export function failed(fault, again) {
-  return h("div.banner", { role: "alert" }, glyph("warn"),
-    h("div", {}, h("p", {}, fault.message), again && h("p", {}, h("button.link", { type: "button", onclick: again }, "Try again"))));
+  return h(
+    "div.banner",
+    { role: "alert" },
+    glyph("warn"),
+    h(
+      "div",
+      {},
+      h("p", {}, fault.message),
+      again && h("p", {}, h("button.link", { type: "button", onclick: again }, "Try again")),
+    ),
+  );
 }
 
 export function definition(entries) {
-  return h("dl.pairs", {}, entries.filter(Boolean).map(([name, ...value]) => [h("dt", {}, name), h("dd", {}, ...value)]));
+  return h(
+    "dl.pairs",
+    {},
+    entries.filter(Boolean).map(([name, ...value]) => [h("dt", {}, name), h("dd", {}, ...value)]),
+  );
 }
 
 /** A dialog. Resolves when it was closed. `build(close)` makes what stands in it. */
@@ -75,10 +144,23 @@ export function dialog(title, build, { wide = false } = {}) {
   return new Promise((resolve) => {
     const box = h(`dialog${wide ? ".wide-dialog" : ""}`, { "aria-labelledby": "dialog-title" });
     const close = () => box.close();
-    box.append(h("div.inside", {},
-      h("div.dialog-head", {}, h("h2", { id: "dialog-title" }, title),
-        h("button.button.icon.small.quiet", { type: "button", "aria-label": "Close", onclick: close }, glyph("close"))),
-      build(close)));
+    box.append(
+      h(
+        "div.inside",
+        {},
+        h(
+          "div.dialog-head",
+          {},
+          h("h2", { id: "dialog-title" }, title),
+          h(
+            "button.button.icon.small.quiet",
+            { type: "button", "aria-label": "Close", onclick: close },
+            glyph("close"),
+          ),
+        ),
+        build(close),
+      ),
+    );
     box.addEventListener("close", () => {
       box.remove();
       resolve();
@@ -100,31 +182,34 @@ export async function ask({ title, about, fields, submit, act }) {
     const problem = h("p.fault", { role: "alert" });
     const drawn = fields.map(drawField);
     const go = h("button.button.primary", { type: "submit" }, submit);
-    return h("form.form", {
-      novalidate: true,
-      onsubmit: async (event) => {
-        event.preventDefault();
-        go.disabled = true;
-        problem.textContent = "";
-        for (const each of drawn) each.clear();
-        try {
-          result = await act(Object.fromEntries(drawn.map((each) => [each.name, each.read()])));
-          close();
-        } catch (fault) {
-          if (!(fault instanceof ApiError)) throw fault;
-          problem.textContent = fault.message;
-          for (const { parameter, allowed } of fault.errors) {
-            drawn.find((each) => String(parameter).split(".").includes(each.name))?.fail(allowed);
+    return h(
+      "form.form",
+      {
+        novalidate: true,
+        onsubmit: async (event) => {
+          event.preventDefault();
+          go.disabled = true;
+          problem.textContent = "";
+          for (const each of drawn) each.clear();
+          try {
+            result = await act(Object.fromEntries(drawn.map((each) => [each.name, each.read()])));
+            close();
+          } catch (fault) {
+            if (!(fault instanceof ApiError)) throw fault;
+            problem.textContent = fault.message;
+            for (const { parameter, allowed } of fault.errors) {
+              drawn.find((each) => String(parameter).split(".").includes(each.name))?.fail(allowed);
+            }
+          } finally {
+            go.disabled = false;
           }
-        } finally {
-          go.disabled = false;
-        }
+        },
       },
-    },
-    about && h("p.faint", {}, about),
-    drawn.map((each) => each.element),
-    problem,
-    h("div.row-end", {}, h("button.button.quiet", { type: "button", onclick: close }, "Not now"), go));
+      about && h("p.faint", {}, about),
+      drawn.map((each) => each.element),
+      problem,
+      h("div.row-end", {}, h("button.button.quiet", { type: "button", onclick: close }, "Not now"), go),
+    );
   });
   return result;
 }
@@ -136,18 +221,35 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
   let control;
   let read;
   if (kind === "checks") {
-    const boxes = options.map(([option, about]) =>
-      [option, h("input", { type: "checkbox", id: `${id}-${option}`, checked: value.includes(option) }), about]);
-    control = h("div.checks", { role: "group", "aria-labelledby": `${id}-label` },
-      boxes.map(([option, box, about]) => h("label.check", { for: box.id }, box, h("span", {}, option, about && h("span.faint", {}, ` ${about}`)))));
+    const boxes = options.map(([option, about]) => [
+      option,
+      h("input", { type: "checkbox", id: `${id}-${option}`, checked: value.includes(option) }),
+      about,
+    ]);
+    control = h(
+      "div.checks",
+      { role: "group", "aria-labelledby": `${id}-label` },
+      boxes.map(([option, box, about]) =>
+        h("label.check", { for: box.id }, box, h("span", {}, option, about && h("span.faint", {}, ` ${about}`))),
+      ),
+    );
     read = () => boxes.filter(([, box]) => box.checked).map(([option]) => option);
   } else if (kind === "select") {
-    control = h("select.input", { id, ...described }, options.map(([option, text]) => h("option", { value: option, selected: option === value }, text)));
+    control = h(
+      "select.input",
+      { id, ...described },
+      options.map(([option, text]) => h("option", { value: option, selected: option === value }, text)),
+    );
     read = () => control.value;
   } else {
     control = h("input.input", {
-      id, type: kind === "number" ? "text" : kind, inputmode: kind === "number" ? "decimal" : null, value: value ?? "",
-      placeholder, autocomplete: "off", ...described,
+      id,
+      type: kind === "number" ? "text" : kind,
+      inputmode: kind === "number" ? "decimal" : null,
+      value: value ?? "",
+      placeholder,
+      autocomplete: "off",
+      ...described,
     });
     read = () => {
       const text = control.value.trim();
@@ -155,7 +257,8 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
       return kind === "number" && Number.isFinite(Number(text)) ? Number(text) : text;
     };
   }
-  const title = kind === "checks" ? h("span.label", { id: `${id}-label` }, label) : h("label.label", { for: id }, label);
+  const title =
+    kind === "checks" ? h("span.label", { id: `${id}-label` }, label) : h("label.label", { for: id }, label);
   return {
     name,
     element: h("div.ask", {}, title, control, help && h("p.help", { id: `${id}-help` }, help), fault),
@@ -173,10 +276,20 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
 
 /** Show something that is never shown again, with a way to copy it. */
 export function showOnce(title, about, secret) {
-  return dialog(title, (close) => h("div.form", {},
-    h("p", {}, about),
-    h("div.secret", {}, h("code", { id: "secret" }, secret), button("Copy", () => copy(secret), { kind: "small", picture: "copy" })),
-    h("div.row-end", {}, h("button.button.primary", { type: "button", onclick: close }, "I have it"))));
+  return dialog(title, (close) =>
+    h(
+      "div.form",
+      {},
+      h("p", {}, about),
+      h(
+        "div.secret",
+        {},
+        h("code", { id: "secret" }, secret),
+        button("Copy", () => copy(secret), { kind: "small", picture: "copy" }),
+      ),
+      h("div.row-end", {}, h("button.button.primary", { type: "button", onclick: close }, "I have it")),
+    ),
+  );
 }
 
 /** Run a view's loading again and again into one place, showing a skeleton only the first time. */
@@ -191,7 +304,11 @@ export function within(place, load) {
       if (mine === latest) fill(place, content);
     } catch (fault) {
       if (!(fault instanceof ApiError)) throw fault;
-      if (mine === latest) fill(place, failed(fault, () => again(...how)));
+      if (mine === latest)
+        fill(
+          place,
+          failed(fault, () => again(...how)),
+        );
     } finally {
       place.removeAttribute("aria-busy");
     }

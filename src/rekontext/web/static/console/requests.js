@@ -9,26 +9,57 @@ const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
 
 /** Requests of this account, or of all when `base` is the admin's list. */
 export function requests(place, me, { base = "console/api/requests", title = "Requests", isAdmin = false } = {}) {
-  const filter = h("form.filters", { role: "search", onsubmit: (event) => { event.preventDefault(); load(1); } },
+  const filter = h(
+    "form.filters",
+    {
+      role: "search",
+      onsubmit: (event) => {
+        event.preventDefault();
+        load(1);
+      },
+    },
     field("Prompt", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt" })),
-    field("Status", h("select.input", { name: "status" }, h("option", { value: "" }, "any"), STATES.map((each) => h("option", { value: each }, each.toLowerCase())))),
+    field(
+      "Status",
+      h(
+        "select.input",
+        { name: "status" },
+        h("option", { value: "" }, "any"),
+        STATES.map((each) => h("option", { value: each }, each.toLowerCase())),
+      ),
+    ),
     field("From", h("input.input", { type: "date", name: "from" })),
     field("To", h("input.input", { type: "date", name: "to" })),
-    h("button.button", { type: "submit" }, "Filter"));
-  for (const control of filter.querySelectorAll("select, input[type=date]")) control.addEventListener("change", () => load(1));
+    h("button.button", { type: "submit" }, "Filter"),
+  );
+  for (const control of filter.querySelectorAll("select, input[type=date]"))
+    control.addEventListener("change", () => load(1));
   const list = h("div", {});
   const load = within(list, async (page) => {
     const query = new URLSearchParams({ page, per_page: 20 });
     for (const [name, value] of new FormData(filter)) if (value) query.set(name, value);
     const found = await getJson(`${base}?${query}`);
     const columns = [
-      { title: "Edit", kind: "wide", label: (row) => `Open the request: ${row.prompt}`, cell: (row) => [thumbnail(row), h("span.prompt", {}, row.prompt)] },
+      {
+        title: "Edit",
+        kind: "wide",
+        label: (row) => `Open the request: ${row.prompt}`,
+        cell: (row) => [thumbnail(row), h("span.prompt", {}, row.prompt)],
+      },
       { title: "Status", cell: (row) => badge(row.status) },
       isAdmin && { title: "Account", cell: (row) => h("code", {}, row.account_id) },
-      { title: "Time", kind: "number", cell: (row) => (row.latency_ms === null ? "–" : seconds(row.latency_ms / 1000)) },
+      {
+        title: "Time",
+        kind: "number",
+        cell: (row) => (row.latency_ms === null ? "–" : seconds(row.latency_ms / 1000)),
+      },
       { title: "Cost", kind: "number", cell: (row) => money(row.cost) },
       { title: "Seed", kind: "number", cell: (row) => String(row.seed ?? "–") },
-      { title: "When", kind: "number", cell: (row) => h("time", { datetime: row.created_at, title: moment(row.created_at) }, ago(row.created_at)) },
+      {
+        title: "When",
+        kind: "number",
+        cell: (row) => h("time", { datetime: row.created_at, title: moment(row.created_at) }, ago(row.created_at)),
+      },
     ].filter(Boolean);
     return [
       table(title, columns, found.data, { open: isAdmin ? null : openRequest, empty: "No request matches." }),
@@ -50,20 +81,37 @@ function thumbnail(row) {
 }
 
 function openRequest({ request_id: id }) {
-  dialog("Request", () => {
-    const place = h("div.form", {}, loading());
-    getJson(`console/api/requests/${id}`).then((row) => fill(place, whole(row)), (fault) => fill(place, failed(fault)));
-    return place;
-  }, { wide: true });
+  dialog(
+    "Request",
+    () => {
+      const place = h("div.form", {}, loading());
+      getJson(`console/api/requests/${id}`).then(
+        (row) => fill(place, whole(row)),
+        (fault) => fill(place, failed(fault)),
+      );
+      return place;
+    },
+    { wide: true },
+  );
 }
 
 function whole(row) {
   const picture = row.images?.[0]?.url ?? row.output;
   const { metrics = {}, timings = {} } = row;
   return [
-    h("div.request-top", {},
-      picture ? h("img.request-picture", { src: here(picture), alt: `Result of “${row.prompt}”` }) : h("div.request-picture.none", {}, row.status === "COMPLETED" ? "The picture is no longer kept." : "No picture"),
-      h("div.form", {},
+    h(
+      "div.request-top",
+      {},
+      picture
+        ? h("img.request-picture", { src: here(picture), alt: `Result of “${row.prompt}”` })
+        : h(
+            "div.request-picture.none",
+            {},
+            row.status === "COMPLETED" ? "The picture is no longer kept." : "No picture",
+          ),
+      h(
+        "div.form",
+        {},
         h("p.request-prompt", {}, `“${row.prompt}”`),
         definition([
           ["Status", badge(row.status), row.attempt > 1 ? ` attempt ${row.attempt}` : ""],
@@ -72,16 +120,30 @@ function whole(row) {
           ["Waited", row.queue_ms === null ? "–" : seconds(row.queue_ms / 1000)],
           ["Total time", row.latency_ms === null ? "–" : seconds(row.latency_ms / 1000)],
           ["Cost", money(row.cost)],
-          metrics?.steps && ["Steps", `${metrics.steps}${metrics.passes < metrics.steps ? `, ${metrics.passes} computed` : ""}`],
+          metrics?.steps && [
+            "Steps",
+            `${metrics.steps}${metrics.passes < metrics.steps ? `, ${metrics.passes} computed` : ""}`,
+          ],
           ["Request id", h("code", {}, row.request_id)],
         ]),
-        h("div.row-start", {},
+        h(
+          "div.row-start",
+          {},
           h("a.button.small", { href: playgroundLink(row) }, "Open in the playground"),
-          button("Copy id", () => copy(row.request_id), { kind: "small", picture: "copy" })))),
+          button("Copy id", () => copy(row.request_id), { kind: "small", picture: "copy" }),
+        ),
+      ),
+    ),
     stages(timings ?? {}),
     h("h3", {}, "Parameters"),
-    definition(Object.entries(row.parameters ?? {}).filter(([name]) => name !== "prompt").map(([name, value]) =>
-      [h("code", {}, name), h("code", {}, typeof value === "string" ? value : JSON.stringify(value))])),
+    definition(
+      Object.entries(row.parameters ?? {})
+        .filter(([name]) => name !== "prompt")
+        .map(([name, value]) => [
+          h("code", {}, name),
+          h("code", {}, typeof value === "string" ? value : JSON.stringify(value)),
+        ]),
+    ),
   ];
 }
 
@@ -90,13 +152,28 @@ function stages(timings) {
   const parts = Object.entries(timings).filter(([, value]) => value > 0);
   const sum = parts.reduce((total, [, value]) => total + value, 0);
   if (!sum) return null;
-  const bar = h("div.stages-bar", { "aria-hidden": "true" }, parts.map(([, value], at) => {
-    const part = h(`span.tone-${"abc"[at % 3]}`, {});
-    part.style.setProperty("flex-grow", value / sum);
-    return part;
-  }));
-  return h("div.stages", {}, h("h3", {}, "Time by stage"), bar,
-    h("ul.legend", {}, parts.map(([name, value], at) => h("li.numbers", {}, h(`span.swatch.tone-${"abc"[at % 3]}`), `${name} ${seconds(value)}`))));
+  const bar = h(
+    "div.stages-bar",
+    { "aria-hidden": "true" },
+    parts.map(([, value], at) => {
+      const part = h(`span.tone-${"abc"[at % 3]}`, {});
+      part.style.setProperty("flex-grow", value / sum);
+      return part;
+    }),
+  );
+  return h(
+    "div.stages",
+    {},
+    h("h3", {}, "Time by stage"),
+    bar,
+    h(
+      "ul.legend",
+      {},
+      parts.map(([name, value], at) =>
+        h("li.numbers", {}, h(`span.swatch.tone-${"abc"[at % 3]}`), `${name} ${seconds(value)}`),
+      ),
+    ),
+  );
 }
 
 function playgroundLink(row) {

@@ -16,20 +16,31 @@ export function webhooks(place) {
   const loadHooks = within(list, async () => {
     const found = await getJson(BASE);
     types = found.event_types;
-    return found.webhooks.length ? h("ul.hooks", {}, found.webhooks.map(hook)) : h("p.nothing", {}, "No webhooks. Add one, and this server calls it when an edit ends.");
+    return found.webhooks.length
+      ? h("ul.hooks", {}, found.webhooks.map(hook))
+      : h("p.nothing", {}, "No webhooks. Add one, and this server calls it when an edit ends.");
   });
   const loadLog = within(log, async () => {
     const query = new URLSearchParams({ limit: 50, ...(only && { webhook_id: only }) });
     const { deliveries } = await getJson(`console/api/deliveries?${query}`);
     if (place.isConnected && deliveries.some((row) => row.state === "PENDING" && row.attempts.length === 0)) soon();
-    return table("Deliveries", [
-      { title: "Event", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
-      { title: "To", kind: "wide", cell: (row) => h("span.url", {}, row.url) },
-      { title: "State", cell: (row) => badge(row.state) },
-      { title: "Tries", kind: "number", cell: (row) => row.tries },
-      { title: "Answer", kind: "number", cell: (row) => row.attempts.at(-1)?.status ?? "–" },
-      { title: "When", kind: "number", cell: (row) => h("time", { title: moment(row.created_at) }, ago(row.created_at)) },
-    ], deliveries, { open: openDelivery, empty: "Nothing was sent yet." });
+    return table(
+      "Deliveries",
+      [
+        { title: "Event", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
+        { title: "To", kind: "wide", cell: (row) => h("span.url", {}, row.url) },
+        { title: "State", cell: (row) => badge(row.state) },
+        { title: "Tries", kind: "number", cell: (row) => row.tries },
+        { title: "Answer", kind: "number", cell: (row) => row.attempts.at(-1)?.status ?? "–" },
+        {
+          title: "When",
+          kind: "number",
+          cell: (row) => h("time", { title: moment(row.created_at) }, ago(row.created_at)),
+        },
+      ],
+      deliveries,
+      { open: openDelivery, empty: "Nothing was sent yet." },
+    );
   });
 
   // What was just sent is looked at again until it was tried, but not for ever.
@@ -39,14 +50,35 @@ export function webhooks(place) {
     if (looks <= LOOKS_MAX) setTimeout(() => log.isConnected && loadLog(), LOOK_AGAIN_MS);
   };
 
-  const hook = (each) => h("li.hook", {},
-    h("div", {}, h("p.url", {}, each.url), h("p.faint", {}, each.event_types.join(", "))),
-    badge(each.is_active ? "active" : "inactive"),
-    h("div.actions", {},
-      each.is_active && button("Send a test", () => act(`${BASE}/${each.id}/test`, { method: "POST" }, "A test is on its way"), { kind: "small" }),
-      button("Log", () => { only = only === each.id ? "" : each.id; loadLog(); }, { kind: "small quiet" }),
-      button("Change", () => change(each), { kind: "small quiet" }),
-      button(each.is_active ? "Switch off" : "Switch on", () => act(`${BASE}/${each.id}`, { method: "PATCH", json: { is_active: !each.is_active } }), { kind: "small quiet" })));
+  const hook = (each) =>
+    h(
+      "li.hook",
+      {},
+      h("div", {}, h("p.url", {}, each.url), h("p.faint", {}, each.event_types.join(", "))),
+      badge(each.is_active ? "active" : "inactive"),
+      h(
+        "div.actions",
+        {},
+        each.is_active &&
+          button("Send a test", () => act(`${BASE}/${each.id}/test`, { method: "POST" }, "A test is on its way"), {
+            kind: "small",
+          }),
+        button(
+          "Log",
+          () => {
+            only = only === each.id ? "" : each.id;
+            loadLog();
+          },
+          { kind: "small quiet" },
+        ),
+        button("Change", () => change(each), { kind: "small quiet" }),
+        button(
+          each.is_active ? "Switch off" : "Switch on",
+          () => act(`${BASE}/${each.id}`, { method: "PATCH", json: { is_active: !each.is_active } }),
+          { kind: "small quiet" },
+        ),
+      ),
+    );
 
   const act = async (path, how, said) => {
     looks = 0;
@@ -60,41 +92,100 @@ export function webhooks(place) {
   };
   const fields = (each) => [
     { name: "url", label: "Address", placeholder: "https://…", value: each?.url },
-    { name: "event_types", label: "Told of", kind: "checks", options: types.map((type) => [type]), value: each?.event_types ?? types },
+    {
+      name: "event_types",
+      label: "Told of",
+      kind: "checks",
+      options: types.map((type) => [type]),
+      value: each?.event_types ?? types,
+    },
   ];
   const create = async () => {
-    const made = await ask({ title: "New webhook", submit: "Add it", fields: fields(), act: (json) => getJson(BASE, { method: "POST", json }) });
+    const made = await ask({
+      title: "New webhook",
+      submit: "Add it",
+      fields: fields(),
+      act: (json) => getJson(BASE, { method: "POST", json }),
+    });
     if (!made) return;
-    await showOnce("Signing secret", "Check each message with it, by the Standard Webhooks rules. It is not shown again.", made.webhook.secret);
+    await showOnce(
+      "Signing secret",
+      "Check each message with it, by the Standard Webhooks rules. It is not shown again.",
+      made.webhook.secret,
+    );
     loadHooks();
   };
   const change = async (each) => {
-    if (await ask({ title: "Change the webhook", submit: "Save", fields: fields(each), act: (json) => getJson(`${BASE}/${each.id}`, { method: "PATCH", json }) })) loadHooks();
+    if (
+      await ask({
+        title: "Change the webhook",
+        submit: "Save",
+        fields: fields(each),
+        act: (json) => getJson(`${BASE}/${each.id}`, { method: "PATCH", json }),
+      })
+    )
+      loadHooks();
   };
-  const openDelivery = (row) => dialog(row.event_type, (close) => h("div.form", {},
-    definition([
-      ["State", badge(row.state)], ["To", h("span.url", {}, row.url)], ["Made", moment(row.created_at)],
-      row.state === "PENDING" && ["Next try", moment(row.due_at)],
-      row.request_id && ["Request", h("code", {}, row.request_id)],
-    ]),
-    h("h3", {}, "Tries"),
-    table("Tries", [
-      { title: "When", kind: "wide", cell: (each) => moment(each.at) },
-      { title: "Took", kind: "number", cell: (each) => seconds(each.duration_s) },
-      { title: "Answer", kind: "number", cell: (each) => each.status ?? "–" },
-      { title: "Fault", cell: (each) => each.error ?? "" },
-    ], row.attempts, { empty: "Not tried yet." }),
-    h("h3", {}, "Message"),
-    h("pre.message", { tabindex: "0" }, readable(row.body)),
-    row.state !== "PENDING" && h("div.row-end", {}, button("Send it again", async () => {
-      close();
-      await act(`console/api/deliveries/${row.id}/replay`, { method: "POST" }, "It is on its way again");
-    }, { picture: "again" }))), { wide: true });
+  const openDelivery = (row) =>
+    dialog(
+      row.event_type,
+      (close) =>
+        h(
+          "div.form",
+          {},
+          definition([
+            ["State", badge(row.state)],
+            ["To", h("span.url", {}, row.url)],
+            ["Made", moment(row.created_at)],
+            row.state === "PENDING" && ["Next try", moment(row.due_at)],
+            row.request_id && ["Request", h("code", {}, row.request_id)],
+          ]),
+          h("h3", {}, "Tries"),
+          table(
+            "Tries",
+            [
+              { title: "When", kind: "wide", cell: (each) => moment(each.at) },
+              { title: "Took", kind: "number", cell: (each) => seconds(each.duration_s) },
+              { title: "Answer", kind: "number", cell: (each) => each.status ?? "–" },
+              { title: "Fault", cell: (each) => each.error ?? "" },
+            ],
+            row.attempts,
+            { empty: "Not tried yet." },
+          ),
+          h("h3", {}, "Message"),
+          h("pre.message", { tabindex: "0" }, readable(row.body)),
+          row.state !== "PENDING" &&
+            h(
+              "div.row-end",
+              {},
+              button(
+                "Send it again",
+                async () => {
+                  close();
+                  await act(`console/api/deliveries/${row.id}/replay`, { method: "POST" }, "It is on its way again");
+                },
+                { picture: "again" },
+              ),
+            ),
+        ),
+      { wide: true },
+    );
 
   place.append(
-    heading("Webhooks", "Addresses of yours that this server calls when an edit ends.", button("New webhook", create, { kind: "primary", picture: "plus" })),
+    heading(
+      "Webhooks",
+      "Addresses of yours that this server calls when an edit ends.",
+      button("New webhook", create, { kind: "primary", picture: "plus" }),
+    ),
     list,
-    h("div.sub-head", {}, h("h2", {}, "Deliveries"), button("Refresh", () => loadLog(), { kind: "small", picture: "again" })), log);
+    h(
+      "div.sub-head",
+      {},
+      h("h2", {}, "Deliveries"),
+      button("Refresh", () => loadLog(), { kind: "small", picture: "again" }),
+    ),
+    log,
+  );
   fill(list);
   loadHooks();
   loadLog();

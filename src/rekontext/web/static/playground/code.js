@@ -35,8 +35,13 @@ export function sent(request) {
 export function code(language, { request, photo, host, isAsync }) {
   const fields = sent(request);
   const about = {
-    fields, host, isAsync, out: `edited.${request.output_format ?? "png"}`,
-    link: photo?.url ?? null, name: photo?.name ?? "photo.jpg", download: photo?.url ? null : photo?.origin ?? null,
+    fields,
+    host,
+    isAsync,
+    out: `edited.${request.output_format ?? "png"}`,
+    link: photo?.url ?? null,
+    name: photo?.name ?? "photo.jpg",
+    download: photo?.url ? null : (photo?.origin ?? null),
   };
   return { curl, python, sdk, javascript }[language](about);
 }
@@ -57,7 +62,9 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
   const join = (first, rest) => [first, ...rest].join(" \\\n  ");
   const key = `-H "x-api-key: $${KEY_VARIABLE}"`;
   if (!isAsync) {
-    lines.push(join(`curl -sS --fail-with-body ${host}/v1/${SLUG}`, [key, "-H 'accept: image/*'", ...body, `-o ${out}`]));
+    lines.push(
+      join(`curl -sS --fail-with-body ${host}/v1/${SLUG}`, [key, "-H 'accept: image/*'", ...body, `-o ${out}`]),
+    );
     return lines.join("\n");
   }
   const text = (field) => `sed -n 's/.*"${field}": *"\\([^"]*\\)".*/\\1/p'`;
@@ -96,9 +103,11 @@ function python({ fields, host, isAsync, out, link, name, download }) {
   const values = { ...(link ? { input_image: link } : {}), ...(link ? fields : asText(fields)) };
   lines.push("edit = {", ...pythonFields(values, "    "), "}");
   if (!link) {
-    lines.push(download
-      ? `photo = requests.get(${JSON.stringify(download)}, timeout=60).content`
-      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`);
+    lines.push(
+      download
+        ? `photo = requests.get(${JSON.stringify(download)}, timeout=60).content`
+        : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+    );
   }
   lines.push("");
   const body = link ? "json=edit" : `data=edit, files={"input_image": (${JSON.stringify(name)}, photo)}`;
@@ -139,7 +148,9 @@ function python({ fields, host, isAsync, out, link, name, download }) {
 
 /** A form carries text: booleans are spelled as JSON spells them. */
 function asText(fields) {
-  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, typeof value === "boolean" ? String(value) : value]));
+  return Object.fromEntries(
+    Object.entries(fields).map(([name, value]) => [name, typeof value === "boolean" ? String(value) : value]),
+  );
 }
 
 function sdk({ fields, host, isAsync, out, link, name, download }) {
@@ -150,19 +161,29 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
   lines.push("", "from segmind import SegmindClient", "");
   lines.push(`client = SegmindClient(api_key=os.environ["${KEY_VARIABLE}"], base_url="${host}/v1", timeout=600)`);
   if (!link) {
-    lines.push(download
-      ? `photo = urllib.request.urlopen(${JSON.stringify(download)}).read()`
-      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`);
+    lines.push(
+      download
+        ? `photo = urllib.request.urlopen(${JSON.stringify(download)}).read()`
+        : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+    );
   }
   const image = link ? JSON.stringify(link) : "base64.b64encode(photo).decode()";
-  lines.push("", `answer = client.${isAsync ? "run" : "run_sync"}(`, `    ${JSON.stringify(SLUG)},`, `    input_image=${image},`);
+  lines.push(
+    "",
+    `answer = client.${isAsync ? "run" : "run_sync"}(`,
+    `    ${JSON.stringify(SLUG)},`,
+    `    input_image=${image},`,
+  );
   for (const [field, value] of Object.entries(fields)) lines.push(`    ${field}=${pythonValue(value)},`);
   lines.push(")");
   if (isAsync) {
     lines.push(`urllib.request.urlretrieve(answer["output"], ${JSON.stringify(out)})`, `print("seed", answer["seed"])`);
   } else {
-    lines.push(`with open(${JSON.stringify(out)}, "wb") as file:`, "    file.write(answer.content)",
-      `print("seed", answer.headers["x-seed-value"])`);
+    lines.push(
+      `with open(${JSON.stringify(out)}, "wb") as file:`,
+      "    file.write(answer.content)",
+      `print("seed", answer.headers["x-seed-value"])`,
+    );
   }
   return lines.join("\n");
 }
@@ -175,9 +196,11 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
   if (link) {
     lines.push(`const edit = ${toJson({ input_image: link, ...fields }, 2)};`);
   } else {
-    lines.push(download
-      ? `const photo = await (await fetch(${JSON.stringify(download)})).blob();`
-      : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`);
+    lines.push(
+      download
+        ? `const photo = await (await fetch(${JSON.stringify(download)})).blob();`
+        : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`,
+    );
     lines.push("const edit = new FormData();", `edit.append("input_image", photo, ${JSON.stringify(name)});`);
     for (const [field, value] of Object.entries(fields)) {
       lines.push(`edit.append(${JSON.stringify(field)}, ${JSON.stringify(String(value))});`);

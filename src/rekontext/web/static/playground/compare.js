@@ -23,15 +23,22 @@ export class Compare {
     this.#root = root;
     this.#onZoom = onZoom;
     this.#grip = h("div.grip", {
-      role: "slider", tabindex: "0", "aria-label": "Divider between before and after",
-      "aria-orientation": "horizontal", "aria-valuemin": "0", "aria-valuemax": "100",
+      role: "slider",
+      tabindex: "0",
+      "aria-label": "Divider between before and after",
+      "aria-orientation": "horizontal",
+      "aria-valuemin": "0",
+      "aria-valuemax": "100",
     });
-    this.#frame = h("div.compare", {},
+    this.#frame = h(
+      "div.compare",
+      {},
       h("div.layer.after", {}, h("img", { alt: "After", draggable: "false" })),
       h("div.layer.before", {}, h("img", { alt: "Before", draggable: "false" })),
       h("span.tag.tag-before", { "aria-hidden": "true" }, "Before"),
       h("span.tag.tag-after", { "aria-hidden": "true" }, "After"),
-      h("div.divider", {}, this.#grip));
+      h("div.divider", {}, this.#grip),
+    );
     root.replaceChildren(this.#frame);
     this.#listen();
   }
@@ -116,11 +123,15 @@ export class Compare {
     frame.addEventListener("pointerdown", (event) => this.#down(event));
     frame.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) frame.addEventListener(name, (event) => this.#up(event));
-    frame.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page; a pinch comes with ctrl
-      event.preventDefault();
-      this.zoomBy(Math.exp(-event.deltaY / 180), this.#local(event));
-    }, { passive: false });
+    frame.addEventListener(
+      "wheel",
+      (event) => {
+        if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page; a pinch comes with ctrl
+        event.preventDefault();
+        this.zoomBy(Math.exp(-event.deltaY / 180), this.#local(event));
+      },
+      { passive: false },
+    );
     frame.addEventListener("dblclick", (event) => {
       if (this.#zoom > 1) this.reset();
       else this.zoomBy(2.5, this.#local(event));

@@ -24,19 +24,34 @@ export function exampleNamed(name) {
   return fromHere(url, { name: `${known}.webp`, origin: url, example: known });
 }
 
-/** Cards that show both pictures, loaded once they come near; `choose(example)` is called with the one that was picked. */
+/** Cards that show both pictures, loaded once they come near; `choose(example)` gets the one that was picked. */
 export function drawExamples(place, choose) {
-  place.replaceChildren(...EXAMPLES.map((example) =>
-    h("li", {},
-      h("button.example", { type: "button", onclick: () => choose(example) },
-        h("span.example-pictures", {},
-          h("img", { "data-src": pictureUrl(example.photo), alt: "", width: 224, height: 168 }),
-          h("img", { "data-src": pictureUrl(example.result), alt: "", width: 224, height: 168 })),
-        h("span.example-prompt", {}, example.prompt)))));
-  const near = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    for (const picture of place.querySelectorAll("img")) picture.src = picture.dataset.src;
-    near.disconnect();
-  }, { rootMargin: "200px" });
+  place.replaceChildren(
+    ...EXAMPLES.map((example) =>
+      h(
+        "li",
+        {},
+        h(
+          "button.example",
+          { type: "button", onclick: () => choose(example) },
+          h(
+            "span.example-pictures",
+            {},
+            h("img", { "data-src": pictureUrl(example.photo), alt: "", width: 224, height: 168 }),
+            h("img", { "data-src": pictureUrl(example.result), alt: "", width: 224, height: 168 }),
+          ),
+          h("span.example-prompt", {}, example.prompt),
+        ),
+      ),
+    ),
+  );
+  const near = new IntersectionObserver(
+    (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      for (const picture of place.querySelectorAll("img")) picture.src = picture.dataset.src;
+      near.disconnect();
+    },
+    { rootMargin: "200px" },
+  );
   near.observe(place);
 }

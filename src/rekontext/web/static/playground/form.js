@@ -1,4 +1,4 @@
-// The parameters as controls. Reads and writes one plain object of values; shows what is wrong next to the field at fault.
+// The parameters as controls. Reads and writes one plain object of values; says what is wrong next to the field at fault.
 
 import { $, $$, glyph, h, s } from "../shared/dom.js";
 import { BY_NAME, PARAMETERS, integer, rangeInWords } from "./parameters.js";
@@ -50,19 +50,29 @@ export class Form extends EventTarget {
   #field(parameter) {
     const { name, label, kind, help } = parameter;
     const control = this[`_${kind}`](parameter);
-    const reset = h("button.link.reset", {
-      type: "button", "data-reset": name, "aria-label": `Reset ${label}`, hidden: true,
-      onclick: () => this.#change(name, parameter.default),
-    }, "reset");
+    const reset = h(
+      "button.link.reset",
+      {
+        type: "button",
+        "data-reset": name,
+        "aria-label": `Reset ${label}`,
+        hidden: true,
+        onclick: () => this.#change(name, parameter.default),
+      },
+      "reset",
+    );
     const isGroup = kind === "choice" || kind === "ratio";
     const title = isGroup
       ? h("span.label", { id: `${name}-label` }, label)
       : h("label.label", { for: `p-${name}`, id: `${name}-label` }, label);
-    return h(`div.field.kind-${kind}`, { "data-parameter": name },
+    return h(
+      `div.field.kind-${kind}`,
+      { "data-parameter": name },
       h("div.field-head", {}, title, h("code.name", {}, name), reset, control.head ?? []),
       control.body ?? [],
       h("p.fault", { id: `${name}-fault`, role: "alert" }),
-      h("p.help", { id: `${name}-help` }, `${help} `, h("span.range", {}, rangeInWords(parameter))));
+      h("p.help", { id: `${name}-help` }, `${help} `, h("span.range", {}, rangeInWords(parameter))),
+    );
   }
 
   #described(name) {
@@ -79,11 +89,21 @@ export class Form extends EventTarget {
 
   _range({ name, min, max, step, label }) {
     const number = h("input.input.number", {
-      id: `p-${name}`, type: "number", min, max, step, inputmode: "decimal", ...this.#described(name),
+      id: `p-${name}`,
+      type: "number",
+      min,
+      max,
+      step,
+      inputmode: "decimal",
+      ...this.#described(name),
       ...this.#typing(name, () => (number.value === "" ? BY_NAME.get(name).default : Number(number.value))),
     });
     const slider = h("input", {
-      type: "range", min, max, step, "aria-label": `${label}, slider`,
+      type: "range",
+      min,
+      max,
+      step,
+      "aria-label": `${label}, slider`,
       oninput: () => this.#change(name, Number(slider.value)),
     });
     this.#writers.set(name, (value, isTyped) => {
@@ -95,16 +115,26 @@ export class Form extends EventTarget {
 
   _seed({ name }) {
     const field = h("input.input.number.seed", {
-      id: `p-${name}`, inputmode: "numeric", placeholder: "random", autocomplete: "off", ...this.#described(name),
+      id: `p-${name}`,
+      inputmode: "numeric",
+      placeholder: "random",
+      autocomplete: "off",
+      ...this.#described(name),
       ...this.#typing(name, () => {
         const text = field.value.trim();
         return text === "" || text === "-1" ? null : /^\d+$/.test(text) ? integer(text) : text;
       }),
     });
-    const draw = h("button.button.icon.small", {
-      type: "button", title: "Draw a seed and keep it", "aria-label": "Draw a seed and keep it",
-      onclick: () => this.#change(name, crypto.getRandomValues(new Uint32Array(1))[0]),
-    }, glyph("dice"));
+    const draw = h(
+      "button.button.icon.small",
+      {
+        type: "button",
+        title: "Draw a seed and keep it",
+        "aria-label": "Draw a seed and keep it",
+        onclick: () => this.#change(name, crypto.getRandomValues(new Uint32Array(1))[0]),
+      },
+      glyph("dice"),
+    );
     this.#writers.set(name, (value, isTyped) => {
       if (!isTyped) field.value = value ?? "";
     });
@@ -113,7 +143,11 @@ export class Form extends EventTarget {
 
   _number({ name }) {
     const field = h("input.input.number", {
-      id: `p-${name}`, inputmode: "decimal", placeholder: "none", autocomplete: "off", ...this.#described(name),
+      id: `p-${name}`,
+      inputmode: "decimal",
+      placeholder: "none",
+      autocomplete: "off",
+      ...this.#described(name),
       ...this.#typing(name, () => {
         const text = field.value.trim();
         return text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text;
@@ -127,7 +161,12 @@ export class Form extends EventTarget {
 
   _text({ name, placeholder }) {
     const field = h("input.input", {
-      id: `p-${name}`, type: "text", inputmode: "url", placeholder, autocomplete: "off", spellcheck: "false",
+      id: `p-${name}`,
+      type: "text",
+      inputmode: "url",
+      placeholder,
+      autocomplete: "off",
+      spellcheck: "false",
       ...this.#described(name),
       ...this.#typing(name, () => field.value.trim() || null),
     });
@@ -139,7 +178,10 @@ export class Form extends EventTarget {
 
   _switch({ name }) {
     const box = h("input.switch", {
-      id: `p-${name}`, type: "checkbox", role: "switch", ...this.#described(name),
+      id: `p-${name}`,
+      type: "checkbox",
+      role: "switch",
+      ...this.#described(name),
       onchange: () => this.#change(name, box.checked),
     });
     this.#writers.set(name, (value) => {
@@ -163,13 +205,23 @@ export class Form extends EventTarget {
       for (const radio of radios) radio.checked = radio.value === value;
     });
     const tiles = radios.map((radio) =>
-      h("label.ratio", {}, radio, ratioGlyph(radio.value), h("span", {}, radio.value === "match_input_image" ? "match" : radio.value)));
+      h(
+        "label.ratio",
+        {},
+        radio,
+        ratioGlyph(radio.value),
+        h("span", {}, radio.value === "match_input_image" ? "match" : radio.value),
+      ),
+    );
     return { body: h("div.ratios", { role: "radiogroup", "aria-labelledby": `${name}-label` }, tiles) };
   }
 
   #radio(name, option) {
     const radio = h("input", {
-      type: "radio", name: `p-${name}`, value: option, ...this.#described(name),
+      type: "radio",
+      name: `p-${name}`,
+      value: option,
+      ...this.#described(name),
       onchange: () => this.#change(name, option),
     });
     return radio;
@@ -180,7 +232,10 @@ function ratioGlyph(ratio) {
   const picture = s("svg", { viewBox: "0 0 24 24", class: "ratio-glyph", "aria-hidden": "true" });
   if (ratio === "match_input_image") {
     picture.append(
-      s("path", { d: "M4 9V6a2 2 0 0 1 2-2h3M20 9V6a2 2 0 0 0-2-2h-3M4 15v3a2 2 0 0 0 2 2h3M20 15v3a2 2 0 0 1-2 2h-3" }));
+      s("path", {
+        d: "M4 9V6a2 2 0 0 1 2-2h3M20 9V6a2 2 0 0 0-2-2h-3M4 15v3a2 2 0 0 0 2 2h3M20 15v3a2 2 0 0 1-2 2h-3",
+      }),
+    );
     return picture;
   }
   const [across, down] = ratio.split(":").map(Number);
@@ -205,7 +260,8 @@ export function showFaults(errors) {
 }
 
 export function faultInWords({ value, allowed }) {
-  const given = value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
+  const given =
+    value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
   return `${given}: ${allowed}.`;
 }
 

@@ -1,4 +1,4 @@
-// The life of this page's edits: submit, follow, cancel, keep. Tells of every change by a "change" event; draws nothing.
+// The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
 import { ApiError, SLUG, call, events, here, outcome } from "../shared/api.js";
 import { readAccount } from "../shared/key.js";
@@ -54,22 +54,38 @@ export class Runs extends EventTarget {
   /** Submit an edit. Resolves once the server has taken it. Throws `ApiError` when it hasn't; the run is gone then. */
   async start(request, photo) {
     const run = {
-      id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), account: readAccount(), requestId: null, request, photo,
-      state: "SENDING", step: 0, steps: request.num_inference_steps, eta: null, position: null, preview: null,
-      result: null, output: null, error: null, began: Date.now(),
+      id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
+      account: readAccount(),
+      requestId: null,
+      request,
+      photo,
+      state: "SENDING",
+      step: 0,
+      steps: request.num_inference_steps,
+      eta: null,
+      position: null,
+      preview: null,
+      result: null,
+      output: null,
+      error: null,
+      began: Date.now(),
     };
     this.#runs.set(run.id, run);
     this.#tell(run);
     try {
       // The key makes a repeated submit the same job, so a dropped connection can't pay twice.
       const response = await call(`v2/${SLUG}`, {
-        method: "POST", json: toJson({ ...request, input_image: await inputImage(photo) }),
+        method: "POST",
+        json: toJson({ ...request, input_image: await inputImage(photo) }),
         headers: { "idempotency-key": run.id },
       });
       const accepted = await response.json();
       this.#change(run, {
-        requestId: accepted.request_id, state: accepted.status, eta: accepted.eta_seconds,
-        position: accepted.queue_position, etaAt: Date.now(),
+        requestId: accepted.request_id,
+        state: accepted.status,
+        eta: accepted.eta_seconds,
+        position: accepted.queue_position,
+        etaAt: Date.now(),
       });
     } catch (fault) {
       this.#runs.delete(run.id);
@@ -121,7 +137,11 @@ export class Runs extends EventTarget {
         break;
       case "progress":
         this.#change(run, {
-          state: "PROCESSING", step: data.step, steps: data.steps, eta: data.eta_seconds, etaAt: Date.now(),
+          state: "PROCESSING",
+          step: data.step,
+          steps: data.steps,
+          eta: data.eta_seconds,
+          etaAt: Date.now(),
         });
         break;
       case "preview":

@@ -12,8 +12,11 @@ const NOT_SHARED = new Set(["webhook_url", "priority", "deadline_s"]);
 
 /** The link that restores this request. A photo that only this browser has is uploaded first. May throw `ApiError`. */
 export async function shareLink(request, photo) {
-  const values = Object.fromEntries(Object.entries(request).filter(
-    ([name, value]) => !NOT_SHARED.has(name) && value !== null && BY_NAME.get(name)?.default !== value));
+  const values = Object.fromEntries(
+    Object.entries(request).filter(
+      ([name, value]) => !NOT_SHARED.has(name) && value !== null && BY_NAME.get(name)?.default !== value,
+    ),
+  );
   const shared = { ...values };
   if (photo?.example) shared.example = photo.example;
   else if (photo) shared.input_image = photo.url ?? (await uploaded(photo));
@@ -24,8 +27,11 @@ export async function shareLink(request, photo) {
 
 /** Put the photo behind a link of this server, once; it then stays a linked photo. */
 export async function uploaded(photo) {
-  const { file_urls: [url] } = await getJson("upload-asset", {
-    method: "POST", json: { data_urls: [await dataUri(photo.blob)] },
+  const {
+    file_urls: [url],
+  } = await getJson("upload-asset", {
+    method: "POST",
+    json: { data_urls: [await dataUri(photo.blob)] },
   });
   photo.url = url;
   return url;
@@ -53,7 +59,9 @@ export async function restored() {
 function encode(text) {
   const bytes = new TextEncoder().encode(text);
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))
-    .replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replaceAll("=", "");
 }
 
 function decode(text) {

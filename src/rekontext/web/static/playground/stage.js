@@ -27,20 +27,49 @@ export class Stage {
   empty(example) {
     if (this.#turn(`empty ${example.result}`)) return;
     this.#compared({
-      before: pictureUrl(example.photo), after: pictureUrl(example.result), width: 4, height: 3, alt: example.prompt,
+      before: pictureUrl(example.photo),
+      after: pictureUrl(example.result),
+      width: 4,
+      height: 3,
+      alt: example.prompt,
     });
-    fill(this.#bar, h("p.caption", {},
-      "“", example.prompt, "”, as the embedded model ", h("b", {}, "mini"), " did it. Add a photo of your own to begin."));
+    fill(
+      this.#bar,
+      h(
+        "p.caption",
+        {},
+        "“",
+        example.prompt,
+        "”, as the embedded model ",
+        h("b", {}, "mini"),
+        " did it. Add a photo of your own to begin.",
+      ),
+    );
   }
 
   photo(photo) {
     if (this.#turn(`photo ${photo.shown ?? photo.url}`)) return;
     const picture = photo.shown
       ? h("img.fit", { src: photo.shown, alt: `Your photo ${photo.name}` })
-      : h("div.unshown", {}, glyph("link"), h("p", {}, "The server will fetch this photo."), h("p.faint.mono", {}, photo.url));
+      : h(
+          "div.unshown",
+          {},
+          glyph("link"),
+          h("p", {}, "The server will fetch this photo."),
+          h("p.faint.mono", {}, photo.url),
+        );
     fill(this.#view, this.#frame(photo.width / photo.height, picture));
     const size = photo.width ? `${photo.width} × ${photo.height}` : "";
-    fill(this.#bar, h("p.caption.numbers", {}, h("b", {}, photo.name), size && ` · ${size}`, photo.blob && ` · ${bytes(photo.blob.size)}`));
+    fill(
+      this.#bar,
+      h(
+        "p.caption.numbers",
+        {},
+        h("b", {}, photo.name),
+        size && ` · ${size}`,
+        photo.blob && ` · ${bytes(photo.blob.size)}`,
+      ),
+    );
   }
 
   run(run) {
@@ -51,12 +80,26 @@ export class Stage {
 
   #running(run) {
     if (!this.#turn(`running ${run.id}`)) {
-      const under = run.photo.shown ? h("img.fit.under", { src: run.photo.shown, alt: "" }) : h("div.unshown", {}, glyph("link"));
+      const under = run.photo.shown
+        ? h("img.fit.under", { src: run.photo.shown, alt: "" })
+        : h("div.unshown", {}, glyph("link"));
       const preview = h("img.fit.preview", { alt: "Preview", hidden: true });
-      const progress = h("div.progress", { role: "progressbar", "aria-label": "Edit", "aria-valuemin": "0" }, h("div.done", {}));
+      const progress = h(
+        "div.progress",
+        { role: "progressbar", "aria-label": "Edit", "aria-valuemin": "0" },
+        h("div.done", {}),
+      );
       const status = h("p.status.numbers", {});
-      const cancel = h("button.button.small.cancel", { type: "button", onclick: () => this.#doing.cancel(run) }, glyph("close"), "Cancel");
-      fill(this.#view, this.#frame(shapeOf(run), under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))));
+      const cancel = h(
+        "button.button.small.cancel",
+        { type: "button", onclick: () => this.#doing.cancel(run) },
+        glyph("close"),
+        "Cancel",
+      );
+      fill(
+        this.#view,
+        this.#frame(shapeOf(run), under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
+      );
       fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
     }
     const preview = $(".preview", this.#view);
@@ -77,12 +120,28 @@ export class Stage {
 
   #stopped(run) {
     if (this.#turn(`stopped ${run.id}`)) return;
-    const under = run.photo.shown ? h("img.fit.under", { src: run.photo.shown, alt: "" }) : h("div.unshown", {}, glyph("photo"));
+    const under = run.photo.shown
+      ? h("img.fit.under", { src: run.photo.shown, alt: "" })
+      : h("div.unshown", {}, glyph("photo"));
     const words = run.state === "CANCELLED" ? "Cancelled. Nothing was charged." : run.error;
-    fill(this.#view, this.#frame(shapeOf(run), under,
-      h("div.verdict", { role: run.state === "FAILED" ? "alert" : "status" },
-        h("p", {}, run.state === "FAILED" && glyph("warn"), words),
-        h("button.button.small", { type: "button", onclick: () => this.#doing.reuse(run) }, glyph("again"), "Use these settings again"))));
+    fill(
+      this.#view,
+      this.#frame(
+        shapeOf(run),
+        under,
+        h(
+          "div.verdict",
+          { role: run.state === "FAILED" ? "alert" : "status" },
+          h("p", {}, run.state === "FAILED" && glyph("warn"), words),
+          h(
+            "button.button.small",
+            { type: "button", onclick: () => this.#doing.reuse(run) },
+            glyph("again"),
+            "Use these settings again",
+          ),
+        ),
+      ),
+    );
     fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
   }
 
@@ -93,29 +152,55 @@ export class Stage {
     const [{ width, height }] = result.images.length ? result.images : [{ width: 1, height: 1 }];
     const url = this.#url(run);
     this.#compared({
-      before: run.photo.shown, after: url, width, height, alt: run.request.prompt, sweep: isNew,
+      before: run.photo.shown,
+      after: url,
+      width,
+      height,
+      alt: run.request.prompt,
+      sweep: isNew,
       fit: run.request.aspect_ratio === "match_input_image" ? "fill" : "contain",
     });
-    const zoom = h("button.button.small.quiet.scale.numbers", { type: "button", title: "Back to the whole picture (0)", onclick: () => this.#compare.reset() }, "100 %");
+    const zoom = h(
+      "button.button.small.quiet.scale.numbers",
+      { type: "button", title: "Back to the whole picture (0)", onclick: () => this.#compare.reset() },
+      "100 %",
+    );
     this.#compare.onZoom = (scale) => {
       zoom.textContent = `${Math.round(scale * 100)} %`;
     };
     const name = `${run.photo.name.replace(/\.[^.]*$/, "")}-${result.seed}.${suffix(run.output.type)}`;
     const tool = (picture, label, action, text) =>
-      h(`button.button.small${text ? "" : ".icon.quiet"}`, { type: "button", title: label, "aria-label": text ? null : label, onclick: action }, glyph(picture), text);
-    fill(this.#bar,
-      h("div.tools", { role: "toolbar", "aria-label": "Result" },
-        h("div.zooming", {},
-          tool("minus", "Zoom out (−)", () => this.#compare.zoomBy(1 / 1.5)), zoom,
+      h(
+        `button.button.small${text ? "" : ".icon.quiet"}`,
+        { type: "button", title: label, "aria-label": text ? null : label, onclick: action },
+        glyph(picture),
+        text,
+      );
+    fill(
+      this.#bar,
+      h(
+        "div.tools",
+        { role: "toolbar", "aria-label": "Result" },
+        h(
+          "div.zooming",
+          {},
+          tool("minus", "Zoom out (−)", () => this.#compare.zoomBy(1 / 1.5)),
+          zoom,
           tool("plus", "Zoom in (+)", () => this.#compare.zoomBy(1.5)),
-          document.fullscreenEnabled && tool("fit", "Full screen", () => this.#fullScreen())),
-        h("div.acting", {},
+          document.fullscreenEnabled && tool("fit", "Full screen", () => this.#fullScreen()),
+        ),
+        h(
+          "div.acting",
+          {},
           tool("pencil", "Use the result as the next photo", () => this.#doing.again(run), "Edit again"),
           h("a.button.small", { href: url, download: name }, glyph("download"), "Download"),
           tool("again", "Put these settings back into the form", () => this.#doing.reuse(run)),
           tool("share", "Copy a link that restores this request", () => this.#doing.share(run)),
-          tool("trash", "Remove from this session", () => this.#doing.remove(run)))),
-      this.#facts(run, { width, height }));
+          tool("trash", "Remove from this session", () => this.#doing.remove(run)),
+        ),
+      ),
+      this.#facts(run, { width, height }),
+    );
   }
 
   #facts(run, { width, height }) {
@@ -123,17 +208,30 @@ export class Stage {
     const { metrics } = result;
     const seed = run.request.seed ?? result.seed;
     const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd.numbers", {}, ...value));
-    const passes = metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
+    const passes =
+      metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
     return [
       h("p.caption", {}, `“${run.request.prompt}”`),
-      h("dl.facts", {},
-        fact("Seed", `${seed} `, run.request.seed === null || run.request.seed === undefined
-          ? h("button.link", { type: "button", onclick: () => this.#doing.keepSeed(seed) }, "keep") : ""),
-        fact("Time", seconds(metrics.total_time), metrics.queue_time > 0.1 ? h("span.faint", {}, ` ${seconds(metrics.queue_time)} waiting`) : ""),
+      h(
+        "dl.facts",
+        {},
+        fact(
+          "Seed",
+          `${seed} `,
+          run.request.seed === null || run.request.seed === undefined
+            ? h("button.link", { type: "button", onclick: () => this.#doing.keepSeed(seed) }, "keep")
+            : "",
+        ),
+        fact(
+          "Time",
+          seconds(metrics.total_time),
+          metrics.queue_time > 0.1 ? h("span.faint", {}, ` ${seconds(metrics.queue_time)} waiting`) : "",
+        ),
         fact("Cost", money(metrics.cost)),
         fact("Size", `${width} × ${height}`, h("span.faint", {}, ` ${bytes(run.output.size)}`)),
         fact("Steps", passes),
-        fact("Model", result.model ?? "–")),
+        fact("Model", result.model ?? "–"),
+      ),
       result.notice && h("p.notice", {}, result.notice),
     ].filter(Boolean);
   }
@@ -184,7 +282,11 @@ function statusWords(run) {
   if (run.state === "SENDING") return ["Sending the photo …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
   if (run.state === "QUEUED") {
-    return [run.position > 0 ? `Waiting behind ${run.position} ${run.position === 1 ? "edit" : "edits"}${left}` : `Starting${left}`];
+    return [
+      run.position > 0
+        ? `Waiting behind ${run.position} ${run.position === 1 ? "edit" : "edits"}${left}`
+        : `Starting${left}`,
+    ];
   }
   return [h("b", {}, `Step ${run.step}`), ` of ${run.steps}${left}`];
 }

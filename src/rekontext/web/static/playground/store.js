@@ -8,7 +8,8 @@ let opening = null;
 function open() {
   opening ??= new Promise((resolve, reject) => {
     const request = indexedDB.open(NAME, 1);
-    request.onupgradeneeded = () => request.result.createObjectStore("runs", { keyPath: "id" }).createIndex("began", "began");
+    request.onupgradeneeded = () =>
+      request.result.createObjectStore("runs", { keyPath: "id" }).createIndex("began", "began");
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });

@@ -25,7 +25,8 @@ export class Strip {
     for (const id of gone) this.#tiles.delete(id);
     // Elements that stay where they are keep the focus.
     const now = [...this.#place.children];
-    if (now.length !== tiles.length || tiles.some((tile, at) => tile !== now[at])) this.#place.replaceChildren(...tiles);
+    if (now.length !== tiles.length || tiles.some((tile, at) => tile !== now[at]))
+      this.#place.replaceChildren(...tiles);
   }
 
   #make(run) {
@@ -44,11 +45,13 @@ export class Strip {
     button.dataset.state = run.state;
     button.title = run.request.prompt;
     const source = run.output ? URL.createObjectURL(run.output) : run.photo.shown;
-    fill(button,
+    fill(
+      button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),
       run.state === "FAILED" && h("span.mark", {}, glyph("warn")),
       run.state === "CANCELLED" && h("span.mark", {}, glyph("close")),
-      !hasEnded(run) && h("span.ring", {}));
+      !hasEnded(run) && h("span.ring", {}),
+    );
   }
 }
 

@@ -3,7 +3,9 @@
 export function money(value, digits = 2) {
   if (value === null || value === undefined) return "–";
   const fine = Math.abs(value) > 0 && Math.abs(value) < 0.01 ? 4 : digits;
-  return new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: fine }).format(value);
+  return new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: fine }).format(
+    value,
+  );
 }
 
 /** Seconds in words that fit the size: 0.42 s, 9.3 s, 2 min 5 s. */

@@ -43,7 +43,11 @@ export function forgetKey() {
 
 /** Whose key it was when last asked, so that a page can show the right results before the server answers. */
 export function readAccount() {
-  return stores().map((store) => store.getItem(ACCOUNT)).find(Boolean) ?? "";
+  return (
+    stores()
+      .map((store) => store.getItem(ACCOUNT))
+      .find(Boolean) ?? ""
+  );
 }
 
 export function keepAccount(id) {

@@ -4,7 +4,11 @@ import { ApiError, getJson } from "./api.js";
 import { $, fill, glyph, h } from "./dom.js";
 import { forgetKey, keepAccount, keepKey, readKey } from "./key.js";
 
-const THEMES = { system: ["half", "Theme: as the system"], light: ["sun", "Theme: light"], dark: ["moon", "Theme: dark"] };
+const THEMES = {
+  system: ["half", "Theme: as the system"],
+  light: ["sun", "Theme: light"],
+  dark: ["moon", "Theme: dark"],
+};
 
 export function installTheme() {
   const button = $("#theme");
@@ -43,20 +47,35 @@ export function askForKey({ why = "" } = {}) {
     let me = null;
     const fault = h("p.fault", { id: "key-fault", role: "alert" });
     const field = h("input.input.mono", {
-      id: "key", type: "password", name: "key", autocomplete: "off", spellcheck: "false", placeholder: "rk_…",
-      required: true, "aria-describedby": "key-help key-fault",
+      id: "key",
+      type: "password",
+      name: "key",
+      autocomplete: "off",
+      spellcheck: "false",
+      placeholder: "rk_…",
+      required: true,
+      "aria-describedby": "key-help key-fault",
     });
     const onDevice = h("input", { type: "checkbox", id: "key-keep", checked: true });
     const submit = h("button.button.primary", { type: "submit" }, "Use this key");
-    const form = h("form.inside", { method: "dialog" },
+    const form = h(
+      "form.inside",
+      { method: "dialog" },
       h("div", {}, h("h2", { id: "key-title" }, "Your API key"), why && h("p.faint", {}, why)),
-      h("div", {},
-        h("label.unseen", { for: "key" }, "API key"), field, fault),
+      h("div", {}, h("label.unseen", { for: "key" }, "API key"), field, fault),
       h("label.check", { for: "key-keep" }, onDevice, "Remember it on this device"),
-      h("p.faint.fine", { id: "key-help" },
-        "The server printed a key at its first start. It is sent to this server only, in a header, and never put into a link."),
-      h("div.row-end", {},
-        h("button.button.quiet", { type: "button", onclick: () => dialog.close() }, "Not now"), submit));
+      h(
+        "p.faint.fine",
+        { id: "key-help" },
+        "The server printed a key at its first start. It is sent to this server only, in a header, and never put into a link.",
+      ),
+      h(
+        "div.row-end",
+        {},
+        h("button.button.quiet", { type: "button", onclick: () => dialog.close() }, "Not now"),
+        submit,
+      ),
+    );
     const dialog = h("dialog", { "aria-labelledby": "key-title" }, form);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
@@ -90,13 +109,32 @@ export function askForKey({ why = "" } = {}) {
 export function confirmed({ title, text, action }) {
   return new Promise((resolve) => {
     let answer = false;
-    const dialog = h("dialog", { "aria-labelledby": "confirm-title", "aria-describedby": "confirm-text" },
-      h("div.inside", {},
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "confirm-title", "aria-describedby": "confirm-text" },
+      h(
+        "div.inside",
+        {},
         h("h2", { id: "confirm-title" }, title),
         h("p", { id: "confirm-text" }, text),
-        h("div.row-end", {},
+        h(
+          "div.row-end",
+          {},
           h("button.button.quiet", { type: "button", onclick: () => dialog.close() }, "Keep"),
-          h("button.button.danger", { type: "button", onclick: () => { answer = true; dialog.close(); } }, action))));
+          h(
+            "button.button.danger",
+            {
+              type: "button",
+              onclick: () => {
+                answer = true;
+                dialog.close();
+              },
+            },
+            action,
+          ),
+        ),
+      ),
+    );
     dialog.addEventListener("close", () => {
       dialog.remove();
       resolve(answer);

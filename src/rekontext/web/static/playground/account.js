@@ -1,0 +1,54 @@
+// Who is signed in, what the model knows, and what an edit would cost: drawn where the page has room for it.
+
+import { $, fill, h } from "../shared/dom.js";
+import { money, plural, seconds } from "../shared/format.js";
+import { EXAMPLES } from "./examples.js";
+
+export function drawMe(me) {
+  const button = $("#key-button");
+  button.textContent = me ? me.account.name : "Add API key";
+  button.title = me ? `Key ${me.key.hint}…, sign out` : "";
+  $("#balance").hidden = $("#model").hidden = !me;
+  if (!me) return;
+  $("#balance").textContent = money(me.balance.available);
+  $("#balance").title = "Credits that can be spent";
+  const { model } = me;
+  fill(
+    $("#model"),
+    h(`span.dot.${model.ready ? "good" : "wait"}`),
+    model.name ?? "model is loading",
+    h("span.faint", {}, model.device ?? ""),
+  );
+  $("#version").textContent = `Rekontext ${me.version}`;
+}
+
+/** Prompts to begin with: all that a small model knows, or a few for a model that knows them all. */
+export function drawKnown(model, { choose }) {
+  const knows = model?.is_mini && model.knows.length ? model.knows : EXAMPLES.map((example) => example.prompt);
+  $("#chips-title").textContent = model?.is_mini
+    ? `${model.name} is small and knows these edits. Others give the photo back nearly unchanged.`
+    : "Try one of these, or your own words.";
+  const chip = (words) =>
+    h("button.chip", { type: "button", "aria-pressed": "false", onclick: () => choose(words) }, words);
+  fill(
+    $("#chips"),
+    knows.map((words) => h("li", {}, chip(words))),
+  );
+}
+
+/** Price and time of the edit in the form, as far as they are known. */
+export function drawPrice({ estimate, me, listed }) {
+  const { eta_seconds: time, queue_position: place } = estimate ?? {};
+  const price = estimate?.price ?? me?.price_per_edit ?? listed;
+  const words = $("#estimate");
+  if (me && me.balance.available < price) {
+    fill(words, h("b", {}, money(price)), ` · balance ${money(me.balance.available)} is too low`);
+    return;
+  }
+  fill(
+    words,
+    typeof price === "number" ? h("b", {}, money(price)) : "",
+    time ? ` · about ${seconds(time)}` : "",
+    place ? `, ${plural(place, "edit")} before it` : "",
+  );
+}

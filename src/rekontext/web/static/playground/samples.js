@@ -1,0 +1,61 @@
+// The panel with code for the request as it stands.
+
+import { ROOT } from "../shared/api.js";
+import { $, $$, copy, fill, glyph, h } from "../shared/dom.js";
+import { installTabs } from "../shared/tabs.js";
+import { KEY_VARIABLE, LANGUAGES, code } from "./code.js";
+
+/**
+ * Build the panel. Returns the function that draws it anew.
+ *
+ * @param {function} asked   gives {request, photo} as they stand
+ * @param {function} upload  puts the photo behind a link
+ */
+export function installSamples({ asked, upload }) {
+  let language = LANGUAGES[0];
+  const draw = () => {
+    const isAsync = $('[name="mode"]:checked').value === "async";
+    const { request, photo } = asked();
+    $("#code").textContent = code(language.id, { request, photo, host: ROOT.href.replace(/\/$/, ""), isAsync });
+    fill($("#code-note"), note({ language, request, photo, upload }));
+  };
+  fill(
+    $("#languages"),
+    LANGUAGES.map(({ id, label }) =>
+      h(
+        "button",
+        { type: "button", role: "tab", id: `language-${id}`, "data-tab": id, "aria-controls": "code-panel" },
+        label,
+      ),
+    ),
+  );
+  for (const radio of $$('[name="mode"]')) radio.addEventListener("change", draw);
+  fill($("#copy"), glyph("copy"), "Copy");
+  $("#copy").addEventListener("click", () => copy($("#code").textContent, "Code copied"));
+  installTabs($("#languages"), (id) => {
+    language = LANGUAGES.find((each) => each.id === id);
+    $("#code-panel").setAttribute("aria-labelledby", `language-${id}`);
+    draw();
+  });
+  return draw;
+}
+
+/** What it takes to run the code. */
+function note({ language, request, photo, upload }) {
+  const words = [h("code", {}, `export ${KEY_VARIABLE}=rk_…`), " first; save as ", h("code", {}, language.file)];
+  if (!photo) words.push(", next to ", h("code", {}, "photo.jpg"), ".");
+  else if (photo.url || photo.origin) words.push(".");
+  else {
+    words.push(
+      ", next to ",
+      h("code", {}, photo.name),
+      ", or ",
+      h("button.link", { type: "button", onclick: upload }, "upload the photo"),
+      " and send a link instead.",
+    );
+  }
+  if (language.id === "sdk") words.push(" Needs ", h("code", {}, "pip install segmind"), ".");
+  if (language.id === "javascript") words.push(" Needs Node 18 or newer.");
+  if (request.previews > 0) words.push(" Previews are left out: only an event stream shows them.");
+  return words;
+}

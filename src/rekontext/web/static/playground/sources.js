@@ -1,0 +1,93 @@
+// The ways a photo comes onto the page: chosen, linked, dropped, pasted.
+
+import { $, fill, glyph, h } from "../shared/dom.js";
+import { bytes } from "../shared/format.js";
+import { TYPES, fromBlob, fromLink } from "./photo.js";
+
+/** Listen everywhere a photo may come from. `use` gets a promise of a photo and resolves with whether it took it. */
+export function installSources(use) {
+  const file = $("#file");
+  $("#pick").addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files[0]) use(fromBlob(file.files[0], { name: file.files[0].name }));
+    file.value = "";
+  });
+  $("#use-link").addEventListener("click", () => {
+    $("#link-row").hidden = false;
+    $("#link").focus();
+  });
+  const takeLink = async () => {
+    if (await use(fromLink($("#link").value))) $("#link").value = "";
+  };
+  $("#take-link").addEventListener("click", takeLink);
+  $("#link").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    takeLink();
+  });
+
+  let depth = 0;
+  document.addEventListener("dragenter", (event) => {
+    event.preventDefault();
+    depth += 1;
+    document.body.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", () => {
+    depth -= 1;
+    if (depth <= 0) document.body.classList.remove("dragging");
+  });
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    depth = 0;
+    document.body.classList.remove("dragging");
+    take(event.dataTransfer, use);
+  });
+  document.addEventListener("paste", (event) => {
+    const hasPicture = [...event.clipboardData.files].some(({ type }) => TYPES.includes(type));
+    if (hasPicture || !event.target.closest("input, textarea")) {
+      if (take(event.clipboardData, use)) event.preventDefault();
+    }
+  });
+}
+
+/** A picture or a link out of a drop or a paste. */
+function take(transfer, use) {
+  const [first] = transfer.files;
+  if (first) {
+    const pasted = first.name === "image.png" ? "pasted.png" : first.name;
+    use(fromBlob(first, { name: pasted }));
+    return true;
+  }
+  const text = transfer.getData("text/uri-list") || transfer.getData("text/plain");
+  if (!/^(https?:|data:image)/.test(text.trim())) return false;
+  use(fromLink(text));
+  return true;
+}
+
+/** Show the chosen photo where it can be replaced or removed; null shows the invitation to choose one. */
+export function drawPhoto(photo, { remove }) {
+  $("#drop").classList.toggle("full", photo !== null);
+  $("#drop-empty").hidden = photo !== null;
+  $("#drop-full").hidden = photo === null;
+  $("#link-row").hidden = true;
+  if (!photo) return;
+  const size = photo.width ? `${photo.width} × ${photo.height}` : "fetched by the server";
+  const removing = { type: "button", "aria-label": "Remove the photo", title: "Remove the photo", onclick: remove };
+  fill(
+    $("#drop-full"),
+    photo.shown ? h("img.thumb", { src: photo.shown, alt: "" }) : h("span.thumb", {}, glyph("link")),
+    h(
+      "div.what",
+      {},
+      h("b", { title: photo.name }, photo.name),
+      h("span.help.numbers", {}, size, photo.blob && ` · ${bytes(photo.blob.size)}`),
+    ),
+    h(
+      "div",
+      {},
+      h("button.button.small.quiet", { type: "button", onclick: () => $("#file").click() }, "Replace"),
+      h("button.button.icon.small.quiet", removing, glyph("close")),
+    ),
+  );
+}
