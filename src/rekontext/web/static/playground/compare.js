@@ -5,7 +5,9 @@ import { $, h } from "../shared/dom.js";
 const ZOOM_MAX = 8;
 
 export class Compare {
-  #root;
+  /** Told of every change of scale; to be set by whoever wants to know. */
+  onZoom = () => {};
+
   #frame;
   #grip;
   #cut = 50;
@@ -16,12 +18,8 @@ export class Compare {
   #pinch = null;
   #dragging = false;
   #sweeping = false;
-  #onZoom;
 
-  /** Build into `root`. `onZoom(scale)` is told of every change of scale. */
-  constructor(root, { onZoom = () => {} } = {}) {
-    this.#root = root;
-    this.#onZoom = onZoom;
+  constructor(root) {
     this.#grip = h("div.grip", {
       role: "slider",
       tabindex: "0",
@@ -101,7 +99,7 @@ export class Compare {
     style.setProperty("--x", `${this.#x}px`);
     style.setProperty("--y", `${this.#y}px`);
     this.#frame.classList.toggle("zoomed", zoom > 1);
-    this.#onZoom(zoom);
+    this.onZoom(zoom);
   }
 
   #sweep() {

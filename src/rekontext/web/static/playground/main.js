@@ -20,6 +20,7 @@ import { drawPhoto, installSources } from "./sources.js";
 import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
 
+const LOADING_LOOK_MS = 2000;
 const state = { photo: null, me: null, price: null, estimate: null, selected: null };
 const prompt = $("#prompt");
 const runs = new Runs();
@@ -236,7 +237,9 @@ function say(text) {
 
 function drawAccount() {
   drawMe(state.me);
-  if (state.me) drawKnown(state.me.model, { choose: choosePrompt });
+  if (!state.me) return;
+  drawKnown(state.me.model, { choose: choosePrompt });
+  if (!state.me.model.ready) setTimeout(refreshMe, LOADING_LOOK_MS);
 }
 
 function drawEstimate() {
@@ -252,9 +255,11 @@ function choosePrompt(words) {
 async function refreshMe() {
   if (!readKey()) return;
   try {
+    const wasReady = state.me?.model.ready ?? true;
     state.me = await whoIs();
     drawAccount();
     drawEstimate();
+    if (!wasReady && state.me.model.ready) estimates.ask(form.values, state.photo);
   } catch (fault) {
     if (fault.status === 401) toast(fault.message);
   }

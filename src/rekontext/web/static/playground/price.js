@@ -2,6 +2,7 @@
 
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
+import { BY_NAME } from "./parameters.js";
 
 const PAUSE_MS = 250;
 
@@ -26,7 +27,9 @@ export class Estimates {
   ask(values, photo) {
     clearTimeout(this.#timer);
     const mine = (this.#latest += 1);
-    if (!readKey()) return;
+    const { min, max } = BY_NAME.get("num_inference_steps");
+    const isRight = values.num_inference_steps >= min && values.num_inference_steps <= max;
+    if (!readKey() || !isRight) return;
     this.#timer = setTimeout(async () => {
       const query = new URLSearchParams();
       for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);
@@ -38,7 +41,7 @@ export class Estimates {
       try {
         found = await getJson(`console/api/estimate?${query}`);
       } catch {
-        // Wrong values are told when the edit is submitted; until then there is just no estimate.
+        // Whatever is wrong is told when the edit is submitted; until then there is just no estimate.
       }
       if (mine === this.#latest) this.#told(found);
     }, PAUSE_MS);

@@ -239,7 +239,7 @@ export class Stage {
   #compared({ before, after, width, height, ...how }) {
     const place = h("div.compare-place", {});
     fill(this.#view, this.#frame(width / height, place));
-    this.#compare = new Compare(place, { onZoom: (scale) => this.#compare?.onZoom?.(scale) });
+    this.#compare = new Compare(place);
     this.#compare.show({ before, after, width, height, ...how });
   }
 
