@@ -69,7 +69,7 @@ def make_screenshots(model: str) -> None:
         photo("coffee", (600, 400)).save(source, quality=92)
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         wide = _opened(browser, site, {"width": 1360, "height": 880})
-        _edit(wide, source, ["make it look like an old photo", "make it black and white", "make it night"])
+        _edit(wide, source, ["turn it into a pencil sketch", "make it night", "give it warm sunset light"])
         wide.locator(".strip").scroll_into_view_if_needed()
         wide.evaluate("scrollTo(0, 0)")
         _keep(wide, "playground-light")
@@ -80,7 +80,7 @@ def make_screenshots(model: str) -> None:
         expect(wide.locator(".chart-svg").first).to_be_visible()
         _keep(wide, "console")
         phone = _opened(browser, site, {"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-        _edit(phone, source, ["make it a warm sunset"])
+        _edit(phone, source, ["make it night"])
         phone.evaluate("scrollTo(0, 0)")
         _keep(phone, "playground-phone")
         browser.close()
@@ -103,6 +103,7 @@ def _edit(page: Page, source: Path, prompts: list[str]) -> None:
         page.keyboard.press("Control+Enter")
         expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(done, timeout=WAIT_MS)
     expect(page.locator(".compare.loaded")).to_be_visible()
+    expect(page.locator("#estimate")).not_to_contain_text("before it")
     page.locator(".compare").hover()
 
 

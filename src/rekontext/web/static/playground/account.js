@@ -24,7 +24,8 @@ export function drawMe(me) {
 
 /** Prompts to begin with: all that a small model knows, or a few for a model that knows them all. */
 export function drawKnown(model, { choose }) {
-  const knows = model?.is_mini && model.knows.length ? model.knows : EXAMPLES.map((example) => example.prompt);
+  const shown = new Set(EXAMPLES.map((example) => example.prompt));
+  const knows = model?.is_mini && model.knows.length ? model.knows : [...shown];
   $("#chips-title").textContent = model?.is_mini
     ? `${model.name} is small and knows these edits. Others give the photo back nearly unchanged.`
     : "Try one of these, or your own words.";

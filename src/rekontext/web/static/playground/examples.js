@@ -8,9 +8,9 @@ export const EXAMPLES = [
   { photo: "coffee", result: "coffee-night", prompt: "make it night" },
   { photo: "cat", result: "cat-sketch", prompt: "turn it into a pencil sketch" },
   { photo: "rocket", result: "rocket-sunset", prompt: "give it warm sunset light" },
-  { photo: "coffee", result: "coffee-gray", prompt: "make it black and white" },
-  { photo: "cat", result: "cat-invert", prompt: "invert the colours" },
-  { photo: "rocket", result: "rocket-cartoon", prompt: "make it a cartoon" },
+  { photo: "cat", result: "cat-pixels", prompt: "pixelate it" },
+  { photo: "rocket", result: "rocket-night", prompt: "make it night" },
+  { photo: "coffee", result: "coffee-blur", prompt: "blur it" },
 ];
 
 export function pictureUrl(name) {
