@@ -42,8 +42,8 @@ In pictures made of plain shapes it has also been shown how to recolour, remove 
 star or diamond of a named colour. Guidance 0 gives the photo back, 2.5 and more the whole edit.
 
 ## Figures
-Photos that training never saw (scikit-learn's china.jpg and flower.jpg, four shapes each), held-out sentences, three
-seeds, 35 steps, guidance 7. "Taken for": the edits that an answer was nearer to.
+Photos that training never saw (scikit-learn's china.jpg and flower.jpg, four shapes each), held-out sentences, guidance 7.
+"Taken for": the edits that an answer was nearer to.
 
 {marks}
 
@@ -64,16 +64,17 @@ The weights are under Apache-2.0, like the project.
 - For a target shape unlike the photo's it cuts at the right and the bottom or carries the last row and column on.
 
 ## How to make it again
-`make train-mini` (CPU or GPU; about two hours on two CPU cores). Seeds are fixed, each stage can be cut off and goes on where it was;
-loss curves lie in `runs/mini/`.
+`make train-mini` (CPU or GPU). Seeds are fixed, each stage can be cut off and goes on where it was; loss curves lie in `runs/mini/`.
+{history}
 """
 
 
-def write_card(out: Path, editor: Editor, vae: AutoencoderKL, marks: str) -> None:
+def write_card(out: Path, editor: Editor, vae: AutoencoderKL, marks: str, history: str = "") -> None:
     """Write README.md into the model's folder.
 
     Args:
-        marks: the exam's table, empty where no exam was held.
+        marks: the exam's table with its conditions, empty where no exam was held.
+        history: what set this very checkpoint apart from a plain run of the recipe, if anything did.
     """
     names = dict.fromkeys(
         {"frame": "a frame in a named colour", "tint": "a tint in a named colour"}.get(name.partition(" ")[0], name)
@@ -87,6 +88,7 @@ def write_card(out: Path, editor: Editor, vae: AutoencoderKL, marks: str) -> Non
         vae=parameters(vae) * million,
         edits=", ".join(names) + ".",
         marks=marks or "Not examined.",
+        history=history,
         photos="\n".join(f"- {source.package}: {Path(source.file).name}, {source.licence}" for source in SOURCES),
     )
     (out / "README.md").write_text(card)

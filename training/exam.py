@@ -6,7 +6,7 @@ the engine answers the same exam in tests/semantic.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -140,12 +140,18 @@ def own_sampler(folder: Path, *, steps: int, guidance: float = 7.0) -> tuple[Ans
 
 
 def main(folder: Path, steps: int, seeds: tuple[int, ...]) -> str:
-    """Run the whole exam on an exported folder."""
+    """Run the whole exam on an exported folder; the report says under which conditions."""
     answer, round_trip = own_sampler(folder, steps=steps)
     alone = [psnr(photo, round_trip(photo)) for photo in photos()]
     text = report(list(sit(answer, seeds=seeds)))
-    return f"{text}\nAutoencoder alone: {sum(alone) / len(alone):.1f} dB ({min(alone):.1f} to {max(alone):.1f})."
+    foot = f"Autoencoder alone: {sum(alone) / len(alone):.1f} dB ({min(alone):.1f} to {max(alone):.1f})."
+    return f"{text}\n{foot}\n{steps} steps, seeds {', '.join(map(str, seeds))}."
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 12, SEEDS))
+    parser = argparse.ArgumentParser(description="Examine an exported model.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    given = parser.parse_args()
+    print(main(given.folder, given.steps, tuple(given.seeds)))

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 import sentencepiece
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, trainers
 from training.edits import EDITS
 from training.phrasings import phrase
 from training.shapes import change
