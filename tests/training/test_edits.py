@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+
 from training.edits import COLOURS, EDITS, TOKEN, strength
 from training.exam import psnr
 from training.photos import Pixels

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+
 from training.edits import EDITS
 from training.exam import ASKED
 from training.phrasings import HELD_OUT_WORDS, expand, held_out, phrase, words

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+
 from training.autoencoder import LATENTS, build, encode, pictures
 from training.exam import ASKED, exact, judge
 from training.exam import photos as exam_photos
@@ -60,6 +61,7 @@ def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
 def test_diffusers_runs_the_folder_as_our_sampler_does(made: Path) -> None:
     """Same weights, same noise: the recipe's sampler is FluxKontextPipeline's."""
     from diffusers import FluxKontextPipeline
+
     from training.model import sample
 
     pipeline = FluxKontextPipeline.from_pretrained(made)
