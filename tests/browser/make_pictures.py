@@ -56,7 +56,7 @@ def make_examples(model: str) -> None:
 
 
 def make_screenshots(model: str) -> None:
-    """The playground by day, by night and on a phone, and the console, each after real edits."""
+    """The playground by day, by night and on a phone, and two views of the console, each after real edits."""
     path = shutil.which("chromium")
     assert path, "apt-get install chromium"
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,13 @@ def make_screenshots(model: str) -> None:
         wide.emulate_media(color_scheme="light")
         wide.goto(f"{site.url}/console")
         expect(wide.locator(".chart-svg").first).to_be_visible()
+        wide.get_by_text("7 days").click()
+        expect(wide.locator(".chart").first.locator(".as-table tbody tr")).to_have_count(7)
         _keep(wide, "console")
+        wide.goto(f"{site.url}/console#requests")
+        wide.locator(".row-open").first.click()
+        expect(wide.locator("dialog .request-picture")).to_be_visible()
+        _keep(wide, "console-request")
         phone = _opened(browser, site, {"width": 390, "height": 844}, is_mobile=True, has_touch=True)
         _edit(phone, source, ["make it night"])
         phone.evaluate("scrollTo(0, 0)")

@@ -3,6 +3,7 @@
 import { fill, h, s } from "../shared/dom.js";
 
 const HIGH = 190;
+const BAR_WIDE_MAX = 40;
 const EDGE = { left: 44, right: 8, top: 10, bottom: 22 };
 
 /**
@@ -119,7 +120,7 @@ function drawing({ days, series, show, kind, wide, words }) {
 }
 
 function bars(picture, { days, series, x, y, band }) {
-  const gap = Math.min(4, band * 0.25);
+  const width = Math.max(1, Math.min(BAR_WIDE_MAX, band - Math.min(4, band * 0.25)));
   days.forEach((day, at) => {
     let below = 0;
     for (const { of, tone } of series) {
@@ -129,9 +130,9 @@ function bars(picture, { days, series, x, y, band }) {
       picture.append(
         s("rect", {
           class: `bar ${tone}`,
-          x: x(at) + gap / 2,
+          x: x(at) + (band - width) / 2,
           y: y(below + value),
-          width: Math.max(1, band - gap),
+          width,
           height: high,
           rx: Math.min(2, high / 2),
         }),
