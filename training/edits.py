@@ -256,11 +256,11 @@ KNOWN: Final = (
     "pixelate",
     "vignette",
     "bokeh",
-    "a frame of a named colour",
-    "a tint of a named colour",
-    "recolour, remove or add a named shape",
+    "add a red frame",
+    "tint it blue",
+    "make the circle green",
 )
-"""What the model can do, as a person would say it."""
+"""What the model can do, as prompts that a person can click on."""
 
 
 def strength(guidance: float) -> float:
