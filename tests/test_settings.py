@@ -53,7 +53,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REKONTEXT_PORT", "eighty", 'REKONTEXT_PORT is "eighty", which is wrong'),
         ("REKONTEXT_PORT", "65536", "less than or equal to 65535"),
         ("REKONTEXT_DEVICE", "tpu", "REKONTEXT_DEVICE"),
-        ("REKONTEXT_DTYPE", "float16", "'float32' or 'bfloat16'"),
+        ("REKONTEXT_DTYPE", "float16", "'float32', 'bfloat16' or 'fp8'"),
         ("REKONTEXT_QUEUE_MAX", "0", "REKONTEXT_QUEUE_MAX"),
         ("REKONTEXT_DEADLINE_S", "nan", "REKONTEXT_DEADLINE_S"),
         ("REKONTEXT_PICTURE_PIXELS_MAX", "999999999", "89000000"),
