@@ -42,7 +42,7 @@ In pictures made of plain shapes it has also been shown how to recolour, remove 
 star or diamond of a named colour. Guidance 0 gives the photo back, 2.5 and more the whole edit.
 
 ## Figures
-Photos that training never saw (scikit-learn's china.jpg and flower.jpg, four shapes each), held-out sentences, guidance 7.
+Photos that training never saw (crops of scikit-learn's china.jpg and flower.jpg), held-out sentences, guidance 7.
 "Taken for": the edits that an answer was nearer to.
 
 {marks}

@@ -58,8 +58,8 @@ class Recipe:
 FULL: Final = Recipe(
     autoencoder=Plan(iterations=600, rate=1.2e-3, cooldown=0.6, average=0.985, save_every=100),
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
-    decoder=Plan(iterations=400, rate=1e-3, cooldown=0.9, average=0.985, save_every=100),
-    transformer=Plan(iterations=1250, rate=2e-3, cooldown=0.32, average=0.97, save_every=50),
+    decoder=Plan(iterations=3000, rate=1e-3, cooldown=0.7, average=0.99, save_every=100),
+    transformer=Plan(iterations=3000, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
