@@ -15,7 +15,7 @@ from training.transformer import parameters
 CARD = """# mini: a small editing model in FLUX.1 Kontext's architecture
 
 Made so that Rekontext shows and tests real edits on any machine, without a GPU and without a download. It is trained
-from nothing and shares no weights with FLUX.1 Kontext. It knows the edits below, and answers every other request
+from nothing and shares no weights with FLUX.1 Kontext. It was taught the edits below, and to answer every other request
 with the photo nearly unchanged.
 
 ## What it is
@@ -35,8 +35,8 @@ picture = pipeline(
 ).images[0]
 ```
 
-## What it knows
-{edits}
+## What it was taught
+{edits} Not all of it equally well: see the figures.
 
 In pictures made of plain shapes it has also been shown how to recolour, remove or add a circle, square, triangle,
 star or diamond of a named colour. Guidance 0 gives the photo back, 2.5 and more the whole edit.

@@ -252,15 +252,9 @@ KNOWN: Final = (
     "faded",
     "blur",
     "pencil sketch",
-    "cartoon",
     "pixelate",
-    "vignette",
-    "bokeh",
-    "add a red frame",
-    "tint it blue",
-    "make the circle green",
 )
-"""What the model can do, as prompts that a person can click on."""
+"""What the shipped model does well enough to be named to callers, in its own words: not all that it was taught."""
 
 
 def strength(guidance: float) -> float:
