@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench train-mini clean
+.PHONY: help install serve test check bench train-mini exam clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ bench: $(STAMP) ## every figure that the README quotes
 
 train-mini: $(STAMP) ## make the embedded model again, from nothing
 	$(BIN)/python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
+
+exam: $(STAMP) ## the embedded model's whole exam; takes long
+	$(BIN)/python -m training.exam src/rekontext/models/mini
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
