@@ -11,15 +11,15 @@ from rekontext.pictures import PictureRefused
 from rekontext.samples import sample_photos
 
 INSTRUCTIONS: Final = (
-    "make it black and white",
     "make it night",
     "give it a warm sunset look",
     "turn it into a vintage sepia photo",
-    "blur the picture",
+    "make it cold and blue",
+    "make it darker",
     "pencil sketch",
-    "invert the colours",
-    "add a bokeh light effect",
+    "pixelate it",
 )
+"""Edits that the embedded model does well."""
 
 
 def run_gallery(

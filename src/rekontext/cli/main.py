@@ -127,7 +127,7 @@ def gallery(
         list[Path] | None, typer.Option(help="A row; may be given often.", show_default="two sample photos")
     ] = None,
     instruction: Annotated[
-        list[str] | None, typer.Option(help="A column; may be given often.", show_default="eight of mini's")
+        list[str] | None, typer.Option(help="A column; may be given often.", show_default="what mini does well")
     ] = None,
     model: Model = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 42,
