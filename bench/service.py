@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import socket
 import statistics
@@ -24,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 import httpx2
+import structlog
 import uvicorn
 from PIL import Image
 from sqlalchemy import Connection
@@ -297,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
+    # What is printed is the figures; a service that runs also writes a log.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     figures = measure(given.edits)
     if given.json:
         json.dump(figures, sys.stdout)
