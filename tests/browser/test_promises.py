@@ -120,6 +120,7 @@ def test_dark_follows_the_system_and_the_switch_is_kept(open_page: OpenPage) -> 
     page.reload(wait_until="commit")
     page.locator("html[data-theme=light]").wait_for()
     assert page.evaluate(background) == light
+    expect(switch).to_have_attribute("aria-label", "Theme: light")  # the switch works once the page's code has run
     switch.click()
     expect(switch).to_have_attribute("aria-label", "Theme: dark")
     assert page.evaluate(background) == dark
