@@ -13,9 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    String,
+    Update,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts.errors import AccountUnknown, InsufficientCredits, SpendCapReached
@@ -27,6 +39,8 @@ Source = Literal["payment", "grant", "correction"]
 Settlement = Literal["capture", "release"]
 
 _CUSTOMER_BOOKS: Final = ("free", "paid", "held_free", "held_paid")
+_BOOKS: Final[tuple[Book, ...]] = get_args(Book)
+_TRANSFER_COLUMNS: Final = ("account_id", "kind", "job_id", "amount_micros", "at", "actor", "note")
 _BOOKS_OF: Final[Mapping[Source, tuple[Book, Book]]] = {
     "payment": ("paid", "payments"),
     "grant": ("free", "grants"),
@@ -63,7 +77,9 @@ class Balance:
 BALANCE_COLUMNS: Final = tuple(balances.c[f"{book}_micros"] for book in _CUSTOMER_BOOKS)
 _BALANCE: Final = select(*BALANCE_COLUMNS).where(balances.c.account_id == bindparam("account"))
 _BALANCE_LOCKED: Final = _BALANCE.with_for_update()
-_NEW_TRANSFER: Final = insert(transfers).returning(transfers.c.id)
+_NEW_TRANSFER: Final = (
+    insert(transfers).values({name: bindparam(f"new_{name}") for name in _TRANSFER_COLUMNS}).returning(transfers.c.id)
+)
 _NEW_ENTRIES: Final = insert(entries)
 _CHANGE_BALANCE: Final = (
     update(balances)
@@ -71,6 +87,30 @@ _CHANGE_BALANCE: Final = (
     .where(*(balances.c[f"{book}_micros"] + bindparam(book) >= 0 for book in _CUSTOMER_BOOKS))
     .values({f"{book}_micros": balances.c[f"{book}_micros"] + bindparam(book) for book in _CUSTOMER_BOOKS})
 )
+
+
+def _post_at_once() -> Update:
+    """The three statements above as one: two round trips fewer. SQLite has no such, and needs none."""
+    transfer = _NEW_TRANSFER.cte("transfer")
+    amounts = union_all(
+        *(
+            select(
+                literal_column(f"'{book}'", String).label("book"),
+                bindparam(book, type_=BigInteger).label("amount_micros"),
+            )
+            for book in _BOOKS
+        )
+    ).subquery("amounts")
+    posted = insert(entries).from_select(
+        ["transfer_id", "book", "amount_micros"],
+        select(select(transfer.c.id).scalar_subquery(), amounts.c.book, amounts.c.amount_micros).where(
+            amounts.c.amount_micros != 0
+        ),
+    )
+    return _CHANGE_BALANCE.add_cte(transfer, posted.cte("posted"))
+
+
+_POST_AT_ONCE: Final = _post_at_once()
 HELD_FOR: Final = (
     select(entries.c.book, entries.c.amount_micros)
     .outerjoin_from(transfers, entries, transfers.c.id == entries.c.transfer_id)
@@ -219,23 +259,26 @@ def _post(
     now: datetime,
 ) -> None:
     assert sum(changes.values()) == 0, f"a {kind} that doesn't add up: {changes}"
-    transfer = tx.execute(
-        _NEW_TRANSFER,
-        {
-            "account_id": account,
-            "kind": kind,
-            "job_id": job,
-            "amount_micros": amount_micros,
-            "at": now,
-            "actor": actor,
-            "note": note,
-        },
-    ).scalar_one()
-    rows = [
-        {"transfer_id": transfer, "book": book, "amount_micros": amount} for book, amount in changes.items() if amount
-    ]
-    if rows:
+    transfer = {
+        "new_account_id": account,
+        "new_kind": kind,
+        "new_job_id": job,
+        "new_amount_micros": amount_micros,
+        "new_at": now,
+        "new_actor": actor,
+        "new_note": note,
+    }
+    if tx.dialect.name == "postgresql":
+        amounts: dict[str, int] = {book: changes.get(book, 0) for book in _BOOKS}
+        changed = tx.execute(_POST_AT_ONCE, {"account": account, **transfer, **amounts}).rowcount
+    else:
+        number = tx.execute(_NEW_TRANSFER, transfer).scalar_one()
+        rows = [
+            {"transfer_id": number, "book": book, "amount_micros": amount} for book, amount in changes.items() if amount
+        ]
+        if not rows:
+            return
         tx.execute(_NEW_ENTRIES, rows)
         own = {book: changes.get(book, 0) for book in _CUSTOMER_BOOKS}
         changed = tx.execute(_CHANGE_BALANCE, {"account": account, **own}).rowcount
-        assert changed == 1, f"the locked balance of {account} changed under a {kind} of {changes}"
+    assert changed == 1, f"the locked balance of {account} changed under a {kind} of {changes}"

@@ -119,7 +119,6 @@ class Database:
             url.set(drivername="postgresql+psycopg"),
             pool_size=2 * connections,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 10, "application_name": "rekontext"},
         )
         # Reads see one snapshot, as they do on SQLite.

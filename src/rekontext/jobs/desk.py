@@ -118,7 +118,7 @@ class Desk:
         now = self._clock.now()
         found = await self._database.transact(lambda tx: self._life.cancel(tx, job, account=account, now=now))
         if found.state.is_terminal:
-            self._hub.publish(job, "ended", {"status": found.state.value})
+            self._hub.end(found)
         elif self._works is not None:
             self._works.stop(job)
         return found
@@ -139,7 +139,9 @@ class Desk:
             # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(self._poll_s, left_s)):
-                    await self._hub.wait_ended(job)
+                    ended = await self._hub.wait_ended(job)
+                    if ended is not None:
+                        return ended
             found = await self.job(job, account=account)
         return found
 
@@ -174,7 +176,7 @@ class Desk:
         standing = await self.standing(job, account=account)
         if standing.job.state.is_terminal:
             if not self._hub.has_ended(job):
-                self._hub.publish(job, "ended", {"status": standing.job.state.value})
+                self._hub.end(standing.job)
         elif standing.ahead is not None and standing.ahead != shown:
             self._hub.publish(job, "queued", {"ahead": standing.ahead, "wait_s": standing.wait_s})
         return standing.ahead

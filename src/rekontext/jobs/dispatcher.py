@@ -284,7 +284,7 @@ class Dispatcher:
             self._hub.publish(job.id, "queued", {"ahead": None})
             self.wake()
         else:
-            self._hub.publish(job.id, "ended", {"status": job.state.value})
+            self._hub.end(job)
 
     def _progress(self, job: Job, news: Progress | Preview) -> None:
         if isinstance(news, Preview):

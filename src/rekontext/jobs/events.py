@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Final, Literal
 
 from rekontext.database import JobId
+from rekontext.jobs.model import Job
 
 EventKind = Literal["queued", "processing", "progress", "preview", "ended"]
 
@@ -46,6 +47,7 @@ class _Channel:
         self.news = asyncio.Event()
         self.listeners = 0
         self.ended = False
+        self.record: Job | None = None
 
 
 class EventHub:
@@ -73,6 +75,11 @@ class EventHub:
         if channel.listeners:
             channel.news.set()
             channel.news = asyncio.Event()
+
+    def end(self, job: Job) -> None:
+        """Publish that `job` has ended as it is, for good."""
+        self.publish(job.id, "ended", {"status": job.state.value})
+        self._channel(job.id).record = job
 
     def has_ended(self, job: JobId) -> bool:
         """Whether the end of `job` was published here."""
@@ -103,13 +110,14 @@ class EventHub:
         finally:
             channel.listeners -= 1
 
-    async def wait_ended(self, job: JobId) -> None:
-        """Return once the end of `job` is published here."""
+    async def wait_ended(self, job: JobId) -> Job | None:
+        """Return once the end of `job` is published here: the job as it ended, if `end` said so."""
         channel = self._channel(job)
         channel.listeners += 1
         try:
             while not channel.ended:
                 await channel.news.wait()
+            return channel.record
         finally:
             channel.listeners -= 1
 

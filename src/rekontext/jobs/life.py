@@ -105,13 +105,11 @@ class JobLife:
 
     def claim(self, tx: Connection, *, worker: str, limit: int, now: datetime) -> list[Job]:
         """Give the oldest waiting jobs to `worker`, at most `limit`, each under a lease with a new attempt number."""
-        numbers = tx.execute(statements.NEXT, {"now": now, "limit": limit}).scalars().all()
-        if not numbers:
-            return []
         claimed = tx.execute(
             statements.CLAIM,
             {
-                "numbers": numbers,
+                "now": now,
+                "limit": limit,
                 "state": State.PROCESSING.value,
                 "worker": worker,
                 "lease_until": self._lease_end(now),

@@ -38,6 +38,8 @@ NEXT: Final = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+# Materialized, for else a planner may run it more than once and pass the limit.
+_CHOSEN: Final = NEXT.cte("chosen").prefix_with("MATERIALIZED")
 EXPIRED: Final = (
     select(jobs)
     .where(is_state(State.PROCESSING), jobs.c.lease_until <= bindparam("now", type_=jobs.c.lease_until.type))
@@ -55,7 +57,7 @@ NEW: Final = insert(jobs).returning(jobs)
 BY_ID_LOCKED: Final = BY_ID.with_for_update()
 CLAIM: Final = (
     update(jobs)
-    .where(jobs.c.number.in_(bindparam("numbers", expanding=True)), is_state(State.QUEUED))
+    .where(jobs.c.number.in_(select(_CHOSEN.c.number)), is_state(State.QUEUED))
     .values(
         attempt=jobs.c.attempt + 1,
         **{name: bindparam(name) for name in ("state", "worker", "lease_until", "started_at")},
