@@ -123,7 +123,8 @@ def train(
     sums: dict[str, float] = {}
     peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     modules.train()
-    with ThreadPoolExecutor(1) as ahead:
+    # One thread, and one only: a second pool of workers would fight the training's for the cores.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
         upcoming = ahead.submit(make_batch, start)
         for iteration in range(start, plan.iterations):
             batch = upcoming.result()

@@ -1,11 +1,11 @@
-"""The recipe: tokenizers, autoencoder, reading, transformer, decoder, export, exam.
+"""The recipe: tokenizers, reading, transformer, decoder, export, exam.
 
 Each stage can be cut off and goes on where it was.
 
     python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
 
-The decoder and the transformer both need only the autoencoder: with two machines or spare cores, run one of them alone
-with `--only decoder` at the same time.
+The encoder is written down, not learned, so the decoder and the transformer need nothing of each other: with two
+machines or spare cores, run `--only decoder` at the same time.
 
 Knows the order of the stages and how long each one trains. Progress lines go to the terminal, loss curves to `--runs`.
 """
@@ -45,7 +45,6 @@ class Recipe:
     corpus: int = 400
     vocabulary: int = VOCABULARY
     widths: tuple[int, ...] = WIDTHS
-    autoencoder: Plan
     decoder: Plan
     reading: Plan
     size: Size = MINI
@@ -56,18 +55,16 @@ class Recipe:
 
 
 FULL: Final = Recipe(
-    autoencoder=Plan(iterations=600, rate=1.2e-3, cooldown=0.6, average=0.985, save_every=100),
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
-    decoder=Plan(iterations=3000, rate=1e-3, cooldown=0.7, average=0.99, save_every=100),
-    transformer=Plan(iterations=3000, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
+    decoder=Plan(iterations=1500, rate=1.2e-3, cooldown=0.7, average=0.985, save_every=50),
+    transformer=Plan(iterations=3500, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
     vocabulary=420,
-    widths=(8, 8, 8, 8),
-    autoencoder=Plan(iterations=2, rate=1e-3, save_every=1),
+    widths=(16, 48, 48, 80),
     reading=Plan(iterations=1, rate=1e-3, save_every=1),
-    decoder=Plan(iterations=1, rate=1e-3, save_every=1),
+    decoder=Plan(iterations=2, rate=1e-3, save_every=1),
     size=TINY,
     sizes=(((32, 32),), ((32, 48), (48, 32))),
     tokens=100,
@@ -97,7 +94,7 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
     """
     runs.mkdir(parents=True, exist_ok=True)
     clip, t5 = tokenizers(runs, recipe)
-    vae = autoencoder(runs, plan=recipe.autoencoder, device=device, widths=recipe.widths)
+    vae, encoder = autoencoder(seed=recipe.seed, widths=recipe.widths)
     torch.manual_seed(recipe.seed)
     editor = Editor(recipe.size, clip, t5)
     if only == "snapshot":
@@ -108,8 +105,8 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
         if only != "decoder":
             reading(runs, editor, plan=recipe.reading, device=device)
             plan, sizes = recipe.transformer, recipe.sizes
-            transformer(runs, editor, vae, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
-        decoder(runs, vae, plan=recipe.decoder, device=device)
+            transformer(runs, editor, vae, encoder, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
+        decoder(runs, vae, encoder, plan=recipe.decoder, device=device)
         if only == "decoder":
             return
     export(editor.eval(), vae.eval(), out)

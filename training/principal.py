@@ -1,17 +1,22 @@
-"""A head start for the autoencoder's encoder: principal component analysis of 8x8 blocks, written into its weights.
+"""The autoencoder's encoder: principal component analysis of 8x8 blocks, as one convolution and inside a real encoder.
 
-Convolutions with stride 2 can lay a block's pixels out as channels, so the encoder can compute any linear function of a
-block exactly. Group normalisation and SiLU stand in the way only once, before the last convolution: there each
-component goes in as a pair (+c, -c), for SiLU(c) - SiLU(-c) = c, beside two large constants that fix the group's scale.
-All other weights keep their random start, and learn.
+Convolutions with stride 2 can lay a block's pixels out as channels, so FLUX's encoder can compute any linear function
+of a block. Group normalisation and SiLU stand in the way only once, before the last convolution: there each component
+goes in as a pair (+c, -c), for SiLU(c) - SiLU(-c) = c, beside two large constants that fix the group's scale.
+
+Nothing is learned here. Tonal edits are linear in such latents, and no code of 32 linear values per block keeps more.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+CONSTANT: Final = 64.0  # so large that the latents themselves change a group's scale by less than a thousandth
 
 
 def components(pixels_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,13 +45,30 @@ def _lay_out(convolution: nn.Conv2d, channels: int) -> None:
 
 
 @torch.no_grad()
-def write_into(vae: AutoencoderKL, pixels_bchw: Tensor) -> None:
-    """Make the encoder of a fresh `vae` compute the leading components of `pixels_bchw`'s blocks, half whitened.
+def analysis(pixels_bchw: Tensor, latents: int) -> nn.Conv2d:
+    """Pixels to latents as one convolution: the leading components of `pixels_bchw`'s blocks, half whitened.
 
     A latent's deviation is the square root of its component's: fine detail stays smaller than light and colour.
     """
-    encoder, latent_channels = vae.encoder, vae.config.latent_channels
     mean, directions, deviations = components(pixels_bchw)
+    rows = directions[:latents] / (deviations[:latents, None] * deviations[0]).sqrt()
+    out = nn.Conv2d(3, latents, 8, stride=8)
+    weight = rows.reshape(latents, 192, 1, 1)
+    for _ in range(3):
+        weight = nn.functional.pixel_shuffle(weight, 2)
+    out.weight.copy_(weight)
+    out.bias.copy_(-rows @ mean)  # type: ignore[union-attr]
+    return out.requires_grad_(False)
+
+
+@torch.no_grad()
+def write_into(vae: AutoencoderKL, convolution: nn.Conv2d) -> None:
+    """Make the encoder of a fresh `vae` compute the `analysis` in its mean, and next to no variance."""
+    encoder, latent_channels = vae.encoder, vae.config.latent_channels
+    weight = convolution.weight
+    for _ in range(3):
+        weight = nn.functional.pixel_unshuffle(weight, 2)
+    rows = weight.flatten(1)
     for module in encoder.modules():
         if isinstance(module, ResnetBlock2D):
             nn.init.zeros_(module.conv2.weight)
@@ -60,16 +82,16 @@ def write_into(vae: AutoencoderKL, pixels_bchw: Tensor) -> None:
         _pass_through(block.resnets[0], carried)
         _lay_out(block.downsamplers[0].conv, carried)
         carried *= 4
-    # The third layout and the analysis at once: 192 values would not fit, the leading ones do.
+    # The third layout and the analysis at once: 192 values would not fit, the latents do.
     last = encoder.down_blocks[2]
     _pass_through(last.resnets[0], carried)
-    kept = last.downsamplers[0].conv.weight.shape[0]
     layout = nn.Conv2d(carried, 192, 3)
     _lay_out(layout, carried)
-    last.downsamplers[0].conv.weight[:, :carried] = torch.einsum("kd,dcij->kcij", directions[:kept], layout.weight)
-    last.downsamplers[0].conv.weight[:, carried:] = 0
-    last.downsamplers[0].conv.bias[:] = -directions[:kept] @ mean
-    _write_pairs(vae, encoder.down_blocks[3].resnets[0], deviations)
+    nn.init.zeros_(last.downsamplers[0].conv.weight)
+    nn.init.zeros_(last.downsamplers[0].conv.bias)
+    last.downsamplers[0].conv.weight[:latent_channels, :carried] = torch.einsum("kd,dcij->kcij", rows, layout.weight)
+    last.downsamplers[0].conv.bias[:latent_channels] = convolution.bias
+    _write_pairs(vae, encoder.down_blocks[3].resnets[0])
     encoder.conv_out.weight[latent_channels:] = 0
     encoder.conv_out.bias[latent_channels:] = -6
 
@@ -83,7 +105,7 @@ def _pass_through(resnet: ResnetBlock2D, channels: int) -> None:
             resnet.conv_shortcut.weight[channel, channel, 0, 0] = 1
 
 
-def _write_pairs(vae: AutoencoderKL, resnet: ResnetBlock2D, deviations: Tensor) -> None:
+def _write_pairs(vae: AutoencoderKL, resnet: ResnetBlock2D) -> None:
     """The last block: in each group, pairs (+c, -c) and two constants; then the last convolution undoes it."""
     encoder, latents = vae.encoder, vae.config.latent_channels
     groups = encoder.conv_norm_out.num_groups
@@ -97,17 +119,15 @@ def _write_pairs(vae: AutoencoderKL, resnet: ResnetBlock2D, deviations: Tensor) 
     encoder.conv_norm_out.bias.zero_()
     encoder.conv_out.weight.zero_()
     encoder.conv_out.bias.zero_()
+    # The constants decide the group's deviation, `scale`: latents have deviations of at most 1.
+    scale = CONSTANT * (2 / width) ** 0.5
     for group in range(groups):
         first = group * width
-        scale = deviations[0]
-        constant = 3.0 * (2 * each) ** 0.5
         for slot in range(each):
             component = slot * groups + group  # each group gets strong and weak ones
-            unit = 1 / (deviations[component] * scale).sqrt()
-            resnet.conv_shortcut.weight[first + 2 * slot, component, 0, 0] = unit
-            resnet.conv_shortcut.weight[first + 2 * slot + 1, component, 0, 0] = -unit
-            # The constants decide the group's deviation: constant * sqrt(2 / width).
-            encoder.conv_out.weight[component, first + 2 * slot, 1, 1] = constant * (2 / width) ** 0.5
-            encoder.conv_out.weight[component, first + 2 * slot + 1, 1, 1] = -constant * (2 / width) ** 0.5
-        resnet.conv_shortcut.bias[first + 2 * each] = constant
-        resnet.conv_shortcut.bias[first + 2 * each + 1] = -constant
+            resnet.conv_shortcut.weight[first + 2 * slot, component, 0, 0] = 1
+            resnet.conv_shortcut.weight[first + 2 * slot + 1, component, 0, 0] = -1
+            encoder.conv_out.weight[component, first + 2 * slot, 1, 1] = scale
+            encoder.conv_out.weight[component, first + 2 * slot + 1, 1, 1] = -scale
+        resnet.conv_shortcut.bias[first + 2 * each] = CONSTANT
+        resnet.conv_shortcut.bias[first + 2 * each + 1] = -CONSTANT

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.edits import EDITS, strength
 from training.loop import Plan, train
@@ -29,7 +29,7 @@ NATIVE: Final = (
     *((288, 288), (240, 336), (336, 240), (224, 368), (368, 224), (272, 304), (304, 272)),
     *((192, 448), (448, 192), (208, 384), (384, 208)),
 )
-SMALL: Final = ((64, 64), (64, 96), (96, 64), (80, 80), (96, 96), (128, 96), (96, 128), (128, 128))
+SMALL: Final = ((64, 96), (96, 64), (96, 96), (80, 112), (112, 80), (128, 96), (96, 128), (128, 128))
 TOKENS_PER_BATCH: Final = 4200
 TEXT_TOKENS: Final = 48
 UNRELATED: Final = 0.15  # share of samples whose sentence asks for nothing the model can do
@@ -139,6 +139,7 @@ def transformer(
     runs: Path,
     editor: Editor,
     vae: AutoencoderKL,
+    encoder: nn.Conv2d,
     *,
     plan: Plan,
     device: torch.device,
@@ -148,23 +149,26 @@ def transformer(
 ) -> Editor:
     """Train `editor` in place, or load it where `runs` has it finished.
 
-    Small pictures teach most of it cheaply; the share of native ones grows to a third at the end, so
+    Small pictures teach most of it cheaply; the share of native ones grows to a half at the end, so
     that attention has seen as many tokens as it will meet.
+
+    Args:
+        encoder: the autoencoder's, as one convolution.
     """
     editor.to(device)
+    encoder.to(device)
     shift, scaling = vae.config.shift_factor, vae.config.scaling_factor
+    weight = _channel_weights(encoder)
 
     @torch.no_grad()
     def encode(pictures: list[Pixels]) -> Tensor:
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous() * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
-            latents = vae.encode(pixels.to(device)).latent_dist.mode()
-        scaled: Tensor = (latents.float() - shift) * scaling
+        scaled: Tensor = (encoder(pixels.to(device)) - shift) * scaling
         return scaled
 
     def make_batch(iteration: int) -> Batch:
-        late = max(0.0, (iteration / plan.iterations - 0.7) / 0.3)
-        lesson = draw(iteration, seed=plan.seed, native=0.06 + 0.3 * late, sizes=sizes, tokens=tokens)
+        late = max(0.0, (iteration / plan.iterations - 0.5) / 0.5)
+        lesson = draw(iteration, seed=plan.seed, native=0.08 + 0.42 * late, sizes=sizes, tokens=tokens)
         rng = np.random.default_rng([plan.seed, 4, iteration])
         targets, cases = encode(lesson.targets), lesson.cases
         still, edited = targets[[case.still for case in cases]], targets[[case.edited for case in cases]]
@@ -186,7 +190,7 @@ def transformer(
         with torch.autocast(device.type, torch.bfloat16):
             text, pooled = editor.read(batch.sentences)
             velocity = editor(mixed, batch.reference, text, pooled, batch.sigma, batch.guidance)
-        each = (velocity.float() - (noise - batch.edited)).pow(2).mean(dim=(1, 2, 3))
+        each = (velocity.float() - (noise - batch.edited)).pow(2).mul(weight).mean(dim=(1, 2, 3))
         # What the guess from nearly pure noise misses: how well the request itself is understood.
         guess = each[batch.sigma > 0.8].mean() if bool((batch.sigma > 0.8).any()) else each.mean()
         return {"loss": each.mean(), "guess": guess.detach()}
@@ -196,6 +200,16 @@ def transformer(
     return editor
 
 
-def parameters(module: torch.nn.Module) -> int:
+def _channel_weights(encoder: nn.Conv2d) -> Tensor:
+    """What an error in each latent costs in pixels, (channels, 1, 1) with mean 1: light and colour before detail.
+
+    The components' directions are orthonormal, so a latent moves pixels as much as its weights are small.
+    """
+    reach = 1 / encoder.weight.flatten(1).norm(dim=1)
+    weights: Tensor = (reach / reach.mean())[:, None, None]
+    return weights
+
+
+def parameters(module: nn.Module) -> int:
     """How many numbers a module has learned."""
     return sum(weight.numel() for weight in module.parameters())

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from training.autoencoder import LATENTS, build, encode, pictures
+from training.autoencoder import LATENTS, autoencoder, pictures
 from training.exam import ASKED, exact, judge
 from training.exam import photos as exam_photos
 from training.export import load
@@ -20,7 +20,7 @@ from training.make_mini import SMOKE, make
 from training.model import TINY, Editor, pack, positions_of, shifted, unpack
 from training.muon import orthogonal
 from training.photos import SOURCES
-from training.principal import components, write_into
+from training.principal import analysis, components
 from training.tokenizers import CLIP_TOKENS, T5_TOKENS
 from training.transformer import Case, draw, on_canvas, said
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_recipe_writes_model_card_and_loss_curves(made: Path) -> None:
     assert (made / "README.md").read_text().startswith("# mini")
-    for name, last in (("autoencoder", "2"), ("transformer", "2"), ("decoder", "1")):
+    for name, last in (("reading", "1"), ("transformer", "2"), ("decoder", "2")):
         with (made.parent / "runs" / f"{name}.csv").open() as file:
             assert [row["iteration"] for row in csv.DictReader(file)][-1] == last
         assert (made.parent / "runs" / f"{name}.png").stat().st_size > 1000
@@ -161,20 +161,39 @@ def test_training_pictures_are_pixels_between_minus_one_and_one() -> None:
     assert batch.std() > 0.1
 
 
-def test_the_fresh_encoder_computes_principal_components() -> None:
-    """Its latents, undone by the analysis alone, give the blocks back as well as that many components can."""
+def test_the_analysis_computes_principal_components() -> None:
+    """Its latents, made as large as the components are, are the blocks' projections on them."""
     photos = pictures(np.random.default_rng(0), 24, 64, 64)
-    vae = build()
-    write_into(vae, photos)
     mean, directions, deviations = components(photos)
-    with torch.no_grad():
-        latents = encode(vae, photos[:8])
-    blocks = photos[:8]
+    latents = analysis(photos, LATENTS)(photos)
+    blocks = photos
     for _ in range(3):
         blocks = nn.functional.pixel_unshuffle(blocks, 2)
     wanted = torch.einsum("kc,bchw->bkhw", directions[:LATENTS], blocks - mean[None, :, None, None])
     got = latents * (deviations[:LATENTS] * deviations[0]).sqrt()[None, :, None, None]
-    assert (got - wanted).std() < 0.1 * wanted.std()
+    assert (got - wanted).std() < 1e-4 * wanted.std()
+
+
+def test_the_real_encoder_computes_what_the_one_convolution_does() -> None:
+    """Through stride-2 convolutions, group normalisation and SiLU, on a photo of another kind and size."""
+    vae, convolution = autoencoder(seed=0)
+    photo = torch.from_numpy(exam_photos()[1]).permute(2, 0, 1)[None] * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(photo).latent_dist.mode()
+    wanted = convolution(photo)
+    assert (latents - wanted).abs().max() < 5e-3 * wanted.std()
+
+
+def test_the_latents_lose_no_more_of_the_exams_photos_than_the_model_may() -> None:
+    """27 dB are asked of encoder and decoder together; the best linear decoder of these latents gives more."""
+    _, convolution = autoencoder(seed=0)
+    rows = convolution.weight.flatten(1)
+    decibels = []
+    for photo in exam_photos():
+        blocks = nn.functional.unfold(torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1, 8, stride=8)[0].T
+        decoded = blocks @ rows.T @ torch.linalg.pinv(rows).T
+        decibels.append(-10 * ((decoded - blocks).pow(2).mean() / 4).log10().item())
+    assert np.mean(decibels) > 28
 
 
 def test_orthogonal_evens_out_the_singular_values() -> None:
