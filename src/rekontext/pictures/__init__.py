@@ -11,7 +11,7 @@ from rekontext.pictures.encode import (
     encode,
 )
 from rekontext.pictures.fetch import Fetcher
-from rekontext.pictures.guard import AddressRefused, AllowList, guarded_connector, reason
+from rekontext.pictures.guard import AddressRefused, AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 from rekontext.pictures.source import PhotoReader, Shortcut, is_url
 from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoredObject, open_store
@@ -28,6 +28,7 @@ __all__ = [
     "AllowList",
     "CodecThreads",
     "Fetcher",
+    "GuardedSessions",
     "LinkRefused",
     "LinkSigner",
     "ObjectMissing",
@@ -44,7 +45,6 @@ __all__ = [
     "StoredObject",
     "decode",
     "encode",
-    "guarded_connector",
     "inspect",
     "is_url",
     "open_store",

@@ -12,7 +12,7 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
-from rekontext.pictures.guard import AllowList, guarded_connector, reason
+from rekontext.pictures.guard import AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -31,23 +31,20 @@ class Fetcher:
     def __init__(self, *, timeout_s: float, redirects_max: int, agent: str, allow: AllowList | None = None) -> None:
         self._timeout_s = timeout_s
         self._redirects_max = redirects_max
-        self._agent = agent
-        self._allow = allow or AllowList()
-        self._guarded: aiohttp.ClientSession | None = None
-        self._open: aiohttp.ClientSession | None = None
+        self._sessions = GuardedSessions(
+            allow or AllowList(),
+            headers={"User-Agent": agent, "Accept": "image/*", "Accept-Encoding": "identity"},
+            auto_decompress=False,  # a compressed body can grow past any limit in one read
+        )
 
     async def __aenter__(self) -> Self:
-        self._guarded = self._session(guarded_connector(self._allow))
-        self._open = self._session(aiohttp.TCPConnector())
+        await self._sessions.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for session in (self._guarded, self._open):
-            if session is not None:
-                await session.close()
-        self._guarded = self._open = None
+        await self._sessions.__aexit__(kind, fault, traceback)
 
     async def fetch(self, address: str, *, bytes_max: int) -> bytes:
         """GET `address`, following redirects.
@@ -69,7 +66,7 @@ class Fetcher:
     async def _follow(self, address: str, bytes_max: int) -> bytes:
         url = _parse(address)
         for _ in range(self._redirects_max + 1):
-            async with self._session_for(url).get(url, allow_redirects=False) as answer:
+            async with self._sessions.to(url).get(url, allow_redirects=False) as answer:
                 if answer.status in _REDIRECTS and "location" in answer.headers:
                     url = _parse(answer.headers["location"], base=url)
                     continue
@@ -79,20 +76,6 @@ class Fetcher:
                     raise PictureUnreachable(f"{_shown(str(url))} answered with a compressed body, which is not read")
                 return await _body(answer, bytes_max)
         raise PictureUnreachable(f"{_shown(address)} redirects more than {self._redirects_max} times")
-
-    def _session_for(self, url: URL) -> aiohttp.ClientSession:
-        session = self._open if self._allow.has_host(url.host or "") else self._guarded
-        assert session is not None, "the fetcher is not open: use it inside `async with`"
-        return session
-
-    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=connector,
-            trust_env=False,  # a proxy would do the dialling, out of the guard's sight
-            auto_decompress=False,  # a compressed body can grow past any limit in one read
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._agent, "Accept": "image/*", "Accept-Encoding": "identity"},
-        )
 
 
 def _parse(text: str, *, base: URL | None = None) -> URL:

@@ -7,11 +7,13 @@ re-bound names and redirects all meet it. Knows nothing of what is sent or fetch
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from yarl import URL
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 # Not public either, though some of the Python versions that we run on say so.
@@ -52,7 +54,7 @@ class AllowList:
         return any(address in network for network in self._networks)
 
 
-def guarded_connector(allow: AllowList) -> aiohttp.TCPConnector:
+def _guarded_connector(allow: AllowList) -> aiohttp.TCPConnector:
     """Connections to public addresses and to those in `allow`; any other fails with `AddressRefused`."""
 
     def dial(info: aiohttp.AddrInfoType) -> socket.socket:
@@ -63,6 +65,52 @@ def guarded_connector(allow: AllowList) -> aiohttp.TCPConnector:
         return socket.socket(family, kind, protocol)
 
     return aiohttp.TCPConnector(socket_factory=dial)
+
+
+class GuardedSessions:
+    """HTTP for somebody else's URLs: guarded, except for hosts that the operator opened by name.
+
+    One per process, open between `async with` and its end.
+
+    Args:
+        headers: sent with every request.
+        auto_decompress: False hands compressed bodies on as they are.
+    """
+
+    def __init__(self, allow: AllowList, *, headers: Mapping[str, str], auto_decompress: bool = True) -> None:
+        self._allow = allow
+        self._headers = dict(headers)
+        self._auto_decompress = auto_decompress
+        self._guarded: aiohttp.ClientSession | None = None
+        self._open: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._guarded = self._session(_guarded_connector(self._allow))
+        self._open = self._session(aiohttp.TCPConnector())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for session in (self._guarded, self._open):
+            if session is not None:
+                await session.close()
+        self._guarded = self._open = None
+
+    def to(self, url: URL) -> aiohttp.ClientSession:
+        """The session to use for this URL."""
+        session = self._open if self._allow.has_host(url.host or "") else self._guarded
+        assert session is not None, "URLs are requested inside `async with` only"
+        return session
+
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            trust_env=False,  # a proxy would do the dialling, out of the guard's sight
+            auto_decompress=self._auto_decompress,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+        )
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
