@@ -52,7 +52,7 @@ def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
     done = subprocess.run(
         [*command, name],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "RK_API_KEY": key},
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "REKONTEXT_KEY": key},
         capture_output=True,
         text=True,
         timeout=60,

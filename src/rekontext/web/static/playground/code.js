@@ -12,7 +12,7 @@ export const LANGUAGES = [
   { id: "sdk", label: "Python SDK", file: "edit_sdk.py" },
   { id: "javascript", label: "JavaScript", file: "edit.mjs" },
 ];
-export const KEY_VARIABLE = "RK_API_KEY";
+export const KEY_VARIABLE = "REKONTEXT_KEY";
 
 const ALWAYS = new Set(["aspect_ratio", "num_inference_steps", "guidance", "output_format"]);
 const FOLLOWED_ONLY = new Set(["previews"]); // these samples read no event stream
