@@ -1,7 +1,7 @@
 """The exam: held-out sentences on two photos that training never opens, judged by the exact edits.
 
-`python -m training.exam FOLDER` prints the table. Knows how to ask and how to judge. The sampler is the training's own;
-the engine answers the same exam in tests/semantic.
+`python -m training.exam FOLDER` prints the table. Knows how to ask and how to judge; the engine answers. A short form
+is in tests/semantic.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Final
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
+from rekontext.engine import Engine
 from training.edits import EDITS
 from training.photos import Pixels
 from training.phrasings import held_out
@@ -115,37 +117,46 @@ def report(marks: list[Mark]) -> str:
     return "\n".join([*head, *lines, "", foot])
 
 
-def own_sampler(folder: Path, *, steps: int, guidance: float = 7.0) -> tuple[Answer, Callable[[Pixels], Pixels]]:
-    """Answers by the training's own sampler, and the bare round trip through the autoencoder."""
-    from training.export import load
-    from training.model import sample
+def picture_of(photo: Pixels) -> Image.Image:
+    """As an 8-bit picture, which is how the engine gets and gives them."""
+    return Image.fromarray(np.round(photo * 255).astype(np.uint8))
 
-    editor, vae = load(folder)
 
-    def tensor(photo: Pixels) -> torch.Tensor:
-        return torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1
-
-    def pixels(tensor: torch.Tensor) -> Pixels:
-        out: Pixels = (tensor[0].permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1).astype(np.float32)
-        return out
+def answers_of(engine: Engine, *, steps: int) -> Answer:
+    """Answers by the engine, as a caller gets them."""
 
     def answer(photo: Pixels, sentence: str, seed: int) -> Pixels:
-        return pixels(sample(editor, vae, tensor(photo), [sentence], guidance=guidance, steps=steps, seed=seed))
+        picture = engine.edit(picture_of(photo), sentence, steps=steps, seed=seed)
+        assert (picture.height, picture.width) == photo.shape[:2], "the exam's photos have the canvas' own sizes"
+        return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
-    @torch.no_grad()
-    def round_trip(photo: Pixels) -> Pixels:
-        return pixels(vae.decode(vae.encode(tensor(photo)).latent_dist.mode()).sample)
-
-    return answer, round_trip
+    return answer
 
 
-def main(folder: Path, steps: int, seeds: tuple[int, ...]) -> str:
-    """Run the whole exam on an exported folder; the report says under which conditions."""
-    answer, round_trip = own_sampler(folder, steps=steps)
-    alone = [psnr(photo, round_trip(photo)) for photo in photos()]
-    text = report(list(sit(answer, seeds=seeds)))
+def autoencoder_alone(folder: Path) -> list[float]:
+    """PSNR in dB of each photo's bare round trip through the autoencoder."""
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    out = []
+    for photo in photos():
+        pixels = torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1
+        with torch.inference_mode():
+            decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0]
+        out.append(psnr(photo, (decoded.permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1)))
+    return out
+
+
+def main(folder: Path, *, steps: int = 35, seeds: tuple[int, ...] = SEEDS, dtype: str | None = None) -> str:
+    """Run the whole exam on an exported folder, telling how far it is; the report says under which conditions."""
+    alone = autoencoder_alone(folder)
+    marks: list[Mark] = []
+    with Engine.open(str(folder), device="cpu", dtype=dtype) as engine:
+        used = engine.card.dtype
+        for mark in sit(answers_of(engine, steps=steps), seeds=seeds):
+            marks.append(mark)
+            if len(marks) % (len(ASKED) * len(seeds)) == 0:
+                print(f"exam: {len(marks)} of {len(photos()) * len(ASKED) * len(seeds)} answers", flush=True)
     foot = f"Autoencoder alone: {sum(alone) / len(alone):.1f} dB ({min(alone):.1f} to {max(alone):.1f})."
-    return f"{text}\n{foot}\n{steps} steps, seeds {', '.join(map(str, seeds))}."
+    return f"{report(marks)}\n{foot}\n{steps} steps, seeds {', '.join(map(str, seeds))}, {used}."
 
 
 if __name__ == "__main__":
@@ -153,5 +164,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=35)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     given = parser.parse_args()
-    print(main(given.folder, given.steps, tuple(given.seeds)))
+    print(main(given.folder, steps=given.steps, seeds=tuple(given.seeds), dtype=given.dtype))

@@ -1,4 +1,4 @@
-"""The recipe: tokenizers, reading, transformer, decoder, export, exam.
+"""The recipe: tokenizers, reading, decoder, transformer, export, exam.
 
 Each stage can be cut off and goes on where it was.
 
@@ -25,11 +25,14 @@ from training.autoencoder import WIDTHS, autoencoder, decoder
 from training.card import write_card
 from training.exam import main as exam
 from training.export import export
+from training.glimpse import glimpse
 from training.loop import Plan
 from training.model import MINI, TINY, Editor, Size
 from training.reading import reading
 from training.tokenizers import VOCABULARY, clip_tokenizer, sentences, t5_tokenizer
 from training.transformer import NATIVE, SMALL, TOKENS_PER_BATCH, Sizes, transformer
+
+GLIMPSE_EVERY: Final = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +105,28 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
             if (runs / f"{name}.pt").exists():
                 module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:
-        if only != "decoder":
-            reading(runs, editor, plan=recipe.reading, device=device)
-            plan, sizes = recipe.transformer, recipe.sizes
-            transformer(runs, editor, vae, encoder, plan=plan, device=device, sizes=sizes, tokens=recipe.tokens)
         decoder(runs, vae, encoder, plan=recipe.decoder, device=device)
         if only == "decoder":
             return
+        reading(runs, editor, plan=recipe.reading, device=device)
+
+        def on_save(iteration: int) -> None:
+            if iteration % GLIMPSE_EVERY == 0:
+                glimpse(runs / "transformer-samples.png", editor, vae, size=recipe.sizes[1][0])
+
+        transformer(
+            runs,
+            editor,
+            vae,
+            encoder,
+            plan=recipe.transformer,
+            device=device,
+            sizes=recipe.sizes,
+            tokens=recipe.tokens,
+            on_save=on_save,
+        )
     export(editor.eval(), vae.eval(), out)
-    marks = exam(out, 35, recipe.examined) if recipe.examined and only != "snapshot" else ""
+    marks = exam(out, seeds=recipe.examined) if recipe.examined and only != "snapshot" else ""
     print(marks, flush=True)
     write_card(out, editor, vae, marks)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.engine import Engine
 from rekontext.models import mini_path
 from training.edits import EDITS
-from training.exam import Mark, exact, judge, photos, psnr
+from training.exam import Mark, exact, judge, photos, picture_of, psnr
 from training.photos import Pixels
 from training.phrasings import held_out
 
@@ -30,13 +29,9 @@ def engine() -> Engine:
 
 def edited(engine: Engine, photo: Pixels, prompt: str, *, guidance: float = 7.0, seed: int = 1) -> Pixels:
     """The engine's answer as float pixels of the photo's size."""
-    picture = engine.edit(_image(photo), prompt, steps=STEPS, guidance=guidance, seed=seed)
+    picture = engine.edit(picture_of(photo), prompt, steps=STEPS, guidance=guidance, seed=seed)
     assert (picture.height, picture.width) == photo.shape[:2], "the exam's photos have the canvas' own sizes"
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
-
-
-def _image(photo: Pixels) -> Image.Image:
-    return Image.fromarray(np.round(photo * 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +96,7 @@ def test_the_seed_decides_where_the_edit_leaves_freedom(engine: Engine) -> None:
 def test_every_aspect_ratio_gives_a_picture_of_the_photo(engine: Engine, aspect_ratio: AspectRatio) -> None:
     """Right shape, and the part of the photo that the new shape still covers is where it was."""
     photo = photos()[0]
-    picture = engine.edit(_image(photo), "make it black and white", steps=4, seed=1, aspect_ratio=aspect_ratio)
+    picture = engine.edit(picture_of(photo), "make it black and white", steps=4, seed=1, aspect_ratio=aspect_ratio)
     answer = np.asarray(picture, dtype=np.float32) / np.float32(255)
     height, width = min(answer.shape[0], 288), min(answer.shape[1], 288)
     covered = exact(photo)["grayscale"][:height, :width]

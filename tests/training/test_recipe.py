@@ -15,6 +15,7 @@ from training.autoencoder import LATENTS, autoencoder, pictures
 from training.exam import ASKED, exact, judge
 from training.exam import photos as exam_photos
 from training.export import load
+from training.glimpse import SHOWN, glimpse
 from training.loop import Plan, train
 from training.make_mini import SMOKE, make
 from training.model import TINY, Editor, pack, positions_of, shifted, unpack
@@ -48,6 +49,14 @@ def test_the_recipe_writes_model_card_and_loss_curves(made: Path) -> None:
         with (made.parent / "runs" / f"{name}.csv").open() as file:
             assert [row["iteration"] for row in csv.DictReader(file)][-1] == last
         assert (made.parent / "runs" / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_glimpse_shows_the_photo_its_answers_and_the_exact_edits(made: Path, tmp_path: Path) -> None:
+    glimpse(tmp_path / "glimpse.png", *load(made), size=(32, 48))
+    with Image.open(tmp_path / "glimpse.png") as picture:
+        assert picture.size == ((1 + len(SHOWN)) * 48, 2 * 32)
+        photos = [np.asarray(picture.crop((0, top, 48, top + 32))) for top in (0, 32)]
+    assert np.array_equal(*photos)
 
 
 def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
