@@ -55,8 +55,8 @@ def test_a_glimpse_shows_the_photo_its_answers_and_the_exact_edits(made: Path, t
     glimpse(tmp_path / "glimpse.png", *load(made), size=(32, 48))
     with Image.open(tmp_path / "glimpse.png") as picture:
         assert picture.size == ((1 + len(SHOWN)) * 48, 2 * 32)
-        photos = [np.asarray(picture.crop((0, top, 48, top + 32))) for top in (0, 32)]
-    assert np.array_equal(*photos)
+        above, below = (np.asarray(picture.crop((0, top, 48, top + 32))) for top in (0, 32))
+    assert np.array_equal(above, below)
 
 
 def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
