@@ -20,6 +20,12 @@ class FakeClock:
         self._now += timedelta(seconds=seconds)
         return self._now
 
+    def set_back(self, seconds: float) -> datetime:
+        """What a machine's clock does when it was wrong and is put right."""
+        assert seconds > 0, f"a clock can't be set back by {seconds} s"
+        self._now -= timedelta(seconds=seconds)
+        return self._now
+
 
 class FakeIds:
     """Ids in a row: 00..01, 00..02, ..."""

@@ -127,10 +127,8 @@ def assemble(
     secret = secret_of(settings)
     pepper = pepper_of(secret)
     store = RecentStore(open_store(settings.store), bytes_max=_RECENT_BYTES_MAX)
+    limiter = RequestLimiter(clock=clock, storage=settings.rate_limits_url)
     database = open_database(settings)
-    acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
-    first_credits = _micros(settings.first_credits_usd)
-    first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
 
     threads = CodecThreads(settings.codec_threads)
     fetcher = Fetcher(
@@ -179,7 +177,7 @@ def assemble(
         objects=store,
         fleet=fleet,
         forecast=forecast,
-        limiter=RequestLimiter(clock=clock, storage=settings.rate_limits_url),
+        limiter=limiter,
         tariff=_tariff(settings),
         clock=clock,
         deadline_s=settings.deadline_s,
@@ -246,6 +244,7 @@ def assemble(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(database.close)
+            stack.push_async_callback(limiter.close)
             await stack.enter_async_context(fetcher)
             await stack.enter_async_context(post)
             working = asyncio.create_task(watched(work()))
@@ -261,6 +260,10 @@ def assemble(
                 await fleet.close()
 
     app = create_app(parts, metrics_of=metrics, lifespan=lifespan)
+    # Last: a start that fails must not make a key that nobody gets to see.
+    acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
+    first_credits = _micros(settings.first_credits_usd)
+    first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
     return Service(app=app, parts=parts, first_key=first_key)
 
 

@@ -2,17 +2,20 @@
 
 Only submits are counted: a poll for a live job is never refused. What an account may have in flight is another
 limit, kept where jobs are accepted, because only the database knows it exactly.
+
+Redis may go away: then this process counts by itself, so a key has its limit once per process instead of once in
+all, and Redis is asked again every few seconds. No request fails or waits long for it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from limits import RateLimitItem, RateLimitItemPerMinute, WindowStats, strategies
 from limits.aio.storage import Storage as AwaitableStorage
 from limits.aio.strategies import MovingWindowRateLimiter as AwaitableLimiter
@@ -22,7 +25,23 @@ from rekontext.accounts.errors import RateLimited
 from rekontext.database.tables import KeyId
 from rekontext.sources import Clock
 
+if TYPE_CHECKING:
+    from redis.asyncio import ConnectionPool
+
 REQUESTS_PER_MINUTE_DEFAULT: Final = 60
+ASKED_AGAIN_AFTER_S: Final = 5.0
+"""How long Redis is left alone after it failed."""
+
+_MEMORY: Final = "memory://"
+_REDIS: Final = ("redis://", "rediss://", "unix://")
+_ALLOWED: Final = "memory://, redis://HOST:PORT/NUMBER, rediss://…, unix:///SOCKET"
+_CONNECTIONS_MAX: Final = 16
+_PATIENCE_S: Final = 0.5  # for a connection of the pool, for making one, and for an answer, each
+_log = structlog.get_logger(__name__)
+
+
+class CountsNotShared(ConnectionError):
+    """Redis can't be reached, so every process counts for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +54,21 @@ class Allowance:
 
 
 class RequestLimiter:
-    """Counts the requests of each key. One per process, for one event loop.
+    """Counts the requests of each key. One per process, for one event loop; to be closed in it.
 
     Args:
-        storage: "memory://" counts in this process only; "redis://host/0" counts over all of them.
+        storage: "memory://" counts in this process only; "redis://host:6379/0" counts over all of them.
 
     Raises:
-        ValueError: the storage can't keep a sliding window.
+        ValueError: the storage is none of those, or its client isn't installed.
     """
 
-    def __init__(self, *, clock: Clock, storage: str = "memory://") -> None:
+    def __init__(self, *, clock: Clock, storage: str = _MEMORY) -> None:
         self._clock = clock
-        storage = storage.removeprefix("async+")  # how the library itself writes it
-        self._count: Callable[[RateLimitItem, str], Awaitable[tuple[bool, WindowStats]]]
-        if storage == "memory://":
-            # Asked directly: the library's awaitable memory hops through a thread for every key it knows.
-            self._count = _in_memory(strategies.MovingWindowRateLimiter(MemoryStorage()))
-        elif storage.startswith("redis"):
-            # The library's default Redis client fails with current versions of itself.
-            made = storage_from_string(f"async+{storage}", implementation="redispy")
-            assert isinstance(made, AwaitableStorage), f"{storage} gave a {type(made).__name__}"
-            self._count = _over_the_network(AwaitableLimiter(made))
-        else:
-            raise ValueError(
-                f"rate limit storage {storage!r} is not supported; allowed: memory://, redis://HOST/NUMBER"
-            )
+        # Asked directly: the library's awaitable memory hops through a thread for every key it knows.
+        self._own = strategies.MovingWindowRateLimiter(MemoryStorage())
+        self._shared = None if storage == _MEMORY else _SharedCounts(storage)
+        self._failed_at: datetime | None = None
 
     async def count(self, key: KeyId, *, requests_per_minute: int = REQUESTS_PER_MINUTE_DEFAULT) -> Allowance:
         """Count one request.
@@ -67,7 +76,7 @@ class RequestLimiter:
         Raises:
             RateLimited: the key used up its minute; nothing was counted.
         """
-        allowed, window = await self._count(RateLimitItemPerMinute(requests_per_minute), key)
+        allowed, window = await self._ask(RateLimitItemPerMinute(requests_per_minute), key)
         # The library reads the wall clock itself; ours may be another one, so only the difference crosses over.
         wait_s = max(0.0, window.reset_time - time.time())
         reset_at = self._clock.now() + timedelta(seconds=wait_s)
@@ -75,20 +84,90 @@ class RequestLimiter:
             raise RateLimited(limit=requests_per_minute, reset_at=reset_at, retry_after_s=max(1, math.ceil(wait_s)))
         return Allowance(limit=requests_per_minute, remaining=max(0, window.remaining), reset_at=reset_at)
 
+    async def check(self) -> None:
+        """Return if counts are kept where the settings want them.
 
-def _in_memory(
-    limiter: strategies.MovingWindowRateLimiter,
-) -> Callable[[RateLimitItem, str], Awaitable[tuple[bool, WindowStats]]]:
-    async def count(item: RateLimitItem, key: str) -> tuple[bool, WindowStats]:
-        return limiter.hit(item, key), limiter.get_window_stats(item, key)
+        Raises:
+            CountsNotShared: Redis can't be reached.
+        """
+        if self._shared is not None:
+            await self._shared.check()
 
-    return count
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._shared is not None:
+            await self._shared.close()
+
+    async def _ask(self, item: RateLimitItem, key: str) -> tuple[bool, WindowStats]:
+        if self._shared is not None and self._is_worth_asking():
+            try:
+                answer = await self._shared.hit(item, key)
+            except CountsNotShared as fault:
+                if self._failed_at is None:
+                    _log.error("rate_limits_not_shared", fault=str(fault))
+                self._failed_at = self._clock.now()
+            else:
+                if self._failed_at is not None:
+                    _log.info("rate_limits_shared_again")
+                self._failed_at = None
+                return answer
+        return self._own.hit(item, key), self._own.get_window_stats(item, key)
+
+    def _is_worth_asking(self) -> bool:
+        """Whether Redis is well as far as we know, or has been left alone for long enough."""
+        if self._failed_at is None:
+            return True
+        now = self._clock.now()
+        if 0 <= (now - self._failed_at).total_seconds() < ASKED_AGAIN_AFTER_S:
+            return False
+        self._failed_at = now  # one request tries its luck, the others need not wait for it
+        return True
 
 
-def _over_the_network(
-    limiter: AwaitableLimiter,
-) -> Callable[[RateLimitItem, str], Awaitable[tuple[bool, WindowStats]]]:
-    async def count(item: RateLimitItem, key: str) -> tuple[bool, WindowStats]:
-        return await limiter.hit(item, key), await limiter.get_window_stats(item, key)
+class _SharedCounts:
+    """The counts in Redis, over a few connections, with a bound on every wait."""
 
-    return count
+    def __init__(self, url: str) -> None:
+        if not url.startswith(_REDIS):
+            # Not shown whole: it may hold a password.
+            raise ValueError(f"rate limit storage {url.partition(':')[0]!r} is not supported; allowed: {_ALLOWED}")
+        try:
+            from redis.asyncio import BlockingConnectionPool
+        except ImportError as error:
+            raise ValueError("rate limits in Redis need its client: pip install 'rekontext[redis]'") from error
+        try:
+            # Blocking: with many requests at once they take turns, where the default pool refuses some.
+            self._pool: ConnectionPool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS_MAX,
+                timeout=_PATIENCE_S,
+                socket_connect_timeout=_PATIENCE_S,
+                socket_timeout=_PATIENCE_S,
+            )
+        except ValueError as error:
+            raise ValueError(f"rate limit storage can't be read: {error}; allowed: {_ALLOWED}") from error
+        # The library's default Redis client fails with current versions of itself.
+        options: dict[str, Any] = {"implementation": "redispy", "connection_pool": self._pool}
+        made = storage_from_string("async+redis://", **options)
+        assert isinstance(made, AwaitableStorage), f"a {type(made).__name__} can't be awaited"
+        self._faults = made.base_exceptions
+        self._storage = made
+        self._limiter = AwaitableLimiter(made)
+
+    async def hit(self, item: RateLimitItem, key: str) -> tuple[bool, WindowStats]:
+        """Count, and look at what is left.
+
+        Raises:
+            CountsNotShared: no answer came.
+        """
+        try:
+            return await self._limiter.hit(item, key), await self._limiter.get_window_stats(item, key)
+        except self._faults as fault:
+            raise CountsNotShared(f"Redis does not answer: {fault}") from fault
+
+    async def check(self) -> None:
+        if not await self._storage.check():
+            raise CountsNotShared("Redis does not answer")
+
+    async def close(self) -> None:
+        await self._pool.aclose()
