@@ -116,6 +116,7 @@ def test_a_mixed_load_is_served_much_sooner_than_first_come_first_served(seed: i
     assert verdict.ordinary_mean_vs_alone <= 1.2
     assert verdict.eta_error_running < 0.05
     assert verdict.eta_error_queued < 0.3
+    assert verdict.eta_error_queued_ordinary < 0.1
 
 
 def test_a_replay_is_a_function_of_its_seed() -> None:

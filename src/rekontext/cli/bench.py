@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 _MEANINGS = {
-    "mean_latency_vs_fifo": "mean latency, all accounts",
-    "p99_vs_fifo": "99th percentile of latency, all accounts",
-    "ordinary_mean_vs_fifo": "mean latency of ordinary accounts",
-    "ordinary_mean_vs_alone": "the same, against a run without the greedy account",
-    "eta_error_running": "median error of the predicted time, running edit",
-    "eta_error_queued": "the same, for edits that had to queue",
+    "mean_latency_vs_fifo": "mean latency, to first-come-first-served's",
+    "p99_vs_fifo": "99th percentile of latency, likewise",
+    "ordinary_mean_vs_fifo": "ordinary accounts' mean latency, likewise",
+    "ordinary_mean_vs_alone": "the same, to a run without the greedy one",
+    "eta_error_running": "median error of the time left, running edit",
+    "eta_error_queued": "of the time to the end, queued edits",
+    "eta_error_queued_ordinary": "the same, ordinary accounts only",
 }
 
 
@@ -33,13 +34,13 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
         print(json.dumps({"seed": seed, **figures}, indent=1))  # noqa: T201 - for programs, so no styling
         return
     table = Table(
-        title=f"{load.edits} edits of {load.accounts} accounts, load {load.rate:g}, and a greedy account that always "
-        f"has {load.backlog} waiting (seed {seed})",
+        title=f"{load.edits} edits of {load.accounts} accounts at load {load.rate:g}, and a greedy account\n"
+        f"that always has {load.backlog} waiting (seed {seed})",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
     )
-    for heading in ("figure", "ratio to first-come-first-served", ""):
+    for heading in ("figure", "value", ""):
         table.add_column(heading)
     for name, value in figures.items():
         meaning = _MEANINGS[name.removeprefix("engine_")]

@@ -74,16 +74,24 @@ class Outcome:
     Attributes:
         latency_s: seconds from arrival to the end, by account.
         running_errors: |predicted - real| / real of the remaining time of the edit at the front, at every arrival.
-        queued_errors: the same of every edit that had to queue, as predicted when it came.
+        queued_errors: the same of every edit that had to queue, as predicted when it came, by account.
     """
 
     latency_s: dict[str, list[float]] = field(default_factory=dict)
     running_errors: list[float] = field(default_factory=list)
-    queued_errors: list[float] = field(default_factory=list)
+    queued_errors: dict[str, list[float]] = field(default_factory=dict)
 
     def all(self) -> list[float]:
         """Latencies of every account's edits, sorted."""
         return sorted(latency for latencies in self.latency_s.values() for latency in latencies)
+
+    def all_queued_errors(self) -> list[float]:
+        """Of every account's edits."""
+        return [error for errors in self.queued_errors.values() for error in errors]
+
+    def ordinary_queued_errors(self) -> list[float]:
+        """Of the ordinary accounts' edits."""
+        return [error for account, errors in self.queued_errors.items() if account != GREEDY for error in errors]
 
     def ordinary_mean(self) -> float:
         """Mean latency of the ordinary accounts."""
@@ -131,7 +139,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
             del steps_left[id]
             outcome.latency_s.setdefault(arrival.account, []).append(now_s - arrival.at_s)
             for then_s, finish_s, was_first in predictions.pop(id):
-                errors = outcome.running_errors if was_first else outcome.queued_errors
+                queued = outcome.queued_errors.setdefault(arrival.account, [])
+                errors = outcome.running_errors if was_first else queued
                 errors.append(abs(finish_s - (now_s - then_s)) / (now_s - then_s))
             if arrival.account == GREEDY and upcoming < len(arrivals):
                 admit(_draw(refills, now_s, GREEDY, load.step_s))
@@ -145,6 +154,7 @@ class Verdict:
     Attributes:
         ordinary_mean_vs_alone: ordinary accounts' mean latency with the greedy account around, to that without it.
         eta_error_running, eta_error_queued: median relative error of the predicted remaining time.
+        eta_error_queued_ordinary: the same without the greedy account, whose edits wait behind all that is yet to come.
     """
 
     mean_latency_vs_fifo: float
@@ -153,6 +163,7 @@ class Verdict:
     ordinary_mean_vs_alone: float
     eta_error_running: float
     eta_error_queued: float
+    eta_error_queued_ordinary: float
 
 
 def judge(load: Load, policy: Policy) -> Verdict:
@@ -165,7 +176,8 @@ def judge(load: Load, policy: Policy) -> Verdict:
         ordinary_mean_vs_fifo=ours.ordinary_mean() / fifo.ordinary_mean(),
         ordinary_mean_vs_alone=ours.ordinary_mean() / alone.ordinary_mean(),
         eta_error_running=median(ours.running_errors),
-        eta_error_queued=median(ours.queued_errors),
+        eta_error_queued=median(ours.all_queued_errors()),
+        eta_error_queued_ordinary=median(ours.ordinary_queued_errors()),
     )
 
 

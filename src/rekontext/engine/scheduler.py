@@ -24,7 +24,7 @@ from rekontext.contract import Estimate
 
 ARRIVALS_KEPT: Final = 400
 _ARRIVALS_NEEDED: Final = 20
-_LEARNING: Final = 0.02
+_LEARNING: Final = 0.01
 _LATE, _ORDINARY, _GREEDY = range(3)
 
 
@@ -173,16 +173,19 @@ class Scheduler:
         rate = self._arrivals.rates(without=greedy, now_s=now_s)
         estimates, elapsed_s = {}, 0.0
         for position, (edit, kind) in enumerate(zip(edits, classes, strict=True)):
-            wait_s = elapsed_s
-            elapsed_s += edit.remaining_s
-            stretch = 1.0
+            wait_s, work_s = elapsed_s, edit.remaining_s
+            elapsed_s += work_s
             if position and self.policy.kind == "steps":
                 # While an edit waits, others come that go before it: all ordinary ones before a greedy account's,
                 # shorter ones before an ordinary account's. At that rate they lengthen every second of its wait.
-                length = inf if kind == _GREEDY else edit.remaining_s * edit.length
-                stretch = 1 + self._overtaking[kind] * (1 / (1 - min(rate(length), 0.9)) - 1)
+                # While it runs, fewer and fewer are shorter than what is left of it.
+                length = work_s * edit.length
+                waiting = _stretch(rate(inf if kind == _GREEDY else length))
+                running = waiting if kind == _GREEDY else (waiting + 4 * _stretch(rate(length / 2)) + 1) / 6
+                wait_s *= 1 + self._overtaking[kind] * (waiting - 1)
+                work_s *= 1 + self._overtaking[kind] * (running - 1)
             estimates[edit.id] = Estimate(
-                position=position, wait_s=0.0 if edit.served else wait_s * stretch, finish_s=elapsed_s * stretch
+                position=position, wait_s=0.0 if edit.served else wait_s, finish_s=wait_s + work_s
             )
         return estimates
 
@@ -199,6 +202,11 @@ class Scheduler:
             return _ORDINARY, edit.remaining_s * edit.length, edit.number
 
         return rank
+
+
+def _stretch(rate: float) -> float:
+    """How much longer a second takes when work that goes first comes in at `rate` seconds per second."""
+    return 1 / (1 - min(rate, 0.9))
 
 
 class _DecayingUse:
