@@ -204,6 +204,13 @@ TABLE = [
         content='{"prompt": "x"}'.encode("utf-16"),
         headers={"content-type": "application/json"},
     ),
+    Bad(
+        name="a value nested too deeply",
+        says="seed is (nested too deeply)",
+        parameters=["seed"],
+        content=orjson.dumps(GOOD)[:-1] + b', "seed": ' + b"[" * 900 + b"]" * 900 + b"}",
+        headers={"content-type": "application/json"},
+    ),
     Bad(name="JSON array", code="malformed_body", says="JSON object", json=[GOOD]),
     Bad(name="JSON string", code="malformed_body", says="JSON object", json="make it night"),
     Bad(
@@ -387,6 +394,7 @@ TABLE = [
     bad_picture("ftp URL", "ftp://example.com/cat.jpg", "scheme"),
     bad_picture("loopback URL", "http://127.0.0.1:1/cat.jpg", "not a public address", "unreachable_picture"),
     bad_picture("metadata URL", "http://169.254.169.254/latest", "not a public address", "unreachable_picture"),
+    bad_picture("link of ours, mangled", "http://studio/files///[x", "opens nothing"),
     bad_picture("URL without a host", "http:///cat.jpg", "URL", "unreachable_picture"),
     bad_picture("URL with a bad port", "http://example.com:99999/", "URL", "unreachable_picture"),
     bad_picture("URL with a bad name", f"http://{'a' * 80}.example/", "fetched", "unreachable_picture"),

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, Final
 
 import httpx2
+import orjson
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
@@ -89,6 +90,9 @@ async def test_the_largest_and_smallest_values_are_allowed(studio: Studio, clien
 async def test_unknown_parameters_are_ignored(client: httpx2.AsyncClient) -> None:
     """Callers that send what other models take are served."""
     assert (await client.post(URL, json=GOOD | {"negative_prompt": 3, "model": None})).status_code == 200
+    nested = orjson.dumps(GOOD)[:-1] + b', "lora": ' + b"[" * 900 + b"]" * 900 + b"}"
+    answer = await client.post(URL, content=nested, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, "however deep"
 
 
 async def test_a_form_with_a_file(studio: Studio, client: httpx2.AsyncClient) -> None:

@@ -47,6 +47,16 @@ async def test_our_own_links_are_read_in_process(client: httpx2.AsyncClient) -> 
     assert Image.open(BytesIO(second.content)).size == (48, 32)
 
 
+async def test_a_link_of_ours_is_ours_under_every_name_of_the_server(client: httpx2.AsyncClient) -> None:
+    """A link made for a public name comes back under a private one; what we signed is never fetched."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    known = await client.post(V1, json=GOOD | {"input_image": link.replace("http://studio", "http://127.0.0.1:1")})
+    assert known.status_code == 200, known.text
+    forged = link.replace("http://studio", "http://127.0.0.1:1")[:-1]
+    answer = await client.post(V1, json=GOOD | {"input_image": forged})
+    assert (answer.status_code, answer.json()["code"]) == (400, "unreachable_picture"), "a stranger's, and not public"
+
+
 @pytest.mark.parametrize("change", ["key", "expires", "signature", "nothing left"])
 async def test_a_link_that_was_changed_opens_nothing(client: httpx2.AsyncClient, change: str) -> None:
     """As a link, and as an input picture."""

@@ -12,6 +12,7 @@ from rekontext.database import AccountId, Database
 from rekontext.sources import Clock
 
 KEY_HEADER: Final = "x-api-key"
+_CALLER_KEY: Final = "rekontext.caller"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +73,20 @@ class MissingKey(PermissionError):
 async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller:
     """Who sends this. Asked before the body is read, so that strangers can't make the server read one.
 
+    Asked once for each request; after that it is known.
+
     Args:
         scope: what the key must be good for; None takes any good key.
 
     Raises:
         MissingKey, KeyRefused, ScopeMissing.
     """
-    secret = request.headers.get(KEY_HEADER)
-    if not secret:
-        raise MissingKey(has_authorization="authorization" in request.headers)
-    caller = await keys.authenticate(secret)
+    caller: Caller | None = request.scope.get(_CALLER_KEY)
+    if caller is None:
+        secret = request.headers.get(KEY_HEADER)
+        if not secret:
+            raise MissingKey(has_authorization="authorization" in request.headers)
+        caller = request.scope[_CALLER_KEY] = await keys.authenticate(secret)
     if scope is not None:
         caller.key.require_scope(scope)
     return caller

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from rekontext.api.connection import CallerGone
+from rekontext.api.middleware import BodyTooLarge
 from rekontext.api.parameters import Upload
 from rekontext.pictures import CodecThreads
 
@@ -24,9 +25,9 @@ FormFields = Sequence[tuple[str, str | Upload]]
 class UnsupportedContentType(ValueError):
     """The body is of a type that is not read here."""
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, *, allowed: str = "application/json or multipart/form-data") -> None:
         given = f'"{content_type[:80]}"' if content_type else "missing"
-        super().__init__(f"Content-Type is {given}; send application/json or multipart/form-data")
+        super().__init__(f"Content-Type is {given}; send {allowed}")
 
 
 class MalformedBody(ValueError):
@@ -44,9 +45,10 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     """
     content_type = request.headers.get("content-type", "")
     try:
-        match content_type.partition(";")[0].strip().lower():
+        match _media_type(content_type):
             case "application/json":
-                return await _json(await request.body(), threads)
+                body = await request.body()
+                return _json(body) if len(body) <= _INLINE_BYTES_MAX else await threads.run(_json, body)
             case "multipart/form-data":
                 return await _form(request, bytes_max)
     except ClientDisconnect as fault:
@@ -54,9 +56,31 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     raise UnsupportedContentType(content_type)
 
 
-async def _json(body: bytes, threads: CodecThreads) -> JsonObject:
+async def check_json(request: Request, *, bytes_max: int) -> None:
+    """Read the whole body, which must be a JSON object; whoever reads it next finds it in `request`.
+
+    Raises:
+        UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone.
+    """
+    content_type = request.headers.get("content-type", "")
+    if _media_type(content_type) != "application/json":
+        raise UnsupportedContentType(content_type, allowed="application/json")
     try:
-        document = orjson.loads(body) if len(body) <= _INLINE_BYTES_MAX else await threads.run(orjson.loads, body)
+        body = await request.body()
+    except ClientDisconnect as fault:
+        raise CallerGone from fault
+    if len(body) > bytes_max:
+        raise BodyTooLarge(bytes_max)
+    _json(body)
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _json(body: bytes) -> JsonObject:
+    try:
+        document = orjson.loads(body)
     except orjson.JSONDecodeError as fault:
         raise MalformedBody(f"the body is not valid JSON: {fault}") from fault
     if not isinstance(document, dict):

@@ -55,16 +55,22 @@ class Links:
     async def read_own(self, url: str, *, origin: str) -> bytes | None:
         """The file behind a URL of ours, read without a request; None for anybody else's URL.
 
+        A server has many names, so a link that we signed is ours whatever host stands in it.
+
         Raises:
-            PictureRefused: it is ours, but the link opens nothing.
+            PictureRefused: it has our origin, but the link opens nothing.
         """
-        prefix = f"{origin}{FOLDER}"
-        if not url.startswith(prefix):
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # whoever fetches it says what is wrong with it
             return None
-        parts = urlsplit(url[len(prefix) :])
+        if not parts.path.startswith(FOLDER):
+            return None
         query = parse_qs(parts.query)
         expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
         try:
-            return await self.open(unquote(parts.path), expires=expires, signature=signature)
+            return await self.open(unquote(parts.path.removeprefix(FOLDER)), expires=expires, signature=signature)
         except (LinkRefused, FileGone) as fault:
+            if isinstance(fault, LinkRefused) and not url.startswith(f"{origin}{FOLDER}"):
+                return None
             raise PictureRefused(f"the link to a file of this server opens nothing: {fault}") from fault

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from rekontext.api.bodies import read_body
 from rekontext.api.edits import EditOrder
 from rekontext.api.parameters import (
+    ALLOWED,
     KontextParameters,
     ParametersRefused,
     Problem,
@@ -35,7 +36,7 @@ class Draft:
         parameters: None when one of them is wrong.
         source: the picture as it came: text, a file, or something that is neither.
         problems: by parameter.
-        body_digest: hex SHA-256 of all that was sent, however it was spelled.
+        body_digest: hex SHA-256 of every parameter that was sent, however it was spelled; empty when one is wrong.
     """
 
     parameters: KontextParameters | None
@@ -73,7 +74,7 @@ class OrderReader:
             parameters=parameters,
             source=given.get("input_image"),
             problems=repeated | {each.parameter: each for each in wrong if each.parameter not in repeated},
-            body_digest=await self._threads.run(_digest, given),
+            body_digest="" if parameters is None else await self._threads.run(_digest, given),
         )
 
     async def finish(self, draft: Draft, *, shortcut: Shortcut | None = None) -> EditOrder:
@@ -129,9 +130,13 @@ def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
 
 
 def _digest(given: Mapping[str, object]) -> str:
-    """The same for two requests that ask for the same. Takes milliseconds for a large picture."""
+    """The same for two requests that ask for the same: what is null or unknown asks for nothing.
+
+    Takes milliseconds for a large picture.
+    """
     plain = {
         name: {"sha256": hashlib.sha256(value.data).hexdigest()} if isinstance(value, Upload) else value
         for name, value in given.items()
+        if name in ALLOWED and value is not None
     }
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -202,13 +202,22 @@ def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, obj
 
 
 def shown(value: object) -> object:
-    """A caller's value for a message: as it is when short."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """A caller's value for a message: as it is when short and when our own JSON can hold it."""
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     if isinstance(value, Upload):
         return f"a file of {len(value.data)} bytes"
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else _spelled(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, int):
+        return str(value)
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # orjson reads deeper than it writes
+        return "(nested too deeply)"
 
 
 def _problem(name: str, value: object) -> Problem:

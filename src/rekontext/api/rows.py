@@ -109,8 +109,8 @@ def day_start(day: date) -> datetime:
 
 
 def day_end(day: date) -> datetime:
-    """The first moment after a day in UTC."""
-    return day_start(day) + timedelta(days=1)
+    """The first moment after a day in UTC; of the last day there is, its own last moment."""
+    return datetime.max.replace(tzinfo=UTC) if day == date.max else day_start(day) + timedelta(days=1)
 
 
 def states_named(word: str) -> Sequence[State]:

@@ -15,6 +15,7 @@ from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
 from rekontext.api.edits import SLUG
 from rekontext.api.hooks import described, described_delivery, new_endpoint
+from rekontext.api.keyed import keyed_route
 from rekontext.api.parameters import ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
 from rekontext.api.rows import Rows, day_end, day_start, moment, page, states_named
@@ -55,22 +56,19 @@ def router(parts: Parts) -> APIRouter:
         tags=["account and history, as Segmind's SDK asks for them"],
         dependencies=[Security(KEY)],
         responses=openapi.REFUSALS,
+        route_class=keyed_route(parts),
     )
+    _add_models(routes, parts)
     _add_account(routes, parts)
     _add_history(routes, parts)
     _add_webhooks(routes, parts)
     return routes
 
 
-def _add_account(routes: APIRouter, parts: Parts) -> None:
-    @routes.get("/v1/get-user-credits", summary="What is left")
-    async def credits(request: Request) -> dict[str, float]:
-        """US dollars, paid and given; what is held for unfinished edits is in neither."""
-        caller = await parts.caller(request, "read")
-        balance = await parts.database.read(lambda tx: ledger.balance(tx, caller.account))
-        return {"credits": usd(balance.paid_micros), "free-credits": usd(balance.free_micros)}
+def _add_models(routes: APIRouter, parts: Parts) -> None:
+    open_to_all = APIRouter()
 
-    @routes.get("/inference-model-information/list", summary="The models")
+    @open_to_all.get("/inference-model-information/list", summary="The models")
     async def models() -> dict[str, Any]:
         """The one model that is served. No key needed."""
         row = {
@@ -84,6 +82,17 @@ def _add_account(routes: APIRouter, parts: Parts) -> None:
             **parts.documents.model(),
         }
         return {"Inference Segmind Model Information List With Details": [row]}
+
+    routes.include_router(open_to_all)
+
+
+def _add_account(routes: APIRouter, parts: Parts) -> None:
+    @routes.get("/v1/get-user-credits", summary="What is left")
+    async def credits(request: Request) -> dict[str, float]:
+        """US dollars, paid and given; what is held for unfinished edits is in neither."""
+        caller = await parts.caller(request, "read")
+        balance = await parts.database.read(lambda tx: ledger.balance(tx, caller.account))
+        return {"credits": usd(balance.paid_micros), "free-credits": usd(balance.free_micros)}
 
     @routes.get("/api/auth/authenticate", summary="The account of a key")
     async def authenticate(request: Request) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         """The last 7 days, or at most 31 that are named."""
         caller = await parts.caller(request, "read")
         last = to_date or parts.clock.now().date()
-        first = from_date or last - timedelta(days=_WINDOW_DAYS)
+        first = from_date or max(last, date.min + timedelta(days=_WINDOW_DAYS)) - timedelta(days=_WINDOW_DAYS)
         if not 0 <= (last - first).days <= WINDOW_DAYS_MAX:
             allowed = f"a window of at most {WINDOW_DAYS_MAX} days that begins before it ends"
             reason = f"is {first}, {(last - first).days} days before to_date; allowed is {allowed}"

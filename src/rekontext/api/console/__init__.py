@@ -6,6 +6,7 @@ from fastapi import APIRouter, Security
 
 from rekontext.api import openapi
 from rekontext.api.console import account, admin, keys, requests, trial, webhooks
+from rekontext.api.keyed import keyed_route
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
 
@@ -14,7 +15,13 @@ PREFIX = "/console/api"
 
 def router(parts: Parts) -> APIRouter:
     """The routes of every subject."""
-    routes = APIRouter(prefix=PREFIX, tags=["console"], dependencies=[Security(KEY)], responses=openapi.REFUSALS)
+    routes = APIRouter(
+        prefix=PREFIX,
+        tags=["console"],
+        dependencies=[Security(KEY)],
+        responses=openapi.REFUSALS,
+        route_class=keyed_route(parts),
+    )
     for subject in (account, trial, requests, keys, webhooks, admin):
         subject.add(routes, parts)
     return routes

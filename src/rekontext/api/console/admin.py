@@ -130,7 +130,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/audit", summary="Who did what")
     async def audit_log(
         request: Request,
-        before: Annotated[int | None, Query(ge=1)] = None,
+        before: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
         limit: Annotated[int, Query(ge=1, le=audit.PAGE_MAX)] = 100,
     ) -> dict[str, object]:
         await parts.caller(request, "admin")

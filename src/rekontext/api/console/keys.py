@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
@@ -17,6 +17,13 @@ from rekontext.api.parts import Parts
 from rekontext.database import AccountId, KeyId
 
 NAME_CHARACTERS_MAX = 200
+
+
+def _in_utc(when: datetime) -> datetime:
+    try:
+        return when.astimezone(UTC)
+    except OverflowError as fault:
+        raise ValueError("lies beyond the years 1 to 9999 in UTC") from fault
 
 
 class KeyWanted(BaseModel):
@@ -29,7 +36,7 @@ class KeyWanted(BaseModel):
     sync_response: SyncResponse = "image"
     requests_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
     models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
     def policy(self) -> KeyPolicy:
         return KeyPolicy(
