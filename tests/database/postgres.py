@@ -13,12 +13,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from psycopg import sql
 
 USER = "rekontext"
+Mode = Literal["fast", "immediate"]
+"""How a server ends: "fast" breaks off transactions and leaves in order, "immediate" is a crash."""
 
 
 def binaries() -> Path | None:
@@ -30,18 +34,47 @@ def binaries() -> Path | None:
     return Path(on_path).parent if on_path else None
 
 
-@contextmanager
-def server(programs: Path, *, is_durable: bool = False) -> Iterator[str]:
-    """Start a server, yield its URL without a database's name, stop it and delete all it had.
+def _owner() -> pwd.struct_passwd | None:
+    """Who runs the server, if we may not."""
+    return pwd.getpwnam("postgres") if os.getuid() == 0 else None
 
-    Args:
-        is_durable: whether a commit waits for the disk, as it does in earnest; tests need not wait.
-    """
-    owner = pwd.getpwnam("postgres") if os.getuid() == 0 else None
 
-    def run(*command: str | Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PostgresServer:
+    """One server with a folder of its own, which may be stopped and started again at the same place."""
+
+    programs: Path
+    folder: Path
+    port: int
+    is_durable: bool = False
+
+    @property
+    def url(self) -> str:
+        """Without a database's name."""
+        return f"postgresql://{USER}@127.0.0.1:{self.port}"
+
+    def make(self) -> None:
+        """Lay out an empty cluster."""
+        owner = _owner()
+        if owner:
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+        self._run("initdb", "--auth=trust", f"--username={USER}", "--encoding=UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Return once it takes connections."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
+        if not self.is_durable:
+            options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+        self._run("pg_ctl", "-l", self.folder / "log", "-w", "-t", "30", "-o", options, "start")
+
+    def stop(self, mode: Mode = "immediate") -> None:
+        """Return once it is gone."""
+        self._run("pg_ctl", "-m", mode, "-w", "stop")
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        owner = _owner()
         done = subprocess.run(
-            [str(part) for part in command],
+            [str(part) for part in (self.programs / program, "-D", self.folder / "data", *arguments)],
             user=owner.pw_uid if owner else None,
             group=owner.pw_gid if owner else None,
             extra_groups=[] if owner else None,
@@ -51,28 +84,39 @@ def server(programs: Path, *, is_durable: bool = False) -> Iterator[str]:
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0, f"{command[0]} failed: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{program} failed: {done.stdout}{done.stderr}"
 
+
+@contextmanager
+def running(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
+    """Start a server; in the end stop it, unless it is stopped, and delete all it had.
+
+    Args:
+        is_durable: whether a commit waits for the disk, as it does in earnest; tests need not wait.
+    """
     # The default temporary folder may be closed to other users; a socket's path must be short, so there is none.
     folder = Path(tempfile.mkdtemp(prefix="rekontext-postgres-"))
     try:
-        if owner:
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-        data = folder / "data"
-        run(programs / "initdb", "--auth=trust", f"--username={USER}", "--encoding=UTF8", "--no-sync", "-D", data)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
-        if not is_durable:
-            options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
-        run(programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-t", "30", "-o", options, "start")
+        server = PostgresServer(programs=programs, folder=folder, port=port, is_durable=is_durable)
+        server.make()
+        server.start()
         try:
-            yield f"postgresql://{USER}@127.0.0.1:{port}"
+            yield server
         finally:
-            run(programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            if (folder / "data" / "postmaster.pid").exists():
+                server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def server(programs: Path, *, is_durable: bool = False) -> Iterator[str]:
+    """The URL of a `running` server, without a database's name."""
+    with running(programs, is_durable=is_durable) as started:
+        yield started.url
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -31,6 +31,14 @@ _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization fai
 _POSTGRES_OPTIONS = (
     "-c timezone=utc -c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 )
+# A server that vanishes without a word (a lost machine, a firewall) would else hold a thread for up to two hours.
+_POSTGRES_PATIENCE = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
 
 
 class DatabaseUnavailable(RuntimeError):
@@ -119,7 +127,7 @@ class Database:
             url.set(drivername="postgresql+psycopg"),
             pool_size=2 * connections,
             max_overflow=0,
-            connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 10, "application_name": "rekontext"},
+            connect_args={"options": _POSTGRES_OPTIONS, "application_name": "rekontext", **_POSTGRES_PATIENCE},
         )
         # Reads see one snapshot, as they do on SQLite.
         read = write.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -138,7 +146,7 @@ class Database:
         Raises:
             DatabaseUnavailable: it didn't happen, or that is in doubt.
         """
-        return await asyncio.wrap_future(self._submit(self._write_threads, self._write, work))
+        return await asyncio.wrap_future(self._write_threads.submit(_run, self._write, work))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on one snapshot of the committed data.
@@ -146,15 +154,15 @@ class Database:
         Raises:
             DatabaseUnavailable: the database can't be reached.
         """
-        return await asyncio.wrap_future(self._submit(self._read_threads, self._read, work))
+        return await asyncio.wrap_future(self._read_threads.submit(_run, self._read, work, is_read=True))
 
     def transact_sync(self, work: Callable[[Connection], T]) -> T:
         """`transact` for callers without an event loop."""
-        return self._submit(self._write_threads, self._write, work).result()
+        return self._write_threads.submit(_run, self._write, work).result()
 
     def read_sync(self, work: Callable[[Connection], T]) -> T:
         """`read` for callers without an event loop."""
-        return self._submit(self._read_threads, self._read, work).result()
+        return self._read_threads.submit(_run, self._read, work, is_read=True).result()
 
     def close(self) -> None:
         """Let running transactions end, then close every connection."""
@@ -163,17 +171,14 @@ class Database:
         self._read.dispose()
         self._write.dispose()
 
-    def _submit(self, threads: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]) -> Future[T]:
-        return threads.submit(_run, engine, work)
 
-
-def _run(engine: Engine, work: Callable[[Connection], T]) -> T:
+def _run(engine: Engine, work: Callable[[Connection], T], *, is_read: bool = False) -> T:
     for tried in range(1, TRIES_MAX + 1):
         committing = False
         try:
             with engine.connect() as connection, connection.begin() as transaction:
                 result = work(connection)
-                committing = True
+                committing = not is_read  # a read that breaks off at its very end has changed nothing
                 transaction.commit()
                 return result
         except DBAPIError as error:
