@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -167,13 +168,75 @@ def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert [each.subject for each in examine(None) if each.verdict == "broken"] == ["settings"]
 
 
+def _findings(verdict: str) -> dict[str, str]:
+    return {each.subject: each.says for each in examine("/nowhere/model") if each.verdict == verdict}
+
+
+def test_doctor_opens_the_database(run: Run) -> None:
+    """A file that is there may still be damaged."""
+    assert "to be made" in _findings("ok")["database"]
+    run(["accounts", "create", "alice"])
+    assert "rekontext.db" in _findings("ok")["database"]
+    Path("data/rekontext.db").write_bytes(b"not a database at all" * 1000)
+    assert "is damaged" in _findings("broken")["database"]
+
+
+def test_doctor_tries_the_store_and_the_rate_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its store no edit ends well; without its Redis all do, so that is only noted."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setenv("REKONTEXT_STORE_URL", f"file://{Path.cwd()}/objects")
+    assert "written, read and removed" in _findings("ok")["store"]
+    assert [each for each in Path("objects").rglob("*") if each.is_file()] == []
+    monkeypatch.setenv("REKONTEXT_STORE_URL", f"file://{Path.cwd()}/photo.jpg")
+    monkeypatch.setenv("REKONTEXT_RATE_LIMITS_URL", f"redis://{nobody}/0")
+    assert "see REKONTEXT_STORE_URL" in _findings("broken")["store"]
+    assert "counts by itself" in _findings("note")["rate limits"]
+    monkeypatch.setenv("REKONTEXT_RATE_LIMITS_URL", "mongodb://x")
+    assert "set REKONTEXT_RATE_LIMITS_URL" in _findings("broken")["rate limits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("REKONTEXT_DATABASE_URL", "mysql://a:geheim@b/c", "REKONTEXT_DATABASE_URL can't be used: database url names"),
+        ("REKONTEXT_DATABASE_URL", "geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't be read"),
+        ("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/c", "(REKONTEXT_DATABASE_URL)"),
+        ("REKONTEXT_RATE_LIMITS_URL", "mongodb://a:geheim@b", "REKONTEXT_RATE_LIMITS_URL can't be used: rate limit"),
+        ("REKONTEXT_DATA_DIR", "photo.jpg", "the secret can't be kept in photo.jpg/secret"),
+    ],
+)
+def test_serve_stops_at_a_setting_that_can_t_be_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    """One line that names it, without the password in it, and no account whose key nobody gets to see."""
+    monkeypatch.setenv(name, value)
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert says in outcome.err
+    assert "geheim" not in outcome.err
+    monkeypatch.delenv(name)
+    assert json.loads(run(["accounts", "list", "--json"]).out)["accounts"] == []
+
+
+def test_a_damaged_database_stops_every_command_with_one_line(run: Run) -> None:
+    """It names the file, and what to do."""
+    run(["accounts", "create", "alice"])
+    Path("data/rekontext.db").write_bytes(b"not a database at all" * 1000)
+    for arguments in (["serve", "--port", "0"], ["accounts", "list"]):
+        outcome = run(arguments)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+        assert "is damaged" in outcome.err
+        assert str(Path("data/rekontext.db").absolute()) in outcome.err
+
+
 def test_doctor_is_content_with_a_model_that_is_there(run: Run, model: str) -> None:
     """Every subject of the check is listed, and nothing is broken."""
     outcome = run(["doctor", "--model", model])
     assert outcome.code == 0, outcome.err
     assert all(
         f"\n{subject} " in outcome.out
-        for subject in ("python", "engine", "device", "model", "database", "memory", "disk")
+        for subject in ("python", "engine", "device", "model", "database", "store", "rate limits", "memory", "disk")
     )
 
 
@@ -276,8 +339,6 @@ def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:
 
 def test_serve_says_when_the_port_is_taken(run: Run) -> None:
     """And makes no key that nobody would get to see."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         outcome = run(["serve", "--port", str(taken.getsockname()[1])])
     assert outcome.code == 1

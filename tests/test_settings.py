@@ -61,6 +61,10 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REKONTEXT_TRUSTED_PROXIES", "proxy.internal", '"proxy.internal" is no network'),
         ("REKONTEXT_EXTERNAL_URL", "https://example.com/path", "an origin such as"),
         ("REKONTEXT_EXTERNAL_URL", "example.com", "an origin such as"),
+        ("REKONTEXT_EXTERNAL_URL", "https://example.com:99999", "an origin such as"),
+        ("REKONTEXT_EXTERNAL_URL", "https://user@example.com", "an origin such as"),
+        ("REKONTEXT_STORE_URL", "ftp://x", "allowed are file:///FOLDER, s3://BUCKET"),
+        ("REKONTEXT_STORE_URL", "s3://", "allowed are file:///FOLDER, s3://BUCKET"),
         ("REKONTEXT_PRICE_PER_EDIT_USD", "0.0000001", "REKONTEXT_PRICE_PER_EDIT_USD"),
         ("REKONTEXT_FIRST_CREDITS_USD", "-1", "greater than or equal to 0"),
         ("REKONTEXT_SECRET", "short", "at least 32"),
@@ -75,6 +79,14 @@ def test_a_wrong_variable_is_said_by_name(monkeypatch: pytest.MonkeyPatch, name:
         load_settings()
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start-up messages end in logs."""
+    monkeypatch.setenv("REKONTEXT_SECRET", "geheim")
+    with pytest.raises(SettingsError, match="REKONTEXT_SECRET is wrong: it has 6 characters") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
 
 
 def test_a_wrong_flag_is_named_as_a_flag() -> None:

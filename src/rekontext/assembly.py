@@ -29,7 +29,7 @@ from rekontext.api.parts import Limits, Parts
 from rekontext.api.posting import WebhookPost
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
-from rekontext.database import Database
+from rekontext.database import Database, DatabaseUnavailable
 from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper, Workbench
 from rekontext.pictures import (
     AllowList,
@@ -42,7 +42,7 @@ from rekontext.pictures import (
 )
 from rekontext.pictures.recent import RecentStore
 from rekontext.secret import derive, open_secret
-from rekontext.settings import Settings
+from rekontext.settings import Settings, variable
 from rekontext.sources import Clock, Ids, SystemClock, random_bytes, random_id
 
 RANDOM_SEED_MAX: Final = 2**32 - 1
@@ -95,11 +95,17 @@ def open_database(settings: Settings) -> Database:
 
     Raises:
         ValueError: the URL names no database.
-        DatabaseUnavailable: it can't be reached.
+        DatabaseUnavailable: it can't be reached, is damaged, or was upgraded by a newer version.
     """
     if settings.database_url is None:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Database.open(settings.database)
+    try:
+        return Database.open(settings.database)
+    except ValueError as fault:
+        raise ValueError(f"{variable('database_url')} can't be used: {fault}") from fault
+    except DatabaseUnavailable as fault:
+        where = variable("database_url") if settings.database_url else settings.database.removeprefix("sqlite:///")
+        raise DatabaseUnavailable(f"{fault} ({where})") from fault
 
 
 def assemble(
@@ -127,7 +133,10 @@ def assemble(
     secret = secret_of(settings)
     pepper = pepper_of(secret)
     store = RecentStore(open_store(settings.store), bytes_max=_RECENT_BYTES_MAX)
-    limiter = RequestLimiter(clock=clock, storage=settings.rate_limits_url)
+    try:
+        limiter = RequestLimiter(clock=clock, storage=settings.rate_limits_url)
+    except ValueError as fault:
+        raise ValueError(f"{variable('rate_limits_url')} can't be used: {fault}") from fault
     database = open_database(settings)
 
     threads = CodecThreads(settings.codec_threads)

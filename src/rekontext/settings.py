@@ -26,6 +26,11 @@ _MIB: Final = 2**20
 _HOUR: Final = 3600.0
 _DAY: Final = 24 * _HOUR
 
+_SECRET_CHARACTERS_MIN: Final = 32
+_STORES: Final = ("file", "s3", "gs", "az")
+_PRIVATE: Final = ("secret", "database_url", "rate_limits_url")
+"""Settings whose values are never shown: they are secrets, or may hold a password."""
+
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
 Entries = Annotated[tuple[str, ...], NoDecode]
 Kept = Annotated[float, Field(gt=0, le=3650 * _DAY)]
@@ -51,7 +56,7 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, description="postgresql://…; empty is SQLite in the data folder")
     store_url: str | None = Field(default=None, description="s3://…, gs://…, az://…; empty is in the data folder")
     secret: SecretStr | None = Field(
-        default=None, min_length=32, description="signs links and keys; empty is made once and kept in the data folder"
+        default=None, description="signs links and keys; empty is made once and kept in the data folder"
     )
     model: str = Field(default="mini", min_length=1, description='"mini", a folder, a file or a hub id')
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
@@ -140,13 +145,35 @@ class Settings(BaseSettings):
                 raise ValueError(f'"{entry}" is no network; allowed are addresses and networks (10.0.0.0/8)') from fault
         return value
 
+    @field_validator("secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _SECRET_CHARACTERS_MIN:
+            raise ValueError(
+                f"it has {len(value.get_secret_value())} characters, at least {_SECRET_CHARACTERS_MIN} are needed"
+            )
+        return value
+
+    @field_validator("store_url")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        scheme, separator, rest = (value or "").partition("://")
+        if value is not None and not (separator and rest.strip("/") and scheme in _STORES):
+            raise ValueError("allowed are file:///FOLDER, s3://BUCKET, gs://BUCKET and az://CONTAINER")
+        return value
+
     @field_validator("external_url")
     @classmethod
     def _origin(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        try:
+            is_port = parts.port != 0
+        except ValueError:
+            is_port = False
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and is_port
+        if not is_web or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("allowed is an origin such as https://edits.example.com, without a path")
         return f"{parts.scheme}://{parts.netloc}"
 
@@ -208,4 +235,5 @@ def _wrong(error: Mapping[str, Any], given: Mapping[str, object]) -> str:
     reason = str(error["msg"]).removeprefix("Value error, ")
     value = error["input"]
     shown = f'"{value[:60]}"' if isinstance(value, str) else value
-    return f"{origin} is {shown}, which is wrong: {reason[:1].lower()}{reason[1:]}"
+    reason = f"{reason[:1].lower()}{reason[1:]}"
+    return f"{origin} is wrong: {reason}" if setting in _PRIVATE else f"{origin} is {shown}, which is wrong: {reason}"

@@ -234,3 +234,60 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
         Database.open(f"sqlite:///{tmp_path}/no/such/folder/x.db")
     with pytest.raises(DatabaseUnavailable):
         Database.open("postgresql://nobody@127.0.0.1:1/nothing")
+
+
+@pytest.mark.parametrize("starts_with", [b"", b"SQLite format 3\0"])
+def test_a_damaged_file_is_said_to_be_one(tmp_path: Path, starts_with: bytes) -> None:
+    """Not a riddle of the driver's, and with what to do."""
+    file = tmp_path / "rekontext.db"
+    file.write_bytes(starts_with.ljust(8192, b"\xa5"))
+    with pytest.raises(DatabaseUnavailable, match=r"is damaged \(.+\): stop the service and put back a backup"):
+        Database.open(f"sqlite:///{file}")
+
+
+def test_damage_inside_a_file_is_found_by_a_check(tmp_path: Path) -> None:
+    """Though the service may run on it for long, until it meets the bad pages."""
+    file = tmp_path / "rekontext.db"
+    database = Database.open(f"sqlite:///{file}")
+    database.check_sync()
+    database.close()
+    data = bytearray(file.read_bytes())
+    data[-8192:] = b"\xa5" * 8192
+    file.write_bytes(data)
+    damaged = Database.open(f"sqlite:///{file}", migrate=False)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="is damaged"):
+            damaged.check_sync()
+    finally:
+        damaged.close()
+
+
+def test_a_check_changes_nothing(database: Database) -> None:
+    """And is content with a database that is well."""
+    database.check_sync()
+    assert database.read_sync(actions) == []
+
+
+def test_the_tables_of_a_newer_version_are_left_alone(database: Database, database_url: str) -> None:
+    """An older program must not write into them; the sentence names both."""
+    database.transact_sync(lambda tx: tx.execute(text("UPDATE alembic_version SET version_num = '9999'")) and None)
+    with pytest.raises(DatabaseUnavailable, match=r"newer Rekontext: its tables are at 9999, .* up to 0001"):
+        Database.open(database_url)
+    with pytest.raises(DatabaseUnavailable, match="newer Rekontext"):
+        database.check_sync()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_server_that_takes_no_writes_is_unavailable(database: Database, database_url: str) -> None:
+    """After a failover the address may lead to a standby for a while: nothing changed, and reads go on."""
+    name = database_url.rsplit("/", 1)[1]
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+    standby = Database.open(database_url, migrate=False)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="read-only") as fault:
+            standby.transact_sync(lambda tx: note(tx, "never"))
+        assert not fault.value.is_in_doubt
+        assert standby.read_sync(actions) == []
+    finally:
+        standby.close()

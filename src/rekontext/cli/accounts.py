@@ -140,7 +140,9 @@ def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T]) -> T
             now=SystemClock().now,
         )
         database = open_database(settings)
-    except (SettingsError, SecretError, DatabaseUnavailable, OSError) as fault:
+    except DatabaseUnavailable as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
+    except (SettingsError, SecretError, ValueError, OSError) as fault:
         raise CommandFailed(str(fault)) from fault
     try:
         return database.transact_sync(lambda tx: work(tx, acts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import platform
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from rekontext import __version__
 from rekontext.cli.failure import CommandFailed
-from rekontext.settings import Settings, SettingsError, load_settings
+from rekontext.settings import Settings, SettingsError, load_settings, variable
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -28,6 +29,7 @@ _ENGINE_PACKAGES: Final = ("torch", "diffusers", "transformers", "safetensors", 
 _GIB: Final = 2**30
 _MINI_NEEDS_BYTES: Final = 3 * _GIB // 2
 _DISK_NEEDED_BYTES: Final = _GIB
+_TRIED_KEY: Final = "doctor/tried"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ def examine(model: str | None) -> Iterator[Finding]:
         yield _model(settings)
         yield _gpu_memory(settings)
     yield _database(settings)
+    yield _store(settings)
+    yield _rate_limits(settings)
     yield _memory(settings)
     yield _disk(settings.data_dir)
 
@@ -163,26 +167,70 @@ def _gpu_memory(settings: Settings) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    if settings.database_url is None:
-        path = settings.data_dir.absolute() / "rekontext.db"
-        return Finding(
-            subject="database", verdict="ok", says=f"SQLite, {path}" + ("" if path.exists() else " (to be made)")
-        )
-    from sqlalchemy import text
-
     from rekontext.database import Database, DatabaseUnavailable
 
+    subject = "database"
+    path = settings.data_dir.absolute() / "rekontext.db"
+    if settings.database_url is None and not path.exists():
+        return Finding(subject=subject, verdict="ok", says=f"SQLite, {path} (to be made)")
     try:
-        database = Database.open(settings.database_url, connections=1, migrate=False)
+        database = Database.open(settings.database, connections=1, migrate=False)
     except ValueError as fault:
-        return Finding(subject="database", verdict="broken", says=f"{fault}; set REKONTEXT_DATABASE_URL")
+        return Finding(subject=subject, verdict="broken", says=f"{fault}; set {variable('database_url')}")
     try:
-        database.read_sync(lambda tx: tx.execute(text("SELECT 1")).scalar_one())
+        database.check_sync()
     except DatabaseUnavailable as fault:
-        return Finding(subject="database", verdict="broken", says=f"{fault}; set REKONTEXT_DATABASE_URL")
+        where = str(path) if settings.database_url is None else f"see {variable('database_url')}"
+        return Finding(subject=subject, verdict="broken", says=f"{fault} ({where})")
     finally:
         database.close()
-    return Finding(subject="database", verdict="ok", says=f"{database.dialect} answers")
+    says = f"SQLite, {path}" if settings.database_url is None else f"{database.dialect} answers"
+    return Finding(subject=subject, verdict="ok", says=says)
+
+
+def _rate_limits(settings: Settings) -> Finding:
+    from rekontext.accounts import RequestLimiter
+    from rekontext.accounts.limits import CountsNotShared
+    from rekontext.sources import SystemClock
+
+    async def check() -> None:
+        limiter = RequestLimiter(clock=SystemClock(), storage=settings.rate_limits_url)
+        try:
+            await limiter.check()
+        finally:
+            await limiter.close()
+
+    subject, name = "rate limits", variable("rate_limits_url")
+    try:
+        asyncio.run(check())
+    except ValueError as fault:
+        return Finding(subject=subject, verdict="broken", says=f"{fault}; set {name}")
+    except CountsNotShared as fault:
+        says = f"{fault}; until it does, each process counts by itself; see {name}"
+        return Finding(subject=subject, verdict="note", says=says)
+    where = "memory" if settings.rate_limits_url == "memory://" else "Redis"
+    return Finding(subject=subject, verdict="ok", says=f"counted in {where}")
+
+
+def _store(settings: Settings) -> Finding:
+    """Writes a small object and removes it, as the service will."""
+    from rekontext.pictures import open_store
+
+    async def try_it() -> None:
+        store = open_store(settings.store)
+        await store.put(_TRIED_KEY, b"rekontext doctor was here", content_type="text/plain")
+        await store.get(_TRIED_KEY)
+        await store.delete(_TRIED_KEY)
+
+    subject, name = "store", variable("store_url")
+    if settings.store_url is None:  # the disk's own finding says whether it can be written
+        return Finding(subject=subject, verdict="ok", says=f"{settings.data_dir.absolute() / 'store'}")
+    try:
+        asyncio.run(try_it())
+    except Exception as fault:  # each store fails in ways of its own
+        first_line = str(fault).strip().splitlines()[0]
+        return Finding(subject=subject, verdict="broken", says=f"{first_line}; see {name} and the store's credentials")
+    return Finding(subject=subject, verdict="ok", says="an object can be written, read and removed")
 
 
 def _memory(settings: Settings) -> Finding:

@@ -9,9 +9,15 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 _LOCK = 0x52_45_4B_4F  # any number that every process of ours agrees on
+
+
+class TablesUnknown(RuntimeError):
+    """The tables have a shape that this version doesn't know: a newer version made it."""
 
 
 def config(connection: Connection) -> Config:
@@ -22,13 +28,32 @@ def config(connection: Connection) -> Config:
     return settings
 
 
+def require_known(connection: Connection) -> None:
+    """Return if this version knows the shape of the tables, or there are none yet.
+
+    Raises:
+        TablesUnknown: it doesn't.
+    """
+    known = [script.revision for script in ScriptDirectory.from_config(config(connection)).walk_revisions()]
+    strange = set(MigrationContext.configure(connection).get_current_heads()) - set(known)
+    if strange:
+        raise TablesUnknown(
+            f"the database was upgraded by a newer Rekontext: its tables are at {', '.join(sorted(strange))}, this "
+            f"version knows them up to {known[0]}; install the newer version again, or put back a backup from before"
+        )
+
+
 def upgrade(connection: Connection) -> None:
     """Apply every migration that is missing. Others who start at the same time wait for us.
 
     On SQLite the caller's `BEGIN IMMEDIATE` is the lock.
+
+    Raises:
+        TablesUnknown: a newer version was here; nothing is changed.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL lock_timeout = '5min'"))
         connection.execute(text("SET LOCAL statement_timeout = '30min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    require_known(connection)
     command.upgrade(config(connection), "head")

@@ -19,15 +19,17 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from rekontext.database.migrate import upgrade
+from rekontext.database.migrate import TablesUnknown, require_known, upgrade
 
 T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
 
 TRIES_MAX = 8
 _ALLOWED_URLS = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
+_DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
+_READ_ONLY_SQLSTATE = "25006"
 _POSTGRES_OPTIONS = (
     "-c timezone=utc -c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 )
@@ -74,7 +76,7 @@ class Database:
 
         Raises:
             ValueError: the URL names no database that is supported.
-            DatabaseUnavailable: it can't be opened.
+            DatabaseUnavailable: it can't be opened, is damaged, or was upgraded by a newer version.
         """
         try:
             parsed = make_url(url)
@@ -91,6 +93,9 @@ class Database:
         if migrate:
             try:
                 database.transact_sync(upgrade)
+            except TablesUnknown as error:
+                database.close()
+                raise DatabaseUnavailable(str(error)) from error
             except BaseException:
                 database.close()
                 raise
@@ -164,6 +169,23 @@ class Database:
         """`read` for callers without an event loop."""
         return self._read_threads.submit(_run, self._read, work, is_read=True).result()
 
+    def check_sync(self) -> None:
+        """Look whether all is well, without changing anything; on a large SQLite file this takes seconds.
+
+        Raises:
+            DatabaseUnavailable: it can't be reached, is damaged, or was upgraded by a newer version.
+        """
+
+        def look(tx: Connection) -> None:
+            require_known(tx)
+            if self.dialect == "sqlite" and (found := tx.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
+                raise DatabaseUnavailable(_DAMAGED.format(fault=" ".join(str(found).split())))
+
+        try:
+            self.read_sync(look)
+        except TablesUnknown as error:
+            raise DatabaseUnavailable(str(error)) from error
+
     def close(self) -> None:
         """Let running transactions end, then close every connection."""
         self._write_threads.shutdown(wait=True)
@@ -183,7 +205,9 @@ def _run(engine: Engine, work: Callable[[Connection], T], *, is_read: bool = Fal
                 return result
         except DBAPIError as error:
             if not _may_retry(error, committing):
-                if isinstance(error, OperationalError):
+                if _is_damaged(error):
+                    raise DatabaseUnavailable(_DAMAGED.format(fault=error.orig), is_in_doubt=committing) from error
+                if isinstance(error, OperationalError) or _is_standby(error, is_read):
                     raise DatabaseUnavailable(f"the database failed: {error.orig}", is_in_doubt=committing) from error
                 raise
             if tried == TRIES_MAX:
@@ -201,3 +225,13 @@ def _may_retry(error: DBAPIError, committing: bool) -> bool:
     if error.connection_invalidated:
         return not committing  # a connection lost during a commit doesn't tell whether it happened
     return not committing and "database is locked" in str(error.orig)
+
+
+def _is_damaged(error: DBAPIError) -> bool:
+    """Whether SQLite says that its file isn't what it should be."""
+    return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def _is_standby(error: DBAPIError, is_read: bool) -> bool:
+    """Whether PostgreSQL takes no writes just now, as after a failover. A read that writes is our own mistake."""
+    return not is_read and getattr(error.orig, "sqlstate", None) == _READ_ONLY_SQLSTATE
