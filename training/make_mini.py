@@ -5,7 +5,7 @@ Each stage can be cut off and goes on where it was.
     python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
 
 The encoder is written down, not learned, so the decoder and the transformer need nothing of each other: with two
-machines or spare cores, run `--only decoder` at the same time.
+machines or spare cores, run `--only decoder` and `--only transformer` at the same time.
 
 Knows the order of the stages and how long each one trains. Progress lines go to the terminal, loss curves to `--runs`.
 """
@@ -92,7 +92,8 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
     """Make the model and write it to `out`; what the stages need to go on lies in `runs`.
 
     Args:
-        only: "decoder" trains just that; "snapshot" exports the averaged weights that stages in progress have reached;
+        only: "decoder" or "transformer" trains just that;
+            "snapshot" exports the averaged weights that stages in progress have reached;
             "" does everything.
     """
     runs.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,8 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
             if (runs / f"{name}.pt").exists():
                 module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:
-        decoder(runs, vae, encoder, plan=recipe.decoder, device=device)
+        if only != "transformer":
+            decoder(runs, vae, encoder, plan=recipe.decoder, device=device)
         if only == "decoder":
             return
         reading(runs, editor, plan=recipe.reading, device=device)
@@ -125,6 +127,8 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
             tokens=recipe.tokens,
             on_save=on_save,
         )
+        if only == "transformer":
+            return
     export(editor.eval(), vae.eval(), out)
     marks = exam(out, seeds=recipe.examined) if recipe.examined and only != "snapshot" else ""
     print(marks, flush=True)
@@ -138,7 +142,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
-    parser.add_argument("--only", choices=("decoder", "snapshot"), default="", help="train the decoder, or export now")
+    parser.add_argument(
+        "--only", choices=("decoder", "transformer", "snapshot"), default="", help="train one part, or export now"
+    )
     parser.add_argument("--smoke", action="store_true", help="two iterations of everything, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

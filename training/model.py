@@ -13,12 +13,14 @@ from typing import Final
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from training.autoencoder import LATENTS
 from training.tokenizers import CLIP_TOKENS, T5_TOKENS
 
+TEXT_SHARE: Final = 0.37
 BASE_SHIFT, MAX_SHIFT, BASE_TOKENS, MAX_TOKENS = 0.5, 1.15, 256, 4096
 
 
@@ -88,7 +90,7 @@ class Editor(nn.Module):
             if ".norm" in name and "linear" in name:  # adaLN-zero: every block starts as nothing
                 nn.init.zeros_(weight)
 
-        point_at_reference(self.transformer)
+        point_heads(self.transformer)
 
     def read(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
         """Sentences -> text tokens (b, 48, width) and pooled embedding (b, width)."""
@@ -126,33 +128,79 @@ class Editor(nn.Module):
         return unpack(velocity[:, : height * width // 4], height, width)
 
 
+SIDES: Final = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
 @torch.no_grad()
-def point_at_reference(transformer: FluxTransformer2DModel) -> None:
-    """Let two heads of every block look, from the start, from each noise token at the reference token of its place.
+def point_heads(transformer: FluxTransformer2DModel) -> None:
+    """Let some heads look, from the start, at a token in a certain place as seen from their own.
 
     Positions turn pairs of query and key values by (distance x frequency), so a query and a key that are the same
-    for all tokens attend by distance alone. Found by training, this takes a thousand iterations: a sharp look needs
-    large queries and keys, and their scales grow slowly.
+    for all tokens attend by distance alone. Found by training, this takes a thousand iterations or is never found: a
+    sharp look needs large queries and keys, and their scales grow slowly.
+
+    In every block two heads look at the reference token of the same place. In the first two, the other four look one
+    and four tokens up, down, left and right, and at the text where there is none: so a token learns how near to which
+    border it is, which nothing else tells it. In two later blocks they look at the reference's neighbours.
     """
-    axes = transformer.config.axes_dims_rope
-    width, heads = transformer.config.attention_head_dim, min(2, transformer.config.num_attention_heads)
+    doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
+    for block in (*doubles, *singles):
+        for norm in (block.attn.norm_q, block.attn.norm_k):
+            norm.weight.fill_(2)
+        for head in (0, 1):
+            _point(transformer, block.attn, head, (1, 0, 0))
+    for block, distance in zip(doubles, (1, 4), strict=False):
+        for head, (down, right) in enumerate(SIDES, start=2):
+            _point(transformer, block.attn, head, (0, distance * down, distance * right), else_text=True)
+    for block in singles[:4:2]:
+        for head, (down, right) in enumerate(SIDES, start=2):
+            _point(transformer, block.attn, head, (1, down, right))
+
+
+def _point(
+    transformer: FluxTransformer2DModel,
+    attention: FluxAttention,
+    head: int,
+    offset: tuple[int, int, int],
+    *,
+    else_text: bool = False,
+) -> None:
+    """Make one head look by `offset` (stream, rows, columns); a head that the model doesn't have is passed over.
+
+    Args:
+        else_text: the text gets what is left where no token is there.
+    """
+    width = transformer.config.attention_head_dim
+    if head >= transformer.config.num_attention_heads:
+        return
     query, key = torch.zeros(width), torch.zeros(width)
     first = 0
-    for axis, share in zip(axes, (0.2, 0.4, 0.4), strict=True):
+    for axis, share, distance in zip(transformer.config.axes_dims_rope, (0.2, 0.4, 0.4), offset, strict=True):
         # The fastest frequency tells neighbours apart, the second tells six tokens away from the place itself.
-        for pair, part in ((0, 0.6), (1, 0.4)) if axis != axes[0] else ((0, 1.0),):
-            length = (share * part) ** 0.5
+        for pair, part in ((0, 0.6), (1, 0.4)) if first else ((0, 1.0),):
+            length, turn = (share * part) ** 0.5, torch.tensor(distance * 10_000.0 ** (-2 * pair / axis))
             key[first + 2 * pair] = length
-            query[first + 2 * pair] = length
+            query[first + 2 * pair : first + 2 * pair + 2] = length * torch.stack([turn.cos(), turn.sin()])
         first += axis
-    turn = torch.tensor(1.0)  # one stream on: from the noise (0) to the reference (1)
-    query[:2] = query[0] * torch.stack([turn.cos(), turn.sin()])
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        attention = block.attn
-        attention.norm_q.weight.fill_(2)
-        attention.norm_k.weight.fill_(2)
-        for projection, wanted in ((attention.to_q, query), (attention.to_k, key)):
-            projection.bias[: heads * width] = 8 * wanted.repeat(heads)
+    rows = slice(head * width, (head + 1) * width)
+    if else_text:
+        # The slowest pair hardly turns: by it a text token is as near from everywhere. So many text tokens together
+        # weigh a little less than the one that is looked for, and more than its neighbours.
+        still = slice(width - 2, width - 1)
+        text = torch.zeros(width)
+        text[still] = 1
+        query *= (1 - TEXT_SHARE) ** 0.5
+        query[still] = TEXT_SHARE**0.5
+        attention.norm_added_k.weight[still] = 2
+        _fix(attention.add_k_proj, rows, text)
+    _fix(attention.to_q, rows, query)
+    _fix(attention.to_k, rows, key)
+
+
+def _fix(projection: nn.Linear, rows: slice, value: Tensor) -> None:
+    """Make the outputs in `rows` nearly the same for every token."""
+    projection.weight[rows] *= 0.1
+    projection.bias[rows] = 8 * value
 
 
 def pack(latents_bchw: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training.export import load
 from training.glimpse import SHOWN, glimpse
 from training.loop import Plan, train
 from training.make_mini import SMOKE, make
-from training.model import TINY, Editor, pack, positions_of, shifted, unpack
+from training.model import MINI, SIDES, TINY, Editor, pack, positions_of, shifted, unpack
 from training.muon import orthogonal
 from training.photos import SOURCES
 from training.principal import analysis, components
@@ -239,3 +240,36 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: 
     run(tmp_path / "cut", 3)
     resumed, whole = run(tmp_path / "cut", 6), run(tmp_path / "whole", 6)
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_pointed_heads_look_where_they_are_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the reference's token of the same place; at the tokens around; at the text where the picture ends."""
+    tokenizers = load(made)[0]
+    torch.manual_seed(0)
+    editor = Editor(MINI, tokenizers.tokenizer, tokenizers.tokenizer_2)
+    side, seen = 18, []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def watch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        if query.shape[2] == T5_TOKENS + 2 * side**2:
+            seen.append(torch.softmax(query[0] @ key[0].transpose(1, 2) / query.shape[3] ** 0.5, dim=-1))
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watch)
+    noisy, reference = torch.randn(2, 1, LATENTS, 2 * side, 2 * side)
+    with torch.no_grad():
+        editor(noisy, reference, *editor.read(["make it night"]), torch.tensor([0.7]), torch.tensor([7.0]))
+
+    def token(stream: int, row: int, column: int) -> int:
+        return T5_TOKENS + (stream * side + row) * side + column
+
+    first, second, third = seen[:3]
+    middle = token(0, 9, 9)
+    assert [weights[head, middle].argmax() for weights in seen for head in (0, 1)] == [token(1, 9, 9)] * 2 * len(seen)
+    for weights, stream, far in ((first, 0, 1), (second, 0, 4), (third, 1, 1)):
+        looks = [weights[head, middle].argmax() for head in (2, 3, 4, 5)]
+        assert looks == [token(stream, 9 + far * down, 9 + far * right) for down, right in SIDES]
+    borders = (token(0, 0, 9), token(0, 17, 9), token(0, 9, 0), token(0, 9, 17))
+    for head, border in zip((2, 3, 4, 5), borders, strict=True):
+        at_text = first[head, :, :T5_TOKENS].sum(dim=1)
+        assert at_text[border] > 2 * at_text[middle]
