@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,6 +197,14 @@ TABLE = [
         says="not valid JSON",
         content=b'{"guidance": NaN}',
         headers={"content-type": "application/json"},
+    ),
+    Bad(
+        name="compressed JSON",
+        status=415,
+        code="unsupported_content_type",
+        says='Content-Encoding is "gzip"',
+        content=gzip.compress(orjson.dumps(GOOD)),
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
     ),
     Bad(
         name="JSON in UTF-16",

@@ -114,6 +114,22 @@ async def test_a_form_with_a_file(studio: Studio, client: httpx2.AsyncClient) ->
     assert (request.guidance, request.steps, request.seed, request.aspect_ratio) == (2.5, 12, 7, "match_input_image")
 
 
+@pytest.mark.parametrize("pillow_format", ["JPEG", "PNG", "GIF", "WEBP"])
+async def test_a_form_with_a_file_that_has_no_name(client: httpx2.AsyncClient, pillow_format: str) -> None:
+    """Without one the form's parser takes a file for text; a script's null comes as text too."""
+    data = encoded(gradient(40, 20), pillow_format)
+    texts = dict.fromkeys(["prompt", "guidance", "aspect_ratio", "seed"], (None, "null"))
+    answer = await client.post(URL, files=[("input_image", (None, data)), *texts.items()])
+    assert picture(answer).size == (40, 20)
+    assert answer.headers["x-seed-value"] == str(SEED_DRAWN)
+
+
+async def test_json_behind_a_byte_order_mark(client: httpx2.AsyncClient) -> None:
+    """As some editors and shells write it."""
+    body = b"\xef\xbb\xbf" + orjson.dumps(GOOD)
+    assert (await client.post(URL, content=body, headers={"content-type": "application/json"})).status_code == 200
+
+
 async def test_a_form_with_the_picture_as_text(client: httpx2.AsyncClient) -> None:
     """A form field may hold base64 or a data URI just as JSON may."""
     fields = {name: (None, value) for name, value in GOOD.items()}
@@ -186,12 +202,31 @@ async def test_a_real_model_is_named_without_its_path(make_studio: MakeStudio) -
         ("image/webp;q=0.2, application/json;q=0.9", True),
         ("application/json;q=0", False),
         ("application/json;q=x", False),
+        ("application/json;q=0, image/*;q=0", False),
         ("text/html", False),
     ],
 )
 def test_who_prefers_json(accept: str, expected: bool) -> None:
     """JSON only for those who rank it above a picture."""
     assert prefers_json(accept) is expected
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", True),
+        ("*/*", True),
+        ("application/json, text/plain, */*", True),
+        ("application/json;q=0.5, image/png;q=0.5", True),
+        ("application/json;q=0.4, image/*", False),
+        ("image/*", False),
+        ("application/json;q=0", False),
+        ("application/json;q=0, image/*;q=0", False),
+    ],
+)
+def test_whom_the_key_decides_for(accept: str, expected: bool) -> None:
+    """With a key made for JSON, those get it who rank it at least as high as a picture, or don't say."""
+    assert prefers_json(accept, otherwise=True) is expected
 
 
 async def test_every_answer_has_its_own_request_id(client: httpx2.AsyncClient) -> None:

@@ -37,6 +37,47 @@ async def test_uploads_as_json_and_as_a_form(client: httpx2.AsyncClient) -> None
     assert (await client.get(listed[0]["url"])).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("/home/ann/cat.jpg", "cat.jpg"),
+        ("C:\\Users\\ann\\猫 1.jpg", "猫 1.jpg"),
+        ("ca\x00t\u202e.jpg", "cat.jpg"),
+        ("\u202e", "upload.jpeg"),
+        ("a" * 300 + ".jpg", "a" * 251 + ".jpg"),
+    ],
+)
+async def test_names_of_files_are_kept_without_their_folders(client: httpx2.AsyncClient, sent: str, kept: str) -> None:
+    """Nor with characters that no screen can show."""
+    disposition = b'form-data; name="file"; filename="%b"' % sent.encode()
+    body = b"--x\r\ncontent-disposition: %b\r\n\r\n%b\r\n--x--\r\n" % (disposition, PHOTO)
+    answer = await client.post(
+        "/upload-asset", content=body, headers={"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code == 200, answer.text
+    [row] = (await client.get("/console/api/files")).json()["files"]
+    assert row["file_name"] == kept
+
+
+async def test_a_file_without_a_name_is_uploaded(client: httpx2.AsyncClient) -> None:
+    """Beside text, which is none."""
+    files = [("file", (None, PHOTO)), ("note", (None, b"a cat"))]
+    [link] = (await client.post("/upload-asset", files=files)).json()["file_urls"]
+    assert (await client.get(link)).content == PHOTO
+
+
+async def test_who_has_a_file_is_not_sent_it_again(client: httpx2.AsyncClient) -> None:
+    """Told by its tag; HEAD brings the headers alone."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    whole = await client.get(link)
+    for known in (whole.headers["etag"], f'"other", W/{whole.headers["etag"]}', "*"):
+        again = await client.get(link, headers={"if-none-match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", whole.headers["etag"])
+    assert (await client.get(link, headers={"if-none-match": '"other"'})).status_code == 200
+    head = await client.head(link)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(PHOTO)))
+
+
 async def test_our_own_links_are_read_in_process(client: httpx2.AsyncClient) -> None:
     """An upload, then its result, go in again; no address is dialled, which the guard would refuse."""
     [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]

@@ -134,6 +134,8 @@ async def test_a_stream_is_taken_up_again_after_the_last_event(client: httpx2.As
     for position, (_, event_id, _) in enumerate(heard[:-1]):
         rest = await followed(client, url, **{"last-event-id": event_id})
         assert [each[1] for each in rest] == [each[1] for each in heard[position + 1 :]]
+    over = await client.get(url, headers={"last-event-id": heard[-1][1]})
+    assert (over.status_code, over.content) == (204, b""), "or a client that has heard all would ask for ever"
 
 
 async def test_previews_come_when_the_submit_asked_for_them(client: httpx2.AsyncClient) -> None:

@@ -16,6 +16,27 @@ from rekontext.jobs import Job, Output
 
 _JSON: Final = "application/json"
 
+HEADERS: Final = (
+    "x-request-id",
+    "x-generation-time",
+    "x-cost",
+    "x-remaining-credits",
+    "x-seed-value",
+    "x-output-metadata",
+    "x-rekontext-model",
+    "x-rekontext-notice",
+    "x-eta-seconds",
+    "x-queue-position",
+    "idempotency-replayed",
+    "ratelimit-limit",
+    "ratelimit-remaining",
+    "ratelimit-reset",
+    "x-rate-limit-remaining",
+    "x-rate-limit-reset-at-utc",
+    "retry-after",
+)
+"""Every header of our own that an answer may have: scripts in web pages see only those that are named to them."""
+
 
 def json_answer(document: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Any document as an answer."""
@@ -79,10 +100,9 @@ def money(micros: int) -> str:
 def prefers_json(accept: str, *, otherwise: bool = False) -> bool:
     """Whether an Accept header names application/json and ranks it above every picture.
 
-    A tie goes to the picture: many clients send "application/json, text/plain, */*" whatever they ask for.
-
     Args:
-        otherwise: the answer for a header that names neither JSON nor a kind of picture.
+        otherwise: the answer for a header that doesn't decide: it names neither, or ranks both alike, as the
+            "application/json, text/plain, */*" that many clients send whatever they ask for.
     """
     ranks: dict[str, float] = {}
     for part in accept.split(","):
@@ -91,8 +111,8 @@ def prefers_json(accept: str, *, otherwise: bool = False) -> bool:
     named = [rank for kind, rank in ranks.items() if kind.startswith("image/")]
     if not named and _JSON not in ranks:
         return otherwise
-    pictures = named or [ranks.get("*/*", 0.0)]
-    return ranks.get(_JSON, 0.0) > max(pictures)
+    picture, json = max(named or [ranks.get("*/*", 0.0)]), ranks.get(_JSON, 0.0)
+    return otherwise if picture == json > 0 else json > picture
 
 
 def _quality(options: str) -> float:

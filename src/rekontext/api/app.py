@@ -9,9 +9,9 @@ from typing import Final
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.api import console, errors, files, health, metrics, openapi, sdk, segmind, web
+from rekontext.api import answers, console, errors, files, health, metrics, openapi, sdk, segmind, web
 from rekontext.api.metrics import Metrics
-from rekontext.api.middleware import BodyLimit, RequestIds, Sight
+from rekontext.api.middleware import BodyLimit, HeadAsGet, OpenToPages, RequestIds, Sight
 from rekontext.api.parts import Parts
 from rekontext.api.requests import RequestRoutes
 
@@ -19,6 +19,17 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _TITLE: Final = "Rekontext"
 _OPENAPI_URL: Final = "/openapi.json"
+_FOR_PAGES: Final = (
+    "/v1/",
+    "/v2/",
+    "/upload-asset",
+    "/files/",
+    "/inference-model-information/",
+    "/inference-request/",
+    "/webhook/",
+    "/api/auth/",
+)
+"""The surfaces. Not the console's, which has a page of its own, nor `/metrics`, which asks this machine for no key."""
 
 
 def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None = None) -> FastAPI:
@@ -39,8 +50,10 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     )
     errors.install(app, parts.origins)
     app.add_middleware(BodyLimit, bytes_max=parts.limits.body_bytes_max)
+    app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
     app.add_middleware(Sight, answered=metrics_of.answered)
-    app.add_middleware(RequestIds, new_id=parts.ids)  # added last, so it is the outer one
+    app.add_middleware(RequestIds, new_id=parts.ids)
+    app.add_middleware(HeadAsGet)  # added last, so it is the outermost
 
     # The fixed paths first: the surface ends in /v1/{slug}, which takes what is left.
     app.router.routes += RequestRoutes(parts).routes()

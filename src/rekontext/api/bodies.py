@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,6 +31,13 @@ class UnsupportedContentType(ValueError):
         super().__init__(f"Content-Type is {given}; send {allowed}")
 
 
+class CompressedBody(UnsupportedContentType):
+    """The body is compressed: how large it is inside can't be seen."""
+
+    def __init__(self, encoding: str) -> None:
+        ValueError.__init__(self, f'Content-Encoding is "{encoding[:80]}"; send the body as it is')
+
+
 class MalformedBody(ValueError):
     """The body is not what its type says."""
 
@@ -43,7 +51,7 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     Raises:
         UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = _content_type(request)
     try:
         match _media_type(content_type):
             case "application/json":
@@ -62,7 +70,7 @@ async def check_json(request: Request, *, bytes_max: int) -> None:
     Raises:
         UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone.
     """
-    content_type = request.headers.get("content-type", "")
+    content_type = _content_type(request)
     if _media_type(content_type) != "application/json":
         raise UnsupportedContentType(content_type, allowed="application/json")
     try:
@@ -74,13 +82,20 @@ async def check_json(request: Request, *, bytes_max: int) -> None:
     _json(body)
 
 
+def _content_type(request: Request) -> str:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise CompressedBody(encoding)
+    return request.headers.get("content-type", "")
+
+
 def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
 def _json(body: bytes) -> JsonObject:
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(body.removeprefix(BOM_UTF8))
     except orjson.JSONDecodeError as fault:
         raise MalformedBody(f"the body is not valid JSON: {fault}") from fault
     if not isinstance(document, dict):

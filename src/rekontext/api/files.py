@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import PureWindowsPath
 from typing import Final
 
 from fastapi import APIRouter, Request, Response, Security
@@ -11,13 +12,14 @@ from starlette.routing import Route
 from rekontext.api import openapi
 from rekontext.api.auth import Caller
 from rekontext.api.bodies import MalformedBody, read_body
-from rekontext.api.parameters import ParametersRefused, Problem, Upload, shown
+from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameless_file, shown
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
 from rekontext.jobs import Asset, asset_key, assets
 from rekontext.pictures import Photo, PictureRefused, sniff
 
 FILES_MAX: Final = 16
+_NAME_CHARACTERS_MAX: Final = 255
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _HEADERS: Final = {
     # Whatever the bytes are, a browser takes them for nothing but a picture.
@@ -59,8 +61,10 @@ def link_route(parts: Parts) -> Route:
         data = await parts.links.open(key, expires=query.get("expires", ""), signature=query.get("signature", ""))
         kind = sniff(data)
         media_type = _UNKNOWN_TYPE if kind is None else f"image/{kind}"
-        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-        return Response(data, media_type=media_type, headers=_HEADERS | {"etag": etag})
+        headers = _HEADERS | {"etag": f'"{hashlib.sha256(data).hexdigest()[:32]}"'}
+        if _is_known(headers["etag"], request.headers.get("if-none-match", "")):
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=media_type, headers=headers)
 
     return Route("/files/{key:path}", file)
 
@@ -75,7 +79,8 @@ async def _sources(request: Request, parts: Parts) -> list[str | Upload]:
             raise ParametersRefused([_problem(given, "is missing" if given is None else "is no list of texts")])
         sources = list(given)
     else:
-        sources = [value for _, value in body if isinstance(value, Upload)]
+        fields = (value if isinstance(value, Upload) else nameless_file(value) for _, value in body)
+        sources = [file for file in fields if file is not None]
     if not 1 <= len(sources) <= FILES_MAX:
         raise MalformedBody(f"the request has {len(sources)} files; allowed: 1 to {FILES_MAX}")
     return sources
@@ -89,8 +94,13 @@ async def _read(source: str | Upload, parts: Parts) -> tuple[Photo, str]:
         photo = await parts.photos.read(source.data if isinstance(source, Upload) else source)
     except PictureRefused as fault:
         raise ParametersRefused([_problem(source, f"can't be used: {fault}", code=fault.code)]) from fault
-    name = source.name if isinstance(source, Upload) else ""
+    name = _plain(source.name) if isinstance(source, Upload) else ""
     return photo, name or f"upload.{photo.format}"
+
+
+def _plain(name: str) -> str:
+    """A file's name without its folders, which are the sender's business, and without what no screen can show."""
+    return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-_NAME_CHARACTERS_MAX:]
 
 
 async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Parts) -> str:
@@ -101,13 +111,19 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
         account=caller.account,
         object_key=asset_key(asset_id),
         content_type=f"image/{photo.format}",
-        file_name=name[-255:],
+        file_name=name,
         bytes=len(photo.data),
         created_at=parts.clock.now(),
     )
     await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
     await parts.database.transact(lambda tx: assets.add(tx, asset))
     return parts.links.url(origin, asset.object_key)
+
+
+def _is_known(etag: str, if_none_match: str) -> bool:
+    """Whether the caller has this very file (RFC 9110, 13.1.2: tags are compared without their weakness)."""
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in known or "*" in known
 
 
 def _problem(value: object, reason: str, *, code: str = "invalid_parameters") -> Problem:

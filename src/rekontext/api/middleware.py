@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _REQUEST_ID_KEY: Final = "rekontext.request_id"
+_DAY_S: Final = 86_400
 _QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
 _log = structlog.get_logger("rekontext.http")
 
@@ -79,6 +81,41 @@ class Sight:
         self._answered(operation, status, took_s)
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
         log("request", method=scope["method"], path=scope["path"], status=status, took_ms=round(took_s * 1000, 1))
+
+
+class HeadAsGet:
+    """Answers HEAD as GET is answered, less the body: routes need to know GET only (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
+class OpenToPages:
+    """Lets web pages of any origin call the paths that begin with one of `prefixes`, and read every header.
+
+    What these answer depends on the key or the link that a caller shows, never on cookies or on where it sits. So a
+    page gets no more than anybody else.
+    """
+
+    def __init__(self, app: ASGIApp, *, prefixes: tuple[str, ...], headers: Sequence[str]) -> None:
+        self._app = app
+        self._prefixes = prefixes
+        self._open = CORSMiddleware(
+            app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=headers, max_age=_DAY_S
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = scope["type"] == "http" and scope["path"].startswith(self._prefixes)
+        await (self._open if is_open else self._app)(scope, receive, send)
 
 
 def request_id(scope: Scope) -> str:

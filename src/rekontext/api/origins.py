@@ -31,7 +31,7 @@ class Origins:
             return self._external_url
         scheme, host = request.url.scheme, request.headers.get("host", "")
         if self.is_forwarded(request):
-            scheme = _first(request.headers.get("x-forwarded-proto")) or scheme
+            scheme = _first(request.headers.get("x-forwarded-proto")).lower() or scheme
             host = _first(request.headers.get("x-forwarded-host")) or host
         if scheme not in ("http", "https"):
             scheme = "http"

@@ -4,7 +4,8 @@
 
 How strict: JSON types are meant as they stand, so "35" is no number and true is no number; 35.0 is the integer 35,
 because many clients have one number type. null stands for a parameter left out. A form has only text, which is read
-as JSON would spell the value; there an empty field is one left out. Unknown parameters are ignored.
+as JSON would spell the value; there an empty field is one left out, and a file needs no name. Unknown parameters are
+ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rekontext.contract import (
 )
 from rekontext.jobs import WebhookRefused
 from rekontext.jobs.endpoints import URL_CHARACTERS_MAX, check_url
-from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat
+from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat, sniff
 
 PROMPT_CHARACTERS_MAX: Final = 10_000
 DEADLINE_S_MAX: Final = 86_400
@@ -201,6 +202,18 @@ def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, obj
     return given, repeated
 
 
+def nameless_file(text: str) -> Upload | None:
+    """The picture in a form field that was read as text because its sender gave the file no name, or None.
+
+    Some HTTP libraries leave the name out unless it is asked for. The form's parser reads bytes that are not UTF-8 as
+    Latin-1, which loses none of them; and jpeg and png never are UTF-8, gif and webp hardly ever.
+    """
+    try:
+        return Upload(data=text.encode("latin-1")) if sniff(text[:12].encode("latin-1")) else None
+    except UnicodeEncodeError:
+        return None
+
+
 def shown(value: object) -> object:
     """A caller's value for a message: as it is when short and when our own JSON can hold it."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 64):
@@ -229,11 +242,13 @@ def _problem(name: str, value: object) -> Problem:
 
 
 def _from_text(name: str, text: str) -> object:
-    if name in _TEXTS:
-        return text if text or name in _REQUIRED else None
+    if name in _REQUIRED:
+        return (nameless_file(text) or text) if name == "input_image" else text
     plain = text.strip()
-    if not plain:
+    if plain in _NOTHING:
         return None
+    if name in _TEXTS:
+        return text
     if name == "disable_safety_checker":
         return {"true": True, "false": False}.get(plain.lower(), text)
     return _number(plain) if _JSON_NUMBER.fullmatch(plain) else text
@@ -247,7 +262,8 @@ def _number(digits: str) -> object:
 
 
 _REQUIRED: Final = frozenset(name for name, field in KontextParameters.model_fields.items() if field.is_required())
-_TEXTS: Final = _REQUIRED | {"aspect_ratio", "output_format", "acceleration", "webhook_url"}
+_TEXTS: Final = frozenset({"aspect_ratio", "output_format", "acceleration", "webhook_url"})
+_NOTHING: Final = frozenset({"", "null"})  # a script's null becomes a form's "null"
 
 
 def schema(*, as_form: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rekontext.contract import STEPS_MAX
 from rekontext.database import JobId
 from rekontext.jobs import Event, Job, State, queries
 
+_STREAM: Final = "text/event-stream"
 _STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -74,11 +75,17 @@ class RequestRoutes:
         parts = self._parts
         caller = await parts.caller(request, "read")
         job = _job(request)
-        await parts.desk.job(job, account=caller.account)  # an unknown job is a 404, not a stream that breaks off
+        # Looked up first: an unknown job is a 404, not a stream that breaks off.
+        found = await parts.desk.job(job, account=caller.account)
         every = _previews(request.query_params.get("previews"))
         coming = parts.desk.listen(job, account=caller.account, after=request.headers.get("last-event-id"))
-        frames = sse.stream(self._frames(request, caller, coming, every), closing=parts.closing)
-        return StreamingResponse(frames, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        frames = self._frames(request, caller, coming, every)
+        if found.state.is_terminal:
+            rest = b"".join([frame async for frame in frames])
+            # A client that has heard the end connects again and again, by the spec until it is told 204.
+            return Response(rest, 200 if rest else 204, media_type=_STREAM, headers=_STREAM_HEADERS)
+        stream = sse.stream(frames, closing=parts.closing)
+        return StreamingResponse(stream, media_type=_STREAM, headers=_STREAM_HEADERS)
 
     async def _frames(
         self, request: Request, caller: Caller, coming: AsyncIterator[Event], every: int

@@ -1,0 +1,62 @@
+"""What a web page of another origin may do, and what a probe that asks for headers alone gets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httpx2
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+PAGE: Final = {"origin": "https://shop.example"}
+V1: Final = "/v1/flux-kontext-dev"
+
+
+async def test_a_page_of_another_origin_may_call_with_a_key(client: httpx2.AsyncClient) -> None:
+    """The browser asks first, without the key, then reads body and headers, of refusals too."""
+    asked = await client.options(
+        V1,
+        headers=PAGE
+        | {
+            "x-api-key": "",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "content-type,idempotency-key,x-api-key",
+        },
+    )
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "*"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    assert {"x-api-key", "idempotency-key"} <= set(asked.headers["access-control-allow-headers"].split(","))
+    refused = await client.post(V1, json={}, headers=PAGE)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, "*")
+    shown = refused.headers["access-control-expose-headers"]
+    assert {"x-request-id", "x-seed-value", "x-cost", "retry-after"} <= set(shown.split(", "))
+    assert "access-control-allow-credentials" not in refused.headers
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/console/api/me", "/", "/readyz"])
+async def test_a_page_of_another_origin_reads_nothing_else(client: httpx2.AsyncClient, path: str) -> None:
+    """Least of all what this machine may see without a key."""
+    answer = await client.get(path, headers=PAGE)
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_without_an_origin_nothing_is_said_about_origins(client: httpx2.AsyncClient) -> None:
+    """Clients that are no browsers are not bothered."""
+    assert "access-control-allow-origin" not in (await client.get("/v1/get-user-credits")).headers
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/get-user-credits", "/console", "/openapi.json"])
+async def test_head_is_get_without_the_body(client: httpx2.AsyncClient, path: str) -> None:
+    """Many health checks send nothing else."""
+    whole, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"") == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:
+    """Without a key 401, where there is only POST 405."""
+    assert (await client.head("/v1/get-user-credits", headers={"x-api-key": ""})).status_code == 401
+    assert (await client.head(V1)).status_code == 405
