@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from tests.api.studio import Studio
+from tests.database import postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +45,19 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
     """One studio for all: none of these requests leaves anything behind."""
     async with Studio(folder=tmp_path_factory.mktemp("hostile")).open() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+async def on_postgres(
+    postgres_server: str, postgres_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A studio on PostgreSQL, with the key that its first start made."""
+    with postgres.database(postgres_server, "hostile", template=postgres_template) as url:
+        studio = Studio(folder=tmp_path_factory.mktemp("postgres"), settings={"database_url": url})
+        assert studio.service.first_key is not None
+        studio.key = studio.service.first_key.secret
+        async with studio.open() as client:
+            yield client
 
 
 def malformed(name: str, content: bytes, says: str = "not valid JSON") -> Call:
@@ -133,6 +147,27 @@ async def test_the_first_and_the_last_day_are_days(client: httpx2.AsyncClient, p
     """Clients write "without an end" with them."""
     answer = await client.get(path)
     assert (answer.status_code, answer.json()["total"]) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "json"),
+    [
+        ("GET", "/v2/requests/%00", None),
+        ("GET", "/v2/requests/%00/status", None),
+        ("GET", "/v2/requests/%00/events", None),
+        ("POST", "/v2/requests/%00/cancel", None),
+        ("GET", "/console/api/requests?search=%00", None),
+        ("POST", KEYS, {"name": "a\x00b"}),
+        ("POST", KEYS, {"models": ["\x00"]}),
+    ],
+)
+async def test_a_nul_character_is_no_fault_of_ours(
+    on_postgres: httpx2.AsyncClient, method: str, path: str, json: dict[str, object] | None
+) -> None:
+    """PostgreSQL can't hold one, where SQLite can."""
+    answer = await on_postgres.request(method, path, json=json)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameters")
+    assert "NUL" in answer.json()["error"]
 
 
 async def test_models_are_listed_for_strangers(client: httpx2.AsyncClient) -> None:

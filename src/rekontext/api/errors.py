@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,6 +51,8 @@ from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, WebhookRefused, WebhookUnknown
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,9 @@ def failure_of(fault: Exception) -> Failure:
             )
         case NotReady():
             return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1))
+        case DataError():
+            unfit = "A value in this request can't be stored or looked up; text must not have NUL characters in it."
+            return Failure(status=400, code="invalid_parameters", sentence=unfit)
         case DatabaseUnavailable():
             busy = "The database can't be reached just now; nothing was changed. Retry later."
             doubt = "The database broke off just as it was written to: look before you retry, or send Idempotency-Key."
@@ -131,6 +138,8 @@ def install(app: FastAPI, origins: Origins) -> None:
     """Answer every failure of `app` in this file's words."""
 
     async def answer(request: Request, fault: Exception) -> Response:
+        if isinstance(fault, DataError):  # should it ever be our own value, the log tells
+            _log.warning("value_refused_by_database", reason=str(fault.orig))
         return error_answer(failure_of(fault), request_id(request.scope), origins.of(request))
 
     for kind in _ANSWERED:
@@ -172,6 +181,7 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
     Busy,
     CallerGone,
     NotReady,
+    DataError,
     DatabaseUnavailable,
     DeadlineExceeded,
     HTTPException,
