@@ -1,0 +1,96 @@
+"""Pictures in a store that speaks S3, over a real socket: the promises of a folder, and what happens without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from rekontext.database import Database
+from rekontext.jobs import Patience, State, input_key
+from rekontext.pictures import open_store
+from rekontext.pictures.store import ObjectMissing, PictureStore
+from tests.faults import s3
+from tests.faults.s3 import BUCKET, S3Server
+from tests.jobs.office import ALICE, Office
+from tests.jobs.plant import Plant
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3.running() as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def store(server: S3Server) -> PictureStore:
+    """Opened as `REKONTEXT_STORE_URL` does it: what is not in the URL comes from the store's own variables."""
+    return open_store(f"s3://{BUCKET}/folder")
+
+
+async def keys(store: PictureStore, folder: str) -> list[tuple[str, int]]:
+    return sorted([(found.key, found.bytes) async for found in store.list(folder)])
+
+
+async def test_a_store_over_the_network_keeps_its_promises(store: PictureStore) -> None:
+    """Whole objects, one winner of many writers, listings that stay in their folder, deletes that may be repeated."""
+    picture = bytes(range(256)) * 4096
+    await store.put("outputs/job1/1/a b.png", b"first", content_type="image/png")
+    await store.put("outputs/job1/1/a b.png", picture, content_type="image/png")
+    await store.put("outputs/job10/1/c.png", b"c", content_type="image/png")
+    assert await store.get("outputs/job1/1/a b.png") == picture
+    assert await keys(store, "outputs/job1") == [("outputs/job1/1/a b.png", len(picture))]
+    won = await asyncio.gather(
+        *(store.put_new("one", bytes([number]), content_type="image/png") for number in range(10))
+    )
+    assert sum(won) == 1
+    assert await store.get("one") == bytes([won.index(True)])
+    await store.delete("outputs/job1/1/a b.png")
+    await store.delete("outputs/job1/1/a b.png")
+    with pytest.raises(ObjectMissing):
+        await store.get("outputs/job1/1/a b.png")
+
+
+async def test_its_own_link_opens_an_object_without_a_key(store: PictureStore, server: S3Server) -> None:
+    """With the object's kind, for as long as was asked; how long a store honours that is the store's."""
+    await store.put("outputs/job/1/a b.png", b"picture", content_type="image/png")
+    link = await store.presign("outputs/job/1/a b.png", expires_in=timedelta(minutes=5))
+    assert link is not None
+    assert link.startswith(f"{server.url}/{BUCKET}/folder/outputs/job/1/a%20b.png?")
+    assert {"X-Amz-Expires=300", "X-Amz-SignedHeaders=host"} <= set(urlsplit(link).query.split("&"))
+    answer = await asyncio.to_thread(requests.get, link, timeout=10)
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"picture", "image/png")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_an_edit_whose_store_is_away_is_free_and_the_next_one_runs(
+    database: Database, store: PictureStore, server: S3Server
+) -> None:
+    """A store that goes away is a fault of ours: tried again, then FAILED and released; nothing else suffers."""
+    office = Office(database=database, patience=Patience(faults_max=1))
+    office.open_account(ALICE)
+    plant = Plant(office=office, objects=store)
+    async with plant.at_work():
+        order = office.order()
+        order = office.order(input_key=input_key(order.job))
+        await store.put(str(order.input_key), b"photo", content_type="image/png")
+        done = await plant.ended((await plant.desk.submit(order)).job)
+        assert (done.state, plant.workbench.photos) == (State.COMPLETED, [b"photo"])
+        assert done.outputs is not None
+        assert await store.get(done.outputs[0].key) == b"picture 7"
+        server.kill()
+        failed = await plant.ended((await plant.desk.submit(office.order())).job)
+        assert (failed.state, failed.error_code) == (State.FAILED, "engine_fault")
+        server.start()
+        again = await plant.ended((await plant.desk.submit(office.order())).job)
+        assert again.state is State.COMPLETED
+    assert office.money() == (8, 0, 2)
+    office.check_books()
