@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 import torch
 from torch.nn import functional as F
 
-from rekontext.engine.attention import candidates, try_backends
+from rekontext.engine.attention import BACKENDS, candidates, try_backends
 from rekontext.engine.fp8 import product, quantise_rows
 from rekontext.engine.layers import MLP_RATIO
 from rekontext.engine.transformer import TransformerConfig
+
+BUSY_S: Final = 0.2
+BUSY_CALLS_MAX: Final = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +38,16 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """Measured rates: operations and bytes (read and written) per second."""
+    """Measured rates in operations per second; that of fp8 is None until it is known."""
 
     bf16: float
-    fp8: float
     attention: float
+    fp8: float | None = None
 
-    def floor_s(self, work: Work, *, fp8: bool) -> float:
+    def floor_s(self, work: Work, *, fp8: bool) -> float | None:
         """Seconds below which no arrangement of the same kernels can come."""
-        return work.linear / (self.fp8 if fp8 else self.bf16) + work.attention / self.attention
+        linear = self.fp8 if fp8 else self.bf16
+        return None if linear is None else work.linear / linear + work.attention / self.attention
 
 
 def step_work(config: TransformerConfig, *, tokens: int, batch: int = 1) -> Work:
@@ -89,6 +94,17 @@ def once(run: Callable[[], object], device: torch.device) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
+def sustained(run: Callable[[], object], device: torch.device) -> float:
+    """Time of a call among many in a row: launching hides behind computing, and the chip is as warm as in a model."""
+    times = min(BUSY_CALLS_MAX, max(1, round(BUSY_S / seconds(run, device, repeats=3)))) if device.type == "cuda" else 1
+
+    def row() -> None:
+        for _ in range(times):
+            run()
+
+    return once(row, device) / times
+
+
 def copy_rate(device: torch.device, *, values: int) -> float:
     """Bytes per second of a copy within the device's memory, read and written."""
     source = torch.randn(values, device=device)
@@ -117,7 +133,7 @@ def linear_rate(
 def attention_rates(
     config: TransformerConfig, device: torch.device, *, tokens: int
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Operations per second of each backend that runs here, and why the others don't."""
+    """Operations per second of each backend that runs here, from single calls, and why the others don't run."""
     trials = try_backends(
         candidates(device),
         device=device,
@@ -131,9 +147,16 @@ def attention_rates(
     return rates, {name: trial.reason for name, trial in trials.items() if trial.seconds is None}
 
 
+def attention_rate(config: TransformerConfig, device: torch.device, *, tokens: int, backend: str) -> float:
+    """Operations per second of one backend, many calls in a row."""
+    shape = (1, config.heads, tokens, config.width // config.heads)
+    q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
+    return 4.0 * tokens**2 * config.width / sustained(lambda: BACKENDS[backend](q, k, v), device)
+
+
 def _linear_s(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, fp8: bool) -> float:
     if not fp8:
-        return seconds(lambda: F.linear(x, weight, bias), x.device)
+        return sustained(lambda: F.linear(x, weight, bias), x.device)
     x8, x_scale = quantise_rows(x)
     weight8, weight_scale = quantise_rows(weight)
-    return seconds(lambda: product(x8, x_scale, weight8, weight_scale, bias, x.dtype), x.device)
+    return sustained(lambda: product(x8, x_scale, weight8, weight_scale, bias, x.dtype), x.device)

@@ -68,7 +68,7 @@ class Size:
 FULL: Final = Size()
 SMALL: Final = Size(
     transformer=TransformerConfig(
-        width=64, heads=2, axes=(8, 12, 12), double_blocks=1, single_blocks=2, text_width=32, pooled_width=32
+        width=64, heads=2, axes=(8, 12, 12), double_blocks=2, single_blocks=3, text_width=32, pooled_width=32
     ),
     canvas_area=96 * 96,
     text_tokens=24,
@@ -112,8 +112,9 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
                 parameter.add_(1)
 
 
-def random_parts(size: Size, *, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Everything that opening a checkpoint gives."""
+def random_parts(size: Size, transformer: KontextTransformer) -> Parts:
+    """Everything that opening a checkpoint gives, around a transformer: where it is, and in its format."""
+    device, dtype = transformer.device, transformer.dtype
     with tempfile.TemporaryDirectory() as folder:
         clip_words = clip_tokenizer(Path(folder), length=size.clip_tokens)
     t5_words = t5_tokenizer()
@@ -129,7 +130,7 @@ def random_parts(size: Size, *, device: torch.device, dtype: torch.dtype) -> Par
         schedule=Schedule(),
         text_tokens=size.text_tokens,
         knows=(),
-        transformer=random_transformer(size.transformer, device=device, dtype=dtype),
+        transformer=transformer,
         autoencoder=laid_out(_made(lambda: _autoencoder(size), device, dtype), device),
         clip=_made(lambda: CLIPTextModel(clip_config), device, dtype),
         clip_tokenizer=clip_words,

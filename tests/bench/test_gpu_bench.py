@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from bench import gpu, gpu_parts
 from bench.ceilings import Ceilings, Work, linear_shapes, step_work
-from bench.gpu_parts import Bench, Step
+from bench.gpu_bench import Bench, Step
 from bench.random_model import FULL, SMALL, diffusers_twin, random_transformer
 from rekontext.engine.fp8 import relative_error
 from rekontext.engine.transformer import TransformerConfig
@@ -92,12 +93,22 @@ def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys
 
 
 @pytest.mark.filterwarnings("default")
-def test_compilation_traces_every_kind_of_block(tmp_path: Path) -> None:
-    """Ours in both formats and diffusers'; code is generated elsewhere, tracing is what breaks between versions."""
+def test_compilation_traces_every_kind_of_block_once(tmp_path: Path) -> None:
+    """Ours, the other ways of computing it, and diffusers'; code is generated elsewhere, tracing is what breaks.
+
+    One trace for each kind of block (double, single, the last) and for one edit and several, whatever their sizes.
+    """
+    torch.compiler.reset()
+    counters.clear()
     options = ["--size", "small", "--device", "cpu", "--backend", "eager", "--out", str(tmp_path)]
-    results = gpu.main([*options, "--only", "diffusers"])
+    results = gpu.main([*options, "--only", "bf16"])
     assert results["failed"] == {}
+    assert (results["graphs"], results["graph_breaks"]) == (3 * 2, 0)
+    results = gpu.main([*options, "--only", "diffusers", "epilogues"])
+    assert results["failed"] == {}
+    assert results["graph_breaks"] == 0
     assert results["difference_to_diffusers"] < 0.05
+    assert 0 < results["difference_of_epilogues"] < 0.05
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

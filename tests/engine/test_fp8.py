@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.random_model import random_transformer
 from rekontext.contract import EditRefused
-from rekontext.engine import Engine
+from rekontext.engine import Engine, fp8
 from rekontext.engine.fidelity import compare
 from rekontext.engine.fp8 import (
     E4M3,
@@ -97,6 +97,33 @@ def test_the_matrix_units_are_asked_for_the_same() -> None:
         pytest.skip(f"this build of torch has no fp8 product on the CPU: {error}")
     expected = product(x8, scale, layer.weight, layer.scale, layer.bias, torch.bfloat16)[:24, rows]
     assert relative_error(found, expected) < 4e-3
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("columns", [64, 78], ids=["1024x1024", "1248x832"])
+def test_the_matrix_units_take_what_a_full_step_gives_them(
+    monkeypatch: pytest.MonkeyPatch, batch: int, columns: int
+) -> None:
+    """Layouts, alignments, scales and types of every product at full width, checked by torch's own conditions for a
+    GPU: tensors without values are held to them on any machine."""
+    monkeypatch.setattr(fp8, "product", on_matrix_units)
+    config = TransformerConfig(double_blocks=1, single_blocks=2)
+    size = (16 * columns, 16 * (4096 // columns))
+    n = columns * (4096 // columns)
+    with torch.device("meta"):
+        model = KontextTransformer(config).bfloat16()
+        model.use_attention(lambda q, k, v: torch.empty_like(q).transpose(1, 2).flatten(2))
+        quantise(model)
+        latents = torch.empty(batch, n, config.channels)
+        text = torch.empty(batch, 512, config.text_width)
+        positions = [text_positions(512), *(picture_positions(size, stream=stream) for stream in (0, 1))]
+        modulation = model.modulation(torch.empty(batch), 2.5, torch.empty(1, config.pooled_width))
+        conditioning = model.condition(text, latents, rotation_of(torch.cat(positions), config.axes, model.device))
+        velocity = model(latents, conditioning, modulation)
+    assert velocity.shape == latents.shape
+    assert velocity.dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="divisible by 16"):
+        Fp8Linear.of(nn.Linear(24, 16, device="meta").bfloat16())(torch.empty(4, 24, device="meta").bfloat16())
 
 
 def test_a_part_of_the_outputs_has_the_bits_of_the_whole() -> None:
