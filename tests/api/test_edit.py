@@ -169,6 +169,8 @@ async def test_json_for_those_who_ask(client: httpx2.AsyncClient) -> None:
     assert f"{body['metrics']['inference_time']:.4f}" == answer.headers["x-generation-time"]
     assert body["metrics"]["total_time"] >= body["metrics"]["inference_time"] > 0
     assert (body["model"], body["notice"]) == ("mini", MINI_NOTICE)
+    linked = (await client.get(body["response_url"])).json()
+    assert (await client.get(linked["output"])).content == raw.content
 
 
 async def test_the_headers_of_a_picture(client: httpx2.AsyncClient) -> None:

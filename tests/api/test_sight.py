@@ -92,6 +92,22 @@ def test_log_lines_are_json_with_the_request_s_id() -> None:
     assert "ZeroDivisionError" in fault["exception"]
 
 
+def test_a_traceback_for_people_shows_no_variables() -> None:
+    """Keys and prompts stand in them, wherever something fails."""
+    program = (
+        "import structlog\n"
+        "from rekontext.api.logs import configure\n"
+        "configure(level='info', log_format='text')\n"
+        "def edit(prompt): return 1 / len(prompt[:0])\n"
+        "wish = ' '.join(['a', 'private', 'wish'])\n"
+        "try: edit(wish)\n"
+        "except ZeroDivisionError: structlog.get_logger('x').exception('broken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "ZeroDivisionError" in done.stderr
+    assert "a private wish" not in done.stderr
+
+
 async def test_the_pages_are_served_under_a_strict_policy(client: httpx2.AsyncClient) -> None:
     """Without a key; the policy lets them call nobody but us."""
     for path in ("/", "/console"):

@@ -16,6 +16,8 @@ from rekontext.jobs import Job, Output
 
 _JSON: Final = "application/json"
 
+_LASTING: Final = ("status_url", "response_url")
+
 HEADERS: Final = (
     "x-request-id",
     "x-generation-time",
@@ -48,12 +50,18 @@ def picture_answer(job: Job, data: bytes, headers: dict[str, str]) -> Response:
     return Response(data, media_type=_output(job).content_type, headers=headers)
 
 
-def inline_answer(documents: Documents, job: Job, data: bytes, balance: Balance, headers: dict[str, str]) -> Response:
-    """200 with the result, its picture as a data URI. Takes milliseconds for a large one: not for the event loop."""
+def inline_answer(
+    documents: Documents, job: Job, data: bytes, balance: Balance, origin: str, headers: dict[str, str]
+) -> Response:
+    """200 with the result, its picture as a data URI, and where the same will be with links for a while.
+
+    Takes milliseconds for a large one: not for the event loop.
+    """
     output = _output(job)
     uri = f"data:{output.content_type};base64,{base64.b64encode(data).decode()}"
-    document = documents.result(job, "", balance=balance)
+    document = documents.result(job, origin, balance=balance)
     document |= {"output": uri, "images": [{"url": uri, **described(output)}]}
+    document |= {name: url for name, url in documents.urls(job.id, origin).items() if name in _LASTING}
     return json_answer(document, headers=headers)
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any, Literal
 
 import structlog
+from structlog.dev import plain_traceback
 from structlog.typing import Processor
 
 LogFormat = Literal["auto", "text", "json"]
@@ -26,7 +27,8 @@ def configure(*, level: str, log_format: LogFormat) -> None:
     last: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Plain, since a pretty traceback shows local variables: keys and prompts among them.
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
     )
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(

@@ -111,7 +111,8 @@ async def _waited(
         raise FileGone from fault
     by_key = caller.key.policy.sync_response == "json"
     if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
-        return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, headers)
+        origin = parts.origins.of(request)
+        return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, origin, headers)
     return answers.picture_answer(done, data, headers)
 
 
