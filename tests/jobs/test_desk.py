@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, OnProgress, Preview
-from rekontext.database import JobId
+from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Event, EventHub, JobUnknown, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
@@ -36,6 +37,47 @@ async def test_waiting_ends_with_the_job(plant: Plant) -> None:
         accepted = await plant.desk.submit(plant.office.order())
         done = await plant.desk.wait(accepted.job.id, account=ALICE, timeout_s=20)
     assert done.state is State.COMPLETED
+
+
+class Flaky:
+    """A database's `read` that answers so many looks, then fails until it is back."""
+
+    def __init__(self, office: Office, *, looks: int) -> None:
+        self._read = office.database.read
+        self._looks = looks
+        self.refused = asyncio.Event()
+        self.is_back = False
+
+    async def __call__(self, work: Callable[[Connection], object]) -> object:
+        if self._looks > 0 or self.is_back:
+            self._looks -= 1
+            return await self._read(work)
+        self.refused.set()
+        raise DatabaseUnavailable("gone for a moment")
+
+
+async def test_waiting_outlasts_a_database_that_is_away(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is safe and goes on: a caller told otherwise would order, and pay for, another."""
+    here = Plant(office=plant.office, objects=plant.objects, poll_s=0.001)
+    job, flaky = plant.office.start(), Flaky(plant.office, looks=1)
+    monkeypatch.setattr(here.office.database, "read", flaky)
+    waiting = asyncio.create_task(here.desk.wait(job.id, account=ALICE, timeout_s=20))
+    await asyncio.wait_for(flaky.refused.wait(), 10)
+    plant.office.complete(job.lease)
+    flaky.is_back = True
+    assert (await waiting).state is State.COMPLETED
+
+
+async def test_listening_outlasts_it_too(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream goes on where it was."""
+    here = Plant(office=plant.office, objects=plant.objects, poll_s=0.001)
+    job, flaky = plant.office.start(), Flaky(plant.office, looks=1)
+    monkeypatch.setattr(here.office.database, "read", flaky)
+    listening = asyncio.create_task(all_of(here.desk.listen(job.id, account=ALICE)))
+    await asyncio.wait_for(flaky.refused.wait(), 10)
+    plant.office.complete(job.lease)
+    flaky.is_back = True
+    assert [event.kind for event in await listening] == ["ended"]
 
 
 async def test_waiting_gives_up_and_the_job_goes_on(plant: Plant) -> None:

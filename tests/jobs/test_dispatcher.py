@@ -10,6 +10,7 @@ import pytest
 from rekontext.contract import EditRefused, EditRequest, EngineFault, OnProgress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, Patience, State, input_key
+from rekontext.jobs.dispatcher import SETTLE_TRIES_MIN
 from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
@@ -263,15 +264,16 @@ async def test_a_killed_process_finds_its_jobs_again_when_it_restarts(office: Of
     assert (done.state, done.attempt) == (State.COMPLETED, 2)
 
 
+@pytest.mark.parametrize("times", [3, 25])
 async def test_a_database_that_goes_away_for_a_while_loses_nothing(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """The result is kept until it can be written."""
+    """The result is kept until it can be written, for as long as a lease lasts at the least."""
     gate, transact, refused = Gate(), plant.office.database.transact, 0
 
     async def flaky(work: object) -> object:
         nonlocal refused
-        if gate.open.is_set() and refused < 3:
+        if gate.open.is_set() and refused < times:
             refused += 1
             raise DatabaseUnavailable("gone for a moment")
         return await transact(work)  # type: ignore[arg-type]
@@ -283,7 +285,7 @@ async def test_a_database_that_goes_away_for_a_while_loses_nothing(
         monkeypatch.setattr(plant.office.database, "transact", flaky)
         gate.open.set()
         done = await plant.ended(job)
-    assert (done.state, done.attempt, refused) == (State.COMPLETED, 1, 3)
+    assert (done.state, done.attempt, refused) == (State.COMPLETED, 1, times)
 
 
 async def test_a_worker_without_a_database_stops_when_its_lease_is_over(
@@ -308,6 +310,42 @@ async def test_a_worker_without_a_database_stops_when_its_lease_is_over(
             with pytest.raises(DatabaseUnavailable):
                 await plant.dispatcher.heartbeat()
             await asyncio.wait_for(gate.stopped.wait(), 10)
+
+
+async def test_a_machine_that_slept_goes_on_where_it_was(plant: Plant) -> None:
+    """After a pause of the whole machine its own leases have run out: it doesn't take its own jobs for abandoned."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        plant.office.clock.advance(3600)
+        await plant.dispatcher.recover()
+        gate.open.set()
+        done = await plant.ended(job)
+    assert (done.state, done.attempt, done.faults) == (State.COMPLETED, 1, 0)
+
+
+async def test_a_closing_dispatcher_waits_for_no_database_for_long(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody wants the process to go: the lease runs out by itself, and another runs the job."""
+    gate, tried = Gate(), 0
+    plant = Plant(office=plant.office, objects=plant.objects, poll_s=0.001, fleet=FakeFleet(behaviours=[gate]))
+
+    async def away(_work: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise DatabaseUnavailable("gone")
+
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        with monkeypatch.context() as broken:
+            broken.setattr(plant.office.database, "transact", away)
+            await asyncio.wait_for(plant.dispatcher.close(), 10)
+    assert tried >= SETTLE_TRIES_MIN
+    assert plant.office.job(job.id).state is State.PROCESSING
 
 
 async def test_two_dispatchers_share_the_work(office: Office, store: PictureStore) -> None:

@@ -397,3 +397,29 @@ def test_what_waits_is_counted(office: Office) -> None:
     assert places == [0, 1]
     assert office.database.read_sync(queries.unfinished_by_state) == {State.QUEUED: 2, State.PROCESSING: 1}
     assert office.database.read_sync(lambda tx: queries.in_flight(tx, ALICE)) == 3
+
+
+def test_a_clock_that_is_set_back_keeps_no_job_waiting(office: Office) -> None:
+    """Jobs that were accepted, or put back, under the wrong time are next all the same, and no time is below zero."""
+    office.patience = Patience(backoff_s=1)
+    first, second = office.accept().job, office.accept().job
+    [claimed] = office.claim()
+    office.fail(claimed.lease)
+    office.clock.set_back(3600)
+    jobs = office.claim(limit=2)
+    assert [job.id for job in jobs] == [first.id, second.id]
+    done = [office.complete(job.lease) for job in jobs]
+    assert [(job.queue_s, job.total_s) for job in done] == [(0.0, 0.0)] * 2
+
+
+def test_the_wait_before_another_attempt_has_a_bound(office: Office) -> None:
+    """It doubles with each fault, but a job that may have many is not put off for years."""
+    office.patience = Patience(faults_max=100, backoff_s=1, backoff_s_max=60)
+    office.accept()
+    for _ in range(60):
+        [job] = office.claim()
+        put_back = office.fail(job.lease)
+        assert (put_back.available_at - office.clock.now()).total_seconds() <= 60
+        assert office.claim() == []
+        office.clock.advance(60)
+    office.fail(office.claim()[0].lease, retry=False)

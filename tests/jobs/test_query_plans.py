@@ -100,7 +100,7 @@ def plan(tx: Connection, statement: Select[Any], values: dict[str, Any]) -> str:
 
 NOW = datetime.fromisoformat("2026-03-14T09:26:53+00:00")
 HOT: list[tuple[str, Select[Any], dict[str, Any], str]] = [
-    ("claim", statements.NEXT, {"now": NOW, "limit": 4}, "ix_jobs_queue"),
+    ("claim", statements.NEXT, {"now": NOW, "latest": NOW + timedelta(minutes=5), "limit": 4}, "ix_jobs_queue"),
     ("status", statements.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
     ("in flight", statements.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
     ("queued", statements.QUEUED, {}, "ix_jobs_"),

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from rekontext.database import AccountId, Database, JobId
+from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.life import Accepted, JobLife
@@ -142,7 +142,8 @@ class Desk:
                     ended = await self._hub.wait_ended(job)
                     if ended is not None:
                         return ended
-            found = await self.job(job, account=account)
+            with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
+                found = await self.job(job, account=account)
         return found
 
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
@@ -158,7 +159,8 @@ class Desk:
             while True:
                 done, _ = await asyncio.wait([coming], timeout=self._poll_s)
                 if not done:
-                    shown = await self._look(job, account, shown=shown)
+                    with suppress(DatabaseUnavailable):
+                        shown = await self._look(job, account, shown=shown)
                     continue
                 event = coming.result()
                 if event is None:

@@ -30,7 +30,7 @@ from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
 
-SETTLE_TRIES_MAX: Final = 10
+SETTLE_TRIES_MIN: Final = 10
 _HEARTBEATS_PER_LEASE: Final = 3
 _FIRST_GUESS_S: Final = 5.0
 
@@ -211,6 +211,9 @@ class Dispatcher:
 
     async def recover(self, *, after_restart: bool = False) -> None:
         """Take back the jobs of workers that are gone."""
+        if not after_restart:
+            # Ours first: if the whole machine slept, our own leases have run out as well.
+            await self.heartbeat()
         now, worker = self._clock.now(), self._worker if after_restart else None
         changed = await self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
         for job in changed:
@@ -258,10 +261,16 @@ class Dispatcher:
     async def _settle(self, job: Job, ending: Ending) -> bool:
         """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again.
 
+        Tried for as long as a lease lasts, since so long the job is ours; when closing, only so many times.
+
         Returns:
             False if the job was not ours any more.
         """
-        for tried in range(1, SETTLE_TRIES_MAX + 1):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._life.patience.lease_s
+        tried = 0
+        while tried < SETTLE_TRIES_MIN or (loop.time() < until and not self._closing):
+            tried += 1
             now = self._clock.now()
             try:
                 settled = await self._database.transact(

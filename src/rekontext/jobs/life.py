@@ -109,6 +109,7 @@ class JobLife:
             statements.CLAIM,
             {
                 "now": now,
+                "latest": now + timedelta(seconds=self.patience.backoff_s_max),
                 "limit": limit,
                 "state": State.PROCESSING.value,
                 "worker": worker,
@@ -284,7 +285,7 @@ class JobLife:
         faults = job.faults + 1
         if not retry or faults >= self.patience.faults_max:
             return self._end_free(tx, job, State.FAILED, now=now, error_code=code, error=error, faults=faults)
-        wait = timedelta(seconds=self.patience.backoff_s * 2 ** (faults - 1))
+        wait = timedelta(seconds=min(self.patience.backoff_s * 2 ** (faults - 1), self.patience.backoff_s_max))
         return self._requeue(tx, job, available_at=now + wait, faults=faults)
 
     def _requeue(self, tx: Connection, job: Job, **values: Any) -> Job:

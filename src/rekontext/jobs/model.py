@@ -136,12 +136,17 @@ class Job:
     @property
     def queue_s(self) -> float | None:
         """Seconds from accept to the start of the last attempt."""
-        return None if self.started_at is None else (self.started_at - self.accepted_at).total_seconds()
+        return _between(self.accepted_at, self.started_at)
 
     @property
     def total_s(self) -> float | None:
         """Seconds from accept to the end."""
-        return None if self.finished_at is None else (self.finished_at - self.accepted_at).total_seconds()
+        return _between(self.accepted_at, self.finished_at)
+
+
+def _between(earlier: datetime, later: datetime | None) -> float | None:
+    """Seconds, never below zero: the clock may have been set back in between."""
+    return None if later is None else max(0.0, (later - earlier).total_seconds())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ class Patience:
     Attributes:
         lease_s: a worker that is silent for so long is taken for dead.
         faults_max: attempts that may fail through our fault before the job does.
-        backoff_s: before the second attempt; doubles with each fault.
+        backoff_s, backoff_s_max: before the second attempt; doubles with each fault, up to the second.
         queue_s_max: a job that found no worker for so long fails.
         outputs_s: outputs are kept for so long after the end.
     """
@@ -173,6 +178,7 @@ class Patience:
     lease_s: float = 30.0
     faults_max: int = 3
     backoff_s: float = 1.0
+    backoff_s_max: float = 300.0
     queue_s_max: float = 24 * 3600.0
     outputs_s: float = 7 * 24 * 3600.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, or_, select, update
 
 from rekontext.database.tables import jobs
 from rekontext.jobs.model import State
@@ -33,7 +33,14 @@ IN_FLIGHT_AND_QUEUED: Final = select(
 )
 NEXT: Final = (
     select(jobs.c.number)
-    .where(is_state(State.QUEUED), jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type))
+    .where(
+        is_state(State.QUEUED),
+        # No wait is as long as the second: then the clock was set back, and nobody should wait for it to catch up.
+        or_(
+            jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type),
+            jobs.c.available_at > bindparam("latest", type_=jobs.c.available_at.type),
+        ),
+    )
     .order_by(jobs.c.number)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)

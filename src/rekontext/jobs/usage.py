@@ -73,14 +73,14 @@ def by_day(tx: Connection, account: AccountId, *, days: int, now: datetime) -> t
             day=row.accepted_at.date(),
             state=State(row.state),
             price_micros=row.price_micros,
-            latency_s=0.0 if row.finished_at is None else (row.finished_at - row.accepted_at).total_seconds(),
+            latency_s=0.0 if row.finished_at is None else max(0.0, (row.finished_at - row.accepted_at).total_seconds()),
             inference_s=row.inference_s or 0.0,
         )
         for row in tx.execute(_WINDOW, {"account": account, "since": first})
     ]
     found: dict[date, list[_Edit]] = {first.date() + timedelta(days=number): [] for number in range(days)}
     for edit in edits:
-        found[edit.day].append(edit)
+        found[min(edit.day, now.date())].append(edit)  # none is of tomorrow, unless the clock was set back
     return {day: _add_up(its) for day, its in found.items()}, _add_up(edits)
 
 
