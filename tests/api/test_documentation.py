@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
 
 import httpx2
 import pytest
+from starlette.routing import Route
 
 from rekontext.contract import ASPECT_RATIOS
+from tests.api.studio import Studio
+from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +34,7 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
         assert ranges["guidance"] == (0, 10, 7.0)
         assert ranges["num_inference_steps"] == (4, 50, 35)
         assert ranges["output_quality"] == (0, 100, 90)
+        assert [each.get("minimum") for each in properties["seed"]["anyOf"]] == [-1, None]
         assert properties["input_image"]["type"] == "string"
     assert set(operation["responses"]) == {
         "200",
@@ -48,6 +53,39 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
     }
     assert {"x-request-id", "x-seed-value"} <= set(operation["responses"]["200"]["headers"])
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "x-api-key"
+
+
+async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """Those of plain routes too, each under the methods that are served; without a key only the open ones."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    unlisted = {"/", "/console", "/docs", "/openapi.json"}
+    plain = {route.path.replace(":path}", "}"): route.methods for route in studio.app.routes if type(route) is Route}
+    assert len(plain) > 8
+    for path, methods in plain.items():
+        assert path in unlisted or set(paths[path]) == {each.lower() for each in methods or () if each != "HEAD"}, path
+    stranger = {"x-api-key": ""}
+    for path, operations in paths.items():
+        if "get" in operations and path not in ("/metrics", "/files/{key}"):  # open to this machine; to a link
+            status = (await client.get(path, headers=stranger)).status_code
+            assert (status == 401) is ("security" in operations["get"]), path
+
+
+async def test_jobs_are_as_the_document_says(client: httpx2.AsyncClient) -> None:
+    """Each document about a job has the fields that it is described with, and no others."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    def properties(path: str, method: str, answer: httpx2.Response) -> set[str]:
+        content = paths[path][method]["responses"][str(answer.status_code)]["content"]
+        return set(content["application/json"]["schema"]["properties"])
+
+    body = {"prompt": "x", "input_image": base64.b64encode(photo_bytes()).decode(), "num_inference_steps": 4}
+    submitted = await client.post("/v2/flux-kontext-dev", json=body)
+    assert set(submitted.json()) == properties("/v2/flux-kontext-dev", "post", submitted)
+    await client.get(submitted.json()["events_url"])
+    status = await client.get(submitted.json()["status_url"])
+    assert set(status.json()) == properties("/v2/requests/{id}/status", "get", status)
+    result = await client.get(submitted.json()["response_url"])
+    assert set(result.json()) | {"code"} == properties("/v2/requests/{id}", "get", result)
 
 
 async def test_the_page_calls_no_other_host(client: httpx2.AsyncClient) -> None:

@@ -65,5 +65,6 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     app.include_router(health.router(parts.fleet))
     app.include_router(openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL))
     openapi.mount_assets(app)
+    openapi.describe(app)
     web.mount(app)
     return app

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from rekontext.api import plain
 from rekontext.api.parameters import schema
 
 _ASSETS: Final = "/docs/assets"
@@ -110,7 +111,7 @@ WAITED: Final[dict[int | str, dict[str, Any]]] = {
             "image/png": _BINARY,
             "image/jpeg": _BINARY,
             "image/webp": _BINARY,
-            "application/json": {"schema": {"type": "object"}},
+            "application/json": {"schema": plain.RESULT},
         },
     },
     **_REFUSED,
@@ -120,7 +121,7 @@ SUBMITTED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The job: where to ask for its status, its result and its events.",
         "headers": _SUBMITTED | _headers(x_eta_seconds="When it will be done.", x_queue_position="0 is next."),
-        "content": {"application/json": {"schema": {"type": "object"}}},
+        "content": {"application/json": {"schema": plain.SUBMITTED}},
     },
     **_REFUSED,
 }
@@ -176,6 +177,18 @@ def router(*, title: str, openapi_url: str) -> APIRouter:
         return page
 
     return routes
+
+
+def describe(app: FastAPI) -> None:
+    """Add to the app's OpenAPI document what FastAPI doesn't see."""
+    generate = app.openapi
+
+    def whole() -> dict[str, Any]:
+        document = generate()  # made once, and the same object each time
+        document["paths"].update(plain.PATHS)
+        return document
+
+    app.openapi = whole  # type: ignore[method-assign]  # FastAPI's own way of extending it
 
 
 def mount_assets(app: Starlette) -> None:

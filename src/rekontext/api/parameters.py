@@ -274,4 +274,5 @@ def schema(*, as_form: bool) -> dict[str, Any]:
     forms = "A file." if as_form else "An http(s) URL, a data URI or base64."
     binary = {"format": "binary"} if as_form else {}
     document["properties"]["input_image"] = {"type": "string", "description": f"{description} {forms}", **binary}
+    document["properties"]["seed"]["anyOf"][0]["minimum"] = -1  # taken for a missing one before ranges are looked at
     return document

@@ -52,23 +52,18 @@ class WebhookChanged(WebhookWanted):
 
 def router(parts: Parts) -> APIRouter:
     """Credits, models, account, history and webhooks, as the SDK asks for them."""
-    routes = APIRouter(
-        tags=["account and history, as Segmind's SDK asks for them"],
-        dependencies=[Security(KEY)],
-        responses=openapi.REFUSALS,
-        route_class=keyed_route(parts),
-    )
+    routes = APIRouter(tags=["account and history, as Segmind's SDK asks for them"], responses=openapi.REFUSALS)
     _add_models(routes, parts)
-    _add_account(routes, parts)
-    _add_history(routes, parts)
-    _add_webhooks(routes, parts)
+    keyed = APIRouter(dependencies=[Security(KEY)], route_class=keyed_route(parts))
+    _add_account(keyed, parts)
+    _add_history(keyed, parts)
+    _add_webhooks(keyed, parts)
+    routes.include_router(keyed)
     return routes
 
 
 def _add_models(routes: APIRouter, parts: Parts) -> None:
-    open_to_all = APIRouter()
-
-    @open_to_all.get("/inference-model-information/list", summary="The models")
+    @routes.get("/inference-model-information/list", summary="The models")
     async def models() -> dict[str, Any]:
         """The one model that is served. No key needed."""
         row = {
@@ -82,8 +77,6 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
             **parts.documents.model(),
         }
         return {"Inference Segmind Model Information List With Details": [row]}
-
-    routes.include_router(open_to_all)
 
 
 def _add_account(routes: APIRouter, parts: Parts) -> None:
