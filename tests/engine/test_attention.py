@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.random_model import SMALL, random_transformer
 from rekontext.contract import EditRefused
@@ -44,6 +47,41 @@ def test_backends_give_what_attention_is() -> None:
         found = BACKENDS[name](q, k, v)
         assert found.shape == (2, 5, 48)
         assert (found - expected).abs().max() < 1e-5
+
+
+class Switches(TorchDispatchMode):
+    """Whether all of PyTorch's own kernels stay switched on, at every operator on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.are_on = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kernels = ("cudnn", "flash", "mem_efficient", "math")
+        self.are_on &= all(getattr(torch.backends.cuda, f"{kernel}_sdp_enabled")() for kernel in kernels)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "device"), [("sdpa-flash", "cpu"), ("sdpa-flash", "meta"), ("sdpa-cudnn", "meta")])
+def test_a_chosen_kernel_takes_none_from_other_threads(name: str, device: str) -> None:
+    """PyTorch's switches are the process's: whoever encodes a prompt meanwhile must find all of its kernels."""
+    q, k, v = (torch.randn(1, 2, n, 16, device=device, dtype=torch.bfloat16) for n in (5, 9, 9))
+    with Switches() as switches:
+        assert BACKENDS[name](q, k, v).shape == (1, 5, 32)
+    assert switches.are_on
+
+
+@pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn"])
+@pytest.mark.filterwarnings("default")
+def test_a_gpus_kernels_are_traced_whole_and_once_for_all_lengths(name: str) -> None:
+    """On tensors without values, as the compiler sees them; a kernel itself runs on a GPU only."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    traced = torch.compile(BACKENDS[name], backend=counter, fullgraph=True, dynamic=True)
+    for tokens in (40, 72, 56):
+        q, k, v = (torch.empty(1, 2, tokens, 16, device="meta", dtype=torch.bfloat16) for _ in range(3))
+        assert traced(q, k, v).shape == (1, tokens, 32)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", ["flash-3", "flash-4"])

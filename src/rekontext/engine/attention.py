@@ -23,7 +23,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (b, h, n, k), keys and values (b, h, m, k) -> heads merged: (b, n, h * k) of the queries."""
@@ -44,15 +43,18 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """cuDNN's fused attention, through PyTorch."""
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(q, k, v)
+    """cuDNN's fused attention, as PyTorch carries it."""
+    # The operators themselves, not `sdpa_kernel`: that switches the other kernels off for every thread of the process,
+    # and while one thread runs a step another may be encoding, with attention that only those kernels can do.
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention.default(q, k, v, None, False)
+    return _merged(found[0])
 
 
 def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 2, as PyTorch carries it."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa(q, k, v)
+    if q.device.type == "cpu":
+        return _merged(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)[0])
+    return _merged(torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v)[0])
 
 
 def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
