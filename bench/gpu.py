@@ -67,9 +67,9 @@ def measure(bench: Bench, *, only: list[str] | None, budget_s: float, write: Cal
         if left_s < 5:
             bench.failed[name] = f"not started: the budget of {budget_s:.0f} s was spent"
             continue
-        bench.begin(name)
         began = time.monotonic()
         try:
+            bench.begin(name)
             with time_limit(min(limit_s, left_s)), torch.inference_mode():
                 part(bench)
         except Exception as error:
