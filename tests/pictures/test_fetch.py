@@ -24,13 +24,18 @@ class Site:
     def __init__(self) -> None:
         self.port = 0
         self.visits: list[str] = []
+        self.asked = self.accept = ""
         self.never = asyncio.Event()
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         self.visits.append(request.path)
+        self.asked = request.raw_path
+        self.accept = request.headers["accept"]
         match request.path:
             case "/photo":
                 return web.Response(body=PHOTO)
+            case "/signed":
+                return web.Response(status=302, headers={"Location": "/photo?sig=a%2Fb%3D%3a&x=~"})
             case "/once":
                 raise web.HTTPFound("/photo")
             case "/away":
@@ -71,6 +76,30 @@ async def site() -> AsyncIterator[Site]:
 
 def fetcher(*allow: str, timeout_s: float = 5) -> Fetcher:
     return Fetcher(timeout_s=timeout_s, redirects_max=2, agent="test", allow=AllowList(allow))
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/photo?sig=a%2Fb%2bc%3D%3D&x=%3A~%7E[1]", "/photo?sig=a%2Fb%2bc%3D%3D&x=%3A~%7E[1]"),
+        ("/%70hoto", "/%70hoto"),
+        ("/photo?name=my cat|ü%20", "/photo?name=my+cat%7C%C3%BC%20"),
+        ("/signed", "/photo?sig=a%2Fb%3D%3a&x=~"),
+    ],
+)
+async def test_a_url_is_asked_for_as_it_is_spelled(site: Site, path: str, asked: str) -> None:
+    """Signatures are often over the spelling; only what can't stand in a URL is escaped."""
+    async with fetcher("127.0.0.0/8") as opened:
+        assert await opened.fetch(site.url(path), bytes_max=5000) == PHOTO
+    assert site.asked == asked
+
+
+async def test_what_can_be_read_is_asked_for_by_name(site: Site) -> None:
+    """Or a host that converts pictures may send a newer format."""
+    async with fetcher("127.0.0.0/8") as opened:
+        await opened.fetch(site.url("/photo"), bytes_max=5000)
+    assert "image/*" not in site.accept
+    assert all(f"image/{each}" in site.accept for each in ("jpeg", "png", "gif", "webp"))
 
 
 async def test_an_allowed_network_is_fetched(site: Site) -> None:

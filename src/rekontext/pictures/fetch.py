@@ -6,6 +6,7 @@ Knows nothing of pictures: it brings bytes.
 from __future__ import annotations
 
 import asyncio
+import re
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,6 +18,9 @@ from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureU
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
+# By name: "image/*" invites hosts that choose to send what we can't read.
+_ACCEPT: Final = "image/jpeg, image/png, image/webp, image/gif, */*;q=0.1"
+_COMPLETE_URL: Final = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 
 
 class Fetcher:
@@ -33,7 +37,7 @@ class Fetcher:
         self._redirects_max = redirects_max
         self._sessions = GuardedSessions(
             allow or AllowList(),
-            headers={"User-Agent": agent, "Accept": "image/*", "Accept-Encoding": "identity"},
+            headers={"User-Agent": agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"},
             auto_decompress=False,  # a compressed body can grow past any limit in one read
         )
 
@@ -80,7 +84,9 @@ class Fetcher:
 
 def _parse(text: str, *, base: URL | None = None) -> URL:
     try:
-        url = URL(text) if base is None else base.join(URL(text))
+        # What is a URL already stays as it is spelled: a signature in it may be over the spelling.
+        url = URL(text, encoded=_COMPLETE_URL.fullmatch(text) is not None)
+        url = url if base is None else base.join(url)
         valid = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError as fault:
         raise PictureUnreachable(f"{_shown(text)} is not a valid URL ({reason(fault)})") from fault
