@@ -290,6 +290,13 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
     assert served.wait(timeout=30) == 0
 
 
+def test_serve_ends_with_0_when_it_is_told_to(served: subprocess.Popen[str]) -> None:
+    """SIGTERM is how process managers say so."""
+    _read_until(served, "edited.png")
+    served.terminate()
+    assert served.wait(timeout=30) == 0
+
+
 def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     """Each answer is one JSON document, and the first has the key of the new account."""
     opened = json.loads(run(["accounts", "create", "alice", "--credits", "10", "--json"]).out)

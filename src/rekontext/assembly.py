@@ -59,15 +59,18 @@ class Service:
 
     Attributes:
         first_key: of the account that was made because there was none; to be shown this once.
+        drain: lets running edits end, for `shutdown_grace_s`; begun once, however often it is asked for.
     """
 
     app: FastAPI
     parts: Parts
     first_key: NewKey | None
+    drain: Callable[[], asyncio.Task[None]]
 
     def hang_up(self) -> None:
-        """End the answers that would go on for long, because the server goes down."""
+        """The server goes down: end the answers that would go on for long, take no more jobs, let running ones end."""
         self.parts.closing.set()
+        self.drain()
 
 
 def draw_seed() -> int:
@@ -232,6 +235,17 @@ def assemble(
         ),
     )
 
+    drained: list[asyncio.Task[None]] = []
+
+    def drain() -> asyncio.Task[None]:
+        if not drained:
+            drained.append(asyncio.create_task(let_jobs_end()))
+        return drained[0]
+
+    async def let_jobs_end() -> None:
+        await dispatcher.close(drain_s=settings.shutdown_grace_s)
+        desk.let_go()  # whoever still waits, waits for a job that went back into the queue
+
     async def work() -> None:
         """Load the model while the server already answers, then run jobs. Those that came early go on then."""
         try:
@@ -261,7 +275,7 @@ def assemble(
             try:
                 yield
             finally:
-                await dispatcher.close(drain_s=settings.shutdown_grace_s)
+                await drain()
                 for task in (working, *others):
                     task.cancel()
                     with suppress(asyncio.CancelledError):
@@ -273,7 +287,7 @@ def assemble(
     acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
     first_credits = _micros(settings.first_credits_usd)
     first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
-    return Service(app=app, parts=parts, first_key=first_key)
+    return Service(app=app, parts=parts, first_key=first_key, drain=drain)
 
 
 def _tariff(settings: Settings) -> Tariff:

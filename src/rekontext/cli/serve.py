@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from rekontext.secret import SecretError
 from rekontext.settings import KEY_VARIABLE, Settings, SettingsError, load_settings
 
 _BACKLOG = 2048
+_LAST_ANSWERS_S = 5
 
 
 class _Server(uvicorn.Server):
@@ -69,13 +71,16 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
                 log_config=None,
                 access_log=False,  # the service writes its own, without the signatures in queries
                 proxy_headers=False,  # the service reads them itself, from proxies that are trusted
-                timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
+                # Edits may go on for the time of grace; then whoever waits for one is told where it will be.
+                timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S,
                 server_header=False,
             ),
             on_shutdown=service.hang_up,
         )
         console.print(_greeting(url, service, settings))
-        with contextlib.suppress(KeyboardInterrupt):  # how a served Ctrl-C ends: as asked
+        # uvicorn hands a signal on when all is done: let both kinds end as a Ctrl-C does, with nothing amiss.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     if broken:
         why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)

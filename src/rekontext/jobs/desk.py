@@ -70,6 +70,11 @@ class Desk:
         self._clock = clock
         self._works = works
         self._poll_s = poll_s
+        self._is_letting_go = False
+
+    def let_go(self) -> None:
+        """End every `wait`, now and from now on: the process goes down, and its jobs go on without it."""
+        self._is_letting_go = True
 
     async def submit(self, order: Order) -> Accepted:
         """Accept an order; once this returns, the edit can't be lost.
@@ -124,7 +129,7 @@ class Desk:
         return found
 
     async def wait(self, job: JobId, *, account: AccountId | None, timeout_s: float, known: Job | None = None) -> Job:
-        """Return the job when it has ended, or as it is after `timeout_s`. Giving up the wait doesn't touch the job.
+        """Return the job when it has ended, or as it is after `timeout_s` or `let_go`. That doesn't touch the job.
 
         Args:
             known: the job as `submit` has just returned it, which saves the first look.
@@ -135,7 +140,7 @@ class Desk:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         found = await self.job(job, account=account) if known is None else known
-        while not found.state.is_terminal and (left_s := deadline - loop.time()) > 0:
+        while not found.state.is_terminal and not self._is_letting_go and (left_s := deadline - loop.time()) > 0:
             # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(self._poll_s, left_s)):
