@@ -430,6 +430,7 @@ async def test_a_bad_request_is_answered_by_name(client: httpx2.AsyncClient, bad
     assert bad.says.lower() in body["error"].lower()
     assert body["request_id"] == answer.headers["x-request-id"]
     assert answer.headers["content-type"] == "application/json"
+    assert answer.headers.get("www-authenticate") == ("APIKey" if bad.status == 401 else None)
     problems = body.get("errors", [])
     assert sorted(each["parameter"] for each in problems) == sorted(bad.parameters)
     for each in problems:

@@ -91,7 +91,7 @@ def failure_of(fault: Exception) -> Failure:
         case MalformedBody():
             return Failure(status=400, code="malformed_body", sentence=sentence)
         case MissingKey():
-            return Failure(status=401, code="missing_api_key", sentence=str(fault))
+            return Failure(status=401, code="missing_api_key", sentence=str(fault), headers=_CHALLENGE)
         case AccountRefused() | JobRefused():
             return _refusal(fault)
         case LinkRefused():
@@ -187,6 +187,9 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
     HTTPException,
 )
 
+# RFC 9110 asks a 401 to name its scheme; a key in a header has no registered one, and FastAPI's name does no harm.
+_CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "APIKey"}
+
 _REFUSED: Final[Mapping[type[Exception], int]] = {
     KeyRefused: 401,
     ScopeMissing: 403,
@@ -214,7 +217,8 @@ def _refusal(fault: AccountRefused | JobRefused) -> Failure:
             "x-rate-limit-reset-at-utc": f"{fault.reset_at:%Y-%m-%dT%H:%M:%SZ}",
         }
         return Failure(status=429, code=fault.code, sentence=sentence, headers=headers)
-    return Failure(status=_REFUSED.get(type(fault), 403), code=fault.code, sentence=sentence)
+    status = _REFUSED.get(type(fault), 403)
+    return Failure(status=status, code=fault.code, sentence=sentence, headers=_CHALLENGE if status == 401 else {})
 
 
 def _failed_job(fault: JobFailed) -> Failure:
