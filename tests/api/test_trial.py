@@ -7,6 +7,7 @@ import pytest
 
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
+from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +32,14 @@ async def test_a_photo_behind_a_link_is_read_as_an_edit_would_read_it(client: ht
     refused = await client.post("/console/api/photo", json={"url": url})
     assert refused.status_code == 400
     assert refused.json()["errors"][0]["parameter"] == "input_image"
+
+
+async def test_a_photo_behind_a_link_of_ours_is_read_without_a_fetch(client: httpx2.AsyncClient) -> None:
+    """An upload or a result, which an edit takes too though its address is private."""
+    photo = photo_bytes()
+    [link] = (await client.post("/upload-asset", files={"file": ("a.jpg", photo)})).json()["file_urls"]
+    answer = await client.post("/console/api/photo", json={"url": link})
+    assert (answer.status_code, answer.content) == (200, photo)
 
 
 async def test_only_a_key_that_may_edit_gets_photos_fetched(make_studio: MakeStudio) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -65,7 +66,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         try:
             if not is_url(wanted.url):
                 raise PictureRefused("it is no http(s) URL")
-            found = await parts.photos.read(wanted.url)
+            own = partial(parts.links.read_own, origin=parts.origins.of(request))
+            found = await parts.photos.read(wanted.url, shortcut=own)
         except PictureRefused as fault:
             raise ParametersRefused([picture_problem(fault, wanted.url)]) from fault
         return Response(found.data, media_type=f"image/{found.format}", headers={"x-content-type-options": "nosniff"})
