@@ -28,11 +28,14 @@ import torch._dynamo
 from bench import gpu_parts
 from bench.gpu_bench import Bench
 from bench.random_model import FULL, SMALL
+from rekontext.engine.attention import BACKENDS
 from rekontext.engine.costs import slug
 
 RESULTS: Final = Path(__file__).parent / "results"
 BUDGET_S: Final = 510.0
 """A rented command may run for ten minutes; starting, importing and writing need some of it too."""
+
+ENTRIES_MAX: Final = 12
 
 PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "ceilings": (gpu_parts.ceilings, 90),
@@ -47,6 +50,7 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "errors": (gpu_parts.errors, 40),
     "epilogues": (gpu_parts.epilogues, 60),
     "static": (gpu_parts.static, 60),
+    "profile": (gpu_parts.profile, 40),
     "load": (gpu_parts.load, 60),
     "compile-cached": (gpu_parts.compile_cached, 60),
 }
@@ -99,9 +103,15 @@ def time_limit(limit_s: float) -> Iterator[None]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures, one a line."""
+    """The figures, one a line; of those by shape or by kernel the first."""
     lines = [f"{name:44} {value:14.4g}" for name, value in results.items() if isinstance(value, float)]
     lines += [f"{name:44} {value}" for name, value in results.items() if isinstance(value, str)]
+    for fact, entries in results.items():
+        if isinstance(entries, dict) and fact != "failed":
+            lines += [
+                f"{fact}: {name:60} {value if isinstance(value, str) else f'{value:.4g}'}"
+                for name, value in list(entries.items())[:ENTRIES_MAX]
+            ]
     lines += [f"FAILED {name}: {reason}" for name, reason in results["failed"].items()]
     return "\n".join(lines)
 
@@ -113,13 +123,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", choices=["full", "small"], default="full")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", default="inductor", help='of torch.compile, or "none"; "eager" only traces')
+    parser.add_argument("--static", action="store_true", help="compile for each number of tokens apart")
+    parser.add_argument("--attention", choices=list(BACKENDS), help="a backend by name; otherwise the fastest")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all parts together")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
 
     device = torch.device(options.device)
     now = datetime.now(UTC)
-    bench = Bench(size=FULL if options.size == "full" else SMALL, device=device, backend=options.backend)
+    bench = Bench(
+        size=FULL if options.size == "full" else SMALL,
+        device=device,
+        backend=options.backend,
+        dynamic=not options.static,
+        attention=options.attention,
+    )
     bench.facts |= {"date": now.isoformat(timespec="seconds"), "size": options.size}
     file = options.out / f"{slug(bench.facts['device'])}-{now:%Y-%m-%d}.json"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -41,12 +41,16 @@ class Bench:
 
     Attributes:
         backend: of torch.compile.
+        dynamic: whether blocks are compiled once for all numbers of tokens, as the engine does it.
+        attention: a backend by name; None takes the fastest.
         twin: diffusers' transformer with our weights, once a part has made it.
     """
 
     size: Size
     device: torch.device
     backend: str = "inductor"
+    dynamic: bool = True
+    attention: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -59,7 +63,7 @@ class Bench:
             "device": torch.cuda.get_device_name(self.device) if is_gpu else self.device.type,
             "torch": torch.__version__,
             "diffusers": diffusers_version,
-            "compiler": self.backend,
+            "compiler": self.backend if self.dynamic else f"{self.backend}, static",
         }
         if is_gpu:
             self.facts |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
@@ -95,7 +99,8 @@ class Bench:
     @cached_property
     def ours(self) -> KontextTransformer:
         """The transformer with the attention that is fastest here, its blocks compiled at their first pass."""
-        self.facts["attention"] = choose_attention(self.transformer, CostModel(), tokens=self.tokens)
+        name = choose_attention(self.transformer, CostModel(), tokens=self.tokens, name=self.attention)
+        self.facts["attention"] = name
         self.compile(self.transformer)
         return self.transformer
 
@@ -107,17 +112,17 @@ class Bench:
         self.compile(narrow)
         return narrow
 
-    def compile(self, transformer: KontextTransformer, *, dynamic: bool = True) -> None:
+    def compile(self, transformer: KontextTransformer, *, static: bool = False) -> None:
         """Its blocks, at their first pass."""
         if self.backend != "none":
-            compile_blocks(transformer, backend=self.backend, dynamic=dynamic)
+            compile_blocks(transformer, backend=self.backend, dynamic=self.dynamic and not static)
 
     def copy(self) -> KontextTransformer:
         """The same weights in the same memory, neither compiled nor quantised."""
         with torch.device("meta"):
             copy = KontextTransformer(self.size.transformer)
         copy.load_state_dict(self.transformer.state_dict(), assign=True)
-        choose_attention(copy, CostModel(), tokens=self.tokens, name=self.facts.get("attention"))
+        choose_attention(copy, CostModel(), tokens=self.tokens, name=self.facts.get("attention", self.attention))
         return copy.requires_grad_(False).eval()
 
     def seconds(self, step: Step, transformer: KontextTransformer) -> float:

@@ -84,6 +84,7 @@ def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys
     assert 0 < results["fp8_error_end"] < 0.1
     assert 0 < results["bf16_error_end"] < 0.05
     assert results["difference_to_diffusers"] < 0.05
+    assert sum(results["kernels_bf16_ms"].values()) > 0
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("cpu-20")
     assert json.loads(file.read_text()) == results
