@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from rekontext import __version__
 from rekontext.api import answers, console, errors, files, health, metrics, openapi, sdk, segmind, web
 from rekontext.api.metrics import Metrics
-from rekontext.api.middleware import BodyLimit, HeadAsGet, OpenToPages, RequestIds, Sight
+from rekontext.api.middleware import BodyLimit, HeadAsGet, NotKept, OpenToPages, RequestIds, Sight
 from rekontext.api.parts import Parts
 from rekontext.api.requests import RequestRoutes
 
@@ -50,6 +50,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     )
     errors.install(app, parts.origins)
     app.add_middleware(BodyLimit, bytes_max=parts.limits.body_bytes_max)
+    app.add_middleware(NotKept)
     app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
     app.add_middleware(Sight, answered=metrics_of.answered)
     app.add_middleware(RequestIds, new_id=parts.ids)

@@ -99,6 +99,26 @@ class HeadAsGet:
         return await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
+class NotKept:
+    """Says of JSON that no cache may keep it: one in between can't know that our key's header makes an answer private.
+
+    Of Authorization it would know (RFC 9111, 3.5). Answers that say something themselves are left alone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_unkept(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("application/json"):
+                    headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_unkept)
+
+
 class OpenToPages:
     """Lets web pages of any origin call the paths that begin with one of `prefixes`, and read every header.
 

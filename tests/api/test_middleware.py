@@ -1,4 +1,4 @@
-"""What a web page of another origin may do, and what a probe that asks for headers alone gets."""
+"""What stands between us and a caller: pages of other origins, caches, and probes that ask for headers alone."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ async def test_a_page_of_another_origin_reads_nothing_else(client: httpx2.AsyncC
 async def test_without_an_origin_nothing_is_said_about_origins(client: httpx2.AsyncClient) -> None:
     """Clients that are no browsers are not bothered."""
     assert "access-control-allow-origin" not in (await client.get("/v1/get-user-credits")).headers
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/v1/get-user-credits", "no-store"),
+        ("/inference-request/request-history", "no-store"),
+        ("/v2/requests/unknown/status", "no-store"),
+        ("/console/api/me", "no-store"),
+        ("/console", "no-cache"),
+    ],
+)
+async def test_no_cache_keeps_what_a_key_has_opened(client: httpx2.AsyncClient, path: str, kept: str) -> None:
+    """A cache in between knows nothing of our header, and would show it to the next caller."""
+    assert (await client.get(path)).headers["cache-control"] == kept
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/get-user-credits", "/console", "/openapi.json"])
