@@ -146,5 +146,7 @@ def test_the_origin_is_the_one_that_the_client_used() -> None:
     assert trusting.of(_request("unix", host="[::1]:9", **forwarded)) == "http://[::1]:9"
     assert Origins().of(_request("10.1.1.1", host="a.example/evil?")) == "http://10.0.0.5:8000"
     assert Origins().of(_request("10.1.1.1")) == "http://10.0.0.5:8000"
+    loud = forwarded | {"x_forwarded_proto": "HTTPS"}
+    assert trusting.of(_request("10.1.1.1", host="a.example", **loud)) == "https://edits.example.com"
     fixed = Origins(external_url="https://x.example", trusted_proxies=["10.0.0.0/8"])
     assert fixed.of(_request("10.1.1.1", host="a.example", **forwarded)) == "https://x.example"
