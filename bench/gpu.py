@@ -149,7 +149,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     # A cache of our own: what an earlier run compiled must not make this one's first start look fast.
     # And a pass that is compiled too often must fail, not go on uncompiled as it would by default.
-    strictly = torch._dynamo.config.patch(recompile_limit=32, fail_on_recompile_limit_hit=True)
+    wanted = {"recompile_limit": 32, "fail_on_recompile_limit_hit": True}
+    strictly = torch._dynamo.config.patch(
+        {name: to for name, to in wanted.items() if hasattr(torch._dynamo.config, name)}
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache, strictly:
         before = {name: os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
         os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
