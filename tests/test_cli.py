@@ -19,7 +19,7 @@ from PIL import Image
 
 from rekontext.cli import main
 from rekontext.cli.doctor import examine
-from rekontext.settings import PREFIX
+from rekontext.settings import PREFIX, Settings
 from tests.pictures.samples import photo_bytes
 
 SCRIPT: Final = [sys.executable, "-c", "from rekontext.cli import main; main()"]
@@ -215,8 +215,7 @@ def test_serve_stops_at_a_setting_that_can_t_be_used(
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
     assert says in outcome.err
     assert "geheim" not in outcome.err
-    monkeypatch.delenv(name)
-    assert json.loads(run(["accounts", "list", "--json"]).out)["accounts"] == []
+    assert not Path("data/rekontext.db").exists()
 
 
 def test_a_damaged_database_stops_every_command_with_one_line(run: Run) -> None:
@@ -329,9 +328,32 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
 )
 def test_an_operator_s_mistake_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:
     """And the line says what is wrong."""
+    run(["accounts", "create", "bob"])
     outcome = run(arguments)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
     assert says in outcome.err
+
+
+def test_a_command_in_the_wrong_folder_makes_no_database_there(run: Run) -> None:
+    """It says where it looked; only opening an account, and serving, begin anew."""
+    for arguments in (["accounts", "list"], ["credits", "show", "alice"], ["keys", "create", "alice"]):
+        outcome = run(arguments)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert f"there is no database {Path.cwd()}/data/rekontext.db" in outcome.err
+    assert not Path("data").exists()
+
+
+def test_servers_on_free_ports_have_names_of_their_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two under one name on one database, the second would take the first one's jobs for its own of yesterday."""
+    ports: list[int] = []
+
+    def refuse(settings: Settings, **_: object) -> None:
+        ports.append(settings.port)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("rekontext.cli.serve.assemble", refuse)
+    assert "enough" in run(["serve", "--port", "0"]).err
+    assert ports[0] > 0
 
 
 def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:

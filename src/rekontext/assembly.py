@@ -107,7 +107,7 @@ def open_database(settings: Settings) -> Database:
     except ValueError as fault:
         raise ValueError(f"{variable('database_url')} can't be used: {fault}") from fault
     except DatabaseUnavailable as fault:
-        where = variable("database_url") if settings.database_url else settings.database.removeprefix("sqlite:///")
+        where = variable("database_url") if settings.database_url else settings.database_file
         raise DatabaseUnavailable(f"{fault} ({where})") from fault
 
 

@@ -180,7 +180,12 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database's URL, written out."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'rekontext.db'}"
+        return self.database_url or f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """Where SQLite's file is, unless `database_url` names another database."""
+        return self.data_dir.absolute() / "rekontext.db"
 
     @property
     def store(self) -> str:

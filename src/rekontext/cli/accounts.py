@@ -36,7 +36,7 @@ from rekontext.assembly import open_database, pepper_of, secret_of
 from rekontext.cli.failure import CommandFailed
 from rekontext.database import DatabaseUnavailable, KeyId
 from rekontext.secret import SecretError
-from rekontext.settings import SettingsError, load_settings
+from rekontext.settings import SettingsError, load_settings, variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
 ACTOR: Final = "cli"
@@ -49,7 +49,9 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     micros = _amount(credits_usd)
     policy = _policy(sync_response=sync_response)
     account, key = _transact(
-        data_dir, lambda tx, acts: acts.create_account(tx, name, credits_micros=micros, policy=policy)
+        data_dir,
+        lambda tx, acts: acts.create_account(tx, name, credits_micros=micros, policy=policy),
+        may_be_new=True,
     )
     _say(
         as_json,
@@ -124,14 +126,22 @@ def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent{held}.")
 
 
-def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T]) -> T:
+def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T], *, may_be_new: bool = False) -> T:
     """Run one act on the database of the settings.
+
+    Args:
+        may_be_new: whether to make a database where there is none. Else a command in the wrong folder would leave an
+            empty one there, and say that nobody has an account.
 
     Raises:
         CommandFailed: the settings or the database can't be used, or the act is refused.
     """
     try:
         settings = load_settings(data_dir=data_dir)
+        if not (may_be_new or settings.database_url or settings.database_file.exists()):
+            raise CommandFailed(
+                f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
+            )
         acts = Acts(
             actor=ACTOR,
             ids=random_id,

@@ -170,7 +170,7 @@ def _database(settings: Settings) -> Finding:
     from rekontext.database import Database, DatabaseUnavailable
 
     subject = "database"
-    path = settings.data_dir.absolute() / "rekontext.db"
+    path = settings.database_file
     if settings.database_url is None and not path.exists():
         return Finding(subject=subject, verdict="ok", says=f"SQLite, {path} (to be made)")
     try:

@@ -63,6 +63,8 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
     # The address before the key: a start that fails must not make a key that nobody gets to see.
     with _listen(settings) as listener:
         configure(level=settings.log_level, log_format=settings.log_format)
+        # The port names this process in the database, and 0 would name two alike.
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         url = settings.external_url or _url(listener)
         service = _assemble(settings, ready, stop)
         server = _Server(

@@ -83,7 +83,8 @@ class Attempts:
                 code="edit_timeout", error=f"The edit was not done within {self.run_s_max:.0f} s.", retry=True
             )
         except Exception as fault:
-            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__)
+            why = str(fault).partition("\n")[0]  # the operator's first question; the rest is below
+            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__, why=why)
             return Failed(code="engine_fault", error="The edit failed through a fault of ours.", retry=True)
         return Made(
             outputs=outputs,
