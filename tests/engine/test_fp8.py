@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,32 @@ def test_weights_that_are_stored_in_e4m3_are_taken_as_they_are(tmp_path: Path, s
 
 
 def test_a_gpu_without_fp8_units_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fp8.missing_units.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     with pytest.raises(EditRefused, match=r"dtype is 'fp8': .* capability 8.9 or above, and cuda:0 has 8.0"):
         choose_dtype("fp8", torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        (product, ""),
+        (lambda *given: product(*given) * 2, "multiplies wrongly"),
+        (None, "has no kernel for it on cpu: CUBLAS_STATUS_NOT_SUPPORTED"),
+    ],
+    ids=["works", "wrong", "none"],
+)
+def test_fp8_units_are_tried_before_they_are_relied_on(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor] | None, expected: str
+) -> None:
+    """Chips newer than the libraries have the units and no kernel for them: they get another plan, no failing edits."""
+
+    def unsupported(*_: object) -> Tensor:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nwhen calling it")
+
+    fp8.missing_units.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    monkeypatch.setattr(fp8, "on_matrix_units", kernel or unsupported)
+    found = fp8.missing_units(CPU)
+    fp8.missing_units.cache_clear()
+    assert (expected in found) if expected else not found

@@ -11,6 +11,7 @@ float32: slow, exact, for tests and for judging errors. Knows no model: which la
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -24,6 +25,7 @@ CAPABILITY_MIN: Final = (8, 9)
 _SIDE_MULTIPLE: Final = 16
 """What the matrix units ask of both sides of a weight."""
 _TINY: Final = 1e-12
+_PROBE_SIDE: Final = 256
 _KEPT_WIDE: Final = ("mod", "modulation", "norm")
 
 
@@ -108,6 +110,25 @@ def on_matrix_units(
         use_fast_accum=True,
     )
     return y
+
+
+@cache
+def missing_units(device: torch.device) -> str:
+    """Why a GPU can't multiply in fp8 here; empty if it can.
+
+    Tried once, not only looked up: chips that have the units may lack a kernel in this version of PyTorch.
+    """
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY_MIN:
+        wanted, has = (".".join(map(str, each)) for each in (CAPABILITY_MIN, found))
+        return f"that needs a GPU of compute capability {wanted} or above, and {device} has {has}"
+    try:
+        probe = torch.ones(_PROBE_SIDE, _PROBE_SIDE, dtype=torch.bfloat16, device=device)
+        x8, scale = quantise_rows(probe)
+        error = relative_error(on_matrix_units(x8, scale, x8, scale, probe[0], probe.dtype), probe * (_PROBE_SIDE + 1))
+    except (RuntimeError, NotImplementedError) as refusal:
+        return f"PyTorch {torch.__version__} has no kernel for it on {device}: {str(refusal).splitlines()[0]}"
+    return "" if error < 1e-2 else f"PyTorch {torch.__version__} multiplies wrongly in it on {device}"
 
 
 def wants(name: str, linear: nn.Linear) -> bool:

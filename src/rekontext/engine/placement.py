@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from rekontext.engine.checkpoint import Parts, model_sizes, offload_encoder, open_model
-from rekontext.engine.fp8 import CAPABILITY_MIN, quantise
+from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, Placement, Plan, plans
 from rekontext.engine.precision import choose_dtype
@@ -39,8 +39,7 @@ def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple
     if dtype is not None or device.type != "cuda":
         return opened(Placement(fp8=dtype == FP8)), ()
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    has_fp8 = torch.cuda.get_device_capability(device) >= CAPABILITY_MIN
-    return open_first(opened, plans(model_sizes(model), free_bytes, has_fp8=has_fp8), device)
+    return open_first(opened, plans(model_sizes(model), free_bytes, has_fp8=not missing_units(device)), device)
 
 
 def open_first(opened: Open, choices: list[Plan], device: torch.device) -> tuple[Parts, tuple[Plan, ...]]:

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from rekontext.contract import EditRefused
-from rekontext.engine.fp8 import CAPABILITY_MIN
+from rekontext.engine.fp8 import missing_units
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
 """What activations are in. "fp8" is about the weights of the transformer's blocks: see `fp8.py`."""
@@ -42,12 +42,6 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise EditRefused(f"dtype is {name!r}: it must be one of {', '.join(DTYPES)}")
-    if name == "fp8" and device.type == "cuda":
-        found = torch.cuda.get_device_capability(device)
-        if found < CAPABILITY_MIN:
-            wanted = ".".join(map(str, CAPABILITY_MIN))
-            raise EditRefused(
-                f"dtype is 'fp8': that needs a GPU of compute capability {wanted} or above, and {device} has "
-                f"{'.'.join(map(str, found))}; use bfloat16"
-            )
+    if name == "fp8" and device.type == "cuda" and (reason := missing_units(device)):
+        raise EditRefused(f"dtype is 'fp8': {reason}; use bfloat16")
     return DTYPES[name]
