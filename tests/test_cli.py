@@ -296,6 +296,24 @@ def test_serve_ends_with_0_when_it_is_told_to(served: subprocess.Popen[str]) -> 
     assert served.wait(timeout=30) == 0
 
 
+def test_serve_need_not_wait_for_a_model_that_is_being_loaded() -> None:
+    """Which takes minutes for a large one; here it takes for ever."""
+    script = (
+        "import threading\n"
+        "from rekontext.cli import main\n"
+        "from rekontext.fleet import LocalFleet\n"
+        "LocalFleet._open = lambda self: threading.Event().wait()\n"
+        "main(['serve', '--port', '0'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+        watchdog = Timer(60, process.kill)
+        watchdog.start()
+        _read_until(process, "startup complete")
+        process.terminate()
+        assert process.wait() == 0
+        watchdog.cancel()
+
+
 def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     """Each answer is one JSON document, and the first has the key of the new account."""
     opened = json.loads(run(["accounts", "create", "alice", "--credits", "10", "--json"]).out)

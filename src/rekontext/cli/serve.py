@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,10 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+    if not loaded and not broken:
+        # The model is still being loaded, which can't be stopped and isn't worth waiting for. All else is closed.
+        sys.stderr.flush()
+        os._exit(0)
     if broken:
         why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)
         raise CommandFailed(why, exit_code=1) from broken[0]

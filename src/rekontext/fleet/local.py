@@ -6,8 +6,11 @@ The engine, and torch with it, is imported when the fleet starts, not before.
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from rekontext.contract import (
     EditRefused,
@@ -23,6 +26,8 @@ from rekontext.contract import (
 
 if TYPE_CHECKING:
     from rekontext.engine import Engine, Ticket
+
+T = TypeVar("T")
 
 
 class LocalFleet:
@@ -70,7 +75,7 @@ class LocalFleet:
         Raises:
             CheckpointError: the model can't be found or isn't complete.
         """
-        self._engine = await asyncio.to_thread(self._open)
+        self._engine = await _beside(self._open)
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit. Cancelling the awaiting task stops it within one step."""
@@ -137,6 +142,32 @@ class LocalFleet:
         if self._engine is None:
             raise EngineFault("the model isn't loaded")
         return self._engine
+
+
+async def _beside(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that the end of the process doesn't wait for: opening a model may take minutes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, fault: BaseException | None) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if fault is not None:
+            done.set_exception(fault)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result, fault = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            fault = error
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, result, fault)
+
+    threading.Thread(target=run, name="model", daemon=True).start()
+    return await done
 
 
 def _cancel_submitted(submitting: asyncio.Future[Ticket]) -> None:
