@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +24,6 @@ from rekontext.engine.transformer import KontextTransformer
 from rekontext.engine.tuning import choose_attention
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _forget_libraries() -> Iterator[None]:
-    """What one test put in place of a library is not there in the next."""
-    yield
-    attention._flash_op.cache_clear()
 
 
 def tried(*names: str) -> dict[str, Trial]:
@@ -71,7 +63,7 @@ def test_a_chosen_kernel_takes_none_from_other_threads(name: str, device: str) -
     assert switches.are_on
 
 
-@pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn"])
+@pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn", "flash-3", "flash-4"])
 @pytest.mark.filterwarnings("default")
 def test_a_gpus_kernels_are_traced_whole_and_once_for_all_lengths(name: str) -> None:
     """On tensors without values, as the compiler sees them; a kernel itself runs on a GPU only."""

@@ -59,12 +59,12 @@ def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 3, if `flash_attn_interface` is installed."""
-    return _flash("flash_attn_interface", q, k, v)
+    return _flash(_flash_3, q, k, v)
 
 
 def flash_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 4, if `flash_attn.cute` is installed."""
-    return _flash("flash_attn.cute", q, k, v)
+    return _flash(_flash_4, q, k, v)
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -170,17 +170,19 @@ def _flex() -> Any:
     return torch.compile(flex_attention)
 
 
-def _flash(module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    mixed: Tensor = _flash_op(module)(*(x.transpose(1, 2) for x in (q, k, v)))
+def _flash(operator: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed: Tensor = operator(*(x.transpose(1, 2) for x in (q, k, v)))
     return mixed.flatten(2)
 
 
-@cache
-def _flash_op(module: str) -> Any:
-    """The library's function on (b, n, h, k), as an operator that the compiler leaves alone but knows the shape of."""
-    function = importlib.import_module(module).flash_attn_func
+def _operator(name: str) -> Any:
+    """A library's function on (b, n, h, k), as an operator that the compiler leaves alone but knows the shape of.
+
+    The library is looked up when it is called: whoever only traces a call needs none, and tracing can't import.
+    """
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        function = importlib.import_module(_NEEDS[name]).flash_attn_func
         # Some versions return the softmax's normaliser too.
         result = function(q.contiguous(), k.contiguous(), v.contiguous())
         mixed: Tensor = result[0] if isinstance(result, tuple) else result
@@ -188,6 +190,9 @@ def _flash_op(module: str) -> Any:
 
     # Annotations are strings in this file, and the operator's schema is read from them.
     run.__annotations__ = {"q": Tensor, "k": Tensor, "v": Tensor, "return": Tensor}
-    operator = torch.library.custom_op(f"rekontext::{module.replace('.', '_')}", run, mutates_args=())
+    operator = torch.library.custom_op(f"rekontext::{name.replace('-', '_')}", run, mutates_args=())
     operator.register_fake(lambda q, k, v: q.new_empty(q.shape))
     return operator
+
+
+_flash_3, _flash_4 = (_operator(name) for name in _NEEDS)
