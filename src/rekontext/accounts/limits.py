@@ -9,6 +9,7 @@ all, and Redis is asked again every few seconds. No request fails or waits long 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _MEMORY: Final = "memory://"
 _REDIS: Final = ("redis://", "rediss://", "unix://")
 _ALLOWED: Final = "memory://, redis://HOST:PORT/NUMBER, rediss://…, unix:///SOCKET"
 _CONNECTIONS_MAX: Final = 16
-_PATIENCE_S: Final = 0.5  # for a connection of the pool, for making one, and for an answer, each
+_PATIENCE_S: Final = 1.0  # for a connection and for an answer, each
 _log = structlog.get_logger(__name__)
 
 
@@ -69,6 +70,7 @@ class RequestLimiter:
         self._own = strategies.MovingWindowRateLimiter(MemoryStorage())
         self._shared = None if storage == _MEMORY else _SharedCounts(storage)
         self._failed_at: datetime | None = None
+        self._turns = asyncio.Semaphore(_CONNECTIONS_MAX)
 
     async def count(self, key: KeyId, *, requests_per_minute: int = REQUESTS_PER_MINUTE_DEFAULT) -> Allowance:
         """Count one request.
@@ -100,18 +102,28 @@ class RequestLimiter:
 
     async def _ask(self, item: RateLimitItem, key: str) -> tuple[bool, WindowStats]:
         if self._shared is not None and self._is_worth_asking():
+            answer = await self._ask_redis(self._shared, item, key)
+            if answer is not None:
+                return answer
+        return self._own.hit(item, key), self._own.get_window_stats(item, key)
+
+    async def _ask_redis(self, shared: _SharedCounts, item: RateLimitItem, key: str) -> tuple[bool, WindowStats] | None:
+        """Redis' answer, None without one."""
+        before = self._failed_at
+        async with self._turns:
+            if self._failed_at is not None and self._failed_at != before:
+                return None  # it failed while this request waited for its turn
             try:
-                answer = await self._shared.hit(item, key)
+                answer = await shared.hit(item, key)
             except CountsNotShared as fault:
                 if self._failed_at is None:
                     _log.error("rate_limits_not_shared", fault=str(fault))
                 self._failed_at = self._clock.now()
-            else:
-                if self._failed_at is not None:
-                    _log.info("rate_limits_shared_again")
-                self._failed_at = None
-                return answer
-        return self._own.hit(item, key), self._own.get_window_stats(item, key)
+                return None
+        if self._failed_at is not None:
+            _log.info("rate_limits_shared_again")
+        self._failed_at = None
+        return answer
 
     def _is_worth_asking(self) -> bool:
         """Whether Redis is well as far as we know, or has been left alone for long enough."""
@@ -132,11 +144,10 @@ class _SharedCounts:
             # Not shown whole: it may hold a password.
             raise ValueError(f"rate limit storage {url.partition(':')[0]!r} is not supported; allowed: {_ALLOWED}")
         try:
-            from redis.asyncio import BlockingConnectionPool
+            from redis.asyncio import BlockingConnectionPool  # unlike the default one it never refuses
         except ImportError as error:
             raise ValueError("rate limits in Redis need its client: pip install 'rekontext[redis]'") from error
         try:
-            # Blocking: with many requests at once they take turns, where the default pool refuses some.
             self._pool: ConnectionPool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=_CONNECTIONS_MAX,
