@@ -42,10 +42,10 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "bf16": (gpu_parts.bf16, 150),
     "denoise": (gpu_parts.denoise, 50),
     "diffusers": (gpu_parts.diffusers, 150),
+    "edits": (gpu_parts.edits, 60),
     "ceilings-fp8": (gpu_parts.ceilings_fp8, 30),
     "fp8": (gpu_parts.fp8, 150),
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
-    "edits": (gpu_parts.edits, 60),
     "diffusers-edit": (gpu_parts.diffusers_edit, 40),
     "errors": (gpu_parts.errors, 40),
     "epilogues": (gpu_parts.epilogues, 60),
@@ -54,7 +54,10 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "load": (gpu_parts.load, 60),
     "compile-cached": (gpu_parts.compile_cached, 60),
 }
-"""In the order in which they run, each with the seconds after which it is given up. The last one undoes compilation."""
+"""In the order in which they run, each with the seconds after which it is given up.
+
+Edits come before fp8, so that the most memory they take is that of bfloat16 alone. The last part undoes compilation.
+"""
 
 
 class OutOfTime(Exception):

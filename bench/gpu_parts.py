@@ -290,7 +290,9 @@ def _first_pass_s(bench: Bench, step: Step, transformer: KontextTransformer) -> 
 
 
 def _steps(bench: Bench, transformer: KontextTransformer, name: str) -> None:
-    """Every case: seconds, rate, share of the ceiling; and what sharing a pass gains."""
+    """Every case: seconds, rate, share of the ceiling; what sharing a pass gains; and how large the weights are."""
+    held = (*transformer.parameters(), *transformer.buffers())
+    bench.figures[f"transformer_{name}_gb"] = sum(tensor.nbytes for tensor in held) / 1e9
     took: dict[str, float] = {}
     for case_name, case in bench.cases.items():
         step = Step(bench, case, transformer)
