@@ -42,7 +42,7 @@ def ceilings(bench: Bench) -> None:
     config, device = bench.size.transformer, bench.device
     figures = bench.figures
     figures["copy_gb_per_s"] = copy_rate(device, values=10**9 if device.type == "cuda" else 10**6) / 1e9
-    bf16 = _products(bench, "bf16")
+    products = _products(bench, "bf16")
     # Last, because one of the backends has to be compiled first.
     by_backend, bench.facts["attention_out"] = attention_rates(config, device, tokens=bench.tokens)
     for name, rate in by_backend.items():
@@ -50,7 +50,7 @@ def ceilings(bench: Bench) -> None:
     best = max(by_backend, key=by_backend.__getitem__)
     attention = attention_rate(config, device, tokens=bench.tokens, backend=best)
     figures["attention_sustained_tflops"] = attention / TERA
-    bench.limits = Ceilings(bf16=bf16, attention=attention)
+    bench.limits = Ceilings(bf16=products, attention=attention)
 
 
 def ceilings_fp8(bench: Bench) -> None:
