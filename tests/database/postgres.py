@@ -47,6 +47,7 @@ class PostgresServer:
     folder: Path
     port: int
     is_durable: bool = False
+    may_crash: bool = False
 
     @property
     def url(self) -> str:
@@ -64,7 +65,9 @@ class PostgresServer:
         """Return once it takes connections."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
         if not self.is_durable:
-            options += " -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+            options += " -c fsync=off -c full_page_writes=off"
+            if not self.may_crash:
+                options += " -c synchronous_commit=off"
         self._run("pg_ctl", "-l", self.folder / "log", "-w", "-t", "30", "-o", options, "start")
 
     def stop(self, mode: Mode = "immediate") -> None:
@@ -88,11 +91,12 @@ class PostgresServer:
 
 
 @contextmanager
-def running(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
+def running(programs: Path, *, is_durable: bool = False, may_crash: bool = False) -> Iterator[PostgresServer]:
     """Start a server; in the end stop it, unless it is stopped, and delete all it had.
 
     Args:
         is_durable: whether a commit waits for the disk, as it does in earnest; tests need not wait.
+        may_crash: whether commits outlive the server's own end, if not the machine's.
     """
     # The default temporary folder may be closed to other users; a socket's path must be short, so there is none.
     folder = Path(tempfile.mkdtemp(prefix="rekontext-postgres-"))
@@ -100,7 +104,7 @@ def running(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresSer
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        server = PostgresServer(programs=programs, folder=folder, port=port, is_durable=is_durable)
+        server = PostgresServer(programs=programs, folder=folder, port=port, is_durable=is_durable, may_crash=may_crash)
         server.make()
         server.start()
         try:

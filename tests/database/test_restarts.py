@@ -27,7 +27,7 @@ def own_server(postgres_server: str) -> Iterator[PostgresServer]:
     """A server that tests may stop. The shared one is asked for only because it skips, or fails, without any."""
     programs = postgres.binaries()
     assert programs is not None
-    with postgres.running(programs, is_durable=True) as server:  # a crash must not lose commits here
+    with postgres.running(programs, may_crash=True) as server:
         yield server
 
 
