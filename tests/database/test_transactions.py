@@ -278,6 +278,22 @@ def test_the_tables_of_a_newer_version_are_left_alone(database: Database, databa
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_server_that_vanishes_is_given_up_within_seconds(database: Database) -> None:
+    """The system's own patience is two hours for one that is waited for, and a quarter for one that is written to."""
+
+    def options(tx: Connection) -> dict[str, str]:
+        driver = tx.connection.dbapi_connection
+        assert isinstance(driver, psycopg.Connection)
+        return driver.info.get_parameters()
+
+    for set_up in (database.transact_sync(options), database.read_sync(options)):
+        silent_s = int(set_up["keepalives_idle"]) + int(set_up["keepalives_interval"]) * int(set_up["keepalives_count"])
+        assert silent_s <= 30
+        assert int(set_up["tcp_user_timeout"]) <= 30_000
+        assert int(set_up["connect_timeout"]) <= 30
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_server_that_takes_no_writes_is_unavailable(database: Database, database_url: str) -> None:
     """After a failover the address may lead to a standby for a while: nothing changed, and reads go on."""
     name = database_url.rsplit("/", 1)[1]

@@ -228,8 +228,8 @@ def _store(settings: Settings) -> Finding:
     try:
         asyncio.run(try_it())
     except Exception as fault:  # each store fails in ways of its own
-        first_line = str(fault).strip().splitlines()[0]
-        return Finding(subject=subject, verdict="broken", says=f"{first_line}; see {name} and the store's credentials")
+        why = str(fault).strip().partition("\n")[0] or type(fault).__name__
+        return Finding(subject=subject, verdict="broken", says=f"{why}; see {name} and the store's credentials")
     return Finding(subject=subject, verdict="ok", says="an object can be written, read and removed")
 
 
