@@ -159,6 +159,8 @@ class Engine:
         if compiled:
             compile_blocks(self.model.transformer, cache_file=compile_cache)
             self.warm_up()
+            if self._side_stream is not None and self._batching.mode != "off":
+                self._warm_up_together()
             if compile_cache is not None:
                 keep(compile_cache)
 
@@ -265,6 +267,14 @@ class Engine:
             self.edit(picture, "", steps=1, seed=0)
         self.forget()
 
+    def _warm_up_together(self) -> None:
+        """A pass over two edits is compiled apart from that over one. Later it would hold up whoever waits."""
+        request = EditRequest(id="", prompt="", photo=None, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
+        plan = stages.plan(self.model, request)
+        stages.velocities(self.model, [stages.prepare(self.model, request, plan) for _ in range(2)])
+        self._synchronize()
+        self.forget()
+
     def forget(self) -> None:
         """Empty the caches of prompts and references."""
         self.model.prompts.forget()
@@ -336,10 +346,14 @@ class Engine:
     def _step(self, group: list[Ticket]) -> None:
         """One step of one edit, or of several that share a pass."""
         edits = [ticket.edit for ticket in group if ticket.edit is not None]
+        # An edit's first latents are the side stream's, which gives their memory to the next edit as soon as nobody
+        # holds them: that must not be before this step, which is only being queued, has read them.
+        held = [edit.latents_1ne for edit in edits]
         started = time.perf_counter()
         try:
             is_measured = self._pass(edits)
             self._synchronize()
+            del held
         except Exception as error:
             with self._changed:
                 if isinstance(error, torch.OutOfMemoryError) and len(group) == 1 and self._holding.can_fall:
