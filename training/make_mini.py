@@ -60,7 +60,7 @@ class Recipe:
 FULL: Final = Recipe(
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
     decoder=Plan(iterations=1500, rate=1.2e-3, cooldown=0.7, average=0.985, save_every=50),
-    transformer=Plan(iterations=3500, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
+    transformer=Plan(iterations=3200, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
