@@ -142,6 +142,7 @@ def _gpu_memory(settings: Settings) -> Finding:
 
     from rekontext.engine import CheckpointError
     from rekontext.engine.checkpoint import model_sizes
+    from rekontext.engine.fp8 import missing_units
     from rekontext.engine.memory import Sizes, plans
 
     subject = "gpu memory"
@@ -155,7 +156,7 @@ def _gpu_memory(settings: Settings) -> Finding:
         needs = "; ".join(str(plan) for plan in plans(sizes, 0))
         return Finding(subject=subject, verdict="ok", says=f"no GPU here; {whose} needs {needs}")
     free_bytes, _ = torch.cuda.mem_get_info()
-    possible = plans(sizes, free_bytes, has_fp8=torch.cuda.get_device_capability() >= (8, 9))
+    possible = plans(sizes, free_bytes, has_fp8=not missing_units(torch.device("cuda")))
     fitting = [plan for plan in possible if plan.fits]
     table = "; ".join(f"{plan} ({'fits' if plan.fits else 'does not fit'})" for plan in possible)
     if not fitting and settings.model != "mini":

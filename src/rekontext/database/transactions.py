@@ -107,7 +107,9 @@ class Database:
             raise ValueError("database url names SQLite in memory, but readers need a file: sqlite:///path/to/file")
 
         def engine(begin: str, pragmas: tuple[str, ...], size: int) -> Engine:
-            made = create_engine(url, pool_size=size, max_overflow=0, connect_args={"check_same_thread": False})
+            made = create_engine(
+                url, hide_parameters=True, pool_size=size, max_overflow=0, connect_args={"check_same_thread": False}
+            )
 
             @event.listens_for(made, "connect")
             def prepare(connection: Any, _record: object) -> None:
@@ -130,6 +132,7 @@ class Database:
     def _open_postgres(cls, url: URL, connections: int) -> Self:
         write = create_engine(
             url.set(drivername="postgresql+psycopg"),
+            hide_parameters=True,
             pool_size=2 * connections,
             max_overflow=0,
             connect_args={"options": _POSTGRES_OPTIONS, "application_name": "rekontext", **_POSTGRES_PATIENCE},
