@@ -338,12 +338,33 @@ def test_endpoints_are_listed_and_changed(office: Office) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://example.com", "example.com", "https://", "https://user:pass@example.com", "http://[::1", "x" * 3000]
+    "url",
+    [
+        "ftp://example.com",
+        "example.com",
+        "https://",
+        "https://user:pass@example.com",
+        "http://[::1",
+        f"https://example.com/{'x' * 3000}",
+        "https://example.com:99999/",
+        "https://example.com/a b",
+        " https://example.com/",
+        "https://example.com/\n",
+        "https://exam\tple.com/",
+        "https://example.com/\x00",
+        "https://example.com/\u00a0",
+        "https://example.com/\u2028",
+    ],
 )
 def test_a_url_that_cannot_be_called_is_refused(office: Office, url: str) -> None:
     """When it is given, not at the first delivery."""
     with pytest.raises(WebhookRefused, match="allowed: http"):
         add_endpoint(office, url=url)
+
+
+def test_a_url_may_have_letters_of_any_language(office: Office) -> None:
+    """They are quoted when it is dialled."""
+    assert add_endpoint(office, url="https://bücher.example:8443/größe?x=1").url.endswith("größe?x=1")
 
 
 def test_what_makes_no_sense_is_refused(office: Office) -> None:

@@ -82,17 +82,21 @@ def check_url(url: str) -> None:
     """Return if `url` may be called at all; where it leads is checked when it is dialled.
 
     Raises:
-        WebhookRefused: it is no http(s) URL, has a name and password in it, or is too long.
+        WebhookRefused: it is no http(s) URL, has a name and password or a blank or control character in it, or is
+            too long.
     """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
-    except ValueError:
+        usable = usable and parts.port != 0
+    except ValueError:  # such as a port that isn't one
         usable = False
+    # urlsplit drops some of these without a word; no space but the plain one counts as printable.
+    usable = usable and url.isprintable() and " " not in url
     if not usable or len(url) > URL_CHARACTERS_MAX:
         raise WebhookRefused(
-            f"webhook url {url[:100]!r} can't be used; allowed: http:// or https:// with a host and without a user, "
-            f"at most {URL_CHARACTERS_MAX} characters"
+            f"webhook url {url[:100]!r} can't be used; allowed: http:// or https:// with a host, without a user, "
+            f"blanks or control characters, at most {URL_CHARACTERS_MAX} characters"
         )
 
 
