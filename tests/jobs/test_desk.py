@@ -39,6 +39,22 @@ async def test_waiting_ends_with_the_job(plant: Plant) -> None:
     assert done.state is State.COMPLETED
 
 
+async def test_waiting_for_a_job_that_is_known_asks_no_database(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submit has just returned it, and its end is told in memory."""
+    looked = Flaky(plant.office, looks=0)
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        accepted = await plant.desk.submit(plant.office.order())
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        monkeypatch.setattr(plant.office.database, "read", looked)
+        waiting = asyncio.create_task(plant.desk.wait(accepted.job.id, account=ALICE, timeout_s=20, known=accepted.job))
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert (await waiting).state is State.COMPLETED
+    assert not looked.refused.is_set()
+
+
 class Flaky:
     """A database's `read` that answers so many looks, then fails until it is back."""
 
@@ -201,6 +217,28 @@ async def test_a_slow_listener_misses_steps_but_never_the_end() -> None:
     heard = await all_of(hub.listen(JOB))
     assert len(heard) == events.EVENTS_PER_JOB_MAX
     assert heard[-1].kind == "ended"
+
+
+@pytest.mark.parametrize("number", ["99", "9" * 18, "9" * 5000])
+async def test_a_listener_that_claims_to_have_heard_more_still_hears_the_end(number: str) -> None:
+    """And a number that is too long for one is none."""
+    hub = EventHub(epoch="e")
+    hub.publish(JOB, "processing", {"attempt": 1})
+    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    assert [event.kind for event in await all_of(hub.listen(JOB, after=f"e-{number}"))] == ["processing", "ended"]
+
+
+async def test_the_numbers_of_a_forgotten_job_do_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a listener that comes back would take the end for something that it has heard."""
+    monkeypatch.setattr(events, "JOBS_MAX", 1)
+    hub = EventHub(epoch="e")
+    hub.publish(JOB, "processing", {"attempt": 1})
+    listening = hub.listen(JOB)
+    heard = await anext(listening)
+    await listening.aclose()
+    hub.publish(JobId("other"), "ended", {})
+    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    assert [event.kind for event in await all_of(hub.listen(JOB, after=heard.id))] == ["ended"]
 
 
 async def test_of_many_previews_only_the_newest_is_kept() -> None:

@@ -72,6 +72,11 @@ class Desk:
         self._poll_s = poll_s
         self._is_letting_go = False
 
+    @property
+    def has_let_go(self) -> bool:
+        """Whether `let_go` was called."""
+        return self._is_letting_go
+
     def let_go(self) -> None:
         """End every `wait`, now and from now on: the process goes down, and its jobs go on without it."""
         self._is_letting_go = True
@@ -132,7 +137,7 @@ class Desk:
         """Return the job when it has ended, or as it is after `timeout_s` or `let_go`. That doesn't touch the job.
 
         Args:
-            known: the job as `submit` has just returned it, which saves the first look.
+            known: the job as `submit` or a look has just returned it, which saves the first look.
 
         Raises:
             JobUnknown: the account has no such job.

@@ -21,6 +21,7 @@ EventKind = Literal["queued", "processing", "progress", "preview", "ended"]
 
 EVENTS_PER_JOB_MAX: Final = 128
 JOBS_MAX: Final = 4096
+_DIGITS_MAX: Final = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class _Channel:
 
     def __init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=EVENTS_PER_JOB_MAX)
-        self.next_number = 1
+        self.last_number = 0
         self.news = asyncio.Event()
         self.listeners = 0
         self.ended = False
@@ -61,6 +62,8 @@ class EventHub:
         assert "-" not in epoch, f"the epoch {epoch!r} would not part from the number after it"
         self._epoch = epoch
         self._channels: OrderedDict[JobId, _Channel] = OrderedDict()
+        # Counted over all jobs: the numbers of one that was forgotten and comes back must not begin anew.
+        self._last_number = 0
 
     def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
         """Tell every listener of `job`. Returns at once. After "ended" nothing more is taken."""
@@ -69,7 +72,7 @@ class EventHub:
             return
         if kind == "preview":  # large, and only the newest is of use
             channel.events = deque((each for each in channel.events if each[1].kind != "preview"), EVENTS_PER_JOB_MAX)
-        number, channel.next_number = channel.next_number, channel.next_number + 1
+        number = channel.last_number = self._last_number = self._last_number + 1
         channel.events.append((number, Event(id=f"{self._epoch}-{number}", kind=kind, data=data)))
         channel.ended = kind == "ended"
         if channel.listeners:
@@ -90,12 +93,15 @@ class EventHub:
         """The events of `job` that are remembered and all that come, up to the last.
 
         Args:
-            after: the id of the last event that the listener has; one that isn't ours starts from the beginning.
+            after: the id of the last event that the listener has; one that isn't ours, or beyond what is remembered of
+                this job, starts from the beginning: whoever names it still hears the end.
 
         Never ends for a job whose end is published in another process: bound the wait.
         """
         seen = self._number(after)
         channel = self._channel(job)
+        if seen > channel.last_number:
+            seen = 0
         channel.listeners += 1
         try:
             while True:
@@ -103,9 +109,9 @@ class EventHub:
                     if number > seen:
                         seen = number
                         yield event
-                if channel.ended and seen >= channel.next_number - 1:
+                if channel.ended and seen >= channel.last_number:
                     return
-                if seen >= channel.next_number - 1:
+                if seen >= channel.last_number:
                     await channel.news.wait()
         finally:
             channel.listeners -= 1
@@ -123,7 +129,8 @@ class EventHub:
 
     def _number(self, event_id: str | None) -> int:
         epoch, _, number = (event_id or "").partition("-")
-        return int(number) if epoch == self._epoch and number.isascii() and number.isdigit() else 0
+        is_ours = epoch == self._epoch and len(number) <= _DIGITS_MAX and number.isascii() and number.isdigit()
+        return int(number) if is_ours else 0
 
     def _channel(self, job: JobId) -> _Channel:
         channel = self._channels.get(job)
