@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, open_store
+from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoreUnavailable, open_store
 from tests.fakes import FakeClock
 
 SECRET = b"a secret of thirty-two bytes ..."
@@ -71,6 +71,25 @@ async def test_a_key_cannot_leave_the_store(store: PictureStore, tmp_path: Path,
     with pytest.raises(ValueError, match=r"\.\."):
         await store.put(key, b"x", content_type="image/png")
     assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_away_is_told_apart_from_an_object_that_is_missing(
+    store: PictureStore, tmp_path: Path
+) -> None:
+    """Whatever is asked of it; the message is one line, for the log."""
+    (tmp_path / "objects").rmdir()
+    (tmp_path / "objects").write_text("no folder any more")
+    for asked in (
+        store.put("a/b", b"x", content_type="image/png"),
+        store.put_new("a/b", b"x", content_type="image/png"),
+        store.get("a/b"),
+        store.delete("a/b"),
+        keys(store, "a"),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"the store could not \w+ 'a(/b)?': .+$") as fault:
+            await asked
+        assert "\n" not in str(fault.value)
 
 
 @pytest.mark.anyio

@@ -14,7 +14,15 @@ from rekontext.pictures.fetch import Fetcher
 from rekontext.pictures.guard import AddressRefused, AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 from rekontext.pictures.source import PhotoReader, Shortcut, is_url
-from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoredObject, open_store
+from rekontext.pictures.store import (
+    LinkRefused,
+    LinkSigner,
+    ObjectMissing,
+    PictureStore,
+    StoredObject,
+    StoreUnavailable,
+    open_store,
+)
 from rekontext.pictures.threads import CodecThreads
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "PictureTooLarge",
     "PictureUnreachable",
     "Shortcut",
+    "StoreUnavailable",
     "StoredObject",
     "decode",
     "encode",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 SECRET_BYTES_MIN: Final = 16
 _SIGNATURE_BYTES: Final = 24
+_RETRIED_FOR: Final = timedelta(seconds=15)  # not the library's three minutes: somebody waits for the answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class ObjectMissing(LookupError):
     """No object has this key (any more)."""
 
 
+class StoreUnavailable(RuntimeError):
+    """The store is full, can't be reached, or refuses us. The message is for the log: it may name folders and hosts."""
+
+
 class LinkRefused(Exception):
     """The link opens nothing: forged, or its time is over."""
 
@@ -44,7 +50,7 @@ class LinkRefused(Exception):
 class PictureStore:
     """Bytes under names, written whole or not at all. Usable from any event loop.
 
-    Made by `open_store`.
+    Made by `open_store`. Whatever is asked of it may raise `StoreUnavailable`.
     """
 
     def __init__(self, store: Any, *, is_local: bool) -> None:
@@ -53,14 +59,17 @@ class PictureStore:
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Write an object, replacing what was there."""
-        await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type))
+        with _in_our_words("write", key):
+            await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type))
 
     async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
         """Write an object unless there is one. Returns whether it was written."""
-        try:
-            await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type), mode="create")
-        except AlreadyExistsError:
-            return False
+        attributes = self._attributes(content_type)
+        with _in_our_words("write", key):
+            try:
+                await obstore.put_async(self._store, key, data, attributes=attributes, mode="create")
+            except AlreadyExistsError:
+                return False
         return True
 
     async def get(self, key: str) -> bytes:
@@ -69,22 +78,26 @@ class PictureStore:
         Raises:
             ObjectMissing: there is none.
         """
-        try:
-            found = await obstore.get_async(self._store, key)
-            return bytes(await found.bytes_async())
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"there is no object {key!r}") from error
+        with _in_our_words("read", key):
+            try:
+                found = await obstore.get_async(self._store, key)
+                return bytes(await found.bytes_async())
+            except FileNotFoundError as error:
+                raise ObjectMissing(f"there is no object {key!r}") from error
 
     async def delete(self, key: str) -> None:
         """Remove an object. Removing what isn't there is not an error."""
-        try:
+        with _in_our_words("remove", key), suppress(FileNotFoundError):
             await obstore.delete_async(self._store, key)
-        except FileNotFoundError:
-            return
 
     async def list(self, folder: str) -> AsyncIterator[StoredObject]:
         """Every object whose key starts with `folder` and a slash, in no order."""
-        async for batch in obstore.list(self._store, prefix=folder):
+        batches = obstore.list(self._store, prefix=folder).__aiter__()
+        while True:
+            with _in_our_words("list", folder):
+                batch = await anext(batches, None)
+            if batch is None:
+                return
             for found in batch:
                 yield StoredObject(key=found["path"], bytes=found["size"], written_at=found["last_modified"])
 
@@ -92,11 +105,21 @@ class PictureStore:
         """The cloud's own link to an object; None for a local folder, whose links `LinkSigner` makes."""
         if self._is_local:
             return None
-        signed = await obstore.sign_async(self._store, "GET", key, expires_in)
-        return str(signed)
+        with _in_our_words("sign", key):
+            return str(await obstore.sign_async(self._store, "GET", key, expires_in))
 
     def _attributes(self, content_type: str) -> dict[str, str] | None:
         return None if self._is_local else {"Content-Type": content_type}  # a folder has no place for it
+
+
+@contextmanager
+def _in_our_words(what: str, key: str) -> Iterator[None]:
+    """Raise `StoreUnavailable` for whatever keeps the store from doing `what`; its library has no one error for it."""
+    try:
+        yield
+    except (BaseError, OSError) as fault:
+        why = str(fault).strip().partition("\n")[0] or type(fault).__name__  # the lines below it are the library's own
+        raise StoreUnavailable(f"the store could not {what} {key!r}: {why}") from fault
 
 
 def open_store(url: str, *, options: Mapping[str, str] | None = None) -> PictureStore:
@@ -122,7 +145,7 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Picture
             raise ValueError(f"object store {url!r} can't be opened: {error}") from error
     config: Any = dict(options or {})  # each cloud has a type of its own for it
     try:
-        return PictureStore(from_url(url, config=config), is_local=False)
+        return PictureStore(from_url(url, config=config, retry_config={"retry_timeout": _RETRIED_FOR}), is_local=False)
     except Exception as error:
         raise ValueError(f"object store {url!r} can't be opened: {error}") from error
 
