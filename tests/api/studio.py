@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx2
 from fastapi import FastAPI
@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from rekontext.accounts import Acts, KeyPolicy, NewKey, keys
 from rekontext.assembly import Service, assemble, open_database, pepper_of, secret_of
 from rekontext.contract import EditRequest, EditResult, EngineFault, Estimate, ModelCard, OnProgress, Preview, Progress
-from rekontext.database import AccountId
+from rekontext.database import AccountId, DatabaseUnavailable
 from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
 from tests.fakes import FakeRandomness
@@ -139,6 +139,11 @@ def _edited(request: EditRequest) -> Image.Image:
     draw = random.Random(request.seed)
     tint = Image.new("RGB", size, (draw.randrange(64), draw.randrange(64), draw.randrange(64)))
     return ImageChops.add(ImageOps.invert(request.photo.resize(size)), tint)
+
+
+async def gone(_work: object) -> NoReturn:
+    """In place of a database's `read` or `transact`: it can't be reached."""
+    raise DatabaseUnavailable("gone for a moment")
 
 
 @dataclass(frozen=True)

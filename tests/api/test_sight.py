@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from rekontext.api.origins import Origins
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio
+from tests.api.studio import Studio, gone
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +43,24 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_edit_seconds_count{part="total"}']) == 1
     assert float(figures['rekontext_jobs{state="queued"}']) == 0
     assert float(figures['rekontext_credits_usd{book="free"}']) == pytest.approx(9.96)
+
+
+async def test_metrics_without_the_database_leave_out_what_only_it_knows(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is when they are looked at; what it said before must not pass for what is so now."""
+    async with studio.open() as client:
+        assert "rekontext_database_up 1.0" in (await client.get("/metrics")).text
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.database, "read", gone)
+            answer = await client.get("/metrics")
+        lines = answer.text.splitlines()
+        assert answer.status_code == 200
+        assert {"rekontext_database_up 0.0", "rekontext_ready 1.0"} <= set(lines)
+        assert not [line for line in lines if line.startswith(("rekontext_jobs{", "rekontext_credits_usd{"))]
+        again = (await client.get("/metrics")).text
+    assert "rekontext_database_up 1.0" in again
+    assert 'rekontext_jobs{state="queued"} 0.0' in again
 
 
 async def test_metrics_are_not_for_strangers(studio: Studio) -> None:

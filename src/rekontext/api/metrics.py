@@ -6,6 +6,7 @@ names an account, a key or a prompt.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,13 +21,14 @@ from rekontext.accounts import usd
 from rekontext.api.forecast import Progresses
 from rekontext.api.parts import Parts
 from rekontext.contract import EditRequest, EditResult, Preview
-from rekontext.database import JobId
+from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
 from rekontext.jobs import EventKind, File, Job, Workbench, unfinished_by_state
 from rekontext.sources import Clock
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _REMEMBERED_MAX: Final = 4096
+_LOOK_S_MAX: Final = 5.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 
 
@@ -39,6 +41,14 @@ class Made:
     queue_s: float
     inference_s: float
     total_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """What is true for all processes, as the database has it: unfinished jobs by state, US dollars by book."""
+
+    jobs: Mapping[str, int]
+    credits_usd: Mapping[str, float]
 
 
 class Metrics:
@@ -68,11 +78,28 @@ class Metrics:
         self.running = Gauge("rekontext_running", "Jobs in work here.", registry=own)
         self.credits = Gauge("rekontext_credits_usd", "US dollars of all accounts.", ["book"], registry=own)
         self.ready = Gauge("rekontext_ready", "1 when the model is loaded.", registry=own)
+        self.database_up = Gauge(
+            "rekontext_database_up",
+            "1 when the database answered this scrape; else rekontext_jobs and rekontext_credits_usd are left out.",
+            registry=own,
+        )
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self.requests.labels(operation, str(status)).inc()
         self.request_seconds.labels(operation).observe(seconds)
+
+    def looked(self, books: Books | None) -> None:
+        """The database was asked; after None, for no answer, no old figure stays that could pass for a new one."""
+        self.database_up.set(books is not None)
+        if books is None:
+            self.jobs.clear()
+            self.credits.clear()
+            return
+        for state, count in books.jobs.items():
+            self.jobs.labels(state).set(count)
+        for book, amount in books.credits_usd.items():
+            self.credits.labels(book).set(amount)
 
     def completed(self, made: Made) -> None:
         """An edit was made and paid."""
@@ -146,7 +173,7 @@ def route(parts: Parts, metrics: Metrics) -> Route:
         is_here = request.client is not None and request.client.host in _LOOPBACK
         if not is_here or "x-forwarded-for" in request.headers:  # a proxy here speaks for others
             await parts.caller(request, "admin")
-        await parts.database.read(lambda tx: _look(tx, metrics))
+        metrics.looked(await _ask(parts))
         metrics.running.set(parts.dispatcher.running)
         metrics.ready.set(parts.fleet.is_ready)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -154,10 +181,19 @@ def route(parts: Parts, metrics: Metrics) -> Route:
     return Route("/metrics", scrape)
 
 
-def _look(tx: Connection, metrics: Metrics) -> None:
-    for state, count in unfinished_by_state(tx).items():
-        metrics.jobs.labels(state.value.lower()).set(count)
+async def _ask(parts: Parts) -> Books | None:
+    """What the database says, or None if it doesn't: the other figures are wanted then most of all."""
+    try:
+        async with asyncio.timeout(_LOOK_S_MAX):
+            return await parts.database.read(_look)
+    except (DatabaseUnavailable, TimeoutError):
+        return None
+
+
+def _look(tx: Connection) -> Books:
     books = [column for column in balances.c if column.name.endswith("_micros")]
     row = tx.execute(select(*(func.coalesce(func.sum(column), 0).label(column.name) for column in books))).one()
-    for name, micros in row._mapping.items():
-        metrics.credits.labels(name.removesuffix("_micros")).set(usd(int(micros)))
+    return Books(
+        jobs={state.value.lower(): count for state, count in unfinished_by_state(tx).items()},
+        credits_usd={name.removesuffix("_micros"): usd(int(micros)) for name, micros in row._mapping.items()},
+    )
