@@ -141,8 +141,8 @@ def _edited(request: EditRequest) -> Image.Image:
     return ImageChops.add(ImageOps.invert(request.photo.resize(size)), tint)
 
 
-async def gone(_work: object) -> NoReturn:
-    """In place of a database's `read` or `transact`: it can't be reached."""
+async def gone(*_asked: object, **_how: object) -> NoReturn:
+    """In place of what asks the database: it can't be reached."""
     raise DatabaseUnavailable("gone for a moment")
 
 

@@ -10,10 +10,13 @@ import httpx2
 import orjson
 import pytest
 from starlette.types import Message, Scope
+from structlog.testing import capture_logs
 
+from rekontext.api import health
 from rekontext.contract import EditRefused, EngineFault
+from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio
+from tests.api.studio import Studio, gone
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -187,10 +190,126 @@ async def test_edits_wait_for_the_model_to_load(studio: Studio) -> None:
         assert (await client.get("/healthz")).json() == {"status": "ok"}
         not_ready = await client.get("/readyz")
         assert (not_ready.status_code, not_ready.json()["code"]) == (503, "not_ready")
+        assert not_ready.json()["not_ready"] == ["model"]
         assert studio.fleet.requests == []
         studio.fleet.may_start.set()
         assert (await call).status_code == 200
         assert (await client.get("/readyz")).json()["model"] == "mini"
+
+
+async def test_nothing_is_ready_without_the_database(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load balancer sends its traffic elsewhere; a human reads what is missing."""
+    async with studio.open() as client:
+        assert (await client.get("/readyz")).status_code == 200
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.database, "read", gone)
+            answer = await client.get("/readyz")
+            studio.fleet.is_ready = False
+            neither = await client.get("/readyz")
+            studio.fleet.is_ready = True
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert answer.json()["error"] == "The database can't be reached."
+        assert (answer.json()["not_ready"], answer.headers["retry-after"]) == (["database"], "1")
+        assert neither.json()["not_ready"] == ["model", "database"]
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_readiness_is_told_soon_when_the_database_says_nothing(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs is as good as away."""
+    asked = asyncio.Event()
+
+    async def hang(_work: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(health, "LOOK_S_MAX", 0.01)
+    async with studio.open() as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.database, "read", hang)
+            answer = await asyncio.wait_for(client.get("/readyz"), 5)
+    assert asked.is_set()
+    assert (answer.status_code, answer.json()["not_ready"]) == (503, ["database"])
+
+
+async def test_a_store_that_is_away_answers_503_and_holds_nothing(studio: Studio) -> None:
+    """Full, unmounted, unreachable: the caller may come again, and the log has the reason."""
+    objects = studio.options.data_dir / "store"
+    async with studio.open() as client:
+        objects.rename(studio.folder / "elsewhere")
+        objects.write_text("no folder any more")
+        with capture_logs() as lines:
+            answers = [await client.post(url, json=GOOD) for url in (URL, "/v2/flux-kontext-dev")]
+        balance = (await client.get("/console/api/me")).json()["balance"]
+        objects.unlink()
+        (studio.folder / "elsewhere").rename(objects)
+        assert (await client.post(URL, json=GOOD)).status_code == 200
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["error"].startswith("The picture store is full or can't be reached just now;")
+        assert str(objects) not in answer.text
+    assert (balance["available"], balance["held"]) == (10, 0)
+    said = [line["fault"] for line in lines if line["event"] == "store_unavailable"]
+    assert [str(objects) in each for each in said] == [True, True]
+    assert len(studio.fleet.requests) == 1
+
+
+async def test_a_refusal_stays_one_when_the_store_goes_away(
+    make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture of an order that was turned away can't be removed: the caller is told of the order all the same."""
+    studio = make_studio(in_flight_max=1)
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        running = asyncio.create_task(client.post(URL, json=GOOD))
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.objects, "delete", away)
+            answer = await client.post(URL, json=GOOD)
+        studio.fleet.may_step.set()
+        assert (await running).status_code == 200
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_in_flight")
+
+
+async def test_a_picture_that_can_t_be_read_is_not_ordered_again(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made and paid: the answer says where it will be, and asks no client to post once more."""
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        call = asyncio.create_task(client.post(URL, json=GOOD))
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.objects, "get", away)
+            studio.fleet.may_step.set()
+            answer = await call
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert "retry-after" not in answer.headers
+        result = (await client.get(answer.json()["response_url"])).json()
+        assert result["status"] == "COMPLETED"
+        assert (await client.get(result["output"])).status_code == 200
+
+
+async def away(_key: str) -> None:
+    raise StoreUnavailable("the store could not do that")
+
+
+async def test_a_paid_picture_is_handed_over_without_the_database(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for it needs none either; only its header with the credits that remain is as old as the submit."""
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        monkeypatch.setattr(studio.service.parts.desk, "job", gone)
+        call = asyncio.create_task(client.post(URL, json=GOOD))
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        with monkeypatch.context() as broken:
+            broken.setattr(studio.service.parts.database, "read", gone)
+            studio.fleet.may_step.set()
+            answer = await call
+    assert (answer.status_code, answer.headers["x-remaining-credits"]) == (200, "9.96")
 
 
 @pytest.mark.parametrize("fault", [EngineFault("secret tensor"), KeyError("secret key"), OSError("secret socket")])

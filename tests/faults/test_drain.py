@@ -52,7 +52,8 @@ async def test_whoever_still_waits_in_the_end_is_told_where_the_result_will_be(t
         await studio.fleet.began.wait()
         studio.service.hang_up()
         answer = await waiting
-        assert answer.status_code in (503, 504)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        assert answer.json()["error"].startswith("The edit was not done before the server went down;")
         job = answer.json()["request_id"]
         assert answer.json()["response_url"] == f"http://studio/v2/requests/{job}"
         left = await job_of(studio, job)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 from sqlalchemy import Connection
@@ -19,7 +20,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
 from rekontext.api.workbench import parameters_of
 from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
-from rekontext.database import AccountId, Database, JobId
+from rekontext.database import Database, DatabaseUnavailable, JobId
 from rekontext.jobs import (
     KEY_CHARACTERS_MAX,
     Desk,
@@ -36,7 +37,7 @@ from rekontext.jobs import (
     input_key,
     queries,
 )
-from rekontext.pictures import OutputFormat, Photo
+from rekontext.pictures import OutputFormat, Photo, StoreUnavailable
 from rekontext.sources import Clock
 
 SLUG: Final = "flux-kontext-dev"
@@ -192,6 +193,7 @@ class Edits:
             ModelNotAllowed, ScopeMissing: the key is not good for this.
             DeadlineUnmeetable: it can't be done by `order.deadline_s`.
             Busy: there are too many unfinished edits.
+            StoreUnavailable: the picture can't be kept; nothing was held.
             InsufficientCredits, SpendCapReached, IdempotencyKeyReused, NotReady, DatabaseUnavailable.
         """
         caller.key.require_model(SLUG)
@@ -220,14 +222,14 @@ class Edits:
                 )
             )
         except (QueueFull, TooManyInFlight) as fault:
-            await self._objects.delete(key)
+            await self._drop(key)
             wait_s = min(max(math.ceil(self._forecast.edit_s), 1), _RETRY_AFTER_S_MAX)
             raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
         except (AccountRefused, JobRefused):
-            await self._objects.delete(key)
+            await self._drop(key)
             raise
         if accepted.replayed:  # by a request that came at the same moment
-            await self._objects.delete(key)
+            await self._drop(key)
             return Submitted(job=accepted.job, balance=accepted.balance, replayed=True, estimate=None)
         shown = {"prompt": order.prompt} if self._log_prompts else {}
         _log.info("edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown)
@@ -238,32 +240,54 @@ class Edits:
             estimate=self._forecast.of_job(accepted.job, ahead=accepted.ahead),
         )
 
-    async def wait(self, job: JobId, *, account: AccountId) -> tuple[Job, Balance]:
+    async def wait(self, submitted: Submitted) -> tuple[Job, Balance]:
         """The job once it has ended well, and what its account has then.
 
         Raises:
-            DeadlineExceeded: it hasn't ended in time; it goes on.
+            DeadlineExceeded: it hasn't ended in time, or the server goes down; it goes on.
             JobFailed, JobCancelled: how it ended instead.
         """
-        found = await self._desk.wait(job, account=account, timeout_s=self._deadline_s)
+        known = submitted.job
+        account = known.account
+        found = await self._desk.wait(known.id, account=account, timeout_s=self._deadline_s, known=known)
         if not found.state.is_terminal:
-            raise DeadlineExceeded(job, deadline_s=self._deadline_s)
+            raise DeadlineExceeded(found.id, deadline_s=None if self._desk.has_let_go else self._deadline_s)
         if found.state is State.FAILED:
             raise JobFailed(found)
         if found.state is State.CANCELLED:
             raise JobCancelled(found)
-        return found, await self._database.read(lambda tx: ledger.balance(tx, account))
+        balance = submitted.balance
+        # Read again: other edits may have been paid meanwhile. Without the database what was left at the submit will
+        # do: this edit is paid, and whoever is told otherwise orders another.
+        with suppress(DatabaseUnavailable):
+            balance = await self._database.read(lambda tx: ledger.balance(tx, account))
+        return found, balance
+
+    async def _drop(self, key: str) -> None:
+        """Remove the picture of an order that was not accepted. If that fails, the sweeper comes by."""
+        try:
+            await self._objects.delete(key)
+        except StoreUnavailable as fault:
+            _log.warning("input_left_behind", key=key, fault=str(fault))
 
     def _check_deadline(self, deadline_s: float, estimate: Estimate | None) -> None:
         if estimate is not None and estimate.finish_s > deadline_s:
             raise DeadlineUnmeetable(deadline_s=deadline_s, finish_s=estimate.finish_s)
 
 
-class NotReady(RuntimeError):
-    """The model is not loaded yet."""
+Missing = Literal["model", "database"]
+_MISSING: Final[dict[Missing, str]] = {
+    "model": "the model is still loading; edits sent now wait for it",
+    "database": "the database can't be reached",
+}
 
-    def __init__(self) -> None:
-        super().__init__("the model is still loading; edits sent now wait for it")
+
+class NotReady(RuntimeError):
+    """Something that edits need is not there (yet). `missing` is what."""
+
+    def __init__(self, missing: Sequence[Missing] = ("model",)) -> None:
+        super().__init__("; ".join(_MISSING[each] for each in missing))
+        self.missing = tuple(missing)
 
 
 class Busy(RuntimeError):
@@ -276,10 +300,23 @@ class Busy(RuntimeError):
 
 
 class DeadlineExceeded(RuntimeError):
-    """The edit takes longer than its caller may wait. It goes on."""
+    """The edit takes longer than its caller may wait. It goes on.
 
-    def __init__(self, job: JobId, *, deadline_s: float) -> None:
-        super().__init__(f"the edit was not done within {deadline_s:g} s; it goes on, and its result will be there")
+    Args:
+        deadline_s: how long that was; None when the server goes down before.
+    """
+
+    def __init__(self, job: JobId, *, deadline_s: float | None) -> None:
+        why = "before the server went down" if deadline_s is None else f"within {deadline_s:g} s"
+        super().__init__(f"the edit was not done {why}; it goes on, and its result will be there")
+        self.job = job
+
+
+class ResultOutOfReach(RuntimeError):
+    """The edit is done and paid, but the store doesn't give its picture just now."""
+
+    def __init__(self, job: JobId) -> None:
+        super().__init__("the edit is done, but its picture can't be read just now; ask for the result later")
         self.job = job
 
 

@@ -40,6 +40,7 @@ from rekontext.api.edits import (
     JobCancelled,
     JobFailed,
     NotReady,
+    ResultOutOfReach,
     UnknownModel,
 )
 from rekontext.api.links import FileGone
@@ -50,7 +51,7 @@ from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, WebhookRefused, WebhookUnknown
-from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge
+from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -60,7 +61,8 @@ class Failure:
     """An answer that says what went wrong, before it is written as HTTP.
 
     Attributes:
-        job: the job that the answer is about, if it goes on: the body then says where.
+        job: the job that the answer is about, if its result is still to come: the body then says where.
+        not_ready: what is not there (yet), by name.
     """
 
     status: int
@@ -69,6 +71,7 @@ class Failure:
     problems: Sequence[Problem] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     job: str | None = None
+    not_ready: Sequence[str] = ()
 
 
 def failure_of(fault: Exception) -> Failure:
@@ -117,7 +120,7 @@ def failure_of(fault: Exception) -> Failure:
                 status=500, code="engine_fault", sentence="The engine failed on this edit; it may be retried."
             )
         case NotReady():
-            return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1))
+            return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1), not_ready=fault.missing)
         case DataError():
             unfit = "A value in this request can't be stored or looked up; text must not have NUL characters in it."
             return Failure(status=400, code="invalid_parameters", sentence=unfit)
@@ -126,6 +129,11 @@ def failure_of(fault: Exception) -> Failure:
             doubt = "The database broke off just as it was written to: look before you retry, or send Idempotency-Key."
             said = doubt if fault.is_in_doubt else busy
             return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
+        case StoreUnavailable():
+            away = "The picture store is full or can't be reached just now; nothing was held or charged. Retry later."
+            return Failure(status=503, code="store_unavailable", sentence=away, headers=_retry(_STORE_RETRY_S))
+        case ResultOutOfReach():  # without Retry-After: a client that posts again by itself would order another edit
+            return Failure(status=503, code="store_unavailable", sentence=sentence, job=fault.job)
         case DeadlineExceeded():
             return Failure(status=504, code="deadline_exceeded", sentence=sentence, job=fault.job)
         case HTTPException():
@@ -140,6 +148,9 @@ def install(app: FastAPI, origins: Origins) -> None:
     async def answer(request: Request, fault: Exception) -> Response:
         if isinstance(fault, DataError):  # should it ever be our own value, the log tells
             _log.warning("value_refused_by_database", reason=str(fault.orig))
+        away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
+        if isinstance(away, StoreUnavailable):  # the caller isn't told which folder or host
+            _log.error("store_unavailable", fault=str(away))
         return error_answer(failure_of(fault), request_id(request.scope), origins.of(request))
 
     for kind in _ANSWERED:
@@ -153,6 +164,8 @@ def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
         document["errors"] = [
             {"parameter": each.parameter, "value": each.value, "allowed": each.allowed} for each in failure.problems
         ]
+    if failure.not_ready:
+        document["not_ready"] = list(failure.not_ready)
     if failure.job is not None:
         url = f"{origin}/v2/requests/{failure.job}"
         document |= {"status_url": f"{url}/status", "response_url": url}
@@ -183,9 +196,13 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
     NotReady,
     DataError,
     DatabaseUnavailable,
+    StoreUnavailable,
+    ResultOutOfReach,
     DeadlineExceeded,
     HTTPException,
 )
+
+_STORE_RETRY_S: Final = 10
 
 # RFC 9110 asks a 401 to name its scheme; a key in a header has no registered one, and FastAPI's name does no harm.
 _CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "APIKey"}

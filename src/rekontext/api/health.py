@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from fastapi import APIRouter
 from pydantic import BaseModel
+from sqlalchemy import select
 
 from rekontext.api.documents import shown_name
-from rekontext.api.edits import NotReady
+from rekontext.api.edits import Missing, NotReady
 from rekontext.contract import Fleet
+from rekontext.database import Database, DatabaseUnavailable
+from rekontext.database.tables import accounts
+
+LOOK_S_MAX: Final = 2.0
+_LOOK: Final = select(accounts.c.id).limit(1)  # SQLite doesn't open its file for a mere `SELECT 1`
 
 
 class Alive(BaseModel):
@@ -22,18 +31,36 @@ class Ready(BaseModel):
     parameters: int
 
 
-def router(fleet: Fleet) -> APIRouter:
+def router(fleet: Fleet, database: Database) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
     @routes.get("/healthz", summary="The process is alive")
     async def healthz() -> Alive:
         return Alive()
 
-    @routes.get("/readyz", summary="The model is loaded", responses={503: {"description": "Still loading"}})
+    @routes.get(
+        "/readyz",
+        summary="The model is loaded and the database answers",
+        responses={503: {"description": "`not_ready` lists what is missing: model, database"}},
+    )
     async def readyz() -> Ready:
-        if not fleet.is_ready:
-            raise NotReady
+        has_database = await _answers(database)
+        missing: list[Missing] = [] if fleet.is_ready else ["model"]
+        if not has_database:
+            missing.append("database")
+        if missing:
+            raise NotReady(missing)
         card = fleet.card
         return Ready(model=shown_name(card), device=card.device, dtype=card.dtype, parameters=card.parameters)
 
     return routes
+
+
+async def _answers(database: Database) -> bool:
+    """Whether the database reads one row, soon."""
+    try:
+        async with asyncio.timeout(LOOK_S_MAX):
+            await database.read(lambda tx: tx.execute(_LOOK).first())
+    except (DatabaseUnavailable, TimeoutError):
+        return False
+    return True

@@ -17,12 +17,12 @@ from rekontext.accounts import Allowance
 from rekontext.api import answers, openapi
 from rekontext.api.auth import KEY_HEADER, Caller
 from rekontext.api.connection import CallerGone, unless_gone
-from rekontext.api.edits import SLUG, Submitted, UnknownModel
+from rekontext.api.edits import SLUG, ResultOutOfReach, Submitted, UnknownModel
 from rekontext.api.links import FileGone
 from rekontext.api.middleware import rename, request_id
 from rekontext.api.parts import Parts
 from rekontext.database import JobId
-from rekontext.pictures import ObjectMissing
+from rekontext.pictures import ObjectMissing, StoreUnavailable
 
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
     name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
@@ -98,7 +98,7 @@ async def _waited(
 ) -> Response:
     job = submitted.job.id
     try:
-        done, balance = await unless_gone(request, parts.edits.wait(job, account=caller.account))
+        done, balance = await unless_gone(request, parts.edits.wait(submitted))
     except CallerGone:
         if "idempotency-key" not in request.headers:  # whoever sent one may come back for the result
             await asyncio.shield(parts.desk.cancel(job, account=caller.account))
@@ -109,6 +109,8 @@ async def _waited(
         data = await parts.objects.get(done.outputs[0].key)
     except ObjectMissing as fault:  # an old job, asked for again by its idempotency key
         raise FileGone from fault
+    except StoreUnavailable as fault:
+        raise ResultOutOfReach(job) from fault
     by_key = caller.key.policy.sync_response == "json"
     if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
         origin = parts.origins.of(request)
