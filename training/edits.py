@@ -253,6 +253,9 @@ KNOWN: Final = (
     "blur",
     "pencil sketch",
     "pixelate",
+    "vignette",
+    "a frame in a named colour",
+    "a tint in a named colour",
 )
 """What the shipped model does well enough to be named to callers, in its own words: not all that it was taught."""
 

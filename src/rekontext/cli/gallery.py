@@ -12,12 +12,14 @@ from rekontext.samples import sample_photos
 
 INSTRUCTIONS: Final = (
     "make it night",
+    "make it black and white",
     "give it a warm sunset look",
-    "turn it into a vintage sepia photo",
-    "make it cold and blue",
-    "make it darker",
+    "invert the colors",
+    "blur it",
     "pencil sketch",
     "pixelate it",
+    "add a vignette",
+    "add a red frame",
 )
 """Edits that the embedded model does well."""
 
