@@ -9,7 +9,7 @@ export const EXAMPLES = [
   { photo: "cat", result: "cat-sketch", prompt: "turn it into a pencil sketch" },
   { photo: "rocket", result: "rocket-sunset", prompt: "give it warm sunset light" },
   { photo: "cat", result: "cat-pixels", prompt: "pixelate it" },
-  { photo: "rocket", result: "rocket-night", prompt: "make it night" },
+  { photo: "rocket", result: "rocket-frame", prompt: "add a red frame" },
   { photo: "coffee", result: "coffee-blur", prompt: "blur it" },
 ];
 
