@@ -53,7 +53,7 @@ export const PARAMETERS = [
     label: "Seed",
     kind: "seed",
     default: null,
-    min: 0,
+    min: -1, // as good as none: draws one
     max: 9223372036854775807n,
     group: "main",
     help: "The same seed and settings give the same picture again. Empty draws a new one each time.",
@@ -150,7 +150,7 @@ export function startValues() {
 export function rangeInWords({ kind, min, max, above, unit, default: value, options }) {
   const unset = value === null ? "empty" : value;
   if (kind === "range") return `${min} to ${max} · default ${unset}`;
-  if (kind === "seed") return `0 to 2⁶³ − 1 · default random`;
+  if (kind === "seed") return `0 to 2⁶³ − 1 · −1 or empty: random`;
   if (kind === "number") return `above ${above} ${unit} · default none`;
   if (kind === "switch") return `on or off · default ${value ? "on" : "off"}`;
   if (options) return `default ${unset === "match_input_image" ? "match" : unset}`;
