@@ -237,27 +237,27 @@ EDITS: Final[dict[str, Edit]] = {
 }
 
 
-KNOWN: Final = (
-    "keep everything the same",
-    "black and white",
-    "sepia",
-    "night",
-    "sunset",
-    "cold",
-    "brighter",
-    "darker",
-    "more contrast",
-    "inverted colours",
-    "vivid",
-    "faded",
-    "blur",
-    "pencil sketch",
-    "pixelate",
-    "vignette",
-    "a frame in a named colour",
-    "a tint in a named colour",
-)
-"""What the shipped model does well enough to be named to callers, in its own words: not all that it was taught."""
+KNOWN: Final = {
+    "keep everything the same": "keep",
+    "black and white": "grayscale",
+    "sepia": "sepia",
+    "night": "night",
+    "sunset": "sunset",
+    "cold": "cold",
+    "brighter": "brighter",
+    "darker": "darker",
+    "more contrast": "contrast",
+    "inverted colours": "invert",
+    "vivid": "vivid",
+    "faded": "faded",
+    "blur": "blur",
+    "pencil sketch": "sketch",
+    "pixelate": "pixelate",
+    "vignette": "vignette",
+    "a red frame": "frame red",
+    "a green tint": "tint green",
+}
+"""What the shipped model does well enough to be offered to callers, as prompts, and the edit that each asks for."""
 
 
 def strength(guidance: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.engine import Engine
 from rekontext.models import mini_path
-from training.edits import EDITS
+from training.edits import EDITS, KNOWN
 from training.exam import ASKED, Mark, autoencoder_alone, exact, judge, photos, picture_of, psnr
 from training.photos import Pixels
 from training.phrasings import held_out
@@ -49,6 +49,14 @@ def test_the_answer_is_nearer_to_the_asked_edit_than_to_any_other(marks: list[Ma
     """Of the edits that the shipped model does well: its card says which others lag behind."""
     mistaken = [(mark.edit, mark.nearest) for mark in marks if mark.nearest != mark.edit]
     assert len(mistaken) <= 2, mistaken  # of 38; one sentence for "brighter" is misread
+
+
+def test_every_prompt_that_it_offers_is_understood(engine: Engine) -> None:
+    """The page shows them as buttons."""
+    assert engine.card.knows == tuple(KNOWN)
+    photo = photos()[5]
+    nearest = {prompt: judge(photo, edit, edited(engine, photo, prompt)).nearest for prompt, edit in KNOWN.items()}
+    assert nearest == KNOWN
 
 
 def test_tonal_edits_come_close_to_the_exact_ones(marks: list[Mark]) -> None:
