@@ -33,7 +33,7 @@ from rekontext.engine.costs import slug
 
 RESULTS: Final = Path(__file__).parent / "results"
 BUDGET_S: Final = 510.0
-"""A rented command may run for ten minutes; starting, importing and writing need some of it too."""
+"""The whole run shall take less than nine minutes; starting, importing and writing need some of it too."""
 
 ENTRIES_MAX: Final = 12
 

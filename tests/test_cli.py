@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 from PIL import Image
 
+from rekontext.api.documents import MINI_NOTICE
 from rekontext.cli import main
 from rekontext.cli.doctor import examine
 from rekontext.settings import PREFIX, Settings
@@ -136,6 +137,14 @@ def test_edit_writes_the_picture(run: Run, model: str, name: str, expected: str)
         assert written.format == expected
         assert f"{name}  {written.width}x{written.height}  seed 7" in outcome.out
     assert sorted(each.name for each in Path.cwd().iterdir()) == sorted([name, "photo.jpg"])
+
+
+def test_what_is_printed_keeps_its_brackets(run: Run) -> None:
+    """They are no markup: neither in the model's full name nor in what people call their accounts."""
+    outcome = run(["edit", "photo.jpg", "make it night", "-o", "a.png", "--model", "mini", "--steps", "4"])
+    assert " ".join(outcome.err.split()).endswith(MINI_NOTICE)
+    run(["accounts", "create", "team [dev]"])
+    assert "team [dev]" in run(["accounts", "list"]).out
 
 
 def test_edit_is_repeatable_by_its_seed(run: Run, model: str) -> None:

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, pixels <-> 32 latent channels at an eighth of the size.
+"""The autoencoder, pixels <-> 32 latent channels at an eighth of the size.
 
 The encoder is written down (`training.principal`), the decoder is learned. FLUX has 16 channels, but eighty million
 parameters to make the most of them: with 16 no linear code keeps more than 25.5 dB of the exam's photos, with 32 it is

@@ -1,4 +1,4 @@
-"""Stage 3: write the model as a diffusers folder, with our own facts beside it.
+"""Writes the model as a diffusers folder, with our own facts beside it.
 
 Knows the folder's layout. Does not know training.
 """

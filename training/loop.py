@@ -1,4 +1,4 @@
-"""What both training stages share: one resumable loop with averaged weights, progress lines and a loss curve.
+"""What all training stages share: one resumable loop with averaged weights, progress lines and a loss curve.
 
 Knows optimisers, learning rates and files. Does not know pictures or models.
 """

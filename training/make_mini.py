@@ -1,4 +1,4 @@
-"""The recipe: tokenizers, reading, decoder, transformer, export, exam.
+"""The recipe: tokenizers, decoder, reading, transformer, export, exam.
 
 Each stage can be cut off and goes on where it was.
 

@@ -20,7 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from training.autoencoder import LATENTS
 from training.tokenizers import CLIP_TOKENS, T5_TOKENS
 
-TEXT_SHARE: Final = 0.37
+SIDES: Final = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right: (rows, columns)
+TEXT_SHARE: Final = 0.37  # of a query that looks for a border: see `_point`
 BASE_SHIFT, MAX_SHIFT, BASE_TOKENS, MAX_TOKENS = 0.5, 1.15, 256, 4096
 
 
@@ -126,9 +127,6 @@ class Editor(nn.Module):
             return_dict=False,
         )[0]
         return unpack(velocity[:, : height * width // 4], height, width)
-
-
-SIDES: Final = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @torch.no_grad()

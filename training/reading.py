@@ -1,4 +1,4 @@
-"""Stage 2: both text encoders learn to tell requests apart, before any picture depends on them.
+"""Both text encoders learn to tell requests apart, before any picture depends on them.
 
 A transformer that learns to read by looking at edited pictures needs tens of thousands of them. Naming the edit that a
 sentence asks for costs a hundredth of that. The naming heads are thrown away; the encoders go on learning with

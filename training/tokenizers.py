@@ -1,4 +1,4 @@
-"""Stage 0: two small tokenizers, trained on the sentences that the model will read.
+"""Two small tokenizers, trained on the sentences that the model will read.
 
 `clip` is byte-level BPE for the pooled embedding, `t5` is Unigram for the text tokens; both fold case. They are saved
 so that transformers' CLIPTokenizer and T5Tokenizer load them from their folders. Knows sentences only.

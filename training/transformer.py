@@ -1,4 +1,4 @@
-"""Stage 2: the transformer learns the edits in latents, by flow matching, together with both text encoders.
+"""The transformer learns the edits in latents, by flow matching, together with both text encoders.
 
 Knows which pictures, sentences, times and guidances are drawn, and the loss. Does not know how they look inside.
 """

@@ -1,4 +1,4 @@
-"""The GPU benchmark, all of it on the CPU at small size: what runs first on a rented machine has run here before."""
+"""The GPU benchmark, all of it on the CPU at small size: what runs on a GPU for the first time has run here before."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def _say_table(as_json: bool, name: str, rows: Sequence[Mapping[str, object]], s
         )
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in shown))
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _widest(column: str, rows: Sequence[Mapping[str, object]]) -> int | None:

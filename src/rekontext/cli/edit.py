@@ -60,7 +60,7 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
     photo = _photo(source, settings)
     seed = draw_seed() if parameters.seed is None else parameters.seed
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     with console.status(f"Loading {settings.model} …"):
         engine = _engine(settings)
     started = time.monotonic()

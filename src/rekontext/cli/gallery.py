@@ -50,7 +50,7 @@ def run_gallery(
         raise CommandFailed(str(fault), exit_code=2) from fault
     except (OSError, UnidentifiedImageError) as fault:
         raise CommandFailed(f"a photo can't be read: {fault}", exit_code=2) from fault
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with engine, Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("drawing", total=len(pictures) * len(instructions or INSTRUCTIONS))
