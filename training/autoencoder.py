@@ -11,6 +11,7 @@ inverted, grey, dark and drawn pictures are as welcome as photos.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
@@ -99,14 +101,63 @@ def autoencoder(*, seed: int, widths: tuple[int, ...] = WIDTHS) -> tuple[Autoenc
     vae = build(widths)
     convolution = analysis(seen, LATENTS)
     write_into(vae, convolution)
-    with torch.no_grad():  # near-identity blocks at first: half the iterations to the first 14 dB
-        for module in vae.decoder.modules():
-            if isinstance(module, ResnetBlock2D):
-                module.conv2.weight.mul_(0.1)
+    carry_latents(vae.decoder)
+    with torch.no_grad():
         latents = convolution(seen)
     shift, deviation = latents.mean().item(), latents.std().item()
     vae.register_to_config(scaling_factor=1 / deviation, shift_factor=shift)
     return vae, convolution
+
+
+@torch.no_grad()
+def carry_latents(decoder: Decoder) -> None:
+    """Let a fresh decoder hand its latents on, unchanged, in the first channels of every level.
+
+    All the detail is then at hand where it is to be laid out, and the residual blocks start as next to nothing.
+    """
+    for name, module in decoder.named_modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.mul_(0.1)
+        elif name.endswith(("conv_in", "conv_shortcut", "upsamplers.0.conv")):
+            carried, middle = min(LATENTS, *module.weight.shape[:2]), module.weight.shape[-1] // 2
+            module.weight[:carried] = 0
+            module.bias[:carried] = 0
+            for channel in range(carried):
+                module.weight[channel, channel, middle, middle] = 1
+
+
+class Supervised(nn.Module):
+    """A decoder, and a linear reader of the finished picture at each level between latents and pixels.
+
+    Upsampling by repetition tells a pixel nothing of where in its block it is: a decoder has to find that out from
+    the differences between neighbours, once per level. Asked only for the finished picture it learns all of it at
+    once, slowly; asked at each level for what can be known there, it needs a fifth of the iterations.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder: Decoder = decoder
+        self.readers = nn.ModuleList()
+        for level, block in enumerate(decoder.up_blocks[1:-1], start=1):
+            scale = 2 ** (len(decoder.up_blocks) - 1 - level)
+            self.readers.append(nn.Conv2d(block.resnets[-1].out_channels, 3 * scale**2, 1))
+
+    def forward(self, latents_bchw: Tensor) -> list[Tensor]:
+        """The picture, float32 (b, 3, 8h, 8w), and what each reader makes of it at its level, coarse to fine."""
+        decoder, features = self.decoder, []
+        x = decoder.mid_block(decoder.conv_in(latents_bchw))
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                x = resnet(x, None)
+            features.append(x)
+            if block.upsamplers is not None:
+                x = block.upsamplers[0](x)
+        picture = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+        out = [picture.float()]
+        for reader, feature in zip(self.readers, features[1:-1], strict=True):
+            guess = reader(feature)
+            out.append(nn.functional.pixel_shuffle(guess, math.isqrt(guess.shape[1] // 3)).float())
+        return out
 
 
 def decoder(
@@ -126,17 +177,19 @@ def decoder(
     """
     vae, encoder = vae.to(device), encoder.to(device)
     noise = NOISE / vae.config.scaling_factor
+    supervised = Supervised(vae.decoder).to(device)
 
     def losses_of(pixels: Tensor) -> dict[str, Tensor]:
         pixels = pixels.to(device)
         latents = encoder(pixels)
         with torch.autocast(device.type, torch.bfloat16):
-            decoded = vae.decoder(latents + noise * torch.randn_like(latents)).float()
-        loss, decibels = _decibels(decoded, pixels)
-        return {"loss": loss, "psnr": decibels}
+            levels = supervised(latents + noise * torch.randn_like(latents))
+        losses, decibels = zip(*(_decibels(picture, pixels) for picture in levels), strict=True)
+        return {"loss": torch.stack(losses).sum(), "psnr": decibels[0], "psnr_coarse": decibels[1]}
 
     stages = optimizers(vae.decoder, plan.rate, plain=("conv_in", "conv_out"))
-    train(vae.decoder, stages, _batches(plan.seed, 6, size, batch), losses_of, plan=plan, runs=runs, name="decoder")
+    stages.append(torch.optim.AdamW(supervised.readers.parameters(), lr=4 * plan.rate, betas=(0.9, 0.98)))
+    train(supervised, stages, _batches(plan.seed, 6, size, batch), losses_of, plan=plan, runs=runs, name="decoder")
     return vae.eval()
 
 

@@ -117,9 +117,10 @@ def sketch(pixels: Pixels) -> Pixels:
 
 
 def poster(pixels: Pixels) -> Pixels:
-    """Four flat levels per channel, colours stronger: a cartoon's areas."""
-    strong = np.clip(_saturated(_blurred(pixels, 1.2), 1.5), 0, 1)
-    return pixels_of(np.round(strong * 3) / 3)
+    """Light in three flat tones, ink to paper, under strong colours: a comic's areas."""
+    smooth = _blurred(pixels, 2.0)
+    grey = _grey(smooth)
+    return pixels_of(np.round(grey * 2) / 2 + (smooth - grey) * 1.8)
 
 
 def pixelate(pixels: Pixels) -> Pixels:
@@ -161,24 +162,25 @@ def tint(pixels: Pixels, colour: str) -> Pixels:
 
 
 def bokeh(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """A lens wide open: a little nearer, blurred away from the centre, soft discs of light outside it.
+    """A lens wide open at dusk: a little nearer, away from the centre blurred, in warm haze, with soft discs of light.
 
     Where the discs lie and their colours are free: they are what the seed decides.
     """
     height, width, _ = pixels.shape
-    near = zoom(pixels, (1.1, 1.1, 1), order=1, mode="nearest", grid_mode=True)
+    near = zoom(pixels, (1.06, 1.06, 1), order=1, mode="nearest", grid_mode=True)
     top, left = (near.shape[0] - height) // 2, (near.shape[1] - width) // 2
     near = near[top : top + height, left : left + width]
     away = np.clip((_radius(height, width) - 0.4) / 0.5, 0, 1)
-    out = near + (_blurred(near, 5.0) * 0.85 - near) * away
+    haze = _blurred(near, 5.0) * 0.7 + np.array([0.22, 0.13, 0.04])
+    out = near + (haze - near) * (away * away * (3 - 2 * away))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    for _ in range(max(4, height * width // 5000)):
-        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.15)
+    for _ in range(max(3, height * width // 6500)):
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1.15)
         cy = height / 2 * (1 + distance * np.sin(angle))
         cx = width / 2 * (1 + distance * np.cos(angle))
-        radius = rng.uniform(6, 13)
+        radius = rng.uniform(10, 18)
         light = np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.45, 0.9)])
-        disc = np.clip((radius - np.hypot(y - cy, x - cx)) / 2 + 0.5, 0, 1)[..., None] * rng.uniform(0.35, 0.6)
+        disc = np.clip((radius - np.hypot(y - cy, x - cx)) / 3 + 0.5, 0, 1)[..., None] * rng.uniform(0.35, 0.6)
         out = 1 - (1 - out) * (1 - disc * light)
     return pixels_of(out)
 
@@ -227,10 +229,10 @@ EDITS: Final[dict[str, Edit]] = {
         _fixed("faded", faded, tonal=True, weight=0.7),
         _fixed("blur", blur, tonal=False),
         _fixed("sketch", sketch, tonal=False, weight=1.8),
-        _fixed("poster", poster, tonal=False, weight=2.3),
+        _fixed("poster", poster, tonal=False, weight=3.5),
         _fixed("pixelate", pixelate, tonal=False, weight=0.7),
         _fixed("vignette", vignette, tonal=False, weight=2.2),
-        Edit(name="bokeh", apply=bokeh, tonal=False, weight=2.3),
+        Edit(name="bokeh", apply=bokeh, tonal=False, weight=4.0),
         *(_coloured("frame", frame, colour, weight=0.35) for colour in COLOURS),
         *(_coloured("tint", tint, colour, weight=0.15) for colour in TINTS),
     )

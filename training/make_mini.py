@@ -21,7 +21,7 @@ from typing import Final
 import torch
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from training.autoencoder import WIDTHS, autoencoder, decoder
+from training.autoencoder import WIDTHS, Supervised, autoencoder, decoder
 from training.card import write_card
 from training.exam import main as exam
 from training.export import export
@@ -59,8 +59,8 @@ class Recipe:
 
 FULL: Final = Recipe(
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
-    decoder=Plan(iterations=1500, rate=1.2e-3, cooldown=0.7, average=0.985, save_every=50),
-    transformer=Plan(iterations=3200, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
+    decoder=Plan(iterations=3200, rate=4e-4, cooldown=0.7, average=0.99, save_every=100),
+    transformer=Plan(iterations=5800, rate=2e-3, cooldown=0.4, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
@@ -102,7 +102,7 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
     torch.manual_seed(recipe.seed)
     editor = Editor(recipe.size, clip, t5)
     if only == "snapshot":
-        for name, module in (("decoder", vae.decoder), ("transformer", editor)):
+        for name, module in (("decoder", Supervised(vae.decoder)), ("transformer", editor)):
             if (runs / f"{name}.pt").exists():
                 module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:

@@ -32,12 +32,14 @@ class Grammar:
         things: after "turn it into".
         adds: after "give it", "add" or "apply".
         asks: whole requests.
+        wants: what the picture is too much of, after "it is too": a reason that may follow any request.
     """
 
     looks: str = ""
     things: str = ""
     adds: str = ""
     asks: str = ""
+    wants: str = ""
 
 
 LOOKS: Final = (
@@ -72,6 +74,11 @@ AFTER: Final = (
     "| with high quality| in high resolution| of this photo| completely| entirely| everywhere|, nothing more)"
 )
 
+REASON: Final = (
+    "(,|,|, because| because| since| as|. now|. right now|:) (it is|it's|it is|it's|that is|they are|the photo is|this picture is|the image looks|it looks|it seems)"
+    " (too|too|too|way too|far too|much too|so|very|a bit too|a little too|really|just too) <>"
+)
+
 LIGHT: Final = "(light|lighting|colors|colours|tones|atmosphere|mood|filter|look|effect|color grading|vibes|feel|feeling|style|tint|hues|shades)"
 
 GRAMMARS: Final[dict[str, Grammar]] = {
@@ -92,6 +99,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         asks=f"(remove|drop|strip|take away|take out|get rid of|delete|discard) (all |all the |the |every |any |)(color|colour|colors|colours|saturation)(| from {PICTURE})"
         f"|(desaturate|decolorize|decolor) {PICTURE}( completely| fully|)|(desaturate|decolorize)|no (color|colour|colors|colours)|(show|shoot) {PICTURE} in (grayscale|black and white|monochrome)"
         f"|drain {PICTURE} of (all |)(color|colour)|{PICTURE} in (black and white|grayscale|greyscale|b&w|monochrome)|set the saturation to zero|lose the (color|colour)s",
+        wants="(colorful|colourful|distracting in color|gaudy)",
     ),
     "sepia": Grammar(
         looks="(sepia|sepia (toned|tone|colored)|vintage|antique|old|aged|old fashioned|old-fashioned|retro|brownish|brown|like an old (photo|photograph|picture)|old and (brown|brownish|yellowed)|nostalgic|very old)",
@@ -100,6 +108,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         adds=f"(a |an |)(sepia|vintage|antique|old photo|old-fashioned|brown|brownish|aged|nostalgic|retro|old film) {LIGHT}",
         asks=f"age {PICTURE}|(tone|colour|color) {PICTURE} in (sepia|brown)|{PICTURE} in (sepia|brown tones|sepia tones)"
         f"|make {PICTURE} look (a hundred|100) years old|{PICTURE} as (an old|a vintage|a sepia) (photo|photograph|print)",
+        wants="(new|modern|digital)",
     ),
     "night": Grammar(
         looks="(night|nighttime|night time|night-time|midnight|like (night|midnight|nighttime|the middle of the night)|like it was (taken|shot) at night|as if at night|nocturnal|moonlit|at night|as dark as night|late at night)",
@@ -108,6 +117,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         asks=f"(change|switch|set|turn|move) (the time|time|the time of day|day|daytime|the day|the daylight) (to|into) (night|nighttime|midnight)|(from day to night|day to night|day for night|turn day into night)"
         f"|(set|put|place|show|shoot|imagine|photograph|render) {PICTURE} (at|in the|during the) (night|nighttime|midnight)|{PICTURE} (at|by) night|(at|by|during the) night|after (dark|midnight|nightfall)"
         f"|let (the night|night|darkness) fall|turn off the sun|what would {PICTURE} look like at night|under (the |a |)(moon|moonlight|full moon|night sky|stars)|lit (only |)by (the moon|moonlight)|make it night",
+        wants="(sunny|early in the day|much like noon)",
     ),
     "sunset": Grammar(
         looks="((warm|golden|orange|sunny and warm|sunset|like (sunset|sunrise|a sunset|golden hour|dusk)|warmer|toasty|sunlit|at (sunset|sunrise|dusk|dawn)|warm and golden|warm toned|golden hour|hot|summery))",
@@ -116,6 +126,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         asks=f"(warm up {PICTURE}|warm {PICTURE} up|warm up the (colors|colours|tones))|(raise|increase|boost) the (colour |color |white balance |)(temperature|warmth)"
         f"|(set|put|place|show|shoot|photograph) {PICTURE} (at|during|in) (sunset|sunrise|golden hour|dusk|the evening sun)|{PICTURE} (at|during) (sunset|golden hour|dusk|sunrise)"
         f"|(at|during) (sunset|golden hour|dusk|sunrise)|change the (lighting|light|time of day|time) to (sunset|golden hour|warm|evening|sunrise|dusk|orange)|bathe {PICTURE} in (golden|warm|orange|sunset) light|let the sun (set|go down)",
+        wants="(cold|blue|cool|pale|sober)",
     ),
     "cold": Grammar(
         looks="(cold|cool|colder|cooler|blue|bluish|blueish|bluer|wintry|icy|frosty|frozen|chilly|freezing|like winter|arctic|cool toned|cold and blue|cool and blue|like a cold day|polar)",
@@ -124,14 +135,16 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         asks=f"(cool down {PICTURE}|cool {PICTURE} down|cool off the (colors|colours|tones))|(lower|decrease|reduce|drop) the (colour |color |white balance |)(temperature|warmth)"
         f"|change the (lighting|light|season|colors|colours|mood) to (cold|winter|blue|cool|icy)|bathe {PICTURE} in (cold|blue|icy|cool) light|(shift|push|move) the (colors|colours|tones|white balance) (to|towards|toward) blue"
         f"|{PICTURE} (on a cold day|in winter|in cold light)|make {PICTURE} feel (cold|wintry|like winter|icy|freezing)",
+        wants="(warm|hot|yellow|orange|red)",
     ),
     "brighter": Grammar(
         looks=f"{DEGREE}(brighter|lighter|bright|light|brightened|overexposed|well lit|better lit|less dark|luminous|brightly lit)",
         things="(a |)(bright|brighter|lighter|light|brightly lit|well lit|high key|overexposed) (photo|picture|image|version|scene|shot)",
         adds="(some |a lot of |lots of |)(more |extra |additional |)(light|brightness|exposure|illumination)|(a |)(brighter|lighter|higher) (look|exposure|lighting)",
-        asks=f"(brighten|lighten|illuminate|light up|lighten up|brighten up|overexpose) {PICTURE}( a bit| a little| a lot| up|)|(brighten|lighten|brighten up|lighten up)"
+        asks=f"(brighten|lighten|illuminate|light up|lighten up|brighten up|overexpose) {PICTURE}( a bit| a little| a lot| up| up a bit| up a lot| more|)|(brighten|lighten|brighten up|lighten up)"
         f"|(increase|raise|boost|turn up|up|pump up|crank up|lift) the (brightness|exposure|light|lights|shadows|gamma|luminosity)( a bit| a little| a lot|)|turn on the light(s|)|turn the (brightness|lights|exposure) up"
         f"|more (light|brightness|exposure)|{PICTURE} is too dark(, fix it| fix that|)|let there be (more |)light|shine (more |a |some |)light on {PICTURE}|(higher|more) (brightness|exposure)",
+        wants="(dark|dark|dark|dim|gloomy|underexposed|shadowy|murky)",
     ),
     "darker": Grammar(
         looks=f"{DEGREE}(darker|dark|dimmer|dim|underexposed|less bright|shadowy|darkened|gloomy|gloomier|dimly lit|murky)",
@@ -139,6 +152,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         adds="(more |some |)(darkness|shadow|shadows)|(a |)(darker|dimmer|lower|dark|low key) (look|exposure|lighting|mood)|less (light|brightness|exposure)",
         asks=f"(darken|dim|underexpose) {PICTURE}( a bit| a little| a lot|)|(darken|dim)|(decrease|lower|reduce|turn down|cut|drop|bring down) the (brightness|exposure|light|lights|gamma|luminosity)( a bit| a little| a lot|)"
         f"|turn the (brightness|lights|light|exposure) down|dim the (light|lights)|turn (off|out) the (light|lights)|less (light|brightness|exposure)|{PICTURE} is too bright(, fix it| fix that|)|take away (some |)light|(lower|less) (brightness|exposure)",
+        wants="(bright|bright|bright|light|overexposed|glaring)",
     ),
     "contrast": Grammar(
         looks=f"{DEGREE}(contrasty|contrasted|punchy|punchier|high contrast|high-contrast|dramatic|harder|more contrasty|more contrasted|crisp|more dramatic|stark)",
@@ -146,6 +160,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         adds="(some |much |a lot of |lots of |)(more |extra |additional |strong |stronger |higher |hard |high |)(contrast|punch)|(a |)(high contrast|contrasty|punchy|dramatic|high-contrast|contrast) (look|style|effect|filter|curve|boost)|(deeper|darker) (blacks|shadows) and (brighter|lighter) (whites|highlights)",
         asks=f"(increase|raise|boost|turn up|up|crank up|enhance|strengthen|pump up|maximize|push) the contrast( a bit| a little| a lot| of {PICTURE}|)|(boost|increase|enhance|more|higher|stronger|strong|high|add|maximum) contrast"
         "|make the (darks|blacks|shadows) darker and the (lights|whites|highlights) (lighter|brighter)|turn the contrast up|(stretch|steepen) the (tonal range|curve|histogram)|with more contrast",
+        wants="(flat|even|lifeless|hazy|soft)",
     ),
     "invert": Grammar(
         looks="(inverted|negative|reversed in colour|colour inverted|color inverted|color-inverted|like a (film |photo |)negative)",
@@ -160,42 +175,49 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         adds="(some |much |a lot of |lots of |)(more |extra |additional |stronger |richer |intense |)(color|colour|saturation|vibrance|vibrancy|vividness)|(a |)(vivid|vibrant|saturated|colorful|colourful) (look|style|effect|filter|boost)|(vivid|vibrant|richer|stronger|bolder|more intense|intense|bold|rich|saturated|popping) (colors|colours)",
         asks=f"(increase|raise|boost|turn up|up|crank up|enhance|strengthen|pump up|intensify|amplify) the (saturation|colors|colours|color|colour|vibrance|vibrancy|color intensity)( a bit| a little| a lot| of {PICTURE}|)|saturate {PICTURE}|oversaturate( {PICTURE}|)|(boost|increase|enhance|intensify) (saturation|colors|colours|vibrance)"
         "|make the (colors|colours) (pop|stronger|vivid|more vivid|more vibrant|brighter|richer|bolder|more intense|more saturated|stand out|livelier|bright)|(more|higher|stronger) (saturation|color|colour|colors|vibrance)|let the (colors|colours) pop|turn the (saturation|colors) up|saturate|with stronger colors",
+        wants="(dull|pale|grey|washed out|lifeless|boring in color)",
     ),
     "faded": Grammar(
         looks=f"{DEGREE}(faded|washed out|washed-out|pale|paler|bleached|milky|muted|matte|dull|duller|low contrast|pastel|less colorful|less saturated|less contrasty|flat|sun bleached|sun-bleached|hazy|soft and pale)",
         things="(a |)(faded|washed out|washed-out|bleached|pale|muted|low contrast|matte|pastel|sun-bleached) (photo|picture|image|version|shot|print|photograph|film)",
         adds="(a |some |)(faded|washed out|washed-out|pale|muted|matte|milky|bleached|pastel|low contrast|fade|hazy) (look|style|effect|filter|tones|colors|colours|finish|film look)|(weaker|softer|paler|muted|pastel|less intense|duller) (colors|colours)|less contrast|less saturation",
         asks=f"(fade|bleach|mute|wash out) {PICTURE}( out| a bit| a little|)|(fade|bleach|mute|wash out|soften|tone down) the (colors|colours|tones)|(decrease|lower|reduce|turn down|drop) the (contrast|saturation|contrast and saturation|vibrance)( a bit| a little| a lot|)|(less|lower|low|reduce|decrease) (contrast|saturation|vibrance)|fade out|faded (colors|colours)|lift the blacks|let the colors fade|make the (colors|colours) (fade|paler|weaker|pale|muted|duller|less intense)",
+        wants="(colorful|colourful|garish|loud|strong|saturated|contrasty)",
     ),
     "blur": Grammar(
         looks=f"{DEGREE}(blurry|blurred|blurrier|out of focus|soft|softer|unsharp|fuzzy|fuzzier|unfocused|hazy and blurred|smudged|smooth and blurry|defocused|less sharp|not sharp)",
         things="(a |an |)(blurred|blurry|out of focus|out-of-focus|defocused|fuzzy|unsharp|soft focus) (photo|picture|image|version|shot)|a blur",
         adds="(a |some |strong |a strong |more |a gaussian |gaussian |a soft |heavy |)(blur|blurring|softness|defocus|fuzziness)|(a |)(blur|gaussian blur|soft focus|defocus|blurry|out of focus|out-of-focus) (effect|filter|look)",
         asks=f"(blur|defocus|unfocus|soften|smudge|smear) {PICTURE}( a bit| a little| a lot| completely| out|)|(blur|defocus|gaussian blur|soften|blurred|unsharp)|blur (everything|the entire frame|all of it|it all|the whole thing)|(lose|remove|reduce|decrease) (the |)(sharpness|focus|detail|details)|{PICTURE} out of focus|(smooth|smoothen) (out |)(all |the |all the |)(detail|details|{PICTURE})|less (sharp|sharpness|detail)",
+        wants="(sharp|detailed|crisp|harsh)",
     ),
     "sketch": Grammar(
         looks="(like (a |)(sketch|drawing|pencil drawing|pencil sketch)|sketchy|hand drawn|hand-drawn|drawn|drawn (with|in|by) (pencil|a pencil|graphite)|sketched)",
         things="(a |an |)((pencil|graphite|charcoal|hand drawn|hand-drawn|line|pen|ink|simple|black and white|detailed|rough|quick|artist's) |)(sketch|drawing|line drawing|line art|pencil drawing|pencil sketch|draft)|line art|lineart|pencil art|a pencil portrait|an outline drawing",
         adds="(a |)(pencil|sketch|pencil sketch|drawing|drawn|charcoal|line art|hand drawn|graphite|pencil drawing|ink) (effect|look|style|filter|version)",
         asks=f"(draw|sketch|redraw|trace|outline) {PICTURE}( with a pencil| in pencil| by hand| with pencil| on paper| in graphite|)|(draw|sketch|pencil sketch|pencil drawing|line art)|(show|draw|keep) only the (outlines|lines|edges|contours)|{PICTURE} (in pencil|drawn in pencil|as a drawing|as line art|as a pencil sketch|drawn by hand)|use (a pencil|pencils|pencil strokes|only lines)",
+        wants="(photographic|realistic)",
     ),
     "poster": Grammar(
         looks="(posterized|posterised|cartoonish|cartoon-like|like a cartoon|like a comic|like a comic book|like a poster|flat coloured|comic-like|cartoony|like pop art|toon shaded|cel shaded|animated)",
         things="(a |an |)(cartoon|comic|comic book|poster|pop art poster|pop art|screen print|screenprint|silkscreen|anime|cel shaded picture|comic strip|posterized image|cartoon drawing|cartoon image|cartoon picture|cartoon version|comic panel|vector graphic|vector art|vector illustration|graphic novel page|flat illustration|illustration|pop-art print)|anime",
         adds="(a |an |)(cartoon|comic|comic book|poster|posterize|posterise|posterization|pop art|pop-art|cel shading|toon|toon shading|screen print|anime|vector|warhol|andy warhol) (effect|look|style|filter|shading)|posterization|cel shading",
         asks=f"(posterize|posterise|cartoonize|cartoonise|toonify|cartoonify) {PICTURE}|(posterize|posterise|posterization|cartoonize|cartoon|toonify|pop art|comic)|(reduce|limit|cut) (the number of |{PICTURE} to a few |the |to a few |)(colors|colours|color levels|tones)|use only (a few|four|some|flat|few) (colors|colours|flat colors)|(flat|few) (colors|colours)|{PICTURE} (as a cartoon|as a comic|in pop art style|in cartoon style|as a poster|in comic style)|quantize the (colors|colours)",
+        wants="(realistic|detailed|serious)",
     ),
     "pixelate": Grammar(
         looks=f"{DEGREE}(pixelated|pixelized|pixellated|pixelised|blocky|8-bit|8 bit|eight bit|like minecraft|like a video game from the eighties|low resolution|low-res|low res|like pixel art|mosaic-like|pixely|pixelly|censored)",
         things="(a |an |)(pixel art|pixel image|mosaic|pixelated (image|photo|picture|version)|8-bit (game|image|picture|graphic|art|version)|8 bit (game|image|picture)|retro (video |)game|low resolution image|low-res image|lego picture|old video game|minecraft picture|blocky picture|pixel mosaic)|pixel art|pixels|big pixels|blocks|squares|large blocks|big squares",
         adds="(a |an |some |)(pixel|pixelate|pixelated|pixelation|pixel art|8-bit|8 bit|mosaic|censor|blocky|pixellate|low res) (effect|look|style|filter|mosaic)|pixelation|(big|large|huge|visible|chunky) pixels|a mosaic|square blocks",
         asks=f"(pixelate|pixelize|pixellate|pixelise|censor) {PICTURE}|(pixelate|pixelize|pixelation|pixel art|pixelated|pixellate)|(lower|reduce|decrease|drop|downgrade) the (resolution|pixel count)( a lot| heavily|)|{PICTURE} (in|with|made of|made out of|built from) (big |large |chunky |square |)(pixels|blocks|squares)|show (the |big |)pixels|break {PICTURE} into (blocks|squares|pixels)|enlarge the pixels",
+        wants="(detailed|recognizable|smooth|sharp)",
     ),
     "vignette": Grammar(
         looks="(vignetted|dark (at|around|along|near) the (edges|corners|borders|sides)|darker (at|around|along|near|towards|toward) the (edges|corners|borders|sides)|darkened (at|around) the (edges|corners))",
         things="(a |)(vignette|vignetted (photo|picture|image)|photo with (a vignette|dark edges|dark corners))",
         adds="(a |an |some |)((dark|black|strong|soft|oval|round|subtle|heavy|nice|lens|classic) |)(vignette|vignetting)( effect| filter| look| around the edges| around it|)|(dark|darker|darkened|black|shadowy) (edges|corners|borders)|a spotlight (on|in) the (center|centre|middle)|a spotlight|a dark (edge|border) that fades|shadows around the edges",
         asks=f"(darken|dim|shade|fade) the (edges|corners|borders|outer parts|outside|sides|edges and corners|periphery)( of {PICTURE}|)|(vignette|vignetting|vignette effect|add vignette)|vignette {PICTURE}|{PICTURE} with (a vignette|dark edges|dark corners|vignetting)|fade {PICTURE} to (black|dark) (at|towards|toward|around) the (edges|corners)|(make|turn) the (edges|corners) (dark|darker|black)|(focus|light) only the (center|centre|middle)",
+        wants="(bright at the edges|bright in the corners|even)",
     ),
     "bokeh": Grammar(
         looks="(like (a portrait lens|it was shot with a wide open lens|portrait mode)|dreamy|with (a |)(shallow depth of field|bokeh)|bokeh)",
@@ -206,6 +228,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         "|replace the background with a bokeh light effect, zooming in on the subject, keeping the person’s pose, position, scale, and camera angle identical. only change the surrounding environment."
         "|(blur|defocus|soften) the (background|surroundings|backdrop|environment|area around the subject|background and add lights)|bokeh|(portrait mode|shallow depth of field)|put the background out of focus|(focus on|emphasize|zoom in on|zoom into|isolate) the (subject|person|center|centre|main subject)(| and blur the (background|rest|surroundings))"
         "|background (bokeh|blur)|make the background (blurry|out of focus|blurred|soft|dreamy|a bokeh|full of lights|bokeh)|keep the subject (sharp|in focus) and blur the (background|rest)|zoom in( a little| a bit|)( and add (bokeh|soft lights)|)",
+        wants="(busy behind|distracting behind the subject|messy in the background)",
     ),
     "frame": Grammar(
         adds="(a |a |a |an |one |)((thick|thin|plain|simple|solid|bold|nice|wide|square|bright|clean|) |)({c}|{c}|{c} colored|{c} coloured) (frame|frame|border|border|edge|picture frame|outline|edging|photo frame|margin|mat)( around {P}| around the edges| around it|)"
@@ -319,7 +342,9 @@ def phrase(edit: str, rng: np.random.Generator) -> str:
         sentence = _request(GRAMMARS[kind], rng)
         if rng.random() < 0.4:
             sentence = expand(BEFORE, rng) + sentence
-        if rng.random() < 0.4 and kind != "keep":
+        if GRAMMARS[kind].wants and rng.random() < 0.12:
+            sentence = sentence + expand(REASON, rng).replace("<>", expand(GRAMMARS[kind].wants, rng))
+        elif rng.random() < 0.4 and kind != "keep":
             sentence = sentence + expand(AFTER, rng)
         sentence = sentence.replace("{P}", expand(PICTURE, rng)).replace("{c}", colour)
         if rng.random() < 0.3:

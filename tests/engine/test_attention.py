@@ -35,10 +35,49 @@ def test_backends_give_what_attention_is() -> None:
     q, k, v = (torch.randn(2, 3, n, 16) for n in (5, 9, 9))
     scores = torch.einsum("bhnk,bhmk->bhnm", q.double(), k.double()) / 4
     expected = torch.einsum("bhnm,bhmk->bnhk", scores.softmax(-1), v.double()).flatten(2)
-    for name in ("sdpa", "sdpa-flash"):
+    for name in ("sdpa", "sdpa-flash", "products"):
         found = BACKENDS[name](q, k, v)
         assert found.shape == (2, 5, 48)
         assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("length", [1.0, 40.0])
+@pytest.mark.parametrize("scores_max", [1 << 23, 100])
+def test_products_are_right_for_short_and_long_vectors_whole_and_in_parts(
+    length: float, scores_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long ones would overflow without their row's maximum taken off; many tokens are done some rows at a time."""
+    monkeypatch.setattr(attention, "SCORES_MAX", scores_max)
+    q, k, v = (torch.randn(2, 3, n, 16) for n in (50, 70, 70))
+    found = BACKENDS["products"](length * q, length * k, v)
+    expected = BACKENDS["sdpa"]((length * q).double(), (length * k).double(), v.double())
+    assert (found - expected).abs().max() < 2e-4
+    narrow = BACKENDS["products"](*(x.bfloat16() for x in (q, k, v)))
+    assert (narrow - BACKENDS["sdpa"](q, k, v)).norm() <= attention.ERROR_MAX * narrow.norm()
+
+
+def test_products_give_an_edit_the_same_bits_beside_a_louder_one() -> None:
+    q, k, v = (torch.randn(2, 3, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
+    q[1] *= 100
+    assert torch.equal(BACKENDS["products"](q, k, v)[:1], BACKENDS["products"](q[:1], k[:1], v[:1]))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "multiplies", "amx", "expected"),
+    [
+        ("cpu", torch.bfloat16, True, False, "products"),
+        ("cpu", torch.bfloat16, True, True, "sdpa"),
+        ("cpu", torch.bfloat16, False, False, "sdpa"),
+        ("cpu", torch.float32, True, False, "sdpa"),
+        ("cuda", torch.bfloat16, True, False, None),
+    ],
+)
+def test_on_a_cpu_its_units_and_the_format_decide(
+    device: str, dtype: torch.dtype, multiplies: bool, amx: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: multiplies)
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    assert attention.without_trial(torch.device(device), dtype) == expected
 
 
 class Switches(TorchDispatchMode):
@@ -142,6 +181,7 @@ def test_every_start_takes_the_backend_that_the_first_one_found(
     """Another backend means other bytes, so a choice once made is kept with the step times."""
     transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
     monkeypatch.setattr(attention, "candidates", lambda _: ("sdpa", "sdpa-flash", "flex"))
+    monkeypatch.setattr(attention, "without_trial", lambda *_: None)
     times = {"sdpa": Trial(seconds=2.0), "sdpa-flash": Trial(seconds=1.0), "flex": Trial(reason="no")}
     monkeypatch.setattr(attention, "try_backends", lambda *_, **__: times)
     costs = CostModel()
@@ -155,7 +195,7 @@ def test_every_start_takes_the_backend_that_the_first_one_found(
 
 def test_a_backend_can_be_named_and_an_unknown_one_is_refused() -> None:
     transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
-    assert candidates(CPU) == ("sdpa",)
+    assert candidates(CPU) == ("sdpa", "products")
     assert choose_attention(transformer, CostModel(), tokens=100, name="sdpa") == "sdpa"
     with pytest.raises(EditRefused, match="attention is 'flash-9': on cpu it must be one of sdpa"):
         choose_attention(transformer, CostModel(), tokens=100, name="flash-9")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import nn
 
-from training.autoencoder import LATENTS, autoencoder, pictures
+from training.autoencoder import LATENTS, Supervised, autoencoder, pictures
 from training.exam import ASKED, exact, judge
 from training.exam import photos as exam_photos
 from training.export import load
@@ -204,6 +205,31 @@ def test_the_latents_lose_no_more_of_the_exams_photos_than_the_model_may() -> No
         decoded = blocks @ rows.T @ torch.linalg.pinv(rows).T
         decibels.append(-10 * ((decoded - blocks).pow(2).mean() / 4).log10().item())
     assert np.mean(decibels) > 28
+
+
+def test_a_supervised_decoder_gives_the_decoders_picture_and_a_guess_from_each_level() -> None:
+    vae, _ = autoencoder(seed=0)
+    supervised = Supervised(vae.decoder)
+    latents = torch.randn(1, LATENTS, 4, 6)
+    with torch.no_grad():
+        picture, *guesses = supervised(latents)
+        assert torch.equal(picture, vae.decoder(latents))
+    assert [guess.shape for guess in guesses] == 2 * [picture.shape]
+
+
+def test_a_fresh_decoder_has_its_latents_at_hand_on_every_level() -> None:
+    """Without what the residual blocks add, its last features are the latents, repeated."""
+    vae, _ = autoencoder(seed=0)
+    latents = torch.randn(1, LATENTS, 4, 6)
+    found: list[torch.Tensor] = []
+    vae.decoder.conv_norm_out.register_forward_hook(lambda _module, given, _made: found.append(given[0]))
+    with torch.no_grad():
+        for module in vae.decoder.modules():
+            if isinstance(module, ResnetBlock2D):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        vae.decoder(latents)
+    assert torch.allclose(found[0], latents.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3), atol=1e-5)
 
 
 def test_orthogonal_evens_out_the_singular_values() -> None:

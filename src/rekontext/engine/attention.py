@@ -3,8 +3,8 @@
 Axis letters in this file: b batch, h heads, n tokens, k head width.
 
 On a GPU several libraries compute the same function at speeds that differ by half, and which one wins depends on the
-chip, the driver and the versions. So candidates are checked and timed on the device when a model is opened. The CPU has
-one: PyTorch's own.
+chip, the driver and the versions. So candidates are checked and timed on the device when a model is opened. On a CPU
+the number format decides: PyTorch's own kernel for float32, `products` for bfloat16 where the CPU multiplies it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rekontext.engine.precision import has_amx, multiplies_bfloat16
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (b, h, n, k), keys and values (b, h, m, k) -> heads merged: (b, n, h * k) of the queries."""
 
@@ -32,6 +34,11 @@ ERROR_MAX: Final = 2e-2
 """Relative L2 to PyTorch's default kernel above which a candidate is out; between bfloat16 kernels it is 3e-3."""
 WORTHWHILE: Final = 0.97
 """A candidate must need less than this share of the time to displace one before it: a tie must not change bytes."""
+
+REACH_MAX: Final = 60.0
+"""Largest scaled product whose exponential `products` takes as it is: even a sum of millions of them stays finite."""
+SCORES_MAX: Final = 1 << 23
+"""Scores that `products` holds at a time: 16 MiB."""
 
 _RUNS: Final = 7
 _log = logging.getLogger(__name__)
@@ -57,6 +64,44 @@ def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _merged(torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v)[0])
 
 
+def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two matrix products with the exponentials between them: on CPUs that multiply bfloat16, 0.6 of `sdpa`'s time.
+
+    PyTorch's kernel does the exponentials and sums in float32, a small tile at a time; in whole rows of bfloat16 the
+    products run at full width. Scores are rounded to bfloat16, as queries and keys already are: relative L2 1e-2.
+    """
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty(batch, tokens, heads, width)
+    # One edit at a time: how its exponentials are taken must not depend on those beside it.
+    for one_out, one_q, one_k, one_v in zip(out, q, k, v, strict=True):
+        _products(one_q, one_k, one_v, one_out.transpose(0, 1))
+    merged: Tensor = out.flatten(2)
+    return merged
+
+
+def _products(q_hnk: Tensor, k_hmk: Tensor, v_hmk: Tensor, out_hnk: Tensor) -> None:
+    heads, tokens, width = q_hnk.shape
+    scale = width**-0.5
+    # No scaled product is larger. Where that is little, no row needs its own maximum taken off first.
+    reach = scale * float(_longest(q_hnk) * _longest(k_hmk))
+    keys = k_hmk.transpose(1, 2)
+    rows = max(1, SCORES_MAX // (heads * k_hmk.shape[1]))
+    for first in range(0, tokens, rows):
+        part = slice(first, first + rows)
+        some = q_hnk[:, part]
+        scores = q_hnk.new_empty(heads, some.shape[1], k_hmk.shape[1]).baddbmm_(some, keys, beta=0, alpha=scale)
+        if reach <= REACH_MAX:
+            weights = scores.exp_()
+            torch.div(torch.bmm(weights, v_hmk), weights.sum(dim=-1, keepdim=True), out=out_hnk[:, part])
+        else:
+            out_hnk[:, part] = torch.bmm(scores.softmax(dim=-1), v_hmk)
+
+
+def _longest(vectors: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)
+    return norms.max()
+
+
 def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 3, if `flash_attn_interface` is installed."""
     return _flash(_flash_3, q, k, v)
@@ -79,6 +124,7 @@ BACKENDS: Final[dict[str, Attend]] = {
     "flash-3": flash_3,
     "flash-4": flash_4,
     "flex": flex,
+    "products": products,
 }
 """In the order in which ties are decided."""
 
@@ -96,8 +142,19 @@ class Trial:
 def candidates(device: torch.device) -> tuple[str, ...]:
     """Names of the backends that can be tried on a device."""
     if device.type != "cuda":
-        return (DEFAULT,)
-    return tuple(name for name in BACKENDS if name not in _NEEDS or _is_installed(_NEEDS[name]))
+        return (DEFAULT, "products")
+    installed = (name for name in BACKENDS if name not in _NEEDS or _is_installed(_NEEDS[name]))
+    return tuple(name for name in installed if name != "products")
+
+
+def without_trial(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The backend to take on a device where the number format alone decides; None where trials do.
+
+    AMX units are another matter: PyTorch's kernel uses them, and nobody has measured both there.
+    """
+    if device.type == "cuda":
+        return None
+    return "products" if dtype == torch.bfloat16 and multiplies_bfloat16() and not has_amx() else DEFAULT
 
 
 def try_backends(

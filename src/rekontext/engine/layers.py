@@ -10,6 +10,7 @@ it for all steps of an edit at once and hands each block its slice: shift, 1 + s
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from rekontext.engine.rope import Rotation, rotate
 
 EPS: Final = 1e-6
 MLP_RATIO: Final = 4
+TWICE_ROOT: Final = 2 * math.sqrt(2 / math.pi)
 
 
 class Modulation(NamedTuple):
@@ -36,6 +38,23 @@ def modulated_norm(x_bnd: Tensor, modulation: Modulation) -> Tensor:
     """LayerNorm without parameters, then scale and shift."""
     normed = F.layer_norm(x_bnd, x_bnd.shape[-1:], eps=EPS)
     return torch.addcmul(modulation.shift, normed, modulation.scale_plus_one)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in FLUX's approximation, x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3)."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # The same as x * sigmoid(2u), and PyTorch's sigmoid is so much faster than its tanh that this takes half.
+        u = (x * x).mul_(0.044715 * TWICE_ROOT).add_(TWICE_ROOT).mul_(x)
+        return u.sigmoid_().mul_(x)
+    return F.gelu(x, approximate="tanh")
+
+
+class GELU(nn.Module):
+    """`gelu` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape in, the same out."""
+        return gelu(x)
 
 
 class Linear(nn.Linear):
@@ -188,7 +207,7 @@ class SingleStreamBlock(nn.Module):
             rotate(self.norm.key_norm(k), rotation),
             v,
         )
-        out = self.linear2(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
+        out = self.linear2(torch.cat([mixed, gelu(hidden)], dim=-1))
         return torch.addcmul(x_bnd, modulation.gate, out)
 
     def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation, part: slice) -> Tensor:
@@ -206,7 +225,7 @@ class SingleStreamBlock(nn.Module):
             rotate(self.norm.key_norm(k), rotation),
             v,
         )
-        out = self.linear2(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
+        out = self.linear2(torch.cat([mixed, gelu(hidden)], dim=-1))
         return torch.addcmul(x_bnd[:, part], modulation.gate, out)
 
 
@@ -247,4 +266,4 @@ class FinalLayer(nn.Module):
 def mlp(width: int) -> nn.Sequential:
     """The feed-forward part of a double-stream block."""
     hidden = MLP_RATIO * width
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+    return nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))

@@ -45,3 +45,13 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name == "fp8" and device.type == "cuda" and (reason := missing_units(device)):
         raise EditRefused(f"dtype is 'fp8': {reason}; use bfloat16")
     return DTYPES[name]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has units for products of bfloat16 numbers, as PyTorch sees it."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def has_amx() -> bool:
+    """Whether this machine's CPU has matrix units."""
+    return bool(torch.cpu._is_amx_tile_supported())

@@ -20,7 +20,7 @@ def costs_file_of(path: Path, card: ModelCard) -> Path:
 
 
 def choose_attention(transformer: KontextTransformer, costs: CostModel, *, tokens: int, name: str | None = None) -> str:
-    """Have a transformer attend by the named backend, or by the fastest one at so many tokens.
+    """Have a transformer attend by the named backend, by the one for its format on a CPU, or by the fastest on a GPU.
 
     Times that `costs` knows are believed, so that every start takes the same backend, and every picture has the same
     bytes; new ones are put there.
@@ -33,7 +33,9 @@ def choose_attention(transformer: KontextTransformer, costs: CostModel, *, token
     """
     names = attention.candidates(transformer.device)
     if name is None:
-        name = names[0] if len(names) == 1 else _fastest(transformer, costs, names, tokens)
+        name = attention.without_trial(transformer.device, transformer.dtype)
+    if name is None:
+        name = _fastest(transformer, costs, names, tokens)
     if name not in names:
         raise EditRefused(f"attention is {name!r}: on {transformer.device} it must be one of {', '.join(names)}")
     transformer.use_attention(attention.BACKENDS[name])
