@@ -229,10 +229,10 @@ EDITS: Final[dict[str, Edit]] = {
         _fixed("faded", faded, tonal=True, weight=0.7),
         _fixed("blur", blur, tonal=False),
         _fixed("sketch", sketch, tonal=False, weight=1.8),
-        _fixed("poster", poster, tonal=False, weight=3.5),
+        _fixed("poster", poster, tonal=False, weight=8.0),
         _fixed("pixelate", pixelate, tonal=False, weight=0.7),
         _fixed("vignette", vignette, tonal=False, weight=2.2),
-        Edit(name="bokeh", apply=bokeh, tonal=False, weight=4.0),
+        Edit(name="bokeh", apply=bokeh, tonal=False, weight=8.0),
         *(_coloured("frame", frame, colour, weight=0.35) for colour in COLOURS),
         *(_coloured("tint", tint, colour, weight=0.15) for colour in TINTS),
     )

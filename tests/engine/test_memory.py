@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,6 +147,34 @@ def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch
     parts, left = open_placed(str(folder), device=gpu, dtype="fp8")
     assert (parts.placement, left) == (Placement(fp8=True), ())
     assert asked[-1] == (Placement(fp8=True), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("fact", "multiplies", "asked", "expected"),
+    [
+        ("bfloat16", True, None, torch.bfloat16),
+        ("bfloat16", False, None, torch.float32),
+        ("bfloat16", True, "float32", torch.float32),
+        (None, True, None, torch.float32),
+    ],
+)
+def test_on_a_cpu_the_models_facts_choose_unless_a_dtype_is(
+    fact: str | None,
+    multiplies: bool,
+    asked: str | None,
+    expected: torch.dtype,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placing, "multiplies_bfloat16", lambda: multiplies)
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    if fact is not None:
+        facts = json.loads((model / "rekontext.json").read_text())
+        (model / "rekontext.json").write_text(json.dumps(facts | {"cpu_dtype": fact}))
+    parts, _ = open_placed(str(model), device=CPU, dtype=asked)
+    assert parts.transformer.dtype == expected
 
 
 def test_every_placement_draws_the_same_picture_as_fp8_alone(folder: Path) -> None:

@@ -70,16 +70,27 @@ def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     PyTorch's kernel does the exponentials and sums in float32, a small tile at a time; in whole rows of bfloat16 the
     products run at full width. Scores are rounded to bfloat16, as queries and keys already are: relative L2 1e-2.
     """
+    mixed: Tensor = _products(q, k, v)
+    return mixed
+
+
+# To the compiler it is one operator: how exponentials are taken depends on the numbers, which it can't trace.
+@torch.library.custom_op("rekontext::products", mutates_args=())
+def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, tokens, width = q.shape
     out = q.new_empty(batch, tokens, heads, width)
     # One edit at a time: how its exponentials are taken must not depend on those beside it.
     for one_out, one_q, one_k, one_v in zip(out, q, k, v, strict=True):
-        _products(one_q, one_k, one_v, one_out.transpose(0, 1))
-    merged: Tensor = out.flatten(2)
-    return merged
+        _products_of_one(one_q, one_k, one_v, one_out.transpose(0, 1))
+    return out.view(batch, tokens, heads * width)
 
 
-def _products(q_hnk: Tensor, k_hmk: Tensor, v_hmk: Tensor, out_hnk: Tensor) -> None:
+@_products.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
+
+
+def _products_of_one(q_hnk: Tensor, k_hmk: Tensor, v_hmk: Tensor, out_hnk: Tensor) -> None:
     heads, tokens, width = q_hnk.shape
     scale = width**-0.5
     # No scaled product is larger. Where that is little, no row needs its own maximum taken off first.

@@ -63,6 +63,8 @@ class Facts:
         knows: instructions that a small model was taught; empty where it wasn't taught by list.
         axes: rotary widths (stream, row, column), for single files with unusual heads.
         autoencoder: configuration of an `ae.safetensors` that differs from FLUX's.
+        cpu_dtype: what to compute in on a CPU that multiplies bfloat16, unless told otherwise; "bfloat16" for a model
+            that is known to lose nothing by it.
     """
 
     name: str = ""
@@ -71,6 +73,7 @@ class Facts:
     knows: tuple[str, ...] = ()
     axes: tuple[int, ...] | None = None
     autoencoder: dict[str, Any] = field(default_factory=dict)
+    cpu_dtype: str = "float32"
 
     @classmethod
     def beside(cls, folder: Path) -> Facts:
@@ -133,6 +136,16 @@ def open_model(
         if where.is_dir():
             return _open_folder(where, name, device, dtype, placement)
         return _open_file(where, device, dtype, placement)
+
+
+def facts_of(model: str) -> Facts:
+    """What lies beside a model's weights.
+
+    Raises:
+        CheckpointError: the model can't be found, or its facts can't be read.
+    """
+    where, _ = _find(model)
+    return Facts.beside(where if where.is_dir() else where.parent)
 
 
 def model_sizes(model: str) -> Sizes:
@@ -374,8 +387,11 @@ def _quiet() -> Iterator[None]:
 
 
 def laid_out(autoencoder: AutoencoderKL, device: torch.device) -> Any:
-    """An autoencoder on its device: on a GPU with channels innermost, as its convolutions read them."""
-    if device.type == "cuda":
+    """An autoencoder on its device, with channels innermost, as its convolutions read them.
+
+    Not for float32 on a CPU: there that takes other convolutions, whose pixels are off by up to 1e-4.
+    """
+    if device.type == "cuda" or autoencoder.dtype != torch.float32:
         autoencoder = autoencoder.to(memory_format=torch.channels_last)
     return _frozen(autoencoder, device)
 

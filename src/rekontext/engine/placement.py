@@ -9,11 +9,11 @@ from typing import Final
 
 import torch
 
-from rekontext.engine.checkpoint import Parts, model_sizes, offload_encoder, open_model
+from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, offload_encoder, open_model
 from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, Placement, Plan, plans
-from rekontext.engine.precision import choose_dtype
+from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
 from rekontext.engine.tensors import CheckpointError
 
 FP8: Final = "fp8"
@@ -23,7 +23,7 @@ Open = Callable[[Placement], Parts]
 
 
 def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple[Parts, tuple[Plan, ...]]:
-    """Open a model in the given dtype, or by memory plan where none is given and the device is a GPU.
+    """Open a model in the given dtype. Where none is given: on a GPU by memory plan, on a CPU as its facts ask for.
 
     Returns:
         The model, and the plans: the one in force, then those that may be fallen to. None where a dtype was asked for.
@@ -36,6 +36,8 @@ def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple
     def opened(placement: Placement) -> Parts:
         return open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement)
 
+    if dtype is None and device.type == "cpu" and multiplies_bfloat16():
+        dtype = facts_of(model).cpu_dtype
     if dtype is not None or device.type != "cuda":
         return opened(Placement(fp8=dtype == FP8)), ()
     free_bytes, _ = torch.cuda.mem_get_info(device)
