@@ -23,7 +23,7 @@ with the photo nearly unchanged.
 blocks, width 192), {clip:.2f} M in the CLIP text encoder, {t5:.2f} M in the T5 encoder, {vae:.1f} M in the autoencoder (8x down, 32 channels,
 where FLUX has 16: a small autoencoder needs the room).
 The native canvas has the area of 288 x 288 pixels; prompts are padded to 48 T5 tokens (`max_sequence_length=48` in diffusers).
-Transformer and autoencoder are stored in float16 and meant to be used in float32.
+Transformer and autoencoder are stored in float16 and meant to be used in float32 or bfloat16.
 
 ```python
 from diffusers import FluxKontextPipeline

@@ -56,7 +56,13 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
         transformer=copy.deepcopy(editor.transformer).half().cpu(),
     )
     pipeline.save_pretrained(part)
-    own = {"name": "mini", "canvas_area": CANVAS_AREA, "text_tokens": T5_TOKENS, "knows": list(KNOWN)}
+    own = {
+        "name": "mini",
+        "canvas_area": CANVAS_AREA,
+        "text_tokens": T5_TOKENS,
+        "cpu_dtype": "bfloat16",
+        "knows": list(KNOWN),
+    }
     (part / "rekontext.json").write_text(json.dumps(own, indent=2) + "\n")
     for file in part.rglob("*.safetensors"):
         file.chmod(0o644)  # written for the owner alone

@@ -109,6 +109,8 @@ def train(
     runs.mkdir(parents=True, exist_ok=True)
     state_path, table_path = runs / f"{name}.pt", runs / f"{name}.csv"
     averaged, start = Averaged(modules, plan.average), 0
+    # Before a state is loaded: a state remembers the rate that it had come down to.
+    peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     if state_path.exists():
         state: dict[str, Any] = torch.load(state_path, weights_only=True)
         modules.load_state_dict(state["modules"])
@@ -121,7 +123,6 @@ def train(
         return modules.eval()
     began, seen = time.monotonic(), 0
     sums: dict[str, float] = {}
-    peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     modules.train()
     # One thread, and one only: a second pool of workers would fight the training's for the cores.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:

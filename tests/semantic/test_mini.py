@@ -61,11 +61,11 @@ def test_every_prompt_that_it_offers_is_understood(engine: Engine) -> None:
 
 def test_tonal_edits_come_close_to_the_exact_ones(marks: list[Mark]) -> None:
     tonal = {mark.edit: mark.psnr_db for mark in marks if EDITS[mark.edit].tonal}
-    assert np.mean(list(tonal.values())) >= 22, tonal
+    assert np.mean(list(tonal.values())) >= 24, tonal
 
 
 def test_the_autoencoder_alone_keeps_the_photos() -> None:
-    assert np.mean(autoencoder_alone(mini_path())) >= 25
+    assert np.mean(autoencoder_alone(mini_path())) >= 29
 
 
 @pytest.mark.parametrize(

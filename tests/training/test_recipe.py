@@ -242,29 +242,31 @@ def test_orthogonal_evens_out_the_singular_values() -> None:
 
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    """Weights, averages, optimiser and data all go on from the saved state."""
+    """Weights, averages, optimiser, learning rate and data all go on from the saved state."""
 
-    def run(folder: Path, iterations: int) -> nn.Module:
+    def run(folder: Path, *, cut_at: int | None = None) -> nn.Module:
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
 
         def batch(iteration: int) -> torch.Tensor:
+            if iteration == cut_at:
+                raise InterruptedError
             return torch.randn(5, 3, generator=torch.Generator().manual_seed(iteration))
 
-        plan = Plan(iterations=iterations, rate=0.1, warmup=1, cooldown=1e-9, save_every=3)
         return train(
             model,
             [optimizer],
             batch,
             lambda x: {"loss": (model(x) - 1).pow(2).mean()},
-            plan=plan,
+            plan=Plan(iterations=12, rate=0.1, warmup=2, cooldown=0.9, save_every=3),
             runs=folder,
             name="line",
         )
 
-    run(tmp_path / "cut", 3)
-    resumed, whole = run(tmp_path / "cut", 6), run(tmp_path / "whole", 6)
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "cut", cut_at=7)
+    resumed, whole = run(tmp_path / "cut"), run(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
