@@ -48,10 +48,11 @@ def test_products_are_right_for_short_and_long_vectors_whole_and_in_parts(
 ) -> None:
     """Long ones would overflow without their row's maximum taken off; many tokens are done some rows at a time."""
     monkeypatch.setattr(attention, "SCORES_MAX", scores_max)
-    q, k, v = (torch.randn(2, 3, n, 16) for n in (50, 70, 70))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 16, generator=generator) for n in (50, 70, 70))
     found = BACKENDS["products"](length * q, length * k, v)
     expected = BACKENDS["sdpa"]((length * q).double(), (length * k).double(), v.double())
-    assert (found - expected).abs().max() < 2e-4
+    assert (found - expected).abs().max() < 4e-6 * length**2, "scores grow by the square, and their rounding too"
     narrow = BACKENDS["products"](*(x.bfloat16() for x in (q, k, v)))
     assert (narrow - BACKENDS["sdpa"](q, k, v)).norm() <= attention.ERROR_MAX * narrow.norm()
 
