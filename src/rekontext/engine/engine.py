@@ -122,8 +122,8 @@ class Engine:
             model: "mini" (inside this package), a diffusers folder, a .safetensors file, or a hub id (owner/name).
             device: "cpu", "cuda" or "cuda:N"; None takes the first GPU, else the CPU.
             dtype: "float32", "bfloat16" or "fp8" (the blocks' weights in e4m3, all else in bfloat16); None takes
-                float32 on the CPU (the embedded model bfloat16, where the CPU multiplies it: it passes its exam in
-                both), and on a GPU the widest way of holding the model that fits into its free memory,
+                float32 on the CPU (bfloat16 where the CPU multiplies it and the model's facts ask for it, as the
+                embedded model's do), and on a GPU the widest way of holding the model that fits into its free memory,
                 falling to a narrower one with a warning where memory runs out after all: see `memory.py`.
             policy: in which order edits are served.
             weight: an account's share of the device relative to others'.

@@ -44,8 +44,8 @@ def gelu(x: Tensor) -> Tensor:
     """GELU in FLUX's approximation, x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3)."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # The same as x * sigmoid(2u), and PyTorch's sigmoid is so much faster than its tanh that this takes half.
-        u = (x * x).mul_(0.044715 * TWICE_ROOT).add_(TWICE_ROOT).mul_(x)
-        return u.sigmoid_().mul_(x)
+        twice_u = (x * x).mul_(0.044715 * TWICE_ROOT).add_(TWICE_ROOT).mul_(x)
+        return twice_u.sigmoid_().mul_(x)
     return F.gelu(x, approximate="tanh")
 
 
