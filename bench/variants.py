@@ -17,7 +17,7 @@ from rekontext.engine.layers import (
     modulated_norm,
     split_heads,
 )
-from rekontext.engine.rope import Rotation, rotate
+from rekontext.engine.rope import Rotation
 from rekontext.engine.transformer import KontextTransformer
 
 
@@ -31,7 +31,7 @@ def linear_gelu(x_bnd: Tensor, weight_od: Tensor, bias_o: Tensor) -> Tensor:
 
 
 class EpilogueDouble(DoubleStreamBlock):
-    """GELU within the products; queries and keys turned stream by stream, before they are joined."""
+    """GELU within the products."""
 
     def forward(
         self,
@@ -42,12 +42,10 @@ class EpilogueDouble(DoubleStreamBlock):
         rotation: Rotation,
     ) -> tuple[Tensor, Tensor]:
         t = text_bnd.shape[1]
-        text_q, text_k, text_v = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]))
-        image_q, image_k, image_v = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]))
-        text_turn, image_turn = rotation.part(slice(t)), rotation.part(slice(t, None))
-        q = torch.cat([rotate(text_q, text_turn), rotate(image_q, image_turn)], dim=2)
-        k = torch.cat([rotate(text_k, text_turn), rotate(image_k, image_turn)], dim=2)
-        mixed = self.attend(q, k, torch.cat([text_v, image_v], dim=2))
+        of_text, of_image = rotation.part(slice(t)), rotation.part(slice(t, None))
+        text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]), of_text)
+        image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]), of_image)
+        mixed = self.attend(*(torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True)))
 
         image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, t:]))
         image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, _mlp(self.img_mlp, image_bnd, image_mod[1]))
@@ -63,13 +61,10 @@ class EpilogueSingle(SingleStreamBlock):
         assert isinstance(self.linear1, Linear), "for bfloat16 only"
         d = self.width
         normed = modulated_norm(x_bnd, modulation)
-        q, k, v = split_heads(self.linear1.rows(normed, slice(3 * d)), 3, self.heads)
+        heads = split_heads(self.linear1.rows(normed, slice(3 * d)), 3, self.heads)
         hidden = linear_gelu(normed, self.linear1.weight[3 * d :], self.linear1.bias[3 * d :])
-        mixed = self.attend(
-            rotate(self.norm.query_norm(q), rotation),
-            rotate(self.norm.key_norm(k), rotation),
-            v,
-        )
+        q, k = self.norm(heads[:2], rotation)
+        mixed = self.attend(q, k, heads[2])
         out = F.linear(mixed, self.linear2.weight[:, :d], self.linear2.bias)
         out = out + F.linear(hidden, self.linear2.weight[:, d:])
         return torch.addcmul(x_bnd, modulation.gate, out)

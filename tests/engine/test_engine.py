@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread, current_thread
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from rekontext.contract import (
 from rekontext.engine import EditCancelled, Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.edit import noise
+from rekontext.engine.placement import open_placed
 from tests.small_model import CANVAS_AREA, SHAPES, build
 
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8), "RGB")
@@ -187,6 +189,33 @@ def test_a_fault_in_one_edit_is_told_to_its_caller_and_spares_the_others(
     with pytest.raises(MemoryError, match="device is full"):
         bad.result(60)
     assert good.result(60).steps == 4
+
+
+def test_on_a_cpu_one_thread_computes_and_whoever_opened_the_model_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that compute keep helpers; more of those than cores make every kernel wait."""
+    openers: list[Thread] = []
+    workers: set[Thread] = set()
+
+    def noted(function: Callable[..., object], note: Callable[[Thread], None]) -> Callable[..., object]:
+        def run(*given: object, **named: object) -> object:
+            note(current_thread())
+            return function(*given, **named)
+
+        return run
+
+    monkeypatch.setattr("rekontext.engine.engine.open_placed", noted(open_placed, openers.append))
+    for stage in ("prepare", "velocities", "finish"):
+        monkeypatch.setattr(stages, stage, noted(getattr(stages, stage), workers.add))
+    build(tmp_path, SHAPES["plain"])
+    with Engine.open(str(tmp_path), device="cpu") as opened:
+        tickets = [opened.submit(EditRequest(id="", prompt="x", photo=PHOTO, steps=3, seed=i)) for i in range(3)]
+        for ticket in tickets:
+            ticket.result(60)
+        assert len(workers) == 1
+        assert current_thread() not in workers
+    assert [opener.is_alive() for opener in openers] == [False]
 
 
 def test_a_listener_that_raises_ends_its_own_edit_only(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Positions and rotation: diffusers' embedding is the judge, and the CPU's short way equals the written-out one."""
+"""Positions and rotation: diffusers' embedding is the judge, and the CPU's way equals the written-out one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
+from rekontext.engine.layers import QKNorm, split_heads
 from rekontext.engine.rope import Rotation, picture_positions, rotate, rotation_of, text_positions
 
 AXES = (16, 56, 56)
@@ -23,12 +24,20 @@ def test_rotation_equals_that_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_complex_way_equals_the_written_out_one(dtype: torch.dtype) -> None:
+def test_the_cpus_way_to_norm_and_turn_equals_the_written_out_one(dtype: torch.dtype) -> None:
     short = rotation_of(POSITIONS, AXES, torch.device("cpu"))
     written_out = Rotation(short.cos_nk, short.sin_nk, None)
-    x = torch.randn(1, 2, len(POSITIONS), sum(AXES), generator=torch.Generator().manual_seed(0)).to(dtype)
-    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(rotate(x, short), rotate(x, written_out), rtol=0, atol=tolerance)
+    norm, generator = QKNorm(sum(AXES)).to(dtype), torch.Generator().manual_seed(0)
+    for weights in (norm.query_norm.scale, norm.key_norm.scale):
+        torch.nn.init.normal_(weights, generator=generator)
+    x = torch.randn(1, len(POSITIONS), 3 * 2 * sum(AXES), generator=generator).to(dtype)
+    before, qk = x.clone(), split_heads(x, 3, 2)[:2]
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 5e-3}[dtype]
+    for found, expected in zip(norm(qk, short), norm(qk, written_out), strict=True):
+        assert found.dtype == dtype
+        error = (found.double() - expected.double()).norm() / expected.double().norm()
+        assert error < tolerance
+    assert torch.equal(x, before)
 
 
 def test_text_is_not_turned() -> None:

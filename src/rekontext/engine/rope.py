@@ -41,7 +41,8 @@ class Rotation(NamedTuple):
 
     Attributes:
         cos_nk, sin_nk: float32.
-        turn_nk: the same as complex numbers, for the CPU; None elsewhere.
+        turn_nk: the same as complex numbers, with which the CPU turns in one kernel; None elsewhere, where compilers
+            fuse the other form by themselves and don't know this one.
     """
 
     cos_nk: Tensor
@@ -81,10 +82,6 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     Returns:
         Shape and dtype of `x`.
     """
-    wide = x.float().unflatten(-1, (-1, 2))
-    if rotation.turn_nk is not None and not torch.compiler.is_compiling():
-        # One kernel instead of seven; compilers fuse the form below by themselves and don't know this one.
-        return torch.view_as_real(torch.view_as_complex(wide) * rotation.turn_nk).flatten(-2).to(x.dtype)
-    even, odd = wide.unbind(-1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotation.cos_nk, rotation.sin_nk
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)

@@ -26,7 +26,7 @@ class Ticket:
     Attributes:
         request: without its photo, which is parked until the edit is prepared.
         edit: the state between first and last step.
-        is_beside: the second thread works on it.
+        is_beside: it is being prepared or finished, or waits for that.
         timings: device seconds by stage.
     """
 
