@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
@@ -211,11 +212,11 @@ class Wire:
 
     def __init__(self, url: str, data_dir: Path) -> None:
         settings = Settings(
-            _env_file=None,
+            _env_file=None,  # type: ignore[call-arg]
             data_dir=data_dir,
             database_url=url,
             requests_per_minute=10**6,
-            first_credits_usd=10**6,
+            first_credits_usd=Decimal(10**6),
         )
         service = assemble(
             settings,
