@@ -234,7 +234,7 @@ EDITS: Final[dict[str, Edit]] = {
         _fixed("vignette", vignette, tonal=False, weight=2.2),
         Edit(name="bokeh", apply=bokeh, tonal=False, weight=8.0),
         *(_coloured("frame", frame, colour, weight=0.35) for colour in COLOURS),
-        *(_coloured("tint", tint, colour, weight=0.15) for colour in TINTS),
+        *(_coloured("tint", tint, colour, weight=0.3) for colour in TINTS),
     )
 }
 
@@ -254,6 +254,7 @@ KNOWN: Final = {
     "faded": "faded",
     "blur": "blur",
     "pencil sketch": "sketch",
+    "comic poster": "poster",
     "pixelate": "pixelate",
     "vignette": "vignette",
     "a red frame": "frame red",

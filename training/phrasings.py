@@ -240,7 +240,7 @@ GRAMMARS: Final[dict[str, Grammar]] = {
         looks="(all |completely |entirely |totally |)({c}|{c}) (toned|tinted|monochrome|hued)|(tinted|toned) (in |)({c})|all {c}|completely {c}",
         things="(shades|tones|hues) of {c}|(a |)({c} monochrome|{c} duotone|{c} tinted) (photo|image|picture|print)|{c} and black|a cyanotype in {c}",
         adds="(a |an |some |)(strong |) ({c}) (tint|color filter|colour filter|filter|tone|hue|wash|colour cast|color cast|monochrome|overlay|cast|duotone|color overlay|color grading|light|glow|colour overlay|gel)",
-        asks="(tint|tone|stain|dye|wash|shade|colorize|colourise) {P} ({c}|in {c}|with {c})|(color|colour|paint) (everything|the whole picture|the whole image|it all) {c}|{c} (tint|monochrome|filter|duotone|wash)|(show|print|render) {P} in ({c}|shades of {c}|{c} tones|{c} monochrome)|{P} in (shades of {c}|{c} monochrome|{c} tones)|tint {c}|look through {c} glass|through a {c} filter|everything in {c}",
+        asks="(tint|tone|stain|dye|wash|shade|colorize|colourise) {P} ({c}|in {c}|with {c})|(color|colour|paint) (everything|the whole picture|the whole image|it all) {c}|{c} (tint|monochrome|filter|duotone|wash)|(show|print|render) {P} in ({c}|shades of {c}|{c} tones|{c} monochrome)|{P} in (shades of {c}|{c} monochrome|{c} tones)|tint {c}|(only|just|nothing but) {c}( everywhere|)|use (only|nothing but|just) {c}( tones| hues| shades|)|(one|a single) (color|colour)(,| only,) {c}|{P} in {c} (only|alone)|no colour but {c}|look through {c} glass|through a {c} filter|everything in {c}",
     ),
 }
 

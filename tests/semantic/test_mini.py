@@ -18,8 +18,6 @@ from training.photos import Pixels
 from training.phrasings import held_out
 
 STEPS = 8
-WEAK = ("poster", "bokeh")  # its card says so
-RELIABLE = tuple(name for name in ASKED if name not in WEAK)
 BYTES_MAX = 24_000_000
 
 
@@ -37,18 +35,17 @@ def edited(engine: Engine, photo: Pixels, prompt: str, *, guidance: float = 7.0,
 
 @pytest.fixture(scope="module")
 def marks(engine: Engine) -> list[Mark]:
-    """Each edit that the shipped model does well, asked once of each photo."""
+    """Each edit, asked once of each photo."""
     return [
         judge(photos()[index], name, edited(engine, photos()[index], held_out(name)[turn % 2]))
-        for turn, name in enumerate(RELIABLE)
+        for turn, name in enumerate(ASKED)
         for index in (1, 4)
     ]
 
 
 def test_the_answer_is_nearer_to_the_asked_edit_than_to_any_other(marks: list[Mark]) -> None:
-    """Of the edits that the shipped model does well: its card says which others lag behind."""
     mistaken = [(mark.edit, mark.nearest) for mark in marks if mark.nearest != mark.edit]
-    assert len(mistaken) <= 2, mistaken  # of 38; one sentence for "tint green" is misread
+    assert len(mistaken) <= 2, mistaken  # of 42: the goal is 95 %
 
 
 def test_every_prompt_that_it_offers_is_understood(engine: Engine) -> None:
@@ -61,7 +58,7 @@ def test_every_prompt_that_it_offers_is_understood(engine: Engine) -> None:
 
 def test_tonal_edits_come_close_to_the_exact_ones(marks: list[Mark]) -> None:
     tonal = {mark.edit: mark.psnr_db for mark in marks if EDITS[mark.edit].tonal}
-    assert np.mean(list(tonal.values())) >= 24, tonal
+    assert np.mean(list(tonal.values())) >= 26, tonal
 
 
 def test_the_autoencoder_alone_keeps_the_photos() -> None:
