@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from PIL import Image
@@ -56,6 +57,8 @@ from rekontext.engine.tuning import choose_attention, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -145,10 +148,8 @@ class Engine:
             EditRefused: no such device or dtype.
         """
         torch_device = choose_device(device)
-        # On a thread that ends with it. Every thread that ever computes on the CPU keeps helpers, one per core, and as
-        # soon as there are more of them than cores OpenMP lets all of them sleep between kernels: 0.4 of the speed.
-        with ThreadPoolExecutor(1) as opener:
-            parts, plans = opener.submit(open_placed, model, device=torch_device, dtype=dtype).result()
+        opening = partial(open_placed, model, device=torch_device, dtype=dtype)
+        parts, plans = _apart(opening) if torch_device.type == "cpu" else opening()
         engine = cls(
             parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
         )
@@ -540,3 +541,13 @@ class Engine:
     def _synchronize(self) -> None:
         if self._side_stream is not None:
             torch.cuda.current_stream(self.model.transformer.device).synchronize()
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """Do work that computes on the CPU on a thread that ends with it.
+
+    Every thread that ever did keeps helpers, one per core; as soon as there are more of them than cores, OpenMP lets
+    all of them sleep between kernels, and an edit takes half as long again.
+    """
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(work).result()
