@@ -17,7 +17,6 @@ INSTRUCTIONS: Final = (
     "invert the colors",
     "blur it",
     "pencil sketch",
-    "make it a comic poster",
     "pixelate it",
     "add a vignette",
     "add a red frame",
