@@ -29,10 +29,11 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from rekontext.contract import STEPS_DEFAULT, EditRequest
+from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import mini_folder
+from tests.parity.asking import asked_of_diffusers
 from tests.small_model import Shape, build
 
 MEGAPIXEL = Shape(heads=6, axes=(16, 24, 24), double_blocks=2, single_blocks=8, text_width=256, pooled_width=96)
@@ -89,27 +90,13 @@ def edit(engine: Engine, request: EditRequest) -> None:
 def their_edit(dtype: str) -> Run:
     """The same with diffusers, at the same sizes and lengths."""
     request = default_request()
-    assert request.photo is not None
     with Engine.open("mini", device="cpu", dtype=dtype) as engine:
         canvas, text_tokens = engine.model.canvas, engine.model.prompts.tokens
-    photo = request.photo.resize(canvas.nearest(request.photo.size), Image.Resampling.LANCZOS)
-    width, height = canvas.output(request.aspect_ratio, request.photo.size)
     pipeline = FluxKontextPipeline.from_pretrained(mini_folder(), torch_dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
 
     def run() -> None:
-        pipeline(
-            image=photo,
-            prompt=request.prompt,
-            num_inference_steps=STEPS_DEFAULT,
-            guidance_scale=request.guidance,
-            generator=torch.Generator().manual_seed(request.seed),
-            width=width,
-            height=height,
-            max_area=width * height,
-            _auto_resize=False,
-            max_sequence_length=text_tokens,
-        )
+        pipeline(**asked_of_diffusers(request, canvas, text_tokens=text_tokens))
 
     return run
 

@@ -24,8 +24,8 @@ from rekontext.contract import (
 )
 from rekontext.engine import EditCancelled, Engine
 from rekontext.engine import edit as stages
+from rekontext.engine.checkpoint import open_model
 from rekontext.engine.edit import noise
-from rekontext.engine.placement import open_placed
 from tests.small_model import CANVAS_AREA, SHAPES, build
 
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8), "RGB")
@@ -205,7 +205,7 @@ def test_on_a_cpu_one_thread_computes_and_whoever_opened_the_model_has_ended(
 
         return run
 
-    monkeypatch.setattr("rekontext.engine.engine.open_placed", noted(open_placed, openers.append))
+    monkeypatch.setattr("rekontext.engine.placement.open_model", noted(open_model, openers.append))
     for stage in ("prepare", "velocities", "finish"):
         monkeypatch.setattr(stages, stage, noted(getattr(stages, stage), workers.add))
     build(tmp_path, SHAPES["plain"])

@@ -15,6 +15,7 @@ from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.canvas import Canvas
+from tests.parity.asking import asked_of_diffusers
 from tests.small_model import SHAPES, TEXT_TOKENS, build
 
 TOLERANCE = 1e-4
@@ -89,23 +90,7 @@ def pixels(engine: Engine, case: EditRequest) -> Tensor:
 
 
 def judge(engine: Engine, pipeline: FluxKontextPipeline, case: EditRequest) -> Tensor:
-    """Theirs. diffusers knows one canvas only, so on a small one it is told the sizes."""
-    canvas = engine.model.canvas
-    width, height = canvas.output(case.aspect_ratio, case.photo.size if case.photo else None)
-    image = None
-    if case.photo:
-        image = case.photo.resize(canvas.nearest(case.photo.size), Image.Resampling.LANCZOS)
-    result: Tensor = pipeline(
-        image=image,
-        prompt=case.prompt,
-        num_inference_steps=case.steps,
-        guidance_scale=case.guidance,
-        generator=torch.Generator().manual_seed(case.seed),
-        width=width,
-        height=height,
-        max_area=width * height,
-        _auto_resize=False,
-        max_sequence_length=TEXT_TOKENS,
-        output_type="pt",
-    ).images[0]
+    """Theirs."""
+    asked = asked_of_diffusers(case, engine.model.canvas, text_tokens=TEXT_TOKENS)
+    result: Tensor = pipeline(**asked, output_type="pt").images[0]
     return result

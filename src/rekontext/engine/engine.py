@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from PIL import Image
@@ -57,8 +56,6 @@ from rekontext.engine.tuning import choose_attention, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -148,8 +145,7 @@ class Engine:
             EditRefused: no such device or dtype.
         """
         torch_device = choose_device(device)
-        opening = partial(open_placed, model, device=torch_device, dtype=dtype)
-        parts, plans = _apart(opening) if torch_device.type == "cpu" else opening()
+        parts, plans = open_placed(model, device=torch_device, dtype=dtype)
         engine = cls(
             parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
         )
@@ -541,13 +537,3 @@ class Engine:
     def _synchronize(self) -> None:
         if self._side_stream is not None:
             torch.cuda.current_stream(self.model.transformer.device).synchronize()
-
-
-def _apart(work: Callable[[], T]) -> T:
-    """Do work that computes on the CPU on a thread that ends with it.
-
-    Every thread that ever did keeps helpers, one per core; as soon as there are more of them than cores, OpenMP lets
-    all of them sleep between kernels, and an edit takes half as long again.
-    """
-    with ThreadPoolExecutor(1) as passing:
-        return passing.submit(work).result()
