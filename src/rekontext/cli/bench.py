@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rekontext.engine.replay import Verdict
 
 _MEANINGS = {
     "mean_latency_vs_fifo": "mean latency, to first-come-first-served's",
@@ -25,12 +30,10 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
     from rekontext.engine.scheduler import Policy
 
     load = Load(seed=seed)
-    figures: dict[str, float] = dict(asdict(judge(load, Policy())))
-    if on_engine:
-        from rekontext.engine.rehearsal import rehearse
-
-        figures |= {f"engine_{name}": value for name, value in asdict(rehearse(seed=seed)).items()}
+    simulated: dict[str, float] = asdict(judge(load, Policy()))
+    real: dict[str, float] = asdict(_on_engine(seed)) if on_engine else {}
     if as_json:
+        figures = simulated | {f"engine_{name}": value for name, value in real.items()}
         print(json.dumps({"seed": seed, **figures}, indent=1))  # noqa: T201 - for programs, so no styling
         return
     table = Table(
@@ -40,9 +43,18 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
         box=None,
         padding=(0, 2, 0, 0),
     )
-    for heading in ("figure", "value", ""):
+    for heading in ("figure", "simulated", *(["on the engine"] if real else []), ""):
         table.add_column(heading)
-    for name, value in figures.items():
-        meaning = _MEANINGS[name.removeprefix("engine_")]
-        table.add_row(name, f"{value:.3f}", f"on the real engine: {meaning}" if name not in _MEANINGS else meaning)
+    for name, meaning in _MEANINGS.items():
+        table.add_row(name, *(f"{figures[name]:.3f}" for figures in (simulated, real) if figures), meaning)
     Console(highlight=False).print(table)
+
+
+def _on_engine(seed: int) -> Verdict:
+    from rekontext.engine.rehearsal import EDITS, rehearse
+    from rekontext.engine.replay import Load
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("on the real engine", total=3 * EDITS)
+        return rehearse(Load(seed=seed, edits=EDITS), on_edit=lambda: bar.advance(task))

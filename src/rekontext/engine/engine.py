@@ -377,8 +377,6 @@ class Engine:
         took_s = (time.perf_counter() - started) / len(group)
         news: list[tuple[Ticket, Progress]] = []
         with self._changed:
-            if is_measured:
-                self.costs.learn("step", edits[0].plan.tokens, took_s)
             now_s = time.monotonic()
             for ticket, edit in zip(group, edits, strict=True):
                 ticket.took("denoise", took_s)
@@ -394,6 +392,10 @@ class Engine:
         for ticket, progress in news:
             ticket.tell(progress)
             self._preview(ticket)
+        if is_measured:
+            with self._changed:
+                # With all that is done around the pass: whoever waits for the next one waits for that too.
+                self.costs.learn("step", edits[0].plan.tokens, (time.perf_counter() - started) / len(group))
 
     def _pass(self, edits: list[stages.Edit]) -> bool:
         """Advance the edits by a step. Returns whether its time says what such a pass costs."""

@@ -1,130 +1,194 @@
-"""The scheduler's comparison with first-come-first-served on the real engine, in real time, with the embedded model.
+"""The load of `replay.py` on the real engine, in real time.
 
-Small, because it takes as long as it takes: the same few edits, at the same times, under either policy.
+The model is the embedded one, cut to its first and last blocks and drawing pictures of a few tokens: a step takes
+milliseconds, so that hundreds of edits go through in minutes. What they show is nothing; the engine around it, its
+threads, its clock and what it knows of costs are the real ones. Edits come as in the simulated load, whose seconds are
+as long as this device makes them: see `_LoadClock`.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean, median
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from statistics import fmean
 from typing import Final
 
 from PIL import Image
 
-from rekontext.contract import AspectRatio, EditRequest, Progress
+from rekontext.contract import AspectRatio, EditRequest, Preview, Progress
+from rekontext.engine.canvas import Canvas
+from rekontext.engine.checkpoint import MINI
+from rekontext.engine.edit import plan
 from rekontext.engine.engine import Engine
-from rekontext.engine.replay import STEPS
+from rekontext.engine.placement import open_placed
+from rekontext.engine.precision import choose_device
+from rekontext.engine.replay import GREEDY, STEP_SECONDS, Arrival, Load, Outcome, Promise, Verdict, compare
 from rekontext.engine.scheduler import Policy
 from rekontext.engine.ticket import Ticket
 
-EDITS: Final = 24
-ACCOUNTS: Final = 4
-LOAD: Final = 1.2
-"""Above 1 for the short while that it lasts: a queue must form for the order to matter."""
+EDITS: Final = 400
+"""Of ordinary accounts. The greedy account brings about as many."""
 
-_RATIOS: Final[tuple[AspectRatio, ...]] = ("1:1", "21:9", "2:3")
+SHARE_HALF_LIFE_S: Final = 150.0
+"""In the load's own seconds: a shorter load than the simulated one, so past use is forgotten sooner by as much."""
+
+_CANVAS: Final = Canvas(area=64 * 64)
+_PHOTO: Final = Image.radial_gradient("L").convert("RGB")
+_PROMPT: Final = "make it night"
+_KINDS: Final[dict[float, tuple[AspectRatio, Image.Image | None]]] = dict(
+    zip(STEP_SECONDS, (("9:21", None), ("1:1", None), ("9:21", _PHOTO), ("1:1", _PHOTO)), strict=True)
+)
+"""Which picture stands for which simulated edit: less and more tokens, in the same order."""
+
+_TICK_S: Final = 0.002
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """Ratios to first-come-first-served, and the error of the predicted remaining time (median, relative)."""
+def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdict:
+    """Run the load three times and compare, as `replay.judge` does.
 
-    mean_latency_vs_fifo: float
-    p99_vs_fifo: float
-    eta_error_running: float
-    eta_error_queued: float
+    Args:
+        on_edit: called as an ordinary account's edit is done: `load.edits` times in each of the three runs.
+    """
+    with _engine(Policy()) as engine:
+        second_s = _LoadClock(engine, load).second_s
+    steps = Policy(share_half_life_s=SHARE_HALF_LIFE_S * second_s)
+    return compare(
+        ours=_run(load, steps, on_edit),
+        fifo=_run(load, Policy(kind="fifo"), on_edit),
+        alone=_run(replace(load, backlog=0), steps, on_edit),
+    )
+
+
+@contextmanager
+def _engine(policy: Policy) -> Iterator[Engine]:
+    """The small model, with every kind of edit run and measured."""
+    parts, plans = open_placed(MINI, device=choose_device(None), dtype=None)
+    blocks = parts.transformer
+    blocks.double_blocks, blocks.single_blocks = blocks.double_blocks[:1], blocks.single_blocks[-1:]
+    with Engine(replace(parts, canvas=_CANVAS), is_mini=True, policy=policy, plans=plans) as engine:
+        for kind in 3 * _every_kind():
+            engine.submit(_request(kind)).result()
+        yield engine
+
+
+class _LoadClock:
+    """The load's own seconds: the device takes one for what takes one in the simulation.
+
+    How fast a shared machine is changes within a minute, by more than the policies differ. So this clock runs as fast
+    as the steps at that moment: under each policy the device is as busy as the load says.
+    """
+
+    def __init__(self, engine: Engine, load: Load) -> None:
+        self._engine = engine
+        self._tokens = [plan(engine.model, _request(kind)).tokens for kind in _every_kind()]
+        arrivals = load.arrivals()
+        self._whole_s = fmean(engine.estimate(_request(a)).finish_s for a in arrivals) / fmean(
+            a.work_s for a in arrivals
+        )
+        self._step_s = self._steps_s()
+        self._seen_s = time.monotonic()
+        self._now = 0.0
+
+    @property
+    def second_s(self) -> float:
+        """How many real seconds it takes now."""
+        return self._whole_s * self._steps_s() / self._step_s
+
+    def now(self) -> float:
+        """Load seconds since the clock was made. To be asked often: it takes the speed of the moment for all since."""
+        seen_s = time.monotonic()
+        self._now += (seen_s - self._seen_s) / self.second_s
+        self._seen_s = seen_s
+        return self._now
+
+    def _steps_s(self) -> float:
+        return sum(self._engine.costs.predict("step", tokens) for tokens in self._tokens)
+
+
+def _run(load: Load, policy: Policy, on_edit: Callable[[], None]) -> Outcome:
+    """The load under one policy."""
+    outcome, upcoming, greedy = Outcome(), deque(load.arrivals()), load.greedy()
+    finished: SimpleQueue[_Watched] = SimpleQueue()
+    under_way = 0
+    with _engine(policy) as engine:
+        clock = _LoadClock(engine, load)
+
+        def submit(arrival: Arrival) -> None:
+            nonlocal under_way
+            under_way += 1
+            _Watched(arrival=arrival).submit(engine, finished)
+
+        for _ in range(load.backlog):
+            submit(next(greedy))
+        while upcoming or under_way:
+            while upcoming and upcoming[0].at_s <= clock.now():
+                submit(upcoming.popleft())
+            try:
+                edit = finished.get(timeout=_TICK_S)
+            except Empty:
+                continue
+            under_way -= 1
+            done_s = edit.done_s()
+            latency_s = clock.now() - edit.arrival.at_s
+            outcome.add(edit.arrival.account, latency_s=latency_s, done_s=done_s, promises=edit.promises)
+            if edit.arrival.account != GREEDY:
+                on_edit()
+            elif upcoming:
+                submit(replace(next(greedy), at_s=clock.now()))
+    return outcome
 
 
 @dataclass(kw_only=True)
-class _Run:
-    latency_s: list[float]
-    running_errors: list[float]
-    queued_errors: list[float]
+class _Watched:
+    """One edit on the engine: what was predicted for it and when, and when it was done."""
 
+    arrival: Arrival
+    promises: list[Promise] = field(default_factory=list)
+    _ticket: Ticket | None = None
+    _settled_s: float = 0.0
 
-def rehearse(*, seed: int, model: str = "mini", edits: int = EDITS) -> Rehearsal:
-    """Run the same load under both policies on `model`."""
-    ours, fifo = (_run(seed, model, edits, policy) for policy in (Policy(), Policy(kind="fifo")))
-    return Rehearsal(
-        mean_latency_vs_fifo=fmean(ours.latency_s) / fmean(fifo.latency_s),
-        p99_vs_fifo=max(ours.latency_s) / max(fifo.latency_s),
-        eta_error_running=median(ours.running_errors),
-        eta_error_queued=median(ours.queued_errors or [0.0]),
-    )
-
-
-def _run(seed: int, model: str, edits: int, policy: Policy) -> _Run:
-    rng = random.Random(seed)  # noqa: S311 - a load, not a secret
-    photo = Image.radial_gradient("L").convert("RGB")
-    requests = [
-        EditRequest(
-            id=str(i),
-            prompt="make it night",
-            photo=photo if rng.random() < 0.75 else None,
-            steps=rng.randint(*STEPS),
-            seed=i,
-            aspect_ratio=rng.choice(_RATIOS),
-            account=f"account-{i % ACCOUNTS}",
-        )
-        for i in range(edits)
-    ]
-    with Engine.open(model, policy=policy) as engine:
-        for ratio in _RATIOS:
-            for reference in (photo, None):
-                engine.edit(reference, "make it night", steps=2, seed=0, aspect_ratio=ratio)
-        mean_s = fmean(engine.estimate(request).finish_s for request in requests)
-        watches = [_Watch(request) for request in requests]
-        for watch in watches:
-            time.sleep(rng.expovariate(LOAD / mean_s))
-            watch.submit(engine)
-        for watch in watches:
-            watch.wait()
-    return _Run(
-        latency_s=[watch.latency_s for watch in watches],
-        running_errors=[error for watch in watches for error in watch.running_errors()],
-        queued_errors=[error for watch in watches for error in watch.queued_errors()],
-    )
-
-
-class _Watch:
-    """One edit: what was predicted for it and when, and when it was done."""
-
-    def __init__(self, request: EditRequest) -> None:
-        self._request = request
-        self._promises: list[tuple[float, float]] = []
-        self._first: tuple[float, float] | None = None
-        self._submitted_s = self._done_s = 0.0
-        self._ticket: Ticket | None = None
-
-    def submit(self, engine: Engine) -> None:
-        self._submitted_s = time.monotonic()
-        estimate = engine.estimate(self._request)
+    def submit(self, engine: Engine, finished: SimpleQueue[_Watched]) -> None:
+        self._ticket = engine.submit(_request(self.arrival), on_progress=self._listen)
+        estimate = engine.estimate(self._ticket)
         if estimate.position:
-            self._first = self._submitted_s, estimate.finish_s
-        self._ticket = engine.submit(self._request, on_progress=self._listen)
-        self._ticket.future.add_done_callback(lambda _: setattr(self, "_done_s", time.monotonic()))
+            self._promise(estimate.finish_s, was_first=False)
 
-    def wait(self) -> None:
+        def settle(_: object) -> None:
+            self._settled_s = time.monotonic()
+            finished.put(self)
+
+        self._ticket.future.add_done_callback(settle)
+
+    def done_s(self) -> float:
+        """When. Raises what the edit failed with."""
         assert self._ticket is not None, "submit first"
         self._ticket.result()
+        return self._settled_s
 
-    @property
-    def latency_s(self) -> float:
-        return self._done_s - self._submitted_s
-
-    def running_errors(self) -> list[float]:
-        return _errors(self._promises, self._done_s)
-
-    def queued_errors(self) -> list[float]:
-        return _errors([self._first] if self._first else [], self._done_s)
-
-    def _listen(self, news: object) -> None:
+    def _listen(self, news: Progress | Preview) -> None:
         if isinstance(news, Progress) and news.remaining_s:
-            self._promises.append((time.monotonic(), news.remaining_s))
+            self._promise(news.remaining_s, was_first=True)
+
+    def _promise(self, finish_s: float, *, was_first: bool) -> None:
+        self.promises.append(Promise(at_s=time.monotonic(), finish_s=finish_s, was_first=was_first))
 
 
-def _errors(promises: Sequence[tuple[float, float]], done_s: float) -> list[float]:
-    return [abs(remaining_s - (done_s - at_s)) / (done_s - at_s) for at_s, remaining_s in promises if done_s > at_s]
+def _every_kind() -> list[Arrival]:
+    return [Arrival(at_s=0.0, account="", steps=8, step_s=step_s) for step_s in STEP_SECONDS]
+
+
+def _request(arrival: Arrival) -> EditRequest:
+    ratio, photo = _KINDS[arrival.step_s]
+    return EditRequest(
+        id="",
+        prompt=_PROMPT,
+        photo=photo,
+        steps=arrival.steps,
+        seed=0,
+        aspect_ratio=ratio,
+        account=arrival.account,
+    )

@@ -8,7 +8,7 @@ first-come-first-served, and once without the greedy account.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Final
@@ -66,6 +66,21 @@ class Load:
             arrivals.append(_draw(rng, now_s, f"account-{rng.randrange(self.accounts)}", self.step_s))
         return arrivals
 
+    def greedy(self) -> Iterator[Arrival]:
+        """The greedy account's edits, without end; each comes as soon as there is room for it in the backlog."""
+        rng = random.Random(self.seed + 1)  # noqa: S311 - a simulation
+        while True:
+            yield _draw(rng, 0.0, GREEDY, self.step_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """At `at_s` an edit was expected to be done `finish_s` later; it was the one at the front, or had to queue."""
+
+    at_s: float
+    finish_s: float
+    was_first: bool
+
 
 @dataclass(kw_only=True)
 class Outcome:
@@ -80,6 +95,15 @@ class Outcome:
     latency_s: dict[str, list[float]] = field(default_factory=dict)
     running_errors: list[float] = field(default_factory=list)
     queued_errors: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, account: str, *, latency_s: float, done_s: float, promises: Iterable[Promise]) -> None:
+        """An edit is done, at `done_s` on the clock of its promises."""
+        self.latency_s.setdefault(account, []).append(latency_s)
+        queued = self.queued_errors.setdefault(account, [])
+        for promise in promises:
+            left_s = done_s - promise.at_s
+            errors = self.running_errors if promise.was_first else queued
+            errors.append(abs(promise.finish_s - left_s) / left_s)
 
     def all(self) -> list[float]:
         """Latencies of every account's edits, sorted."""
@@ -102,21 +126,21 @@ def replay(load: Load, policy: Policy) -> Outcome:
     """Run the load to its end under a policy."""
     scheduler = Scheduler(policy=policy)
     arrivals = load.arrivals()
-    refills = random.Random(load.seed + 1)  # noqa: S311 - a simulation
+    greedy = load.greedy()
     edits: dict[int, Arrival] = {}
     steps_left: dict[int, int] = {}
-    predictions: dict[int, list[tuple[float, float, bool]]] = {}
+    promises: dict[int, list[Promise]] = {}
     outcome = Outcome()
     now_s, upcoming, number, seen = 0.0, 0, 0, 0
 
     def admit(arrival: Arrival) -> None:
         nonlocal number
         scheduler.add(number, account=arrival.account, work_s=arrival.work_s, now_s=now_s)
-        edits[number], steps_left[number], predictions[number] = arrival, arrival.steps, []
+        edits[number], steps_left[number], promises[number] = arrival, arrival.steps, []
         number += 1
 
     for _ in range(load.backlog):
-        admit(_draw(refills, 0.0, GREEDY, load.step_s))
+        admit(next(greedy))
     while upcoming < len(arrivals) or steps_left:
         if not steps_left:
             now_s = max(now_s, arrivals[upcoming].at_s)
@@ -126,7 +150,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
         for id, estimate in scheduler.estimates(now_s).items() if number > seen else ():
             assert isinstance(id, int)
             if estimate.position == 0 or id >= seen:
-                predictions[id].append((now_s, estimate.finish_s, estimate.position == 0))
+                promise = Promise(at_s=now_s, finish_s=estimate.finish_s, was_first=estimate.position == 0)
+                promises[id].append(promise)
         seen = number
         id = scheduler.next(now_s)
         assert isinstance(id, int)
@@ -137,13 +162,9 @@ def replay(load: Load, policy: Policy) -> Outcome:
         if steps_left[id] == 0:
             scheduler.done(id, now_s=now_s)
             del steps_left[id]
-            outcome.latency_s.setdefault(arrival.account, []).append(now_s - arrival.at_s)
-            for then_s, finish_s, was_first in predictions.pop(id):
-                queued = outcome.queued_errors.setdefault(arrival.account, [])
-                errors = outcome.running_errors if was_first else queued
-                errors.append(abs(finish_s - (now_s - then_s)) / (now_s - then_s))
+            outcome.add(arrival.account, latency_s=now_s - arrival.at_s, done_s=now_s, promises=promises.pop(id))
             if arrival.account == GREEDY and upcoming < len(arrivals):
-                admit(_draw(refills, now_s, GREEDY, load.step_s))
+                admit(replace(next(greedy), at_s=now_s))
     return outcome
 
 
@@ -168,8 +189,15 @@ class Verdict:
 
 def judge(load: Load, policy: Policy) -> Verdict:
     """Replay the load three times and compare."""
-    ours, fifo = replay(load, policy), replay(load, Policy(kind="fifo"))
-    alone = replay(replace(load, backlog=0), policy)
+    return compare(
+        ours=replay(load, policy),
+        fifo=replay(load, Policy(kind="fifo")),
+        alone=replay(replace(load, backlog=0), policy),
+    )
+
+
+def compare(*, ours: Outcome, fifo: Outcome, alone: Outcome) -> Verdict:
+    """The same load under the policy, under first-come-first-served, and under the policy with no greedy account."""
     return Verdict(
         mean_latency_vs_fifo=fmean(ours.all()) / fmean(fifo.all()),
         p99_vs_fifo=_p99(ours.all()) / _p99(fifo.all()),
