@@ -59,6 +59,7 @@ class EpilogueSingle(SingleStreamBlock):
 
     def forward(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation) -> Tensor:
         assert isinstance(self.linear1, Linear), "for bfloat16 only"
+        assert isinstance(self.linear2, torch.nn.Linear), "for bfloat16 only"
         d = self.width
         normed = modulated_norm(x_bnd, modulation)
         heads = split_heads(self.linear1.rows(normed, slice(3 * d)), 3, self.heads)

@@ -14,8 +14,8 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rekontext.engine import CheckpointError, Engine
-from rekontext.engine.checkpoint import model_sizes
+from rekontext.engine import CheckpointError
+from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from tests.small_model import SHAPES, build
 
@@ -43,7 +43,7 @@ def single(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_the_original_file_equals_the_diffusers_folder(folder: Path, single: Path) -> None:
-    assert_same(Engine.open(str(folder), device="cpu"), Engine.open(str(single), device="cpu"))
+    assert_same(opened(str(folder)), opened(str(single)))
 
 
 def test_sizes_are_the_same_in_both_layouts(folder: Path, single: Path) -> None:
@@ -54,7 +54,7 @@ def test_sizes_are_the_same_in_both_layouts(folder: Path, single: Path) -> None:
 def test_comfyui_prefix(folder: Path, single: Path) -> None:
     """ComfyUI writes the original's tensors under a prefix."""
     rewrite(single, lambda state: {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()})
-    assert_same(Engine.open(str(folder), device="cpu"), Engine.open(str(single), device="cpu"))
+    assert_same(opened(str(folder)), opened(str(single)))
 
 
 def test_sharded_folder(folder: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_sharded_folder(folder: Path, tmp_path: Path) -> None:
         save_file({name: state[name] for name in members}, whole.parent / shard)
     index = {"weight_map": {name: shard for shard, members in shards.items() for name in members}}
     (whole.parent / f"{whole.name}.index.json").write_text(json.dumps(index))
-    assert_same(Engine.open(str(folder), device="cpu"), Engine.open(str(copy), device="cpu"))
+    assert_same(opened(str(folder)), opened(str(copy)))
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["tensor-scale", "row-scale"])
@@ -90,8 +90,8 @@ def test_fp8_scaled_files_are_dequantised(folder: Path, single: Path, rows: bool
         return small
 
     rewrite(single, quantise)
-    exact = Engine.open(str(folder), device="cpu").model.transformer.state_dict()
-    close = Engine.open(str(single), device="cpu").model.transformer.state_dict()
+    exact = opened(str(folder)).transformer.state_dict()
+    close = opened(str(single)).transformer.state_dict()
     for name, tensor in exact.items():
         row_max = tensor.abs().amax(-1, keepdim=True) if rows else tensor.abs().max()
         assert torch.all((close[name] - tensor).abs() <= tensor.abs() / 16 + row_max / 448 / 16), name
@@ -102,10 +102,10 @@ def test_missing_and_unexpected_tensors_are_named(single: Path) -> None:
     """The first five of each are in the message, and how many more there are."""
     rewrite(single, lambda state: {k: v for k, v in state.items() if not k.startswith("time_in")})
     with pytest.raises(CheckpointError, match=r"missing tensors: time_in\.in_layer\.bias, time_in\.in_layer\.weight"):
-        Engine.open(str(single), device="cpu")
+        opened(str(single))
     rewrite(single, lambda state: state | {f"extra.{i}": torch.zeros(1) for i in range(7)} | to_time(state))
     with pytest.raises(CheckpointError, match=r"unexpected tensors: extra.0, extra.1, .*extra.4 and 2 more"):
-        Engine.open(str(single), device="cpu")
+        opened(str(single))
 
 
 def to_time(state: State) -> State:
@@ -122,7 +122,7 @@ def to_time(state: State) -> State:
 def test_wrong_shape_is_named(single: Path) -> None:
     rewrite(single, lambda state: state | {"txt_in.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"txt_in.bias has shape \[3\], expected \[96\]"):
-        Engine.open(str(single), device="cpu")
+        opened(str(single))
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pth"])
@@ -131,7 +131,7 @@ def test_a_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match="is a pickle"):
-        Engine.open(str(path), device="cpu")
+        opened(str(path))
 
 
 @pytest.mark.parametrize(
@@ -153,24 +153,26 @@ def test_a_broken_folder_says_what_is_wrong(
     shutil.copytree(folder, copy)
     break_it(copy)
     with pytest.raises(CheckpointError, match=message):
-        Engine.open(str(copy), device="cpu")
+        opened(str(copy))
 
 
 def test_no_such_model() -> None:
     with pytest.raises(CheckpointError, match="no model at 'nowhere'"):
-        Engine.open("nowhere", device="cpu")
+        opened("nowhere")
 
 
-def assert_same(one: Engine, other: Engine) -> None:
+def opened(model: str) -> Parts:
+    """As its files say it, nothing packed or quantised yet."""
+    return open_model(model, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def assert_same(one: Parts, other: Parts) -> None:
     """Bit for bit, transformer and autoencoder."""
-    for left, right in (
-        (one.model.transformer, other.model.transformer),
-        (one.model.autoencoder._model, other.model.autoencoder._model),
-    ):
+    for left, right in ((one.transformer, other.transformer), (one.autoencoder, other.autoencoder)):
         ours, theirs = left.state_dict(), right.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert one.model.transformer.config == other.model.transformer.config
+    assert one.transformer.config == other.transformer.config
 
 
 def rewrite(path: Path, change: Callable[[State], State]) -> None:
@@ -181,9 +183,8 @@ def rewrite(path: Path, change: Callable[[State], State]) -> None:
 def to_original(folder: Path) -> State:
     """diffusers' transformer in the original layout, proven by diffusers' own way back."""
     state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    engine = Engine.open(str(folder), device="cpu")
     original: State = {}
-    for name in engine.model.transformer.state_dict():
+    for name in opened(str(folder)).transformer.state_dict():
         recipe = diffusers_recipe(name)
         tensor = torch.cat([state[source] for source in recipe.sources])
         original[name] = torch.cat(tensor.chunk(2)[::-1]) if recipe.swap else tensor

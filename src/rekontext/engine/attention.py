@@ -115,8 +115,8 @@ def _products_of_one(q_hnk: Tensor, k_hmk: Tensor, v_hmk: Tensor, out_hnk: Tenso
 
 
 def _longest(vectors: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)
-    return norms.max()
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms.max().float()
 
 
 def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ class Engine:
             EditRefused: no such device or dtype.
         """
         torch_device = choose_device(device)
-        parts, plans = open_placed(model, device=torch_device, dtype=dtype)
+        # The compiler reads weights as they were stored.
+        parts, plans = open_placed(model, device=torch_device, dtype=dtype, packed=not compiled)
         engine = cls(
             parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
         )

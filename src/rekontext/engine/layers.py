@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rekontext.engine.attention import Attend, sdpa
 from rekontext.engine.fp8 import Fp8Linear
+from rekontext.engine.packed import PackedGELU, PackedLinear
 from rekontext.engine.rope import Rotation, rotate
 
 EPS: Final = 1e-6
@@ -129,6 +130,9 @@ class QKNorm(nn.Module):
 class SelfAttention(nn.Module):
     """The projections of one stream; the attention itself is over both streams together."""
 
+    qkv: nn.Module
+    proj: nn.Module
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -141,6 +145,10 @@ class SelfAttention(nn.Module):
         qkv = split_heads(self.qkv(x_bnd), 3, self.heads)
         q, k = self.norm(qkv[:2], rotation)
         return q, k, qkv[2]
+
+    def pack(self) -> None:
+        """See `packed.py`."""
+        self.qkv, self.proj = _packed(self.qkv), _packed(self.proj)
 
 
 def split_heads(x_bnd: Tensor, parts: int, heads: int) -> Tensor:
@@ -197,6 +205,14 @@ class DoubleStreamBlock(nn.Module):
         text_bnd = torch.addcmul(text_bnd, text_mod[1].gate, self.txt_mlp(modulated_norm(text_bnd, text_mod[1])))
         return image_bnd, text_bnd
 
+    def pack(self) -> None:
+        """See `packed.py`."""
+        for attention, feed_forward in ((self.img_attn, self.img_mlp), (self.txt_attn, self.txt_mlp)):
+            attention.pack()
+            up, _, down = feed_forward
+            assert isinstance(up, nn.Linear), "packed once"
+            feed_forward[0], feed_forward[1], feed_forward[2] = PackedGELU(up), nn.Identity(), _packed(down)
+
 
 class SingleStreamBlock(nn.Module):
     """One set of weights for all tokens; attention and MLP side by side.
@@ -206,7 +222,8 @@ class SingleStreamBlock(nn.Module):
     """
 
     attend: Attend
-    linear1: Linear | Fp8Linear
+    linear1: Linear | Fp8Linear | PackedLinear
+    linear2: nn.Linear | Fp8Linear | PackedLinear
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -220,12 +237,18 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation) -> Tensor:
         """All tokens in, all tokens out."""
-        fused = self.linear1(modulated_norm(x_bnd, modulation))
-        qkv, hidden = fused.split([3 * self.width, MLP_RATIO * self.width], dim=-1)
+        normed = modulated_norm(x_bnd, modulation)
+        d = self.width
+        if isinstance(self.linear1, PackedLinear):
+            qkv = self.linear1.rows(normed, slice(3 * d))
+            hidden = self.linear1.rows(normed, slice(3 * d, None), activated=True)
+        else:
+            qkv, hidden = self.linear1(normed).split([3 * d, MLP_RATIO * d], dim=-1)
+            hidden = gelu(hidden)
         heads = split_heads(qkv, 3, self.heads)
         q, k = self.norm(heads[:2], rotation)
         mixed = self.attend(q, k, heads[2])
-        out = self.linear2(torch.cat([mixed, gelu(hidden)], dim=-1))
+        out = self.linear2(torch.cat([mixed, hidden], dim=-1))
         return torch.addcmul(x_bnd, modulation.gate, out)
 
     def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation, part: slice) -> Tensor:
@@ -237,14 +260,28 @@ class SingleStreamBlock(nn.Module):
         d = self.width
         k, v = split_heads(self.linear1.rows(normed, slice(d, 3 * d)), 2, self.heads)
         q = split_heads(self.linear1.rows(normed[:, part], slice(d)), 1, self.heads)[0]
-        hidden = self.linear1.rows(normed[:, part], slice(3 * d, None))
+        if isinstance(self.linear1, PackedLinear):
+            hidden = self.linear1.rows(normed[:, part], slice(3 * d, None), activated=True)
+        else:
+            hidden = gelu(self.linear1.rows(normed[:, part], slice(3 * d, None)))
         mixed = self.attend(
             turned_norm(q, self.norm.query_norm.scale, rotation.part(part)),
             turned_norm(k, self.norm.key_norm.scale, rotation),
             v,
         )
-        out = self.linear2(torch.cat([mixed, gelu(hidden)], dim=-1))
+        out = self.linear2(torch.cat([mixed, hidden], dim=-1))
         return torch.addcmul(x_bnd[:, part], modulation.gate, out)
+
+    def pack(self, *, for_part: bool) -> None:
+        """See `packed.py`.
+
+        Args:
+            for_part: for `forward_part`, not for `forward`.
+        """
+        assert isinstance(self.linear1, nn.Linear), "packed once"
+        d = self.width
+        self.linear1 = PackedLinear(self.linear1, cuts=(d, 3 * d) if for_part else (3 * d,))
+        self.linear2 = _packed(self.linear2)
 
 
 class ModulationLinear(nn.Module):
@@ -285,3 +322,8 @@ def mlp(width: int) -> nn.Sequential:
     """The feed-forward part of a double-stream block."""
     hidden = MLP_RATIO * width
     return nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))
+
+
+def _packed(linear: nn.Module) -> PackedLinear:
+    assert isinstance(linear, nn.Linear), "packed once, and not in fp8"
+    return PackedLinear(linear)

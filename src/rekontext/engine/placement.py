@@ -14,6 +14,7 @@ from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, offload_en
 from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, Placement, Plan, plans
+from rekontext.engine.packed import can_pack
 from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
 from rekontext.engine.tensors import CheckpointError
 
@@ -23,8 +24,13 @@ _log = logging.getLogger(__name__)
 Open = Callable[[Placement], Parts]
 
 
-def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple[Parts, tuple[Plan, ...]]:
+def open_placed(
+    model: str, *, device: torch.device, dtype: str | None, packed: bool = True
+) -> tuple[Parts, tuple[Plan, ...]]:
     """Open a model in the given dtype. Where none is given: on a GPU by memory plan, on a CPU as its facts ask for.
+
+    Args:
+        packed: on a CPU, have the transformer's weights packed where that works: see `packed.py`.
 
     Returns:
         The model, and the plans: the one in force, then those that may be fallen to. None where a dtype was asked for.
@@ -35,7 +41,10 @@ def open_placed(model: str, *, device: torch.device, dtype: str | None) -> tuple
     """
 
     def opened(placement: Placement) -> Parts:
-        return open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement)
+        parts = open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement)
+        if device.type == "cpu" and packed and not placement.fp8 and can_pack(parts.transformer.dtype):
+            parts.transformer.pack()
+        return parts
 
     if dtype is None and device.type == "cpu" and multiplies_bfloat16():
         dtype = facts_of(model).cpu_dtype

@@ -108,6 +108,16 @@ class KontextTransformer(nn.Module):
             assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
             block.attend = attend
 
+    def pack(self) -> None:
+        """On a CPU: hold the blocks' projections as its matrix library reads them. See `packed.py`."""
+        *single_blocks, last = self.single_blocks
+        for block in (*self.double_blocks, *single_blocks, last):
+            if isinstance(block, DoubleStreamBlock):
+                block.pack()
+            else:
+                assert isinstance(block, SingleStreamBlock)
+                block.pack(for_part=block is last)
+
     def condition(self, text_btw: Tensor, reference_bmc: Tensor | None, rotation: Rotation) -> Conditioning:
         """Project prompt states and reference tokens, once per edit."""
         return Conditioning(
