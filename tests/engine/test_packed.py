@@ -1,4 +1,4 @@
-"""Packed weights: the same products as PyTorch's own layer, in one piece and in parts, alone and in company."""
+"""Packed weights: the same products as PyTorch's own layer, in one piece and in parts."""
 
 from __future__ import annotations
 

@@ -69,8 +69,9 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether products with packed weights work here in this number format, and on units made for it."""
     if dtype not in _ERROR_MAX or (dtype == torch.bfloat16 and not multiplies_bfloat16()):
         return False
-    linear = nn.Linear(_PROBE_SIDE, _PROBE_SIDE, dtype=dtype)
-    x = torch.linspace(-2, 2, _PROBE_SIDE**2).view(_PROBE_SIDE, _PROBE_SIDE).to(dtype)
+    x = torch.arange(_PROBE_SIDE**2).cos().view(_PROBE_SIDE, _PROBE_SIDE).to(dtype)
+    linear = nn.Linear(_PROBE_SIDE, _PROBE_SIDE, device="meta")
+    linear.weight, linear.bias = nn.Parameter(x.sin()), nn.Parameter(x[0])
     with torch.no_grad():
         expected = F.gelu(linear(x), approximate="tanh").float()
         try:
