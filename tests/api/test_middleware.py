@@ -39,7 +39,8 @@ async def test_a_page_of_another_origin_may_call_with_a_key(client: httpx2.Async
 async def test_a_page_of_another_origin_reads_nothing_else(client: httpx2.AsyncClient, path: str) -> None:
     """Least of all what this machine may see without a key."""
     answer = await client.get(path, headers=PAGE)
-    assert answer.status_code == 200
+    # 503 is /readyz's, whose look at the database is bounded in time: a disk may stall for longer.
+    assert answer.status_code in ({200, 503} if path == "/readyz" else {200})
     assert "access-control-allow-origin" not in answer.headers
 
 
