@@ -33,7 +33,7 @@ from rekontext.engine.ticket import Ticket
 EDITS: Final = 400
 """Of ordinary accounts. The greedy account brings about as many."""
 
-SHARE_HALF_LIFE_S: Final = 150.0
+_SHARE_HALF_LIFE_S: Final = 150.0
 """In the load's own seconds: a shorter load than the simulated one, so past use is forgotten sooner by as much."""
 
 _CANVAS: Final = Canvas(area=64 * 64)
@@ -55,7 +55,7 @@ def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdi
     """
     with _engine(Policy()) as engine:
         second_s = _LoadClock(engine, load).second_s
-    steps = Policy(share_half_life_s=SHARE_HALF_LIFE_S * second_s)
+    steps = Policy(share_half_life_s=_SHARE_HALF_LIFE_S * second_s)
     return compare(
         ours=_run(load, steps, on_edit),
         fifo=_run(load, Policy(kind="fifo"), on_edit),
