@@ -10,7 +10,7 @@ import sys
 
 PARTS = {
     "engine": ["-m", "bench.engine"],
-    "scheduler": ["-m", "rekontext.cli", "bench", "scheduler"],
+    "scheduler": ["-m", "rekontext.cli", "bench", "scheduler", "--engine"],
     "service": ["-m", "bench.service"],
 }
 
