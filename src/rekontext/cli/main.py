@@ -161,7 +161,7 @@ def bench_scheduler(
     seed: Annotated[int, typer.Option(help="Which load to draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     on_engine: Annotated[
-        bool, typer.Option("--engine", help="Also run a load on the real engine; takes five minutes.")
+        bool, typer.Option("--engine", help="Also run a load on the real engine; takes ten minutes.")
     ] = False,
 ) -> None:
     """Compare the order in which edits are served with first-come-first-served."""

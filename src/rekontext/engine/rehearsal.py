@@ -1,9 +1,9 @@
 """The load of `replay.py` on the real engine, in real time.
 
-The model is the embedded one, cut to its first and last blocks and drawing pictures of a few tokens: a step takes
-milliseconds, so that hundreds of edits go through in minutes. What they show is nothing; the engine around it, its
-threads, its clock and what it knows of costs are the real ones. Edits come as in the simulated load, whose seconds are
-as long as this device makes them: see `_LoadClock`.
+The model is the embedded one, cut to a few of its blocks and drawing small pictures: a step takes milliseconds, so that
+hundreds of edits go through in minutes. What they show is nothing; the engine around it, its threads, its clock and
+what it knows of costs are the real ones. Edits come as in the simulated load, whose seconds are as long as this device
+makes them: see `_LoadClock`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Final
 
+import torch
 from PIL import Image
 
 from rekontext.contract import AspectRatio, EditRequest, Preview, Progress
@@ -30,13 +31,10 @@ from rekontext.engine.replay import GREEDY, STEP_SECONDS, Arrival, Load, Outcome
 from rekontext.engine.scheduler import Policy
 from rekontext.engine.ticket import Ticket
 
-EDITS: Final = 400
-"""Of ordinary accounts. The greedy account brings about as many."""
-
 _SHARE_HALF_LIFE_S: Final = 150.0
-"""In the load's own seconds: a shorter load than the simulated one, so past use is forgotten sooner by as much."""
+"""In the load's own seconds: what is rehearsed is shorter than what is simulated, so past use is forgotten sooner."""
 
-_CANVAS: Final = Canvas(area=64 * 64)
+_CANVAS: Final = Canvas(area=128 * 128)
 _PHOTO: Final = Image.radial_gradient("L").convert("RGB")
 _PROMPT: Final = "make it night"
 _KINDS: Final[dict[float, tuple[AspectRatio, Image.Image | None]]] = dict(
@@ -53,14 +51,26 @@ def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdi
     Args:
         on_edit: called as an ordinary account's edit is done: `load.edits` times in each of the three runs.
     """
-    with _engine(Policy()) as engine:
-        second_s = _LoadClock(engine, load).second_s
-    steps = Policy(share_half_life_s=_SHARE_HALF_LIFE_S * second_s)
-    return compare(
-        ours=_run(load, steps, on_edit),
-        fifo=_run(load, Policy(kind="fifo"), on_edit),
-        alone=_run(replace(load, backlog=0), steps, on_edit),
-    )
+    with _one_core():
+        with _engine(Policy()) as engine:
+            second_s = _LoadClock(engine, load).second_s
+        steps = Policy(share_half_life_s=_SHARE_HALF_LIFE_S * second_s)
+        return compare(
+            ours=_run(load, steps, on_edit),
+            fifo=_run(load, Policy(kind="fifo"), on_edit),
+            alone=_run(replace(load, backlog=0), steps, on_edit),
+        )
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """As beside a GPU: whoever submits edits and waits for them doesn't take from the device that runs them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -68,7 +78,7 @@ def _engine(policy: Policy) -> Iterator[Engine]:
     """The small model, with every kind of edit run and measured."""
     parts, plans = open_placed(MINI, device=choose_device(None), dtype=None)
     blocks = parts.transformer
-    blocks.double_blocks, blocks.single_blocks = blocks.double_blocks[:1], blocks.single_blocks[-1:]
+    blocks.double_blocks, blocks.single_blocks = blocks.double_blocks[:1], blocks.single_blocks[-2:]
     with Engine(replace(parts, canvas=_CANVAS), is_mini=True, policy=policy, plans=plans) as engine:
         for kind in 3 * _every_kind():
             engine.submit(_request(kind)).result()
@@ -120,7 +130,7 @@ def _run(load: Load, policy: Policy, on_edit: Callable[[], None]) -> Outcome:
         def submit(arrival: Arrival) -> None:
             nonlocal under_way
             under_way += 1
-            _Watched(arrival=arrival).submit(engine, finished)
+            _Watched(arrival=arrival, engine=engine).submit(finished)
 
         for _ in range(load.backlog):
             submit(next(greedy))
@@ -147,15 +157,14 @@ class _Watched:
     """One edit on the engine: what was predicted for it and when, and when it was done."""
 
     arrival: Arrival
+    engine: Engine
     promises: list[Promise] = field(default_factory=list)
     _ticket: Ticket | None = None
     _settled_s: float = 0.0
 
-    def submit(self, engine: Engine, finished: SimpleQueue[_Watched]) -> None:
-        self._ticket = engine.submit(_request(self.arrival), on_progress=self._listen)
-        estimate = engine.estimate(self._ticket)
-        if estimate.position:
-            self._promise(estimate.finish_s, was_first=False)
+    def submit(self, finished: SimpleQueue[_Watched]) -> None:
+        self._ticket = self.engine.submit(_request(self.arrival), on_progress=self._listen)
+        self._promise(was_first=False)
 
         def settle(_: object) -> None:
             self._settled_s = time.monotonic()
@@ -170,11 +179,15 @@ class _Watched:
         return self._settled_s
 
     def _listen(self, news: Progress | Preview) -> None:
-        if isinstance(news, Progress) and news.remaining_s:
-            self._promise(news.remaining_s, was_first=True)
+        if isinstance(news, Progress) and news.step and self._ticket is not None:
+            self._promise(was_first=True)
 
-    def _promise(self, finish_s: float, *, was_first: bool) -> None:
-        self.promises.append(Promise(at_s=time.monotonic(), finish_s=finish_s, was_first=was_first))
+    def _promise(self, *, was_first: bool) -> None:
+        """Note what is expected now, if the edit is at the front or, if it was not to be, has to queue."""
+        assert self._ticket is not None, "submit first"
+        at_s, estimate = time.monotonic(), self.engine.estimate(self._ticket)
+        if was_first == (estimate.position == 0):
+            self.promises.append(Promise(at_s=at_s, finish_s=estimate.finish_s, was_first=was_first))
 
 
 def _every_kind() -> list[Arrival]:
