@@ -190,6 +190,31 @@ def test_doctor_opens_the_database(run: Run) -> None:
     assert "is damaged" in _findings("broken")["database"]
 
 
+def test_a_database_beside_another_secret_is_not_served(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key would be refused. The line says where the secret is, and the way out if the old one is lost."""
+    assert "to be made" in _findings("ok")["secret"]
+    run(["accounts", "create", "alice"])
+    assert "data/secret fits" in _findings("ok")["secret"]
+    old = Path("data/secret").read_bytes()
+    Path("data/secret").unlink()
+    assert "data/secret is not there" in _findings("broken")["secret"]
+    for arguments in (["serve", "--port", "0"], ["keys", "create", "alice"], ["accounts", "create", "bob"]):
+        outcome = run(arguments)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+        assert "another secret than data/secret" in outcome.err
+        assert "`rekontext keys reset`" in outcome.err
+    assert "another secret than data/secret" in _findings("broken")["secret"]
+    assert "alice" in run(["accounts", "list"]).out
+    Path("data/secret").write_bytes(old)
+    assert run(["keys", "create", "alice"]).code == 0
+    assert "nothing to reset" in run(["keys", "reset"]).err
+    monkeypatch.setenv("REKONTEXT_SECRET", "a secret that is long enough to be one")
+    assert "another secret than REKONTEXT_SECRET" in run(["keys", "create", "alice"]).err
+    assert run(["keys", "reset"]).out.startswith("2 keys are revoked.")
+    assert run(["keys", "create", "alice"]).code == 0
+    assert "REKONTEXT_SECRET fits" in _findings("ok")["secret"]
+
+
 def test_doctor_tries_the_store_and_the_rate_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its store no edit ends well; without its Redis all do, so that is only noted."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

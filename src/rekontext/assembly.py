@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.accounts import Acts, NewKey, RequestLimiter, Tariff, parse_usd
+from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
 from rekontext.api.documents import Documents
@@ -41,7 +41,7 @@ from rekontext.pictures import (
     open_store,
 )
 from rekontext.pictures.recent import RecentStore
-from rekontext.secret import derive, open_secret
+from rekontext.secret import FILE_NAME, SecretError, derive, open_secret
 from rekontext.settings import Settings, variable
 from rekontext.sources import Clock, Ids, SystemClock, random_bytes, random_id
 
@@ -88,6 +88,15 @@ def secret_of(settings: Settings) -> bytes:
     return open_secret(settings.data_dir, randomness=random_bytes)
 
 
+def wrong_secret(settings: Settings, fault: PepperChanged) -> SecretError:
+    """Says where the secret is that doesn't fit the database, and what to do."""
+    where = variable("secret") if settings.secret is not None else settings.data_dir / FILE_NAME
+    return SecretError(
+        f"{fault} than {where}: every key would be refused. Put the old secret back; or, if it is lost, close all keys "
+        "with `rekontext keys reset` and make new ones"
+    )
+
+
 def pepper_of(secret: bytes) -> bytes:
     """Under which API keys are hashed."""
     return derive(secret, "api keys")
@@ -130,7 +139,8 @@ def assemble(
         workbench: how jobs become requests and results files, if not by decoding and encoding pictures.
 
     Raises:
-        SecretError, ValueError, DatabaseUnavailable: the data folder, the store or the database can't be used.
+        SecretError: the secret can't be read or kept, or isn't the database's.
+        ValueError, DatabaseUnavailable: the data folder, the store or the database can't be used.
     """
     clock = clock or SystemClock()
     secret = secret_of(settings)
@@ -286,7 +296,11 @@ def assemble(
     # Last: a start that fails must not make a key that nobody gets to see.
     acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
     first_credits = _micros(settings.first_credits_usd)
-    first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
+    try:
+        first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
+    except PepperChanged as fault:
+        database.close()
+        raise wrong_secret(settings, fault) from fault
     return Service(app=app, parts=parts, first_key=first_key, drain=drain)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from rekontext.database import Database
+from rekontext.database.migrate import config
 from rekontext.database.tables import IMMUTABLE, metadata
 
 
@@ -24,6 +26,26 @@ def test_upgrading_from_nothing_gives_the_tables_of_the_schema(empty_database_ur
     database = Database.open(empty_database_url, connections=1)
     try:
         assert database.read_sync(differences) == []
+    finally:
+        database.close()
+
+
+def test_a_database_of_the_first_release_gets_the_tables_of_this_one(empty_database_url: str) -> None:
+    """Without its rows being touched."""
+    database = Database.open(empty_database_url, connections=1, migrate=False)
+
+    def install_first_release(tx: Connection) -> None:
+        command.upgrade(config(tx), "0001")
+        moment = "now()" if tx.dialect.name == "postgresql" else "0"
+        tx.execute(text(f"INSERT INTO accounts VALUES ('a', 'Alice', {moment}, NULL, NULL, 'whsec_')"))
+
+    database.transact_sync(install_first_release)
+    database.close()
+    database = Database.open(empty_database_url, connections=1)
+    try:
+        found = database.read_sync(lambda tx: inspect(tx).get_table_names())
+        assert set(found) >= set(metadata.tables)
+        assert database.read_sync(lambda tx: tx.execute(text("SELECT name FROM accounts")).scalars().all()) == ["Alice"]
     finally:
         database.close()
 

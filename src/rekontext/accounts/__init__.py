@@ -3,7 +3,7 @@
 Repository functions take an open transaction (`Connection`) and are called through `Database.transact` or `read`.
 """
 
-from rekontext.accounts import audit, integrity, keys, ledger, registry
+from rekontext.accounts import audit, integrity, keys, ledger, pepper, registry
 from rekontext.accounts.acts import FIRST_ACCOUNT, Acts
 from rekontext.accounts.audit import AuditRecord
 from rekontext.accounts.errors import (
@@ -13,6 +13,7 @@ from rekontext.accounts.errors import (
     KeyRefused,
     ModelNotAllowed,
     NameTaken,
+    PepperChanged,
     RateLimited,
     ScopeMissing,
     SpendCapReached,
@@ -42,6 +43,7 @@ __all__ = [
     "ModelNotAllowed",
     "NameTaken",
     "NewKey",
+    "PepperChanged",
     "RateLimited",
     "RequestLimiter",
     "Scope",
@@ -55,6 +57,7 @@ __all__ = [
     "keys",
     "ledger",
     "parse_usd",
+    "pepper",
     "registry",
     "usd",
 ]

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from rekontext.accounts import audit, keys, ledger, registry
+from rekontext.accounts import audit, keys, ledger, pepper, registry
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
@@ -75,7 +75,9 @@ class Acts:
 
         Raises:
             AccountUnknown: there is no such account.
+            PepperChanged: the key would be unknown to whoever has the right one.
         """
+        pepper.require(tx, self.pepper)
         registry.get(tx, account)
         made = keys.create(
             tx,
@@ -95,8 +97,25 @@ class Acts:
         self._record(tx, "key.revoke", key, account=revoked.account)
         return revoked
 
+    def reset_keys(self, tx: Connection) -> int:
+        """Go on with this pepper where the old one is lost: every key is closed. Returns how many were open.
+
+        Raises:
+            ValueError: the old one is not lost, it is this.
+        """
+        if pepper.fits(tx, self.pepper):
+            raise ValueError("the API keys in this database are hashed under this secret: there is nothing to reset")
+        closed = pepper.reset(tx, self.pepper, now=self.now())
+        self._record(tx, "keys.reset", "every key", closed=closed)
+        return closed
+
     def open_first(self, tx: Connection, *, credits_micros: int) -> NewKey | None:
-        """The first account with a key that may do everything; None if there are accounts already."""
+        """The first account with a key that may do everything; None if there are accounts already.
+
+        Raises:
+            PepperChanged: there are, and their keys are hashed under another pepper.
+        """
+        pepper.require(tx, self.pepper)
         if tx.execute(select(func.count()).select_from(accounts)).scalar_one():
             return None
         policy = KeyPolicy(name="first", scopes=frozenset({"edit", "read", "admin"}))

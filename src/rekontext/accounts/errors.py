@@ -32,6 +32,15 @@ class ModelNotAllowed(AccountRefused):
     code = "model_not_allowed"
 
 
+class PepperChanged(AccountRefused):
+    """The secret of this installation isn't the one under which the database's keys are hashed."""
+
+    code = "pepper_changed"
+
+    def __init__(self) -> None:
+        super().__init__("the API keys in this database were hashed under another secret")
+
+
 class AccountUnknown(AccountRefused):
     """No such account or key."""
 

@@ -23,6 +23,7 @@ from rekontext.accounts import (
     ApiKey,
     Balance,
     KeyPolicy,
+    PepperChanged,
     format_usd,
     keys,
     ledger,
@@ -32,7 +33,7 @@ from rekontext.accounts import (
 )
 from rekontext.accounts.ledger import Source
 from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of
+from rekontext.assembly import open_database, pepper_of, secret_of, wrong_secret
 from rekontext.cli.failure import CommandFailed
 from rekontext.database import DatabaseUnavailable, KeyId
 from rekontext.secret import SecretError
@@ -109,6 +110,12 @@ def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
     _say(as_json, _key(revoked), f"{revoked.id} ({revoked.hint}…) opens nothing any more.")
 
 
+def reset_keys(*, data_dir: Path | None, as_json: bool) -> None:
+    """Close every key of a database whose secret is lost, and go on with the present one."""
+    closed = _transact(data_dir, lambda tx, acts: acts.reset_keys(tx))
+    _say(as_json, {"revoked": closed}, f"{closed} keys are revoked. `rekontext keys create ACCOUNT` makes new ones.")
+
+
 def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir: Path | None, as_json: bool) -> None:
     """Put credits on an account."""
     micros = _amount(amount)
@@ -156,6 +163,8 @@ def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T], *, m
         raise CommandFailed(str(fault)) from fault
     try:
         return database.transact_sync(lambda tx: work(tx, acts))
+    except PepperChanged as fault:
+        raise CommandFailed(str(wrong_secret(settings, fault)), exit_code=1) from fault
     except (AccountRefused, ValueError) as fault:
         raise CommandFailed(str(fault)) from fault
     except DatabaseUnavailable as fault:

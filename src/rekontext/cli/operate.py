@@ -118,6 +118,14 @@ def revoke_key(
     accounts.revoke_key(key, data_dir=data_dir, as_json=as_json)
 
 
+@keys.command("reset")
+def reset_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Where the installation's secret is lost: close every key, so that new ones can be made under the new secret."""
+    from rekontext.cli import accounts
+
+    accounts.reset_keys(data_dir=data_dir, as_json=as_json)
+
+
 @credits.command("add", context_settings={"ignore_unknown_options": True})
 def add_credits(
     account: AccountName,

@@ -64,6 +64,14 @@ def _account(*, nullable: bool = False) -> Column[str]:
     return Column("account_id", String(64), ForeignKey("accounts.id"), nullable=nullable)
 
 
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("pepper_mark", String(64), nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
 accounts = Table(
     "accounts",
     metadata,
