@@ -80,3 +80,23 @@ async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:
     """Without a key 401, where there is only POST 405."""
     assert (await client.head("/v1/get-user-credits", headers={"x-api-key": ""})).status_code == 401
     assert (await client.head(V1)).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", V1, "POST"),
+        ("DELETE", "/console/api/admin/accounts", "HEAD, GET, POST"),
+        ("PUT", "/console/api/keys", "HEAD, GET, POST"),
+        ("GET", "/console/api/keys/some-id", "DELETE"),
+        ("POST", "/healthz", "HEAD, GET"),
+        ("POST", "/web/playground.js", "HEAD, GET"),
+    ],
+)
+async def test_a_refused_method_is_told_all_that_the_path_takes(
+    client: httpx2.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    """RFC 9110, 15.5.6: also where each method is a route of its own, and for static files."""
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert f"it takes {allowed}." in answer.json()["error"]

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from rekontext.accounts import (
     AccountRefused,
@@ -146,6 +147,8 @@ def install(app: FastAPI, origins: Origins) -> None:
     """Answer every failure of `app` in this file's words."""
 
     async def answer(request: Request, fault: Exception) -> Response:
+        if isinstance(fault, HTTPException) and fault.status_code == 405:
+            fault = HTTPException(405, headers={"Allow": ", ".join(_methods_at(request))})
         if isinstance(fault, DataError):  # should it ever be our own value, the log tells
             _log.warning("value_refused_by_database", reason=str(fault.orig))
         away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
@@ -156,6 +159,19 @@ def install(app: FastAPI, origins: Origins) -> None:
     for kind in _ANSWERED:
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)  # outermost; the fault is raised on, for the log
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What the path of a request takes. The router names the methods of one route only, static files none."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
+    if not methods:  # below a mount, whose path the router took from the scope: a static file's
+        methods = ["GET"]
+    return ["HEAD", *methods] if "GET" in methods else methods
 
 
 def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
@@ -281,8 +297,7 @@ def _routing_failure(fault: HTTPException) -> Failure:
         case 404:
             return Failure(status=404, code="not_found", sentence="There is nothing at this path; /docs lists what is.")
         case 405:
-            allowed = headers.get("Allow") or headers.get("allow", "another method")
-            sentence = f"This path does not take this method; it takes {allowed}."
+            sentence = f"This path does not take this method; it takes {headers['Allow']}."
             return Failure(status=405, code="method_not_allowed", sentence=sentence, headers=headers)
         case status:
             return Failure(status=status, code=f"http_{status}", sentence=_sentence(fault.detail), headers=headers)
