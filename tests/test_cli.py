@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -44,6 +45,8 @@ def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    # It is for the whole process, which here is the tests' own: later ones would log into a closed stream.
+    monkeypatch.setattr("rekontext.cli.serve.configure", lambda **_: None)
     Path("photo.jpg").write_bytes(photo_bytes(60, 40))
 
 
@@ -190,29 +193,56 @@ def test_doctor_opens_the_database(run: Run) -> None:
     assert "is damaged" in _findings("broken")["database"]
 
 
-def test_a_database_beside_another_secret_is_not_served(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every key would be refused. The line says where the secret is, and the way out if the old one is lost."""
+def test_a_database_beside_another_secret_is_not_served(run: Run) -> None:
+    """Every key would be refused. The line says where the secret is looked for, and no new one is made."""
     assert "to be made" in _findings("ok")["secret"]
     run(["accounts", "create", "alice"])
     assert "data/secret fits" in _findings("ok")["secret"]
     old = Path("data/secret").read_bytes()
+
+    def refused(says: str) -> None:
+        serve = [*SCRIPT, "serve", "--port", "0"]
+        served = subprocess.run(serve, check=False, capture_output=True, text=True, timeout=60)
+        assert (served.returncode, served.stdout, served.stderr.count("\n")) == (1, "", 1)
+        assert says in served.stderr
+        assert "`rekontext keys reset`" in served.stderr
+        for arguments in (["keys", "create", "alice"], ["accounts", "create", "bob"]):
+            outcome = run(arguments)
+            assert (outcome.code, outcome.out) == (2, "")
+            assert says in outcome.err
+        assert says in _findings("broken")["secret"]
+
     Path("data/secret").unlink()
-    assert "data/secret is not there" in _findings("broken")["secret"]
-    for arguments in (["serve", "--port", "0"], ["keys", "create", "alice"], ["accounts", "create", "bob"]):
-        outcome = run(arguments)
-        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
-        assert "another secret than data/secret" in outcome.err
-        assert "`rekontext keys reset`" in outcome.err
-    assert "another secret than data/secret" in _findings("broken")["secret"]
+    refused("data/secret is not there")
+    assert not Path("data/secret").exists()
+    Path("data/secret").write_bytes(b"another secret, as long as the old one")
+    refused("another secret than data/secret")
     assert "alice" in run(["accounts", "list"]).out
     Path("data/secret").write_bytes(old)
     assert run(["keys", "create", "alice"]).code == 0
-    assert "nothing to reset" in run(["keys", "reset"]).err
+
+
+def test_where_the_secret_is_lost_all_keys_are_closed_and_new_ones_made(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is said that this is meant; never while the secret fits."""
+    run(["accounts", "create", "alice"])
+    assert "nothing to reset" in run(["keys", "reset", "--yes"]).err
     monkeypatch.setenv("REKONTEXT_SECRET", "a secret that is long enough to be one")
     assert "another secret than REKONTEXT_SECRET" in run(["keys", "create", "alice"]).err
-    assert run(["keys", "reset"]).out.startswith("2 keys are revoked.")
+    monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
+    asked = run(["keys", "reset"])
+    assert (asked.code, asked.out.strip()) == (130, "")
+    assert f"every API key in {Path.cwd()}/data/rekontext.db" in asked.err
+    assert "another secret" in run(["keys", "create", "alice"]).err
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert "Revoked: 1." in run(["keys", "reset"]).out
     assert run(["keys", "create", "alice"]).code == 0
     assert "REKONTEXT_SECRET fits" in _findings("ok")["secret"]
+    monkeypatch.delenv("REKONTEXT_SECRET")
+    Path("data/secret").unlink()
+    assert json.loads(run(["keys", "reset", "--yes", "--json"]).out) == {"revoked": 1}
+    assert "data/secret fits" in _findings("ok")["secret"]
 
 
 def test_doctor_tries_the_store_and_the_rate_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd
+from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd, pepper
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
 from rekontext.api.documents import Documents
@@ -77,23 +77,50 @@ def draw_seed() -> int:
     return secrets.randbelow(RANDOM_SEED_MAX + 1)
 
 
-def secret_of(settings: Settings) -> bytes:
+def secret_of(settings: Settings, *, old_is_lost: bool = False) -> bytes:
     """The installation's secret, made if there is none.
 
+    Args:
+        old_is_lost: make one also beside a database whose keys were hashed under another.
+
     Raises:
-        SecretError: it can't be read or kept.
+        SecretError: it can't be read or kept, or it should be there: a database has keys that were hashed under it.
+        ValueError, DatabaseUnavailable: as `open_database`.
     """
     if settings.secret is not None:
         return settings.secret.get_secret_value().encode()
+    if not old_is_lost and not has_secret(settings) and _has_keys(settings):
+        raise wrong_secret(settings)
     return open_secret(settings.data_dir, randomness=random_bytes)
 
 
-def wrong_secret(settings: Settings, fault: PepperChanged) -> SecretError:
-    """Says where the secret is that doesn't fit the database, and what to do."""
-    where = variable("secret") if settings.secret is not None else settings.data_dir / FILE_NAME
+def has_secret(settings: Settings) -> bool:
+    """Whether there is one already."""
+    return settings.secret is not None or (settings.data_dir / FILE_NAME).exists()
+
+
+def _has_keys(settings: Settings) -> bool:
+    if settings.database_url is None and not settings.database_file.exists():
+        return False
+    database = open_database(settings)
+    try:
+        return database.read_sync(pepper.is_known)
+    finally:
+        database.close()
+
+
+def where_secret(settings: Settings) -> str:
+    """Which variable or file has it."""
+    return variable("secret") if settings.secret is not None else str(settings.data_dir / FILE_NAME)
+
+
+def wrong_secret(settings: Settings) -> SecretError:
+    """The database's keys were hashed under a secret that these settings don't have: what to do."""
+    where = where_secret(settings)
+    whose = f"another secret than {where}" if has_secret(settings) else f"a secret, and {where} is not there"
     return SecretError(
-        f"{fault} than {where}: every key would be refused. Put the old secret back; or, if it is lost, close all keys "
-        "with `rekontext keys reset` and make new ones"
+        f"the API keys in the database were hashed under {whose}: every key would be refused. Put the old secret back; "
+        "or, if it is lost, close all keys with `rekontext keys reset` and make new ones"
     )
 
 
@@ -300,7 +327,7 @@ def assemble(
         first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
     except PepperChanged as fault:
         database.close()
-        raise wrong_secret(settings, fault) from fault
+        raise wrong_secret(settings) from fault
     return Service(app=app, parts=parts, first_key=first_key, drain=drain)
 
 

@@ -37,7 +37,10 @@ def open_secret(data_dir: Path, *, randomness: Randomness) -> bytes:
         except FileExistsError:
             secret = path.read_text(encoding="ascii").strip()
             if not secret:
-                raise SecretError(f"{path} is empty; put the secret back, or remove it and make new API keys") from None
+                raise SecretError(
+                    f"{path} is empty: put the secret back; or, if it is lost, remove the file and close all keys with "
+                    "`rekontext keys reset`"
+                ) from None
             return secret.encode()
         secret = randomness(_BYTES).hex()
         with os.fdopen(handle, "w", encoding="ascii") as file:

@@ -91,6 +91,7 @@ async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:
         ("GET", "/console/api/keys/some-id", "DELETE"),
         ("POST", "/healthz", "HEAD, GET"),
         ("POST", "/web/playground.js", "HEAD, GET"),
+        ("POST", "/web/console/api/keys", "HEAD, GET"),
     ],
 )
 async def test_a_refused_method_is_told_all_that_the_path_takes(

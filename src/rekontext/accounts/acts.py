@@ -103,7 +103,7 @@ class Acts:
         Raises:
             ValueError: the old one is not lost, it is this.
         """
-        if pepper.fits(tx, self.pepper):
+        if pepper.fits(tx, self.pepper) is True:
             raise ValueError("the API keys in this database are hashed under this secret: there is nothing to reset")
         closed = pepper.reset(tx, self.pepper, now=self.now())
         self._record(tx, "keys.reset", "every key", closed=closed)

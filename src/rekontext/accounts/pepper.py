@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rekontext.accounts import keys
@@ -22,20 +22,27 @@ _CLAIM: Final = {
 }
 
 
-def fits(tx: Connection, pepper: bytes) -> bool:
-    """Whether the keys were hashed under it, or no pepper is known yet."""
+def is_known(tx: Connection) -> bool:
+    """Whether the database has a mark. One with keys from before there were marks has none."""
+    return tx.execute(select(exists().select_from(installation))).scalar_one()
+
+
+def fits(tx: Connection, pepper: bytes) -> bool | None:
+    """Whether the keys were hashed under it; None if that isn't known."""
     found = tx.execute(_MARK).scalar_one_or_none()
-    return found is None or found == _mark(pepper)
+    return None if found is None else found == _mark(pepper)
 
 
 def require(tx: Connection, pepper: bytes) -> None:
-    """Return if the keys are hashed under it. The first pepper that comes is the right one.
+    """Return if a key may be hashed under it. While there are no keys, the first pepper that comes is the right one.
 
     Raises:
-        PepperChanged: they are hashed under another one.
+        PepperChanged: the keys are hashed under another one.
     """
-    tx.execute(_CLAIM[tx.dialect.name], {"id": _ONLY, "pepper_mark": _mark(pepper)})
-    if not fits(tx, pepper):
+    if not tx.execute(select(exists().select_from(api_keys))).scalar_one():
+        _claim(tx, pepper)
+    # Until the key is written no reset goes on: it would not see that key.
+    if tx.execute(_MARK.with_for_update(read=True)).scalar_one_or_none() not in (None, _mark(pepper)):
         raise PepperChanged
 
 
@@ -45,9 +52,13 @@ def reset(tx: Connection, pepper: bytes, *, now: datetime) -> int:
     Returns:
         How many keys were open.
     """
-    closed = tx.execute(update(api_keys).where(api_keys.c.revoked_at.is_(None)).values(revoked_at=now)).rowcount
+    _claim(tx, pepper)
     tx.execute(update(installation).values(pepper_mark=_mark(pepper)))
-    return closed
+    return tx.execute(update(api_keys).where(api_keys.c.revoked_at.is_(None)).values(revoked_at=now)).rowcount
+
+
+def _claim(tx: Connection, pepper: bytes) -> None:
+    tx.execute(_CLAIM[tx.dialect.name], {"id": _ONLY, "pepper_mark": _mark(pepper)})
 
 
 def _mark(pepper: bytes) -> str:

@@ -27,6 +27,7 @@ from rekontext.accounts import (
     KeyRefused,
     ModelNotAllowed,
     NameTaken,
+    PepperChanged,
     RateLimited,
     ScopeMissing,
     SpendCapReached,
@@ -168,9 +169,9 @@ def _methods_at(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
+    if "app_root_path" in request.scope:  # below a mount, where there are static files
+        return ["HEAD", "GET"]
     methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
-    if not methods:  # below a mount, whose path the router took from the scope: a static file's
-        methods = ["GET"]
     return ["HEAD", *methods] if "GET" in methods else methods
 
 
@@ -235,6 +236,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
     WebhookUnknown: 404,
     WebhookRefused: 400,
     IdempotencyKeyReused: 409,
+    PepperChanged: 503,  # ours, not the caller's: keys were reset under another secret while we run
 }
 
 

@@ -33,11 +33,11 @@ from rekontext.accounts import (
 )
 from rekontext.accounts.ledger import Source
 from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of, wrong_secret
+from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed
 from rekontext.database import DatabaseUnavailable, KeyId
 from rekontext.secret import SecretError
-from rekontext.settings import SettingsError, load_settings, variable
+from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
 ACTOR: Final = "cli"
@@ -110,10 +110,19 @@ def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
     _say(as_json, _key(revoked), f"{revoked.id} ({revoked.hint}…) opens nothing any more.")
 
 
-def reset_keys(*, data_dir: Path | None, as_json: bool) -> None:
-    """Close every key of a database whose secret is lost, and go on with the present one."""
-    closed = _transact(data_dir, lambda tx, acts: acts.reset_keys(tx))
-    _say(as_json, {"revoked": closed}, f"{closed} keys are revoked. `rekontext keys create ACCOUNT` makes new ones.")
+def reset_keys(*, is_sure: bool, data_dir: Path | None, as_json: bool) -> None:
+    """Close every key of a database whose secret is lost, and go on with the present one, or a new one."""
+    if not is_sure:
+        settings = _settings(data_dir)
+        database = variable("database_url") if settings.database_url else settings.database_file
+        typer.confirm(
+            f"This closes every API key in {database} for good; new ones are for {where_secret(settings)}.\n"
+            "Have you stopped every server, and is the old secret really lost?",
+            abort=True,
+            err=True,
+        )
+    closed = _transact(data_dir, lambda tx, acts: acts.reset_keys(tx), old_secret_is_lost=True)
+    _say(as_json, {"revoked": closed}, f"Revoked: {closed}. `rekontext keys create ACCOUNT` makes new ones.")
 
 
 def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir: Path | None, as_json: bool) -> None:
@@ -133,18 +142,32 @@ def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent{held}.")
 
 
-def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T], *, may_be_new: bool = False) -> T:
+def _settings(data_dir: Path | None) -> Settings:
+    try:
+        return load_settings(data_dir=data_dir)
+    except SettingsError as fault:
+        raise CommandFailed(str(fault)) from fault
+
+
+def _transact(
+    data_dir: Path | None,
+    work: Callable[[Connection, Acts], T],
+    *,
+    may_be_new: bool = False,
+    old_secret_is_lost: bool = False,
+) -> T:
     """Run one act on the database of the settings.
 
     Args:
         may_be_new: whether to make a database where there is none. Else a command in the wrong folder would leave an
             empty one there, and say that nobody has an account.
+        old_secret_is_lost: whether to make a secret beside a database that had another.
 
     Raises:
         CommandFailed: the settings or the database can't be used, or the act is refused.
     """
+    settings = _settings(data_dir)
     try:
-        settings = load_settings(data_dir=data_dir)
         if not (may_be_new or settings.database_url or settings.database_file.exists()):
             raise CommandFailed(
                 f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
@@ -153,18 +176,18 @@ def _transact(data_dir: Path | None, work: Callable[[Connection, Acts], T], *, m
             actor=ACTOR,
             ids=random_id,
             randomness=random_bytes,
-            pepper=pepper_of(secret_of(settings)),
+            pepper=pepper_of(secret_of(settings, old_is_lost=old_secret_is_lost)),
             now=SystemClock().now,
         )
         database = open_database(settings)
     except DatabaseUnavailable as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
-    except (SettingsError, SecretError, ValueError, OSError) as fault:
+    except (SecretError, ValueError, OSError) as fault:
         raise CommandFailed(str(fault)) from fault
     try:
         return database.transact_sync(lambda tx: work(tx, acts))
     except PepperChanged as fault:
-        raise CommandFailed(str(wrong_secret(settings, fault)), exit_code=1) from fault
+        raise CommandFailed(str(wrong_secret(settings))) from fault
     except (AccountRefused, ValueError) as fault:
         raise CommandFailed(str(fault)) from fault
     except DatabaseUnavailable as fault:

@@ -194,37 +194,40 @@ def _secret(settings: Settings) -> Finding:
     """Whether it is the one under which the database's keys are hashed. Makes none: that is the first start's."""
     from sqlalchemy import Connection, inspect
 
-    from rekontext.accounts import PepperChanged, pepper
-    from rekontext.assembly import pepper_of, secret_of, wrong_secret
+    from rekontext.accounts import pepper
+    from rekontext.assembly import has_secret, pepper_of, secret_of, where_secret, wrong_secret
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.tables import installation
-    from rekontext.secret import FILE_NAME
 
-    subject, path = "secret", settings.data_dir / FILE_NAME
-    where, is_there = (variable("secret"), True) if settings.secret is not None else (str(path), path.exists())
+    subject, where = "secret", where_secret(settings)
+    is_there = has_secret(settings)
+    unknown = Finding(subject=subject, verdict="ok", says=where if is_there else f"{where} (to be made)")
     if settings.database_url is None and not settings.database_file.exists():
-        return Finding(subject=subject, verdict="ok", says=where if is_there else f"{where} (to be made)")
-    if not is_there:
-        verdict: Verdict = "note" if settings.database_url else "broken"
-        says = f"{where} is not there: put it back, or API keys that are in the database will be refused"
-        return Finding(subject=subject, verdict=verdict, says=says)
+        return unknown
     try:
-        mine = pepper_of(secret_of(settings))
+        mine = pepper_of(secret_of(settings)) if is_there else None
         database = Database.open(settings.database, connections=1, migrate=False)
     except ValueError as fault:
         return Finding(subject=subject, verdict="broken", says=str(fault))
 
-    def look(tx: Connection) -> bool:
-        return not inspect(tx).has_table(installation.name) or pepper.fits(tx, mine)
+    def look(tx: Connection) -> bool | None:
+        if not inspect(tx).has_table(installation.name):
+            return None
+        if mine is None:
+            return False if pepper.is_known(tx) else None
+        return pepper.fits(tx, mine)
 
     try:
-        if not database.read_sync(look):
-            return Finding(subject=subject, verdict="broken", says=str(wrong_secret(settings, PepperChanged())))
+        fits = database.read_sync(look)
     except DatabaseUnavailable:
         return Finding(subject=subject, verdict="note", says=f"{where}; the database can't say whether it fits")
     finally:
         database.close()
-    return Finding(subject=subject, verdict="ok", says=f"{where} fits the database")
+    if fits is None:
+        return unknown
+    if fits:
+        return Finding(subject=subject, verdict="ok", says=f"{where} fits the database")
+    return Finding(subject=subject, verdict="broken", says=str(wrong_secret(settings)))
 
 
 def _rate_limits(settings: Settings) -> Finding:

@@ -119,11 +119,15 @@ def revoke_key(
 
 
 @keys.command("reset")
-def reset_keys(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def reset_keys(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask whether it is meant.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Where the installation's secret is lost: close every key, so that new ones can be made under the new secret."""
     from rekontext.cli import accounts
 
-    accounts.reset_keys(data_dir=data_dir, as_json=as_json)
+    accounts.reset_keys(is_sure=yes, data_dir=data_dir, as_json=as_json)
 
 
 @credits.command("add", context_settings={"ignore_unknown_options": True})
