@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd, pepper
+from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd, peppers
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
 from rekontext.api.documents import Documents
@@ -89,7 +89,7 @@ def secret_of(settings: Settings, *, old_is_lost: bool = False) -> bytes:
     """
     if settings.secret is not None:
         return settings.secret.get_secret_value().encode()
-    if not old_is_lost and not has_secret(settings) and _has_keys(settings):
+    if not old_is_lost and not has_secret(settings) and _is_marked(settings):
         raise wrong_secret(settings)
     return open_secret(settings.data_dir, randomness=random_bytes)
 
@@ -99,12 +99,12 @@ def has_secret(settings: Settings) -> bool:
     return settings.secret is not None or (settings.data_dir / FILE_NAME).exists()
 
 
-def _has_keys(settings: Settings) -> bool:
+def _is_marked(settings: Settings) -> bool:
     if settings.database_url is None and not settings.database_file.exists():
         return False
     database = open_database(settings)
     try:
-        return database.read_sync(pepper.is_known)
+        return database.read_sync(peppers.is_known)
     finally:
         database.close()
 

@@ -3,7 +3,7 @@
 Repository functions take an open transaction (`Connection`) and are called through `Database.transact` or `read`.
 """
 
-from rekontext.accounts import audit, integrity, keys, ledger, pepper, registry
+from rekontext.accounts import audit, integrity, keys, ledger, peppers, registry
 from rekontext.accounts.acts import FIRST_ACCOUNT, Acts
 from rekontext.accounts.audit import AuditRecord
 from rekontext.accounts.errors import (
@@ -57,7 +57,7 @@ __all__ = [
     "keys",
     "ledger",
     "parse_usd",
-    "pepper",
+    "peppers",
     "registry",
     "usd",
 ]

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from rekontext.accounts import audit, keys, ledger, pepper, registry
+from rekontext.accounts import audit, keys, ledger, peppers, registry
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
@@ -77,7 +77,7 @@ class Acts:
             AccountUnknown: there is no such account.
             PepperChanged: the key would be unknown to whoever has the right one.
         """
-        pepper.require(tx, self.pepper)
+        peppers.require(tx, self.pepper)
         registry.get(tx, account)
         made = keys.create(
             tx,
@@ -103,9 +103,9 @@ class Acts:
         Raises:
             ValueError: the old one is not lost, it is this.
         """
-        if pepper.fits(tx, self.pepper) is True:
+        if peppers.fits(tx, self.pepper) is True:
             raise ValueError("the API keys in this database are hashed under this secret: there is nothing to reset")
-        closed = pepper.reset(tx, self.pepper, now=self.now())
+        closed = peppers.reset(tx, self.pepper, now=self.now())
         self._record(tx, "keys.reset", "every key", closed=closed)
         return closed
 
@@ -115,7 +115,7 @@ class Acts:
         Raises:
             PepperChanged: there are, and their keys are hashed under another pepper.
         """
-        pepper.require(tx, self.pepper)
+        peppers.require(tx, self.pepper)
         if tx.execute(select(func.count()).select_from(accounts)).scalar_one():
             return None
         policy = KeyPolicy(name="first", scopes=frozenset({"edit", "read", "admin"}))

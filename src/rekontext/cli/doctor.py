@@ -194,7 +194,7 @@ def _secret(settings: Settings) -> Finding:
     """Whether it is the one under which the database's keys are hashed. Makes none: that is the first start's."""
     from sqlalchemy import Connection, inspect
 
-    from rekontext.accounts import pepper
+    from rekontext.accounts import peppers
     from rekontext.assembly import has_secret, pepper_of, secret_of, where_secret, wrong_secret
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.tables import installation
@@ -214,8 +214,8 @@ def _secret(settings: Settings) -> Finding:
         if not inspect(tx).has_table(installation.name):
             return None
         if mine is None:
-            return False if pepper.is_known(tx) else None
-        return pepper.fits(tx, mine)
+            return False if peppers.is_known(tx) else None
+        return peppers.fits(tx, mine)
 
     try:
         fits = database.read_sync(look)

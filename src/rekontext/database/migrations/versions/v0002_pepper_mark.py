@@ -1,4 +1,4 @@
-"""A mark of the pepper under which the API keys are hashed: see `accounts/pepper.py`."""
+"""A mark of the pepper under which the API keys are hashed: see `accounts/peppers.py`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 from sqlalchemy import Connection, delete
 
-from rekontext.accounts import Acts, KeyPolicy, KeyRefused, PepperChanged, audit, keys, pepper
+from rekontext.accounts import Acts, KeyPolicy, KeyRefused, PepperChanged, audit, keys, peppers
 from rekontext.database import AccountId, Database
 from rekontext.database.tables import installation
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
@@ -23,13 +23,13 @@ def _acts(pepper: bytes, clock: FakeClock, ids: FakeIds, randomness: FakeRandomn
 
 def test_the_first_pepper_is_the_right_one(database: Database) -> None:
     """And stays it, however often it is asked for."""
-    assert database.read_sync(lambda tx: pepper.fits(tx, ANOTHER)) is None
+    assert database.read_sync(lambda tx: peppers.fits(tx, ANOTHER)) is None
     for _ in range(2):
-        database.transact_sync(lambda tx: pepper.require(tx, OURS))
-    assert database.read_sync(lambda tx: (pepper.fits(tx, OURS), pepper.fits(tx, ANOTHER))) == (True, False)
+        database.transact_sync(lambda tx: peppers.require(tx, OURS))
+    assert database.read_sync(lambda tx: (peppers.fits(tx, OURS), peppers.fits(tx, ANOTHER))) == (True, False)
     with pytest.raises(PepperChanged, match="under another secret"):
-        database.transact_sync(lambda tx: pepper.require(tx, ANOTHER))
-    assert database.read_sync(lambda tx: pepper.fits(tx, OURS))
+        database.transact_sync(lambda tx: peppers.require(tx, ANOTHER))
+    assert database.read_sync(lambda tx: peppers.fits(tx, OURS))
 
 
 def test_no_key_is_made_under_another_pepper(
@@ -74,9 +74,9 @@ def test_of_older_keys_nobody_knows_the_pepper(
     database.transact_sync(lambda tx: ours.create_key(tx, alice, KeyPolicy()))
     database.transact_sync(lambda tx: tx.execute(delete(installation)))
     assert database.transact_sync(lambda tx: other.open_first(tx, credits_micros=1)) is None
-    assert database.read_sync(lambda tx: (pepper.is_known(tx), pepper.fits(tx, OURS))) == (False, None)
+    assert database.read_sync(lambda tx: (peppers.is_known(tx), peppers.fits(tx, OURS))) == (False, None)
     assert database.transact_sync(ours.reset_keys) == 1
-    assert database.read_sync(lambda tx: (pepper.fits(tx, OURS), pepper.fits(tx, ANOTHER))) == (True, False)
+    assert database.read_sync(lambda tx: (peppers.fits(tx, OURS), peppers.fits(tx, ANOTHER))) == (True, False)
 
 
 def test_no_key_slips_past_a_reset(
