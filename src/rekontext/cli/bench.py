@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -32,26 +32,29 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
     from rekontext.engine.replay import Load, judge
     from rekontext.engine.scheduler import Policy
 
-    load = Load(seed=seed)
-    simulated: dict[str, float] = asdict(judge(load, Policy()))
-    real: dict[str, float] = asdict(_on_engine(seed)) if on_engine else {}
+    always = Load(seed=seed)
+    half = replace(always, rate=0.8, greedy_part=0.5, backlog=0)
+    loads = {"": always, "half_": half, "none_": replace(half, greedy_part=0.0)}
+    verdicts = {prefix: judge(load, Policy()) for prefix, load in loads.items()}
+    if on_engine:
+        verdicts["engine_"] = _on_engine(seed)
     if as_json:
-        figures = simulated | {f"engine_{name}": value for name, value in real.items()}
+        figures = {prefix + name: value for prefix, v in verdicts.items() for name, value in asdict(v).items()}
         print(json.dumps({"seed": seed, **figures}, indent=1))  # noqa: T201 - for programs, so no styling
         return
-    shorter = f" ({_EDITS_ON_ENGINE} on the engine)" if real else ""
-    table = Table(
-        title=f"{load.edits} edits{shorter} of {load.accounts} accounts at load {load.rate:g}, and a greedy account\n"
-        f"that always has {load.backlog} waiting (seed {seed})",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
+    console = Console(highlight=False)
+    console.print(
+        f"{always.edits} edits on a simulated clock, seed {seed}. One account is greedy: it [b]always[/b] has "
+        f"{always.backlog} more waiting, beside {always.accounts} others that ask for {always.rate:g} of the device's "
+        f"time; or it brings [b]half[/b] of all edits, which ask for {half.rate:g} of it; or there is [b]none[/b]."
+        + (f" [b]On the engine[/b]: the first load, {_EDITS_ON_ENGINE} edits." if on_engine else "")
     )
-    for heading in ("figure", "simulated", *(["on the engine"] if real else []), ""):
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("figure", "always", "half", "none", *(["on the engine"] if on_engine else []), ""):
         table.add_column(heading)
     for name, meaning in _MEANINGS.items():
-        table.add_row(name, *(f"{figures[name]:.3f}" for figures in (simulated, real) if figures), meaning)
-    Console(highlight=False).print(table)
+        table.add_row(name, *(f"{getattr(verdict, name):.3f}" for verdict in verdicts.values()), meaning)
+    console.print(table)
 
 
 def _on_engine(seed: int) -> Verdict:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Final
@@ -31,7 +32,7 @@ from rekontext.engine.replay import GREEDY, STEP_SECONDS, Arrival, Load, Outcome
 from rekontext.engine.scheduler import Policy
 from rekontext.engine.ticket import Ticket
 
-_SHARE_HALF_LIFE_S: Final = 150.0
+_SHARE_HALF_LIFE_S: Final = 90.0
 """In the load's own seconds: what is rehearsed is shorter than what is simulated, so past use is forgotten sooner."""
 
 _CANVAS: Final = Canvas(area=128 * 128)
@@ -58,7 +59,7 @@ def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdi
         return compare(
             ours=_run(load, steps, on_edit),
             fifo=_run(load, Policy(kind="fifo"), on_edit),
-            alone=_run(replace(load, backlog=0), steps, on_edit),
+            alone=_run(load.without_greedy(), steps, on_edit),
         )
 
 
@@ -121,7 +122,7 @@ class _LoadClock:
 
 def _run(load: Load, policy: Policy, on_edit: Callable[[], None]) -> Outcome:
     """The load under one policy."""
-    outcome, upcoming, greedy = Outcome(), deque(load.arrivals()), load.greedy()
+    outcome, upcoming, backlogged = Outcome(), deque(load.arrivals()), load.backlogged()
     finished: SimpleQueue[_Watched] = SimpleQueue()
     under_way = 0
     with _engine(policy) as engine:
@@ -132,8 +133,8 @@ def _run(load: Load, policy: Policy, on_edit: Callable[[], None]) -> Outcome:
             under_way += 1
             _Watched(arrival=arrival, engine=engine).submit(finished)
 
-        for _ in range(load.backlog):
-            submit(next(greedy))
+        for arrival in islice(backlogged, load.backlog):
+            submit(arrival)
         while upcoming or under_way:
             while upcoming and upcoming[0].at_s <= clock.now():
                 submit(upcoming.popleft())
@@ -148,7 +149,8 @@ def _run(load: Load, policy: Policy, on_edit: Callable[[], None]) -> Outcome:
             if edit.arrival.account != GREEDY:
                 on_edit()
             elif upcoming:
-                submit(replace(next(greedy), at_s=clock.now()))
+                for another in islice(backlogged, 1):
+                    submit(replace(another, at_s=clock.now()))
     return outcome
 
 

@@ -1,8 +1,8 @@
 """A seeded mixed load, replayed on a simulated clock: what a scheduling policy is worth. Pure; no device, no tensors.
 
-The load: edits of several sizes come as a Poisson process, most of them spread over ordinary accounts, the rest from
-one greedy account that submits several times as much as any other. The same load runs under the policy, under
-first-come-first-served, and once without the greedy account.
+The load: edits of several sizes come as a Poisson process, spread over ordinary accounts. One account is greedy: either
+it always has more waiting, so that the device never rests, or it brings a good part of what comes. The same load runs
+under the policy, under first-come-first-served, and once without the greedy account.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from statistics import fmean, median
 from typing import Final
 
@@ -43,34 +44,44 @@ class Load:
     """A load, drawn from a seed.
 
     Attributes:
-        edits: of ordinary accounts; they come as a Poisson process.
-        rate: device seconds of work that ordinary accounts bring per second.
-        backlog: edits that the greedy account keeps waiting until the last ordinary one came; 0 for no such account.
+        edits: how many come as a Poisson process.
+        rate: device seconds of work that they bring per second.
+        greedy_part: how many of them, out of 1, are the greedy account's.
+        backlog: edits that the greedy account keeps waiting besides, until the last of the others came.
         step_s: seconds per step, one for each kind of edit.
+        has_greedy: False leaves the greedy account's edits out of the same load.
     """
 
     seed: int = 0
     edits: int = 1500
     rate: float = 0.5
+    greedy_part: float = 0.0
     backlog: int = 12
     accounts: int = 8
     step_s: tuple[float, ...] = STEP_SECONDS
+    has_greedy: bool = True
 
     def arrivals(self) -> list[Arrival]:
-        """The ordinary accounts' edits, in order of arrival."""
+        """The edits of the Poisson process, in order of arrival."""
         rng = random.Random(self.seed)  # noqa: S311 - a simulation
         mean_s = fmean(self.step_s) * sum(STEPS) / 2
         now_s, arrivals = 0.0, []
         for _ in range(self.edits):
             now_s += rng.expovariate(self.rate / mean_s)
-            arrivals.append(_draw(rng, now_s, f"account-{rng.randrange(self.accounts)}", self.step_s))
-        return arrivals
+            is_greedy = self.greedy_part > 0 and rng.random() < self.greedy_part
+            account = GREEDY if is_greedy else f"account-{rng.randrange(self.accounts)}"
+            arrivals.append(_draw(rng, now_s, account, self.step_s))
+        return arrivals if self.has_greedy else [arrival for arrival in arrivals if arrival.account != GREEDY]
 
-    def greedy(self) -> Iterator[Arrival]:
-        """The greedy account's edits, without end; each comes as soon as there is room for it in the backlog."""
+    def backlogged(self) -> Iterator[Arrival]:
+        """What the greedy account keeps waiting, without end; each comes as soon as one that it brought is done."""
         rng = random.Random(self.seed + 1)  # noqa: S311 - a simulation
-        while True:
+        while self.backlog:
             yield _draw(rng, 0.0, GREEDY, self.step_s)
+
+    def without_greedy(self) -> Load:
+        """The same load, but for the greedy account."""
+        return replace(self, backlog=0, has_greedy=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +137,7 @@ def replay(load: Load, policy: Policy) -> Outcome:
     """Run the load to its end under a policy."""
     scheduler = Scheduler(policy=policy)
     arrivals = load.arrivals()
-    greedy = load.greedy()
+    backlogged = load.backlogged()
     edits: dict[int, Arrival] = {}
     steps_left: dict[int, int] = {}
     promises: dict[int, list[Promise]] = {}
@@ -139,8 +150,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
         edits[number], steps_left[number], promises[number] = arrival, arrival.steps, []
         number += 1
 
-    for _ in range(load.backlog):
-        admit(next(greedy))
+    for arrival in islice(backlogged, load.backlog):
+        admit(arrival)
     while upcoming < len(arrivals) or steps_left:
         if not steps_left:
             now_s = max(now_s, arrivals[upcoming].at_s)
@@ -164,7 +175,8 @@ def replay(load: Load, policy: Policy) -> Outcome:
             del steps_left[id]
             outcome.add(arrival.account, latency_s=now_s - arrival.at_s, done_s=now_s, promises=promises.pop(id))
             if arrival.account == GREEDY and upcoming < len(arrivals):
-                admit(replace(next(greedy), at_s=now_s))
+                for another in islice(backlogged, 1):
+                    admit(replace(another, at_s=now_s))
     return outcome
 
 
@@ -192,7 +204,7 @@ def judge(load: Load, policy: Policy) -> Verdict:
     return compare(
         ours=replay(load, policy),
         fifo=replay(load, Policy(kind="fifo")),
-        alone=replay(replace(load, backlog=0), policy),
+        alone=replay(load.without_greedy(), policy),
     )
 
 

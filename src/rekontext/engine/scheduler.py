@@ -1,21 +1,23 @@
 """Whose step runs next. Pure: time is passed in, nothing here knows tensors or threads.
 
 A step is the quantum, and how long an edit still takes is known well before it is done, so the device can always
-serve the shortest remaining edit first, at the price of a few bytes of kept latents. Three things bound that:
+serve the shortest remaining edit first, at the price of a few bytes of kept latents. Three things temper that:
 
-* **Fair shares.** An account that took much more than its share lately goes behind the others, and among its own
-  edits the earliest is served first. It still gets all that the others leave.
-* **Ageing.** First-come-first-served would have given every edit a certain latency. An edit that is about to
-  take longer than `ageing` times that (or than what most edits would have had, if that is more) goes to the front.
+* **Ageing.** For every second that an edit has waited it counts as `ageing` seconds shorter. So it is overtaken by
+  none that comes later than 1 / `ageing` times its own length after it, and the order of those that wait never
+  changes by waiting alone.
+* **Fair shares.** An account that took much more than its share lately goes behind the others, and its own edits age
+  faster: they are served more nearly in order. It still gets all that the others leave.
 * **Priority.** Each level makes an edit count as half, or double, as long as it is.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from math import exp, inf, log
 from typing import Final, Literal
@@ -25,7 +27,7 @@ from rekontext.contract import Estimate
 ARRIVALS_KEPT: Final = 400
 _ARRIVALS_NEEDED: Final = 20
 _LEARNING: Final = 0.01
-_LATE, _ORDINARY, _GREEDY = range(3)
+_ORDINARY, _GREEDY = range(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +36,18 @@ class Policy:
 
     Attributes:
         kind: "steps" is all of the above; "fifo" runs every edit to its end in order of arrival, to compare with.
-        ageing: how many times its first-come-first-served latency an edit may take before it goes to the front.
-        ageing_quantile: of recent first-come-first-served latencies; below it nobody counts as late.
+        ageing: seconds that an edit counts as shorter for each second since it came.
+        greedy_ageing: the same among a greedy account's own edits.
         share_slack: an account is greedy when it lately took more of the device than an equal share plus this
             part of what is beyond an equal share.
         share_half_life_s: how fast past use is forgotten.
     """
 
     kind: Literal["steps", "fifo"] = "steps"
-    ageing: float = 1.3
-    ageing_quantile: float = 0.95
-    share_slack: float = 0.04
-    share_half_life_s: float = 300.0
+    ageing: float = 0.07
+    greedy_ageing: float = 0.3
+    share_slack: float = 0.08
+    share_half_life_s: float = 180.0
 
 
 @dataclass(kw_only=True)
@@ -53,8 +55,10 @@ class Waiting:
     """An edit that isn't done yet.
 
     Attributes:
-        arrived_s, late_s: on the scheduler's clock; from `late_s` on it must run without pause.
+        arrived_s: on the scheduler's clock.
         remaining_s: device seconds that it still needs.
+        weight: what its priority makes of each of them.
+        number: the edits in order of arrival.
         served: whether a step of it ran already.
         promised_s: when it was expected to be done as it came in, if others were before it.
         promised_as: its class then.
@@ -64,12 +68,16 @@ class Waiting:
     account: str
     arrived_s: float
     remaining_s: float
-    late_s: float
-    length: float
+    weight: float
     number: int
     served: bool = False
     promised_s: float | None = None
     promised_as: int = _ORDINARY
+
+    @property
+    def length(self) -> float:
+        """How long it counts as, before ageing."""
+        return self.remaining_s * self.weight
 
 
 @dataclass(kw_only=True)
@@ -86,9 +94,8 @@ class Scheduler:
     def __post_init__(self) -> None:
         self._waiting: dict[Hashable, Waiting] = {}
         self._use = _DecayingUse(self.policy.share_half_life_s)
-        self._latencies = _Recent(ARRIVALS_KEPT)
         self._arrivals = _Arrivals(ARRIVALS_KEPT)
-        self._overtaking = {_LATE: 1.0, _ORDINARY: 1.0, _GREEDY: 1.0}
+        self._overtaking = {_ORDINARY: 1.0, _GREEDY: 1.0}
         self._number = 0
 
     def __len__(self) -> int:
@@ -97,23 +104,12 @@ class Scheduler:
     def add(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int = 0) -> None:
         """An edit that needs `work_s` device seconds came in."""
         assert id not in self._waiting, f"{id!r} was added before"
-        in_order_s = work_s + sum(other.remaining_s for other in self._waiting.values())
-        self._latencies.add(in_order_s)
-        patience_s = max(in_order_s, self._latencies.quantile(self.policy.ageing_quantile))
-        self._waiting[id] = Waiting(
-            id=id,
-            account=account,
-            arrived_s=now_s,
-            remaining_s=work_s,
-            late_s=now_s + self.policy.ageing * patience_s,
-            length=2.0**-priority,
-            number=self._number,
-        )
+        newcomer = self._newcomer(id, account=account, work_s=work_s, now_s=now_s, priority=priority)
+        self._waiting[id] = newcomer
         self._number += 1
-        self._arrivals.add(account, work_s * 2.0**-priority, now_s)
+        self._arrivals.add(account, work_s, newcomer.weight, now_s)
         estimate = self.estimates(now_s)[id]
         if estimate.position:
-            newcomer = self._waiting[id]
             newcomer.promised_s = now_s + estimate.finish_s
             newcomer.promised_as = self._rank(now_s)(newcomer)[0]
 
@@ -154,36 +150,43 @@ class Scheduler:
 
     def estimate(self, *, account: str, work_s: float, now_s: float, priority: int = 0) -> Estimate:
         """When an edit would be done if it came now."""
-        newcomer = Waiting(
-            id=object(),
+        newcomer = self._newcomer(object(), account=account, work_s=work_s, now_s=now_s, priority=priority)
+        edits = sorted([*self._waiting.values(), newcomer], key=self._rank(now_s))
+        return self._accumulate(edits, now_s)[newcomer.id]
+
+    def _newcomer(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int) -> Waiting:
+        return Waiting(
+            id=id,
             account=account,
             arrived_s=now_s,
             remaining_s=work_s,
-            late_s=now_s + self.policy.ageing * (work_s + sum(edit.remaining_s for edit in self._waiting.values())),
-            length=2.0**-priority,
+            weight=2.0**-priority,
             number=self._number,
         )
-        edits = sorted([*self._waiting.values(), newcomer], key=self._rank(now_s))
-        return self._accumulate(edits, now_s)[newcomer.id]
 
     def _accumulate(self, edits: list[Waiting], now_s: float) -> dict[Hashable, Estimate]:
         rank = self._rank(now_s)
         classes = [rank(edit)[0] for edit in edits]
         greedy = {edit.account for edit, kind in zip(edits, classes, strict=True) if kind == _GREEDY}
-        rate = self._arrivals.rates(without=greedy, now_s=now_s)
+        rates = self._arrivals.rates(greedy, now_s=now_s)
         estimates, elapsed_s = {}, 0.0
         for position, (edit, kind) in enumerate(zip(edits, classes, strict=True)):
             wait_s, work_s = elapsed_s, edit.remaining_s
             elapsed_s += work_s
             if position and self.policy.kind == "steps":
                 # While an edit waits, others come that go before it: all ordinary ones before a greedy account's,
-                # shorter ones before an ordinary account's. At that rate they lengthen every second of its wait.
-                # While it runs, fewer and fewer are shorter than what is left of it.
-                length = work_s * edit.length
-                waiting = _stretch(rate(inf if kind == _GREEDY else length))
-                running = waiting if kind == _GREEDY else (waiting + 4 * _stretch(rate(length / 2)) + 1) / 6
-                wait_s *= 1 + self._overtaking[kind] * (waiting - 1)
-                work_s *= 1 + self._overtaking[kind] * (running - 1)
+                # and those that are shorter than what is left of it, less its age. At that rate they lengthen every
+                # second of its wait. Half way through each part stands for the whole.
+                ageing, rate = self.policy.ageing, rates.ordinary
+                if kind == _GREEDY:
+                    ageing, rate = self.policy.greedy_ageing, partial(rates.behind, edit.account)
+                age_s, trust = now_s - edit.arrived_s, self._overtaking[kind]
+                before = (
+                    rate(edit.length - ageing * (age_s + wait_s / 2)),
+                    rate(edit.length / 2 - ageing * (age_s + wait_s)),
+                )
+                wait_s += trust * before[0].during(wait_s)
+                work_s += trust * before[1].during(work_s)
             estimates[edit.id] = Estimate(
                 position=position, wait_s=0.0 if edit.served else wait_s, finish_s=wait_s + work_s
             )
@@ -195,18 +198,12 @@ class Scheduler:
         greedy = self._use.above({edit.account for edit in self._waiting.values()}, self.policy.share_slack, now_s)
 
         def rank(edit: Waiting) -> tuple[int, float, int]:
+            # All that wait grow older alike, so when each came says as much as its age.
             if edit.account in greedy:
-                return _GREEDY, 0.0, edit.number
-            if now_s + edit.remaining_s >= edit.late_s:
-                return _LATE, edit.late_s, edit.number
-            return _ORDINARY, edit.remaining_s * edit.length, edit.number
+                return _GREEDY, edit.length + self.policy.greedy_ageing * edit.arrived_s, edit.number
+            return _ORDINARY, edit.length + self.policy.ageing * edit.arrived_s, edit.number
 
         return rank
-
-
-def _stretch(rate: float) -> float:
-    """How much longer a second takes when work that goes first comes in at `rate` seconds per second."""
-    return 1 / (1 - min(rate, 0.9))
 
 
 class _DecayingUse:
@@ -241,34 +238,67 @@ class _Arrivals:
     """The last `size` arrivals: how much work comes in per second."""
 
     def __init__(self, size: int) -> None:
-        self._arrivals: deque[tuple[float, str, float]] = deque(maxlen=size)
+        self._arrivals: deque[tuple[float, str, float, float]] = deque(maxlen=size)
 
-    def add(self, account: str, length_s: float, now_s: float) -> None:
-        self._arrivals.append((now_s, account, length_s))
+    def add(self, account: str, work_s: float, weight: float, now_s: float) -> None:
+        self._arrivals.append((now_s, account, work_s, weight))
 
-    def rates(self, *, without: set[str], now_s: float) -> Callable[[float], float]:
-        """A function of a length: device seconds that come in per second, of other accounts' edits shorter than it."""
+    def rates(self, greedy: set[str], *, now_s: float) -> _Rates:
+        """What comes in, given which accounts are greedy."""
         if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0][0]:
-            return lambda _: 0.0
-        lengths = sorted(length for _, account, length in self._arrivals if account not in without)
-        totals = [0.0, *accumulate(lengths)]
-        elapsed_s = now_s - self._arrivals[0][0]
-        return lambda shorter_than_s: totals[bisect_left(lengths, shorter_than_s)] / elapsed_s
+            return _Rates({}, elapsed_s=1.0)
+        came: dict[str | None, list[tuple[float, float]]] = {}
+        for _, account, work_s, weight in self._arrivals:
+            came.setdefault(account if account in greedy else None, []).append((work_s * weight, work_s))
+        return _Rates(came, elapsed_s=now_s - self._arrivals[0][0])
 
 
-class _Recent:
-    """The last `size` values and their quantiles."""
+@dataclass(frozen=True)
+class _Rate:
+    """What comes in per second.
 
-    def __init__(self, size: int) -> None:
-        self._in_order: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._size = size
+    Attributes:
+        edits: how many.
+        work_s: device seconds that they need.
+    """
 
-    def add(self, value: float) -> None:
-        self._in_order.append(value)
-        insort(self._sorted, value)
-        if len(self._in_order) > self._size:
-            self._sorted.remove(self._in_order.popleft())
+    edits: float
+    work_s: float
 
-    def quantile(self, q: float) -> float:
-        return self._sorted[min(int(q * len(self._sorted)), len(self._sorted) - 1)]
+    def __add__(self, other: _Rate) -> _Rate:
+        return _Rate(self.edits + other.edits, self.work_s + other.work_s)
+
+    def during(self, seconds: float) -> float:
+        """By how much so many seconds of other work become longer if this goes first: as likely more as less."""
+        longer = seconds / (1 - min(self.work_s, 0.9))
+        come = self.edits * longer
+        # The median of a Poisson number is two thirds below its mean, or 0.
+        return (longer - seconds) * max(0.0, 1 - 2 / (3 * come)) if come else 0.0
+
+
+class _Rates:
+    """What comes in of edits that count as shorter than a length.
+
+    Args:
+        came: (length, work) of edits by greedy account; None is all the others together.
+    """
+
+    def __init__(self, came: dict[str | None, list[tuple[float, float]]], *, elapsed_s: float) -> None:
+        self._came = {}
+        for account, edits in came.items():
+            edits.sort()
+            totals = accumulate((work_s for _, work_s in edits), initial=0.0)
+            rates = [_Rate(count / elapsed_s, total_s / elapsed_s) for count, total_s in enumerate(totals)]
+            self._came[account] = [length for length, _ in edits], rates
+
+    def ordinary(self, shorter_than: float) -> _Rate:
+        """Of accounts that aren't greedy."""
+        return self._of(None, shorter_than)
+
+    def behind(self, account: str, shorter_than: float) -> _Rate:
+        """Of all that goes before a greedy account's edit: everything ordinary, and its own account's shorter ones."""
+        return self._of(None, inf) + self._of(account, shorter_than)
+
+    def _of(self, account: str | None, shorter_than: float) -> _Rate:
+        lengths, rates = self._came.get(account, ([], [_Rate(0.0, 0.0)]))
+        return rates[bisect_left(lengths, shorter_than)]
