@@ -261,7 +261,7 @@ class Engine:
             now_s = time.monotonic()
             if isinstance(request, Ticket):
                 done = Estimate(position=0, wait_s=0.0, finish_s=0.0)
-                return self._scheduler.estimates(now_s).get(request.number, done)
+                return self._scheduler.estimates(now_s, of=[request.number]).get(request.number, done)
             work_s = self._work_s(stages.plan(self.model, request))
             return self._scheduler.estimate(
                 account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
@@ -383,7 +383,8 @@ class Engine:
                 ticket.took("denoise", took_s)
                 remaining_s = self._work_s(edit.plan, step=edit.step)
                 self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
-            estimates = self._scheduler.estimates(now_s) if any(ticket.on_progress for ticket in group) else {}
+            told = [ticket.number for ticket in group if ticket.on_progress]
+            estimates = self._scheduler.estimates(now_s, of=told) if told else {}
             for ticket, edit in zip(group, edits, strict=True):
                 if ticket.on_progress:
                     finish_s = estimates[ticket.number].finish_s

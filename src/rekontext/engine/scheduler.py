@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from math import exp, inf, log
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from rekontext.contract import Estimate
 
@@ -57,7 +57,7 @@ class Waiting:
     Attributes:
         arrived_s: on the scheduler's clock.
         remaining_s: device seconds that it still needs.
-        weight: what its priority makes of each of them.
+        factor: what its priority makes of each of them.
         number: the edits in order of arrival.
         served: whether a step of it ran already.
         promised_s: when it was expected to be done as it came in, if others were before it.
@@ -68,7 +68,7 @@ class Waiting:
     account: str
     arrived_s: float
     remaining_s: float
-    weight: float
+    factor: float
     number: int
     served: bool = False
     promised_s: float | None = None
@@ -77,7 +77,7 @@ class Waiting:
     @property
     def length(self) -> float:
         """How long it counts as, before ageing."""
-        return self.remaining_s * self.weight
+        return self.remaining_s * self.factor
 
 
 @dataclass(kw_only=True)
@@ -107,8 +107,8 @@ class Scheduler:
         newcomer = self._newcomer(id, account=account, work_s=work_s, now_s=now_s, priority=priority)
         self._waiting[id] = newcomer
         self._number += 1
-        self._arrivals.add(account, work_s, newcomer.weight, now_s)
-        estimate = self.estimates(now_s)[id]
+        self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
+        estimate = self.estimates(now_s, of=[id])[id]
         if estimate.position:
             newcomer.promised_s = now_s + estimate.finish_s
             newcomer.promised_as = self._rank(now_s)(newcomer)[0]
@@ -144,15 +144,18 @@ class Scheduler:
         first = min(edits, key=self._rank(now_s), default=None)
         return None if first is None else first.id
 
-    def estimates(self, now_s: float) -> dict[Hashable, Estimate]:
-        """When each edit will be done: by the present order, and by how many will come in between."""
-        return self._accumulate([self._waiting[id] for id in self.order(now_s)], now_s)
+    def estimates(self, now_s: float, of: Collection[Hashable] | None = None) -> dict[Hashable, Estimate]:
+        """When each edit will be done: by the present order, and by how many will come in between.
+
+        Args:
+            of: which edits; those that aren't there any more are left out. None is all.
+        """
+        return self._accumulate(self._waiting.values(), now_s, of)
 
     def estimate(self, *, account: str, work_s: float, now_s: float, priority: int = 0) -> Estimate:
         """When an edit would be done if it came now."""
         newcomer = self._newcomer(object(), account=account, work_s=work_s, now_s=now_s, priority=priority)
-        edits = sorted([*self._waiting.values(), newcomer], key=self._rank(now_s))
-        return self._accumulate(edits, now_s)[newcomer.id]
+        return self._accumulate([*self._waiting.values(), newcomer], now_s, [newcomer.id])[newcomer.id]
 
     def _newcomer(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int) -> Waiting:
         return Waiting(
@@ -160,19 +163,23 @@ class Scheduler:
             account=account,
             arrived_s=now_s,
             remaining_s=work_s,
-            weight=2.0**-priority,
+            factor=2.0**-priority,
             number=self._number,
         )
 
-    def _accumulate(self, edits: list[Waiting], now_s: float) -> dict[Hashable, Estimate]:
+    def _accumulate(
+        self, edits: Iterable[Waiting], now_s: float, of: Collection[Hashable] | None
+    ) -> dict[Hashable, Estimate]:
         rank = self._rank(now_s)
-        classes = [rank(edit)[0] for edit in edits]
-        greedy = {edit.account for edit, kind in zip(edits, classes, strict=True) if kind == _GREEDY}
+        ranked = sorted((*rank(edit), edit) for edit in edits)
+        greedy = frozenset(edit.account for kind, _, _, edit in ranked if kind == _GREEDY)
         rates = self._arrivals.rates(greedy, now_s=now_s)
         estimates, elapsed_s = {}, 0.0
-        for position, (edit, kind) in enumerate(zip(edits, classes, strict=True)):
+        for position, (kind, _, _, edit) in enumerate(ranked):
             wait_s, work_s = elapsed_s, edit.remaining_s
             elapsed_s += work_s
+            if of is not None and edit.id not in of:
+                continue
             if position and self.policy.kind == "steps":
                 # While an edit waits, others come that go before it: all ordinary ones before a greedy account's,
                 # and those that are shorter than what is left of it, less its age. At that rate they lengthen every
@@ -239,34 +246,71 @@ class _Arrivals:
 
     def __init__(self, size: int) -> None:
         self._arrivals: deque[tuple[float, str, float, float]] = deque(maxlen=size)
+        self._sums: dict[frozenset[str], dict[str | None, _Sums]] = {}
 
-    def add(self, account: str, work_s: float, weight: float, now_s: float) -> None:
-        self._arrivals.append((now_s, account, work_s, weight))
+    def add(self, account: str, *, length: float, work_s: float, now_s: float) -> None:
+        self._arrivals.append((now_s, account, length, work_s))
+        self._sums.clear()
 
-    def rates(self, greedy: set[str], *, now_s: float) -> _Rates:
+    def rates(self, greedy: frozenset[str], *, now_s: float) -> _Rates:
         """What comes in, given which accounts are greedy."""
         if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0][0]:
             return _Rates({}, elapsed_s=1.0)
-        came: dict[str | None, list[tuple[float, float]]] = {}
-        for _, account, work_s, weight in self._arrivals:
-            came.setdefault(account if account in greedy else None, []).append((work_s * weight, work_s))
-        return _Rates(came, elapsed_s=now_s - self._arrivals[0][0])
+        if greedy not in self._sums:
+            came: dict[str | None, list[tuple[float, float]]] = {}
+            for _, account, length, work_s in self._arrivals:
+                came.setdefault(account if account in greedy else None, []).append((length, work_s))
+            self._sums[greedy] = {account: _Sums(edits) for account, edits in came.items()}
+        return _Rates(self._sums[greedy], elapsed_s=now_s - self._arrivals[0][0])
 
 
-@dataclass(frozen=True)
-class _Rate:
-    """What comes in per second.
+class _Sums:
+    """How many edits are shorter than a length, and how much work they are."""
 
-    Attributes:
-        edits: how many.
-        work_s: device seconds that they need.
+    def __init__(self, edits: list[tuple[float, float]]) -> None:
+        edits.sort()
+        self._lengths = [length for length, _ in edits]
+        self._works_s = [*accumulate((work_s for _, work_s in edits), initial=0.0)]
+
+    def of(self, shorter_than: float) -> tuple[int, float]:
+        count = bisect_left(self._lengths, shorter_than)
+        return count, self._works_s[count]
+
+
+class _Rates:
+    """What comes in of edits that count as shorter than a length.
+
+    Args:
+        came: by greedy account; None is all the others together.
     """
+
+    def __init__(self, came: dict[str | None, _Sums], *, elapsed_s: float) -> None:
+        self._came = came
+        self._elapsed_s = elapsed_s
+
+    def ordinary(self, shorter_than: float) -> _Rate:
+        """Of accounts that aren't greedy."""
+        return self._sum((None, shorter_than))
+
+    def behind(self, account: str, shorter_than: float) -> _Rate:
+        """Of all that goes before a greedy account's edit: everything ordinary, and its own account's shorter ones."""
+        return self._sum((None, inf), (account, shorter_than))
+
+    def _sum(self, *parts: tuple[str | None, float]) -> _Rate:
+        edits, work_s = 0, 0.0
+        for account, shorter_than in parts:
+            if sums := self._came.get(account):
+                more, more_s = sums.of(shorter_than)
+                edits += more
+                work_s += more_s
+        return _Rate(edits=edits / self._elapsed_s, work_s=work_s / self._elapsed_s)
+
+
+class _Rate(NamedTuple):
+    """What comes in per second: how many edits, and how many device seconds they need."""
 
     edits: float
     work_s: float
-
-    def __add__(self, other: _Rate) -> _Rate:
-        return _Rate(self.edits + other.edits, self.work_s + other.work_s)
 
     def during(self, seconds: float) -> float:
         """By how much so many seconds of other work become longer if this goes first: as likely more as less."""
@@ -274,31 +318,3 @@ class _Rate:
         come = self.edits * longer
         # The median of a Poisson number is two thirds below its mean, or 0.
         return (longer - seconds) * max(0.0, 1 - 2 / (3 * come)) if come else 0.0
-
-
-class _Rates:
-    """What comes in of edits that count as shorter than a length.
-
-    Args:
-        came: (length, work) of edits by greedy account; None is all the others together.
-    """
-
-    def __init__(self, came: dict[str | None, list[tuple[float, float]]], *, elapsed_s: float) -> None:
-        self._came = {}
-        for account, edits in came.items():
-            edits.sort()
-            totals = accumulate((work_s for _, work_s in edits), initial=0.0)
-            rates = [_Rate(count / elapsed_s, total_s / elapsed_s) for count, total_s in enumerate(totals)]
-            self._came[account] = [length for length, _ in edits], rates
-
-    def ordinary(self, shorter_than: float) -> _Rate:
-        """Of accounts that aren't greedy."""
-        return self._of(None, shorter_than)
-
-    def behind(self, account: str, shorter_than: float) -> _Rate:
-        """Of all that goes before a greedy account's edit: everything ordinary, and its own account's shorter ones."""
-        return self._of(None, inf) + self._of(account, shorter_than)
-
-    def _of(self, account: str | None, shorter_than: float) -> _Rate:
-        lengths, rates = self._came.get(account, ([], [_Rate(0.0, 0.0)]))
-        return rates[bisect_left(lengths, shorter_than)]
