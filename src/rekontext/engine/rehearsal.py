@@ -50,7 +50,7 @@ def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdi
     """Run the load three times and compare, as `replay.judge` does.
 
     Args:
-        on_edit: called as an ordinary account's edit is done: `load.edits` times in each of the three runs.
+        on_edit: called as an ordinary account's edit is done, in each of the three runs.
     """
     with _one_core():
         with _engine(Policy()) as engine:

@@ -99,7 +99,7 @@ class Outcome:
 
     Attributes:
         latency_s: seconds from arrival to the end, by account.
-        running_errors: |predicted - real| / real of the remaining time of the edit at the front, at every arrival.
+        running_errors: (predicted - real) / real of the remaining time of the edit at the front, at every arrival.
         queued_errors: the same of every edit that had to queue, as predicted when it came, by account.
     """
 
@@ -114,7 +114,7 @@ class Outcome:
         for promise in promises:
             left_s = done_s - promise.at_s
             errors = self.running_errors if promise.was_first else queued
-            errors.append(abs(promise.finish_s - left_s) / left_s)
+            errors.append((promise.finish_s - left_s) / left_s)
 
     def all(self) -> list[float]:
         """Latencies of every account's edits, sorted."""
@@ -215,10 +215,14 @@ def compare(*, ours: Outcome, fifo: Outcome, alone: Outcome) -> Verdict:
         p99_vs_fifo=_p99(ours.all()) / _p99(fifo.all()),
         ordinary_mean_vs_fifo=ours.ordinary_mean() / fifo.ordinary_mean(),
         ordinary_mean_vs_alone=ours.ordinary_mean() / alone.ordinary_mean(),
-        eta_error_running=median(ours.running_errors),
-        eta_error_queued=median(ours.all_queued_errors()),
-        eta_error_queued_ordinary=median(ours.ordinary_queued_errors()),
+        eta_error_running=_size(ours.running_errors),
+        eta_error_queued=_size(ours.all_queued_errors()),
+        eta_error_queued_ordinary=_size(ours.ordinary_queued_errors()),
     )
+
+
+def _size(errors: Iterable[float]) -> float:
+    return median(map(abs, errors))
 
 
 def _p99(ordered: Sequence[float]) -> float:

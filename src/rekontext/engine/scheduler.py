@@ -3,12 +3,14 @@
 A step is the quantum, and how long an edit still takes is known well before it is done, so the device can always
 serve the shortest remaining edit first, at the price of a few bytes of kept latents. Three things temper that:
 
-* **Ageing.** For every second that an edit has waited it counts as `ageing` seconds shorter. So it is overtaken by
-  none that comes later than 1 / `ageing` times its own length after it, and the order of those that wait never
-  changes by waiting alone.
-* **Fair shares.** An account that took much more than its share lately goes behind the others, and its own edits age
-  faster: they are served more nearly in order. It still gets all that the others leave.
+* **Ageing.** For every second since an edit came it counts as `ageing` seconds shorter, so it is overtaken by none
+  that comes later than 1 / `ageing` times its length after it. All grow older alike: waiting changes no order.
+* **Fair shares.** An account that took much more than its share lately is greedy: its edits go behind all others, and
+  age faster, so that they are served more nearly in order. It still gets all that the others leave. What was used is
+  forgotten by and by, so nobody waits for ever.
 * **Priority.** Each level makes an edit count as half, or double, as long as it is.
+
+What is said of ageing holds between edits of which both accounts, or neither, are greedy.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
-from math import exp, inf, log
+from math import copysign, exp, inf, log
 from typing import Final, Literal, NamedTuple
 
 from rekontext.contract import Estimate
@@ -27,6 +28,7 @@ from rekontext.contract import Estimate
 ARRIVALS_KEPT: Final = 400
 _ARRIVALS_NEEDED: Final = 20
 _LEARNING: Final = 0.01
+_EXACT_S: Final = 1e-6
 _ORDINARY, _GREEDY = range(2)
 
 
@@ -37,7 +39,7 @@ class Policy:
     Attributes:
         kind: "steps" is all of the above; "fifo" runs every edit to its end in order of arrival, to compare with.
         ageing: seconds that an edit counts as shorter for each second since it came.
-        greedy_ageing: the same among a greedy account's own edits.
+        greedy_ageing: the same among greedy accounts' edits.
         share_slack: an account is greedy when it lately took more of the device than an equal share plus this
             part of what is beyond an equal share.
         share_half_life_s: how fast past use is forgotten.
@@ -111,7 +113,7 @@ class Scheduler:
         estimate = self.estimates(now_s, of=[id])[id]
         if estimate.position:
             newcomer.promised_s = now_s + estimate.finish_s
-            newcomer.promised_as = self._rank(now_s)(newcomer)[0]
+            newcomer.promised_as = self._rank(self._waiting.values(), now_s)(newcomer)[0]
 
     def served(self, id: Hashable, *, took_s: float, remaining_s: float, now_s: float) -> None:
         """The device worked `took_s` on this edit, which needs `remaining_s` more."""
@@ -129,19 +131,19 @@ class Scheduler:
         edit = self._waiting.pop(id)
         if edit.promised_s is not None:
             # A step towards the median: the sign of the error counts, not its size, so outliers don't.
-            factor = self._overtaking[edit.promised_as] + (_LEARNING if now_s > edit.promised_s else -_LEARNING)
-            self._overtaking[edit.promised_as] = min(max(factor, 0.0), 2.0)
+            late_s = now_s - edit.promised_s
+            step = 0.0 if abs(late_s) < _EXACT_S else copysign(_LEARNING, late_s)
+            self._overtaking[edit.promised_as] = min(max(self._overtaking[edit.promised_as] + step, 0.0), 2.0)
 
     def order(self, now_s: float, among: Iterable[Hashable] | None = None) -> list[Hashable]:
         """The edits in the order in which they would run if no other came; the first one's step is next."""
         edits = self._waiting.values() if among is None else [self._waiting[id] for id in among]
-        rank = self._rank(now_s)
-        return [edit.id for edit in sorted(edits, key=rank)]
+        return [edit.id for edit in sorted(edits, key=self._rank(self._waiting.values(), now_s))]
 
     def next(self, now_s: float, among: Iterable[Hashable] | None = None) -> Hashable | None:
         """Whose step is next; None when there is none."""
         edits = self._waiting.values() if among is None else [self._waiting[id] for id in among]
-        first = min(edits, key=self._rank(now_s), default=None)
+        first = min(edits, key=self._rank(self._waiting.values(), now_s), default=None)
         return None if first is None else first.id
 
     def estimates(self, now_s: float, of: Collection[Hashable] | None = None) -> dict[Hashable, Estimate]:
@@ -170,7 +172,8 @@ class Scheduler:
     def _accumulate(
         self, edits: Iterable[Waiting], now_s: float, of: Collection[Hashable] | None
     ) -> dict[Hashable, Estimate]:
-        rank = self._rank(now_s)
+        edits = list(edits)
+        rank = self._rank(edits, now_s)
         ranked = sorted((*rank(edit), edit) for edit in edits)
         greedy = frozenset(edit.account for kind, _, _, edit in ranked if kind == _GREEDY)
         rates = self._arrivals.rates(greedy, now_s=now_s)
@@ -181,31 +184,29 @@ class Scheduler:
             if of is not None and edit.id not in of:
                 continue
             if position and self.policy.kind == "steps":
-                # While an edit waits, others come that go before it: all ordinary ones before a greedy account's,
-                # and those that are shorter than what is left of it, less its age. At that rate they lengthen every
-                # second of its wait. Half way through each part stands for the whole.
-                ageing, rate = self.policy.ageing, rates.ordinary
+                # While an edit waits, others come that go before it: those that are shorter than what is left of it,
+                # less its age, and before a greedy account's all of the other accounts. At that rate they lengthen
+                # every second of its wait, and of its work. Half way through each stands for the whole.
+                ageing, rate = self.policy.ageing, rates.before_ordinary
                 if kind == _GREEDY:
-                    ageing, rate = self.policy.greedy_ageing, partial(rates.behind, edit.account)
+                    ageing, rate = self.policy.greedy_ageing, rates.before_greedy
                 age_s, trust = now_s - edit.arrived_s, self._overtaking[kind]
-                before = (
-                    rate(edit.length - ageing * (age_s + wait_s / 2)),
-                    rate(edit.length / 2 - ageing * (age_s + wait_s)),
-                )
-                wait_s += trust * before[0].during(wait_s)
-                work_s += trust * before[1].during(work_s)
+                while_waiting = rate(edit.length - ageing * (age_s + wait_s / 2))
+                while_running = rate(edit.length / 2 - ageing * (age_s + wait_s))
+                wait_s += trust * while_waiting.during(wait_s)
+                work_s += trust * while_running.during(work_s)
             estimates[edit.id] = Estimate(
                 position=position, wait_s=0.0 if edit.served else wait_s, finish_s=wait_s + work_s
             )
         return estimates
 
-    def _rank(self, now_s: float) -> Callable[[Waiting], tuple[int, float, int]]:
+    def _rank(self, present: Iterable[Waiting], now_s: float) -> Callable[[Waiting], tuple[int, float, int]]:
         if self.policy.kind == "fifo":
-            return lambda edit: (0, 0.0, edit.number)
-        greedy = self._use.above({edit.account for edit in self._waiting.values()}, self.policy.share_slack, now_s)
+            return lambda edit: (_ORDINARY, 0.0, edit.number)
+        greedy = self._use.above({edit.account for edit in present}, self.policy.share_slack, now_s)
 
         def rank(edit: Waiting) -> tuple[int, float, int]:
-            # All that wait grow older alike, so when each came says as much as its age.
+            # When each came says as much as its age, since all grow older alike.
             if edit.account in greedy:
                 return _GREEDY, edit.length + self.policy.greedy_ageing * edit.arrived_s, edit.number
             return _ORDINARY, edit.length + self.policy.ageing * edit.arrived_s, edit.number
@@ -246,7 +247,7 @@ class _Arrivals:
 
     def __init__(self, size: int) -> None:
         self._arrivals: deque[tuple[float, str, float, float]] = deque(maxlen=size)
-        self._sums: dict[frozenset[str], dict[str | None, _Sums]] = {}
+        self._sums: dict[frozenset[str], tuple[_Sums, _Sums]] = {}
 
     def add(self, account: str, *, length: float, work_s: float, now_s: float) -> None:
         self._arrivals.append((now_s, account, length, work_s))
@@ -255,17 +256,17 @@ class _Arrivals:
     def rates(self, greedy: frozenset[str], *, now_s: float) -> _Rates:
         """What comes in, given which accounts are greedy."""
         if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0][0]:
-            return _Rates({}, elapsed_s=1.0)
+            return _Rates(_Sums([]), _Sums([]), elapsed_s=1.0)
         if greedy not in self._sums:
-            came: dict[str | None, list[tuple[float, float]]] = {}
+            came: tuple[list[tuple[float, float]], list[tuple[float, float]]] = [], []
             for _, account, length, work_s in self._arrivals:
-                came.setdefault(account if account in greedy else None, []).append((length, work_s))
-            self._sums[greedy] = {account: _Sums(edits) for account, edits in came.items()}
-        return _Rates(self._sums[greedy], elapsed_s=now_s - self._arrivals[0][0])
+                came[account in greedy].append((length, work_s))
+            self._sums[greedy] = _Sums(came[False]), _Sums(came[True])
+        return _Rates(*self._sums[greedy], elapsed_s=now_s - self._arrivals[0][0])
 
 
 class _Sums:
-    """How many edits are shorter than a length, and how much work they are."""
+    """How many of some edits are shorter than a length, and how much work they are."""
 
     def __init__(self, edits: list[tuple[float, float]]) -> None:
         edits.sort()
@@ -275,35 +276,6 @@ class _Sums:
     def of(self, shorter_than: float) -> tuple[int, float]:
         count = bisect_left(self._lengths, shorter_than)
         return count, self._works_s[count]
-
-
-class _Rates:
-    """What comes in of edits that count as shorter than a length.
-
-    Args:
-        came: by greedy account; None is all the others together.
-    """
-
-    def __init__(self, came: dict[str | None, _Sums], *, elapsed_s: float) -> None:
-        self._came = came
-        self._elapsed_s = elapsed_s
-
-    def ordinary(self, shorter_than: float) -> _Rate:
-        """Of accounts that aren't greedy."""
-        return self._sum((None, shorter_than))
-
-    def behind(self, account: str, shorter_than: float) -> _Rate:
-        """Of all that goes before a greedy account's edit: everything ordinary, and its own account's shorter ones."""
-        return self._sum((None, inf), (account, shorter_than))
-
-    def _sum(self, *parts: tuple[str | None, float]) -> _Rate:
-        edits, work_s = 0, 0.0
-        for account, shorter_than in parts:
-            if sums := self._came.get(account):
-                more, more_s = sums.of(shorter_than)
-                edits += more
-                work_s += more_s
-        return _Rate(edits=edits / self._elapsed_s, work_s=work_s / self._elapsed_s)
 
 
 class _Rate(NamedTuple):
@@ -316,5 +288,30 @@ class _Rate(NamedTuple):
         """By how much so many seconds of other work become longer if this goes first: as likely more as less."""
         longer = seconds / (1 - min(self.work_s, 0.9))
         come = self.edits * longer
-        # The median of a Poisson number is two thirds below its mean, or 0.
+        # In the mean it would be all of it. But where one edit or none is to come, mostly none does: the median of
+        # a sum of random edits lies about two thirds of an edit below the mean.
         return (longer - seconds) * max(0.0, 1 - 2 / (3 * come)) if come else 0.0
+
+
+class _Rates:
+    """What comes in that goes before an edit of a length.
+
+    Args:
+        ordinary, greedy: what came of either kind of account in `elapsed_s`.
+    """
+
+    def __init__(self, ordinary: _Sums, greedy: _Sums, *, elapsed_s: float) -> None:
+        self._ordinary = ordinary
+        self._greedy = greedy
+        self._elapsed_s = elapsed_s
+
+    def before_ordinary(self, length: float) -> _Rate:
+        """Shorter edits of ordinary accounts."""
+        edits, work_s = self._ordinary.of(length)
+        return _Rate(edits / self._elapsed_s, work_s / self._elapsed_s)
+
+    def before_greedy(self, length: float) -> _Rate:
+        """All edits of ordinary accounts, and shorter ones of greedy accounts."""
+        edits, work_s = self._ordinary.of(inf)
+        more, more_s = self._greedy.of(length)
+        return _Rate((edits + more) / self._elapsed_s, (work_s + more_s) / self._elapsed_s)
