@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from typing import Final
@@ -87,6 +89,37 @@ def test_transparent_palettes_and_grays_are_laid_on_white() -> None:
     assert pixels(encoded(palette, "GIF", transparency=0)).getpixel((0, 0)) == (255, 255, 255)
     assert pixels(encoded(Image.new("LA", (1, 1), (40, 0)))).getpixel((0, 0)) == (255, 255, 255)
     assert pixels(encoded(Image.new("L", (1, 1), 40), transparency=40)).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "transparent", "seen"),
+    [
+        (2, 0, b"\x18", (1,), [0, 255, 170]),
+        (4, 0, b"\x03\xf0", (3,), [0, 255, 255]),
+        (8, 0, b"\x00\x28\x29", (40,), [0, 255, 41]),
+        (16, 0, b"\x00\x00\x9c\x40\x9c\x41", (40_000,), [0, 255, 156]),
+        (16, 2, bytes(6) + b"\x03\xe8\x07\xd0\x0b\xb8" + b"\x09" * 6, (1000, 2000, 3000), [0, 255, 9]),
+    ],
+)
+def test_the_transparent_level_of_a_png_is_laid_on_white_at_every_depth(
+    bits: int, colour: int, row: bytes, transparent: tuple[int, ...], seen: list[int]
+) -> None:
+    """Three pixels, of which the middle one has the level that is transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    png = b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, bits, colour, 0, 0, 0)),
+            chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)),
+            chunk(b"IDAT", zlib.compress(b"\x00" + row)),
+            chunk(b"IEND", b""),
+        )
+    )
+    decoded = pixels(png)
+    assert [decoded.getpixel((x, 0)) for x in range(3)] == [(level, level, level) for level in seen]
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Final, Literal
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageMath
 
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -21,6 +21,8 @@ PIXELS_MAX: Final = 89_000_000
 _READABLE: Final = "jpeg, png, gif or webp"
 _PROFILE_BYTES_MAX: Final = 4 * 2**20
 _EXIF_ORIENTATION: Final = 0x0112
+_PNG_BITS_AT: Final = 24
+"""Where a PNG says how many bits a channel has."""
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,6 +106,8 @@ def decode(photo: Photo) -> Image.Image:
     try:
         with Image.open(BytesIO(photo.data), formats=[_PILLOW_NAMES[photo.format]]) as opened:
             opened.load()
+            if photo.format == "png":
+                _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
             return _flat_rgb(_upright(opened))
     except MemoryError:
         raise
@@ -138,16 +142,36 @@ def _upright(picture: Image.Image) -> Image.Image:
     return turned
 
 
+def _scale_transparent_level(picture: Image.Image, *, bits: int) -> None:
+    """Pillow brings a PNG's pixels to 8 bits a channel, but leaves the level that is transparent as the file has it."""
+    level = picture.info.get("transparency")
+    if isinstance(level, int) and picture.mode == "L":
+        picture.info["transparency"] = level * 255 // (2**bits - 1)
+    elif isinstance(level, tuple) and bits == 16:
+        picture.info["transparency"] = tuple(channel >> 8 for channel in level)
+
+
 def _flat_rgb(picture: Image.Image) -> Image.Image:
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips instead of scaling
-        picture = picture.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+        levels, transparent = picture.convert("I"), picture.info.get("transparency")
+        picture = levels.point(lambda level: level * (1 / 257) + 0.5).convert("L")
+        if isinstance(transparent, int):
+            picture.putalpha(_where_not(levels, transparent))
     if not picture.has_transparency_data:
         return _to_srgb(picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB"), profile)
     layered = picture.convert("RGBA")
     flat = Image.new("RGB", layered.size, "white")
     flat.paste(_to_srgb(layered.convert("RGB"), profile), mask=layered.getchannel("A"))
     return flat
+
+
+def _where_not(levels: Image.Image, level: int) -> Image.Image:
+    """255 where a picture of mode "I" has another level, else 0."""
+    mask: Image.Image = ImageMath.lambda_eval(
+        lambda given: given["convert"]((given["levels"] != level) * 255, "L"), levels=levels
+    )
+    return mask
 
 
 def _to_srgb(picture: Image.Image, profile_bytes: object) -> Image.Image:
