@@ -62,6 +62,32 @@ def test_an_account_that_took_more_than_its_share_goes_behind() -> None:
     assert scheduler.order(400) == ["other", "greedy long", "greedy short"]
 
 
+def test_an_account_that_has_much_waiting_goes_behind_once_it_got_part_of_its_share() -> None:
+    scheduler = Scheduler()
+    for number in range(30):
+        scheduler.add(("many", number), account="many", work_s=10, now_s=0)
+    scheduler.add("one", account="one", work_s=20, now_s=0)
+    assert scheduler.next(0) == ("many", 0), "until then the shortest is next, whoever brought it"
+    now_s = 0
+    while (next := scheduler.next(now_s)) != "one":
+        now_s += 10
+        scheduler.served(next, took_s=10, remaining_s=0, now_s=now_s)
+        scheduler.done(next, now_s=now_s)
+    assert 50 <= now_s <= 100
+
+
+def test_an_account_with_a_demand_beyond_measure_does_not_hide_another_greedy_one() -> None:
+    scheduler = Scheduler()
+    for number in range(1000):
+        scheduler.add(("huge", number), account="huge", work_s=10, now_s=0)
+    for number in range(30):
+        scheduler.add(("many", number), account="many", work_s=10, now_s=0)
+    scheduler.add("one", account="one", work_s=20, now_s=0)
+    for id in (("huge", 0), ("many", 0)):
+        scheduler.served(id, took_s=60, remaining_s=10, now_s=60)
+    assert scheduler.next(60) == "one"
+
+
 def test_who_asks_is_told_what_holds_once_it_came() -> None:
     """An account that is greedy only because another asks is greedy in the answer too."""
     scheduler = Scheduler()
@@ -135,6 +161,14 @@ def test_an_account_that_brings_half_of_the_edits_does_not_slow_the_others_down(
     assert verdict.ordinary_mean_vs_alone <= 1.2
     assert verdict.eta_error_queued < 0.25
     assert verdict.eta_error_queued_ordinary < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_account_that_takes_all_that_others_leave_slows_them_down_little(seed: int) -> None:
+    """Where the others leave just a fifth, which is no more than some of them ask for at times."""
+    verdict = judge(Load(seed=seed, edits=800, rate=0.8), Policy())
+    assert verdict.mean_latency_vs_fifo < 0.4
+    assert verdict.ordinary_mean_vs_alone < 2
 
 
 @pytest.mark.parametrize("load", [Load(), Load(rate=0.8, backlog=0), Load(rate=0.8, greedy_part=0.5, backlog=0)])

@@ -34,7 +34,8 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
 
     always = Load(seed=seed)
     half = replace(always, rate=0.8, greedy_part=0.5, backlog=0)
-    loads = {"": always, "half_": half, "none_": replace(half, greedy_part=0.0)}
+    none = replace(half, greedy_part=0.0)
+    loads = {"": always, "busy_": replace(always, rate=0.8), "half_": half, "none_": none}
     verdicts = {prefix: judge(load, Policy()) for prefix, load in loads.items()}
     if on_engine:
         verdicts["engine_"] = _on_engine(seed)
@@ -46,11 +47,12 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
     console.print(
         f"{always.edits} edits on a simulated clock, seed {seed}. One account is greedy: it [b]always[/b] has "
         f"{always.backlog} more waiting, beside {always.accounts} others that ask for {always.rate:g} of the device's "
-        f"time; or it brings [b]half[/b] of all edits, which ask for {half.rate:g} of it; or there is [b]none[/b]."
+        f"time, or, [b]busy[/b], for {half.rate:g} of it; or it brings [b]half[/b] of all edits, which ask for "
+        f"{half.rate:g} of it; or there is [b]none[/b]."
         + (f" [b]On the engine[/b]: the first load, {_EDITS_ON_ENGINE} edits." if on_engine else "")
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("figure", "always", "half", "none", *(["on the engine"] if on_engine else []), ""):
+    for heading in ("figure", "always", "busy", "half", "none", *(["on the engine"] if on_engine else []), ""):
         table.add_column(heading)
     for name, meaning in _MEANINGS.items():
         table.add_row(name, *(f"{getattr(verdict, name):.3f}" for verdict in verdicts.values()), meaning)

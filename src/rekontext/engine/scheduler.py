@@ -5,9 +5,9 @@ serve the shortest remaining edit first, at the price of a few bytes of kept lat
 
 * **Ageing.** For every second since an edit came it counts as `ageing` seconds shorter, so it is overtaken by none
   that comes later than 1 / `ageing` times its length after it. All grow older alike: waiting changes no order.
-* **Fair shares.** An account that took much more than its share lately is greedy: its edits go behind all others, and
-  age faster, so that they are served more nearly in order. It still gets all that the others leave. What was used is
-  forgotten by and by, so nobody waits for ever.
+* **Fair shares.** An account whose demand, what it took lately and what it has waiting, is much more than its share
+  is greedy: its edits go behind all others, and age faster, so that they are served more nearly in order. It still
+  gets all that the others leave, and part of its share in any case. What was used is forgotten by and by.
 * **Priority.** Each level makes an edit count as half, or double, as long as it is.
 
 What is said of ageing holds between edits of which both accounts, or neither, are greedy.
@@ -29,6 +29,7 @@ ARRIVALS_KEPT: Final = 400
 _ARRIVALS_NEEDED: Final = 20
 _LEARNING: Final = 0.01
 _EXACT_S: Final = 1e-6
+_FORGOTTEN_S: Final = 1e-3
 _ORDINARY, _GREEDY = range(2)
 
 
@@ -40,15 +41,17 @@ class Policy:
         kind: "steps" is all of the above; "fifo" runs every edit to its end in order of arrival, to compare with.
         ageing: seconds that an edit counts as shorter for each second since it came.
         greedy_ageing: the same among greedy accounts' edits.
-        share_slack: an account is greedy when it lately took more of the device than an equal share plus this
-            part of what is beyond an equal share.
+        share_slack: an account is greedy when its demand is more than an equal share plus this part of what is beyond
+            an equal share.
+        share_kept: the part of an equal share that it gets like everyone else, before it counts as greedy.
         share_half_life_s: how fast past use is forgotten.
     """
 
     kind: Literal["steps", "fifo"] = "steps"
     ageing: float = 0.07
     greedy_ageing: float = 0.3
-    share_slack: float = 0.08
+    share_slack: float = 0.09
+    share_kept: float = 0.5
     share_half_life_s: float = 180.0
 
 
@@ -203,7 +206,7 @@ class Scheduler:
     def _rank(self, present: Iterable[Waiting], now_s: float) -> Callable[[Waiting], tuple[int, float, int]]:
         if self.policy.kind == "fifo":
             return lambda edit: (_ORDINARY, 0.0, edit.number)
-        greedy = self._use.above({edit.account for edit in present}, self.policy.share_slack, now_s)
+        greedy = self._greedy(present, now_s)
 
         def rank(edit: Waiting) -> tuple[int, float, int]:
             # When each came says as much as its age, since all grow older alike.
@@ -213,12 +216,31 @@ class Scheduler:
 
         return rank
 
+    def _greedy(self, present: Iterable[Waiting], now_s: float) -> set[str]:
+        """Accounts that ask for more than an equal share; all who used something lately or wait now count."""
+        used_s = self._use.by_account(now_s)
+        demand_s = dict(used_s)
+        for edit in present:
+            waiting_s = edit.remaining_s / self.weight(edit.account)
+            demand_s[edit.account] = demand_s.get(edit.account, 0.0) + waiting_s
+        if len(demand_s) < 2:
+            return set()
+        # A demand counts up to all that the device can do, so that one beyond measure doesn't hide the others.
+        all_s = self._use.at_most_s
+        demand_s = {account: min(seconds, all_s) for account, seconds in demand_s.items()}
+        share = 1 / len(demand_s)
+        most_s = (share + self.policy.share_slack * (1 - share)) * max(all_s, sum(demand_s.values()))
+        kept_s = self.policy.share_kept * share * all_s
+        return {account for account, seconds in used_s.items() if seconds > kept_s and demand_s[account] > most_s}
+
 
 class _DecayingUse:
     """Device seconds by account, halved every half-life."""
 
     def __init__(self, half_life_s: float) -> None:
         self._rate = log(2) / half_life_s
+        self.at_most_s = 1 / self._rate
+        """What isn't forgotten yet of a device that never idled."""
         self._use: dict[str, tuple[float, float]] = {}
 
     def add(self, account: str, seconds: float, now_s: float) -> None:
@@ -228,18 +250,13 @@ class _DecayingUse:
         seconds, then_s = self._use.get(account, (0.0, now_s))
         return seconds * exp(-self._rate * (now_s - then_s))
 
-    def above(self, present: set[str], slack: float, now_s: float) -> set[str]:
-        """Accounts that took more than an equal share; all who used something lately or wait now count."""
-        forgotten = [account for account in self._use if self.of(account, now_s) < 1e-3]
-        for account in forgotten:
-            del self._use[account]
-        use = {account: self.of(account, now_s) for account in present | self._use.keys()}
-        if len(use) < 2:
-            return set()
-        share = 1 / len(use)
-        # A device that never idled would have worked 1 / rate of the seconds that aren't forgotten yet.
-        limit = (share + slack * (1 - share)) / self._rate
-        return {account for account, seconds in use.items() if seconds > limit}
+    def by_account(self, now_s: float) -> dict[str, float]:
+        """Of every account that isn't forgotten."""
+        use = {account: self.of(account, now_s) for account in self._use}
+        for account, seconds in use.items():
+            if seconds < _FORGOTTEN_S:
+                del self._use[account]
+        return {account: use[account] for account in self._use}
 
 
 class _Arrivals:
