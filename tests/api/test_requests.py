@@ -98,6 +98,20 @@ async def test_a_job_that_isn_t_done_says_when_it_will_be(make_studio: MakeStudi
         await followed(client, third.json()["events_url"])
 
 
+async def test_a_deadline_counts_those_that_wait_before_it(make_studio: MakeStudio) -> None:
+    """Those in the database too, of which the fleet knows nothing yet."""
+    studio = make_studio(running_max=1)
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        await client.post(V2, json=GOOD)
+        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        last = await client.post(V2, json=GOOD)
+        refused = await client.post(V2, json=GOOD | {"deadline_s": last.json()["eta_seconds"] + 1})
+        assert (refused.status_code, refused.json()["code"]) == (400, "deadline_unmeetable")
+        studio.fleet.may_step.set()
+        await followed(client, last.json()["events_url"])
+
+
 async def test_a_deadline_that_can_t_be_met_is_refused_at_once(studio: Studio) -> None:
     """Six steps of half a second take three seconds; nothing is held for what is refused."""
     async with studio.open() as client:

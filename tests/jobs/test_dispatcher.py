@@ -12,7 +12,7 @@ from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, Patience, State, input_key
 from rekontext.jobs.dispatcher import SETTLE_TRIES_MIN
 from rekontext.pictures.store import PictureStore, open_store
-from tests.jobs.office import Office
+from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +73,34 @@ async def test_no_more_jobs_run_than_may(plant: Plant) -> None:
         for gate in gates:
             gate.open.set()
         for job in jobs:
+            assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_no_account_takes_all_the_places(office: Office, store: PictureStore) -> None:
+    """However much it orders, another's edit is handed to the fleet at once, and the scheduler there decides."""
+    office.open_account(BOB)
+    plant = Plant(office=office, objects=store, running_max=6)
+    gates = [Gate() for _ in range(9)]
+    plant.fleet.behaviours = [*gates]
+    async with plant.at_work():
+        many = [await submit(plant) for _ in range(8)]
+        await asyncio.wait_for(gates[3].begun.wait(), 10)
+        assert (plant.dispatcher.takes(ALICE), plant.dispatcher.takes(BOB)) == (False, True)
+        one = (await plant.desk.submit(office.order(BOB))).job
+        await asyncio.wait_for(gates[4].begun.wait(), 10)
+        assert plant.fleet.requests[4].id == one.id
+        assert [office.job(job.id).state for job in many] == [State.PROCESSING] * 4 + [State.QUEUED] * 4
+        for gate in gates:
+            gate.open.set()
+        for job in (*many, one):
+            assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_a_single_place_is_anybodys(office: Office, store: PictureStore) -> None:
+    plant = Plant(office=office, objects=store, running_max=1)
+    assert plant.dispatcher.takes(ALICE)
+    async with plant.at_work():
+        for job in [await submit(plant) for _ in range(3)]:
             assert (await plant.ended(job)).state is State.COMPLETED
 
 

@@ -87,6 +87,51 @@ def test_jobs_are_claimed_in_the_order_of_their_acceptance(office: Office) -> No
     assert office.claim("three") == []
 
 
+def test_accounts_take_turns(office: Office) -> None:
+    """Whoever orders much waits behind his own; who comes later waits for one of his at most."""
+    office.open_account(BOB)
+    orders = [ALICE, ALICE, ALICE, BOB, BOB, ALICE]
+    accepted = [office.accept(office.order(account)) for account in orders]
+    assert [each.ahead for each in accepted] == [0, 1, 2, 1, 3, 5]
+    turns = [0, 3, 1, 4, 2, 5]
+    look = office.database.read_sync
+    assert [look(lambda tx, each=each: queries.ahead(tx, each.job)) for each in accepted] == [0, 2, 4, 1, 3, 5]  # type: ignore[misc]
+    assert look(lambda tx: queries.ahead_of_new(tx, ALICE)) == 6
+    assert look(lambda tx: queries.ahead_of_new(tx, BOB)) == 5
+    claimed = office.claim(limit=3) + office.claim(limit=10)
+    assert [job.id for job in claimed] == [accepted[turn].job.id for turn in turns]
+
+
+def test_nobody_is_passed_by_ever_new_accounts(office: Office) -> None:
+    """Who waits longest is next, however often another comes with a single job."""
+    for account in (BOB, *(AccountId(f"account-{number}") for number in range(3))):
+        office.open_account(account)
+    first, second = office.accept().job, office.accept().job
+    assert [job.id for job in office.claim()] == [first.id]
+    for number in range(3):
+        office.accept(office.order(AccountId(f"account-{number}")))
+    assert [job.id for job in office.claim()] == [second.id]
+
+
+def test_a_job_that_is_tried_again_goes_before_later_ones(office: Office) -> None:
+    office.patience = Patience(backoff_s=0)
+    office.open_account(BOB)
+    job = office.start()
+    others = [office.accept(office.order(account)).job for account in (BOB, ALICE)]
+    office.fail(job.lease)
+    assert [each.id for each in office.claim(limit=3)] == [job.id, *(other.id for other in others)]
+
+
+def test_accounts_can_be_left_out_of_a_claim(office: Office) -> None:
+    office.open_account(BOB)
+    jobs = [office.accept(office.order(account)).job for account in (ALICE, BOB)]
+    work = office.life.claim
+    claimed = office.database.transact_sync(
+        lambda tx: work(tx, worker="w", limit=2, now=office.clock.now(), besides={ALICE})
+    )
+    assert [job.id for job in claimed] == [jobs[1].id]
+
+
 def test_a_lease_that_is_renewed_is_kept(office: Office) -> None:
     """And one that is not, isn't."""
     kept, lost = office.start(), office.start()

@@ -100,11 +100,18 @@ def plan(tx: Connection, statement: Select[Any], values: dict[str, Any]) -> str:
 
 NOW = datetime.fromisoformat("2026-03-14T09:26:53+00:00")
 HOT: list[tuple[str, Select[Any], dict[str, Any], str]] = [
-    ("claim", statements.NEXT, {"now": NOW, "latest": NOW + timedelta(minutes=5), "limit": 4}, "ix_jobs_queue"),
+    (
+        "claim",
+        statements.NEXT,
+        {"now": NOW, "latest": NOW + timedelta(minutes=5), "limit": 4, "besides": ["b"]},
+        "ix_jobs_queue",
+    ),
     ("status", statements.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
     ("in flight", statements.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
     ("queued", statements.QUEUED, {}, "ix_jobs_"),
-    ("position", statements.AHEAD, {"number": 50}, "ix_jobs_queue"),
+    ("position", statements.AHEAD, {"turn": 1, "number": 50}, "ix_jobs_queue"),
+    ("first turn", statements.FIRST_TURN, {}, "ix_jobs_queue"),
+    ("last turn", statements.LAST_TURN, {"account": ALICE}, "ix_jobs_"),
     ("expired leases", statements.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
     ("key", keys.BY_DIGEST, {"digest": "0"}, "uq_api_keys_digest"),
     ("idempotency", idempotency.EARLIER, {"account": ALICE, "key": "k"}, "pk_idempotency_keys"),

@@ -202,7 +202,10 @@ class Edits:
         parameters = parameters_of(order, origin=origin)
         price_micros = self.price_micros(steps=order.steps)
         if order.deadline_s is not None:
-            self._check_deadline(order.deadline_s, self._forecast.of_new(parameters, account=caller.account))
+            ahead = await self._database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
+            self._check_deadline(
+                order.deadline_s, self._forecast.of_new(parameters, account=caller.account, ahead=ahead)
+            )
         key = input_key(job)
         await self._objects.put(key, order.photo.data, content_type=f"image/{order.photo.format}")
         try:

@@ -23,6 +23,8 @@ class Works(Protocol):
     @property
     def edit_s(self) -> float: ...
 
+    def takes(self, account: AccountId) -> bool: ...
+
 
 class Progresses(EventHub):
     """The event hub, remembering how far each running job is."""
@@ -73,8 +75,7 @@ class Forecast:
         """Of an accepted job; None when it has ended or nothing can be said."""
         if job.state.is_terminal or not self._fleet.is_ready:
             return None
-        waiting = 0 if job.state is State.PROCESSING else ahead or 0
-        return self._ask(job.id, job.parameters, job.account, waiting)
+        return self._ask(job.id, job.parameters, job.account, 0 if job.state is State.PROCESSING else ahead or 0)
 
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
         request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))
@@ -82,5 +83,7 @@ class Forecast:
             own = self._fleet.estimate(request)
         except EngineFault:  # it was closed in this very moment
             return None
+        if self._works.takes(account):  # those before it wait for places that it doesn't need
+            ahead = 0
         waiting_s = ahead * self._works.edit_s
         return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

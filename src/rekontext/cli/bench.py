@@ -20,10 +20,10 @@ _MEANINGS: Final = {
     "mean_latency_vs_fifo": "mean latency, to first-come-first-served's",
     "p99_vs_fifo": "99th percentile of latency, likewise",
     "ordinary_mean_vs_fifo": "ordinary accounts' mean latency, likewise",
-    "ordinary_mean_vs_alone": "the same, to a run without the greedy one",
+    "ordinary_mean_vs_alone": "the same, to one without the greedy",
     "eta_error_running": "median error of the time left, running edit",
-    "eta_error_queued": "of the time to the end, queued edits",
-    "eta_error_queued_ordinary": "the same, ordinary accounts only",
+    "eta_error_queued": "the same, edits that had to queue",
+    "eta_error_queued_ordinary": "of these, the ordinary accounts'",
 }
 
 
@@ -33,9 +33,10 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
     from rekontext.engine.scheduler import Policy
 
     always = Load(seed=seed)
-    half = replace(always, rate=0.8, greedy_part=0.5, backlog=0)
+    busy = replace(always, rate=0.8)
+    half = replace(busy, greedy_part=0.5, backlog=0)
     none = replace(half, greedy_part=0.0)
-    loads = {"": always, "busy_": replace(always, rate=0.8), "half_": half, "none_": none}
+    loads = {"": always, "busy_": busy, "half_": half, "none_": none}
     verdicts = {prefix: judge(load, Policy()) for prefix, load in loads.items()}
     if on_engine:
         verdicts["engine_"] = _on_engine(seed)
@@ -47,15 +48,15 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
     console.print(
         f"{always.edits} edits on a simulated clock, seed {seed}. One account is greedy: it [b]always[/b] has "
         f"{always.backlog} more waiting, beside {always.accounts} others that ask for {always.rate:g} of the device's "
-        f"time, or, [b]busy[/b], for {half.rate:g} of it; or it brings [b]half[/b] of all edits, which ask for "
+        f"time, or, [b]busy[/b], for {busy.rate:g} of it; or it brings [b]half[/b] of all edits, which ask for "
         f"{half.rate:g} of it; or there is [b]none[/b]."
-        + (f" [b]On the engine[/b]: the first load, {_EDITS_ON_ENGINE} edits." if on_engine else "")
+        + (f" On the [b]engine[/b]: the first load, {_EDITS_ON_ENGINE} edits." if on_engine else "")
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("figure", "always", "busy", "half", "none", *(["on the engine"] if on_engine else []), ""):
+    for heading in ("", "always", "busy", "half", "none", *(["engine"] if on_engine else [])):
         table.add_column(heading)
     for name, meaning in _MEANINGS.items():
-        table.add_row(name, *(f"{getattr(verdict, name):.3f}" for verdict in verdicts.values()), meaning)
+        table.add_row(meaning, *(f"{getattr(verdict, name):.3f}" for verdict in verdicts.values()))
     console.print(table)
 
 

@@ -163,6 +163,7 @@ jobs = Table(
     Column("key_id", String(64), ForeignKey("api_keys.id")),
     Column("model", String(200), nullable=False),
     Column("state", String(16), nullable=False),
+    Column("turn", BigInteger, nullable=False, server_default=text("0")),  # jobs of a lower one are claimed first
     Column("price_micros", BigInteger, nullable=False),
     Column("parameters", _Json, nullable=False),
     Column("input_key", String(500)),
@@ -191,7 +192,7 @@ jobs = Table(
     CheckConstraint("(state = 'PROCESSING') = (worker IS NOT NULL)", name="processing_has_worker"),
     CheckConstraint("(state = 'COMPLETED') = (outputs IS NOT NULL)", name="completed_has_outputs"),
     CheckConstraint("(state = 'FAILED') = (error IS NOT NULL)", name="failed_has_error"),
-    _partial("ix_jobs_queue", "number", where="state = 'QUEUED'"),
+    _partial("ix_jobs_queue", "turn", "number", where="state = 'QUEUED'"),
     _partial("ix_jobs_in_flight", "account_id", "state", where=_UNFINISHED),
     _partial("ix_jobs_leases", "lease_until", where="state = 'PROCESSING'"),
     _partial("ix_jobs_finished", "finished_at", where="finished_at IS NOT NULL"),

@@ -29,8 +29,6 @@ class Works(Protocol):
 
     def stop(self, job: JobId) -> None: ...
 
-    def wait_s(self, ahead: int) -> float: ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
@@ -38,12 +36,10 @@ class Standing:
 
     Attributes:
         ahead: waiting jobs before it; None unless it is QUEUED.
-        wait_s: about how long until it is done, in seconds; None unless it is QUEUED and work is done here.
     """
 
     job: Job
     ahead: int | None
-    wait_s: float | None
 
 
 class Desk:
@@ -116,8 +112,7 @@ class Desk:
             return found, queries.ahead(tx, found) if found.state is State.QUEUED else None
 
         found, ahead = await self._database.read(look)
-        wait_s = None if ahead is None or self._works is None else self._works.wait_s(ahead)
-        return Standing(job=found, ahead=ahead, wait_s=wait_s)
+        return Standing(job=found, ahead=ahead)
 
     async def cancel(self, job: JobId, *, account: AccountId | None) -> Job:
         """Cancel a job; from this moment it is free. See `JobLife.cancel`.
@@ -190,5 +185,5 @@ class Desk:
             if not self._hub.has_ended(job):
                 self._hub.end(standing.job)
         elif standing.ahead is not None and standing.ahead != shown:
-            self._hub.publish(job, "queued", {"ahead": standing.ahead, "wait_s": standing.wait_s})
+            self._hub.publish(job, "queued", {"ahead": standing.ahead})
         return standing.ahead

@@ -8,17 +8,19 @@ when they come through this process (`wake`), else by polling. Knows neither HTT
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from math import ceil
 from typing import Final, Literal
 
 import structlog
 
 from rekontext.contract import Fleet, Preview, Progress
-from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
@@ -33,6 +35,8 @@ _log = structlog.get_logger(__name__)
 SETTLE_TRIES_MIN: Final = 10
 _HEARTBEATS_PER_LEASE: Final = 3
 _FIRST_GUESS_S: Final = 5.0
+_PER_FREE_PLACE: Final = 2
+"""Places that an account may hold for each that is free: alone it takes two thirds of them, of two each takes 2/5."""
 
 _Why = Literal["cancelled", "lost", "closing"]
 
@@ -103,6 +107,7 @@ class Dispatcher:
         self._closing = False
         self._more_may_wait = True
         self._edit_s = _FIRST_GUESS_S
+        self._has_made_one = False
 
     @property
     def running(self) -> int:
@@ -114,9 +119,10 @@ class Dispatcher:
         """What an edit took lately, in seconds of engine time."""
         return self._edit_s
 
-    def wait_s(self, ahead: int) -> float:
-        """About how long until a job with `ahead` others before it is done, in seconds."""
-        return self._edit_s * (1 + ahead / self._running_max)
+    def takes(self, account: AccountId) -> bool:
+        """Whether a job of this account would be handed to the fleet at once."""
+        free = self._running_max - len(self._running)
+        return free > 0 and account not in self._served(free)
 
     def wake(self) -> None:
         """Look for new jobs now."""
@@ -167,21 +173,37 @@ class Dispatcher:
         return [running.task for running in self._running.values() if running.task is not None]
 
     async def claim(self) -> None:
-        """Start as many waiting jobs as there are free places."""
-        free = self._running_max - len(self._running)
-        if free <= 0:
-            self._more_may_wait = True
-            return
-        now = self._clock.now()
-        jobs = await self._database.transact(lambda tx: self._life.claim(tx, worker=self._worker, limit=free, now=now))
-        self._more_may_wait = len(jobs) == free
-        for job in jobs:
-            assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
-            running = _Running(job=job, lease_until=job.lease_until)
-            self._running[job.lease] = running
-            running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
-            if self._closing:  # `close` came while the claim was under way
-                running.stop("closing")
+        """Start waiting jobs in the free places, but leave some of these for accounts that may come."""
+        self._more_may_wait = True
+        while not self._closing and (free := self._running_max - len(self._running)) > 0:
+            held, served = self._held(), self._served(free)
+            # So many that no account, whosever they are, takes more of the places than it may.
+            most = max((places for account, places in held.items() if account not in served), default=0)
+            limit = ceil((_PER_FREE_PLACE * free - most) / (_PER_FREE_PLACE + 1))
+            claim = partial(
+                self._life.claim, worker=self._worker, limit=limit, now=self._clock.now(), besides=sorted(served)
+            )
+            jobs = await self._database.transact(claim)
+            for job in jobs:
+                self._start(job)
+            if len(jobs) < limit:
+                self._more_may_wait = bool(served)
+                return
+
+    def _start(self, job: Job) -> None:
+        assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
+        running = _Running(job=job, lease_until=job.lease_until)
+        self._running[job.lease] = running
+        running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
+        if self._closing:  # `close` came while the claim was under way
+            running.stop("closing")
+
+    def _held(self) -> Counter[AccountId]:
+        return Counter(running.job.account for running in self._running.values())
+
+    def _served(self, free: int) -> set[AccountId]:
+        """Accounts that hold their part of the places; the more others come, the smaller it is."""
+        return {account for account, places in self._held().items() if places >= _PER_FREE_PLACE * free}
 
     async def heartbeat(self) -> None:
         """Keep the leases of running jobs alive; stop those that are lost or whose cancel was asked for."""
@@ -249,7 +271,9 @@ class Dispatcher:
             current.uncancel()
             return self._after_stop(running)
         if isinstance(ending, Made):
-            self._edit_s += 0.2 * (ending.inference_s - self._edit_s)
+            part = 0.2 if self._has_made_one else 1.0
+            self._edit_s += part * (ending.inference_s - self._edit_s)
+            self._has_made_one = True
         return ending
 
     def _after_stop(self, running: _Running) -> Ending | None:

@@ -30,7 +30,7 @@ class Event:
 
     Attributes:
         id: grows within a job; a listener that comes back names the last one it has.
-        data: JSON values. "queued": ahead, wait_s. "processing": attempt. "progress": step, steps, remaining_s.
+        data: JSON values. "queued": ahead. "processing": attempt. "progress": step, steps, remaining_s.
             "preview": what the wire makes of it. "ended": status.
     """
 

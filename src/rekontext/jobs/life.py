@@ -9,7 +9,7 @@ The order of locks is the same everywhere: job rows, then balance rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -69,10 +69,10 @@ class JobLife:
         # The lock makes accepts of one account take turns, which makes the count below exact.
         account, balance = registry.lock(tx, order.account)
         limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
-        in_flight, queued = queries.in_flight_and_queued(tx, order.account)
-        if in_flight >= limit:
-            raise TooManyInFlight(in_flight=in_flight, limit=limit)
-        if queued >= self.bounds.queued_max:
+        queue = queries.queue(tx, order.account)
+        if queue.in_flight >= limit:
+            raise TooManyInFlight(in_flight=queue.in_flight, limit=limit)
+        if queue.queued >= self.bounds.queued_max:
             raise QueueFull(limit=self.bounds.queued_max)
         balance = ledger.hold(
             tx,
@@ -91,6 +91,7 @@ class JobLife:
                 "key_id": order.key,
                 "model": order.model,
                 "state": State.QUEUED.value,
+                "turn": queue.turn,
                 "price_micros": order.price_micros,
                 "parameters": dict(order.parameters),
                 "input_key": order.input_key,
@@ -101,23 +102,35 @@ class JobLife:
                 "available_at": now,
             },
         )
-        return Accepted(job=from_row(row.mappings().one()), balance=balance, replayed=False, ahead=queued)
+        job = from_row(row.mappings().one())
+        ahead = queries.ahead(tx, job) if queue.queued else 0
+        return Accepted(job=job, balance=balance, replayed=False, ahead=ahead)
 
-    def claim(self, tx: Connection, *, worker: str, limit: int, now: datetime) -> list[Job]:
-        """Give the oldest waiting jobs to `worker`, at most `limit`, each under a lease with a new attempt number."""
+    def claim(
+        self, tx: Connection, *, worker: str, limit: int, now: datetime, besides: Collection[AccountId] = ()
+    ) -> list[Job]:
+        """Give the next waiting jobs to `worker`, each under a lease with a new attempt number.
+
+        Accounts take turns, and each one's jobs go in the order in which they came.
+
+        Args:
+            limit: how many at most.
+            besides: accounts whose jobs go on waiting.
+        """
         claimed = tx.execute(
             statements.CLAIM,
             {
                 "now": now,
                 "latest": now + timedelta(seconds=self.patience.backoff_s_max),
                 "limit": limit,
+                "besides": list(besides),
                 "state": State.PROCESSING.value,
                 "worker": worker,
                 "lease_until": self._lease_end(now),
                 "started_at": now,
             },
         )
-        return sorted((from_row(row) for row in claimed.mappings()), key=lambda job: job.number)
+        return sorted((from_row(row) for row in claimed.mappings()), key=lambda job: (job.turn, job.number))
 
     def renew(self, tx: Connection, leases: Sequence[Lease], *, now: datetime) -> dict[Lease, Job]:
         """Say that these attempts are alive.

@@ -88,7 +88,8 @@ class Job:
     """One row of the truth.
 
     Attributes:
-        number: grows with each accepted job; the order of the queue.
+        number: grows with each accepted job; the order of the queue among those of one turn.
+        turn: one higher with each job of the same account that waits, so that accounts take turns.
         attempt: claims so far; the fencing number of the present one.
         faults: attempts that failed through our fault.
         started_at: when the last attempt was claimed.
@@ -101,6 +102,7 @@ class Job:
     """
 
     number: int
+    turn: int
     id: JobId
     account: AccountId
     key: KeyId | None

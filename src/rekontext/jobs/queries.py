@@ -52,15 +52,38 @@ def in_flight(tx: Connection, account: AccountId) -> int:
     return int(tx.execute(statements.IN_FLIGHT, {"account": account}).scalar_one())
 
 
-def in_flight_and_queued(tx: Connection, account: AccountId) -> tuple[int, int]:
-    """How many jobs of the account are unfinished, and how many of all accounts wait."""
-    row = tx.execute(statements.IN_FLIGHT_AND_QUEUED, {"account": account}).one()
-    return int(row.in_flight), int(row.queued)
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """What waits, as an account finds it.
+
+    Attributes:
+        in_flight: unfinished jobs of this account.
+        queued: jobs of all accounts that wait.
+        turn: of this account's next job: one behind its last one that waits, but not before who waits already.
+    """
+
+    in_flight: int
+    queued: int
+    turn: int
+
+
+def queue(tx: Connection, account: AccountId) -> Queue:
+    """What waits, as the account finds it."""
+    row = tx.execute(statements.QUEUE, {"account": account}).one()
+    first, last = row.first_turn, row.last_turn
+    turn = 0 if first is None else first if last is None else last + 1
+    return Queue(in_flight=int(row.in_flight), queued=int(row.queued), turn=turn)
 
 
 def ahead(tx: Connection, job: Job) -> int:
-    """How many waiting jobs were accepted before this one. 0: it is next."""
-    return int(tx.execute(statements.AHEAD, {"number": job.number}).scalar_one())
+    """How many waiting jobs come before this one. 0: it is next."""
+    return int(tx.execute(statements.AHEAD, {"turn": job.turn, "number": job.number}).scalar_one())
+
+
+def ahead_of_new(tx: Connection, account: AccountId) -> int:
+    """The same of a job that the account would submit now."""
+    turn = queue(tx, account).turn
+    return int(tx.execute(statements.AHEAD, {"turn": turn + 1, "number": 0}).scalar_one())
 
 
 def unfinished_by_state(tx: Connection) -> dict[State, int]:

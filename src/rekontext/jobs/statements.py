@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, literal_column, or_, select, tuple_, update
 
 from rekontext.database.tables import jobs
 from rekontext.jobs.model import State
@@ -27,21 +27,29 @@ IN_FLIGHT: Final = (
     .where(jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING))
 )
 QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
-AHEAD: Final = QUEUED.where(jobs.c.number < bindparam("number"))
-IN_FLIGHT_AND_QUEUED: Final = select(
-    IN_FLIGHT.scalar_subquery().label("in_flight"), QUEUED.scalar_subquery().label("queued")
+AHEAD: Final = QUEUED.where(tuple_(jobs.c.turn, jobs.c.number) < tuple_(bindparam("turn"), bindparam("number")))
+FIRST_TURN: Final = select(func.min(jobs.c.turn)).where(is_state(State.QUEUED))
+LAST_TURN: Final = select(func.max(jobs.c.turn)).where(
+    jobs.c.account_id == bindparam("account"), is_state(State.QUEUED)
+)
+QUEUE: Final = select(
+    IN_FLIGHT.scalar_subquery().label("in_flight"),
+    QUEUED.scalar_subquery().label("queued"),
+    FIRST_TURN.scalar_subquery().label("first_turn"),
+    LAST_TURN.scalar_subquery().label("last_turn"),
 )
 NEXT: Final = (
     select(jobs.c.number)
     .where(
         is_state(State.QUEUED),
+        jobs.c.account_id.not_in(bindparam("besides", expanding=True)),
         # No wait is as long as the second: then the clock was set back, and nobody should wait for it to catch up.
         or_(
             jobs.c.available_at <= bindparam("now", type_=jobs.c.available_at.type),
             jobs.c.available_at > bindparam("latest", type_=jobs.c.available_at.type),
         ),
     )
-    .order_by(jobs.c.number)
+    .order_by(jobs.c.turn, jobs.c.number)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )

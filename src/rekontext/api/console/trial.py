@@ -14,7 +14,7 @@ from rekontext.api.orders import picture_problem
 from rekontext.api.parameters import ParametersRefused
 from rekontext.api.parts import Parts
 from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio
-from rekontext.jobs import State, unfinished_by_state
+from rekontext.jobs import queries
 from rekontext.pictures import PictureRefused, is_url
 
 _SIDE_MAX: Final = 100_000
@@ -42,7 +42,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     ) -> dict[str, object]:
         """Of an edit submitted now. Times are null while the model is loading."""
         caller = await parts.caller(request, None)
-        waiting = await parts.database.read(unfinished_by_state)
+        ahead = await parts.database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
         parameters = {
             "prompt": "",
             "seed": 0,
@@ -54,7 +54,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "priority": 0,
             "input_size": [width, height],
         }
-        expected = parts.forecast.of_new(parameters, account=caller.account, ahead=waiting[State.QUEUED])
+        expected = parts.forecast.of_new(parameters, account=caller.account, ahead=ahead)
         price_micros = parts.edits.price_micros(steps=num_inference_steps)
         return {"price": usd(price_micros), **forecast(expected)}
 
