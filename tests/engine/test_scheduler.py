@@ -51,73 +51,88 @@ def test_a_priority_level_halves_an_edit_in_the_order(priority: int, order: list
     assert scheduler.order(0) == order
 
 
+def run(scheduler: Scheduler, account: str, *, edits: int, now_s: float = 0) -> float:
+    """So many edits of ten seconds of one account, one after the other. Returns when the last is done."""
+    for number in range(edits):
+        id = (account, now_s, number)
+        scheduler.add(id, account=account, work_s=10, now_s=now_s)
+        now_s += 10
+        scheduler.served(id, took_s=10, remaining_s=0, now_s=now_s)
+        scheduler.done(id, now_s=now_s)
+    return now_s
+
+
 def test_an_account_that_took_more_than_its_share_goes_behind() -> None:
     """And its own edits are served more nearly in order, so that none of them starves."""
     scheduler = Scheduler()
-    scheduler.add("greedy long", account="greedy", work_s=450, now_s=0)
-    scheduler.served("greedy long", took_s=400, remaining_s=50, now_s=400)
-    scheduler.add("greedy short", account="greedy", work_s=1, now_s=400)
-    assert scheduler.order(400) == ["greedy short", "greedy long"], "alone there is nobody to be fair to"
-    scheduler.add("other", account="other", work_s=99, now_s=400)
-    assert scheduler.order(400) == ["other", "greedy long", "greedy short"]
+    then_s = run(scheduler, "greedy", edits=100)
+    scheduler.add("greedy long", account="greedy", work_s=12, now_s=then_s)
+    now_s = then_s + 60
+    scheduler.add("greedy short", account="greedy", work_s=1, now_s=now_s)
+    assert scheduler.order(now_s) == ["greedy short", "greedy long"], "alone there is nobody to be fair to"
+    scheduler.add("other", account="other", work_s=15, now_s=now_s)
+    assert scheduler.order(now_s) == ["other", "greedy long", "greedy short"]
 
 
-def test_an_account_that_has_much_waiting_goes_behind_once_it_got_part_of_its_share() -> None:
+def test_of_many_that_an_account_brings_most_let_others_pass() -> None:
     scheduler = Scheduler()
     for number in range(30):
-        scheduler.add(("many", number), account="many", work_s=10, now_s=0)
+        scheduler.add(number, account="many", work_s=10, now_s=0)
     scheduler.add("one", account="one", work_s=20, now_s=0)
-    assert scheduler.next(0) == ("many", 0), "until then the shortest is next, whoever brought it"
-    now_s = 0
-    while (next := scheduler.next(now_s)) != "one":
-        now_s += 10
-        scheduler.served(next, took_s=10, remaining_s=0, now_s=now_s)
-        scheduler.done(next, now_s=now_s)
-    assert 50 <= now_s <= 100
+    assert scheduler.order(0) == ["one", *range(30)]
+
+
+def test_a_crowd_changes_nothing_among_its_own() -> None:
+    """Nor where each account has one edit: the shortest is first."""
+    scheduler = Scheduler(policy=Policy(crowding=10))
+    for number, work_s in enumerate((9.0, 2.0, 5.0, 2.5)):
+        scheduler.add(number, account="many", work_s=work_s, now_s=0)
+    assert scheduler.order(0) == [1, 3, 2, 0]
+    alone = Scheduler(policy=Policy(crowding=10))
+    for number, work_s in enumerate((9.0, 2.0, 5.0, 2.5)):
+        alone.add(number, account=f"account-{number}", work_s=work_s, now_s=0)
+    assert alone.order(0) == [1, 3, 2, 0]
 
 
 def test_an_account_with_a_demand_beyond_measure_does_not_hide_another_greedy_one() -> None:
     scheduler = Scheduler()
-    for number in range(1000):
-        scheduler.add(("huge", number), account="huge", work_s=10, now_s=0)
-    for number in range(30):
-        scheduler.add(("many", number), account="many", work_s=10, now_s=0)
-    scheduler.add("one", account="one", work_s=20, now_s=0)
-    for id in (("huge", 0), ("many", 0)):
-        scheduler.served(id, took_s=60, remaining_s=10, now_s=60)
-    assert scheduler.next(60) == "one"
+    now_s = 0.0
+    for account in ("huge", "many") * 50:
+        now_s = run(scheduler, account, edits=1, now_s=now_s)
+    for account, edits in (("huge", 1000), ("many", 30)):
+        for number in range(edits):
+            scheduler.add((account, number), account=account, work_s=10, now_s=now_s)
+    scheduler.add("one", account="one", work_s=90, now_s=now_s)
+    assert scheduler.next(now_s) == "one"
 
 
 def test_who_asks_is_told_what_holds_once_it_came() -> None:
     """An account that is greedy only because another asks is greedy in the answer too."""
     scheduler = Scheduler()
-    scheduler.add("greedy", account="greedy", work_s=450, now_s=0)
-    scheduler.served("greedy", took_s=400, remaining_s=50, now_s=400)
-    told = scheduler.estimate(account="other", work_s=99, now_s=400)
-    scheduler.add("other", account="other", work_s=99, now_s=400)
-    assert told == scheduler.estimates(400, of=["other"])["other"]
-    assert (told.position, told.finish_s) == (0, 99)
+    now_s = run(scheduler, "greedy", edits=100)
+    scheduler.add("greedy", account="greedy", work_s=12, now_s=now_s)
+    told = scheduler.estimate(account="other", work_s=15, now_s=now_s)
+    scheduler.add("other", account="other", work_s=15, now_s=now_s)
+    assert told == scheduler.estimates(now_s, of=["other"])["other"]
+    assert (told.position, told.finish_s) == (0, 15)
 
 
-def test_past_use_is_forgotten() -> None:
+@pytest.mark.parametrize(("pause_s", "order"), [(0, ["other", "greedy"]), (4000, ["greedy", "other"])])
+def test_past_use_is_forgotten(pause_s: float, order: list[str]) -> None:
     scheduler = Scheduler()
-    scheduler.add("before", account="greedy", work_s=400, now_s=0)
-    scheduler.served("before", took_s=400, remaining_s=0, now_s=400)
-    scheduler.done("before", now_s=400)
-    for now_s, order in ((400, ["other", "greedy"]), (4000, ["greedy", "other"])):
-        scheduler.add("greedy", account="greedy", work_s=1, now_s=now_s)
-        scheduler.add("other", account="other", work_s=2, now_s=now_s)
-        assert scheduler.order(now_s) == order
-        scheduler.remove("greedy")
-        scheduler.remove("other")
+    now_s = run(scheduler, "greedy", edits=100) + pause_s
+    scheduler.add("greedy", account="greedy", work_s=12, now_s=now_s)
+    scheduler.add("other", account="other", work_s=15, now_s=now_s)
+    assert scheduler.order(now_s) == order
 
 
-def test_a_heavier_account_may_take_more() -> None:
-    scheduler = Scheduler(weight=lambda account: 10.0 if account == "gold" else 1.0)
-    scheduler.add("gold", account="gold", work_s=1, now_s=0)
-    scheduler.served("gold", took_s=400, remaining_s=1, now_s=400)
-    scheduler.add("other", account="other", work_s=99, now_s=400)
-    assert scheduler.order(400) == ["gold", "other"]
+@pytest.mark.parametrize(("weight", "order"), [(1, ["other", "gold"]), (10, ["gold", "other"])])
+def test_a_heavier_account_may_take_more(weight: float, order: list[str]) -> None:
+    scheduler = Scheduler(weight=lambda account: weight if account == "gold" else 1)
+    now_s = run(scheduler, "gold", edits=100)
+    scheduler.add("gold", account="gold", work_s=12, now_s=now_s)
+    scheduler.add("other", account="other", work_s=15, now_s=now_s)
+    assert scheduler.order(now_s) == order
 
 
 def test_estimates_are_exact_when_nobody_else_comes() -> None:
@@ -149,7 +164,7 @@ def test_every_edit_is_in_the_order_once_and_the_first_is_next(edits: list[tuple
 def test_without_a_greedy_account_most_wait_less_too(seed: int) -> None:
     verdict = judge(Load(seed=seed, edits=800, rate=0.8, backlog=0), Policy())
     assert verdict.mean_latency_vs_fifo <= 0.75
-    assert verdict.p99_vs_fifo <= 2
+    assert verdict.p99_vs_fifo <= 2.5
     assert verdict.eta_error_queued < 0.15
 
 
@@ -169,6 +184,15 @@ def test_an_account_that_takes_all_that_others_leave_slows_them_down_little(seed
     verdict = judge(Load(seed=seed, edits=800, rate=0.8), Policy())
     assert verdict.mean_latency_vs_fifo < 0.4
     assert verdict.ordinary_mean_vs_alone < 2
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.5])
+def test_beside_one_other_account_too_a_greedy_one_takes_what_is_left(rate: float) -> None:
+    """Up to where that one asks for half of the device, which is its share: there it waits, but isn't locked out."""
+    verdict = judge(Load(seed=2, edits=800, rate=rate, accounts=1), Policy())
+    assert verdict.mean_latency_vs_fifo < 0.9
+    assert verdict.ordinary_mean_vs_fifo < 0.7
+    assert verdict.ordinary_mean_vs_alone <= 1.2 or rate == 0.5
 
 
 @pytest.mark.parametrize("load", [Load(), Load(rate=0.8, backlog=0), Load(rate=0.8, greedy_part=0.5, backlog=0)])

@@ -32,9 +32,6 @@ from rekontext.engine.replay import GREEDY, STEP_SECONDS, Arrival, Load, Outcome
 from rekontext.engine.scheduler import Policy
 from rekontext.engine.ticket import Ticket
 
-_SHARE_HALF_LIFE_S: Final = 90.0
-"""In the load's own seconds: what is rehearsed is shorter than what is simulated, so past use is forgotten sooner."""
-
 _CANVAS: Final = Canvas(area=128 * 128)
 _PHOTO: Final = Image.radial_gradient("L").convert("RGB")
 _PROMPT: Final = "make it night"
@@ -53,13 +50,10 @@ def rehearse(load: Load, *, on_edit: Callable[[], None] = lambda: None) -> Verdi
         on_edit: called as an ordinary account's edit is done, in each of the three runs.
     """
     with _one_core():
-        with _engine(Policy()) as engine:
-            second_s = _LoadClock(engine, load).second_s
-        steps = Policy(share_half_life_s=_SHARE_HALF_LIFE_S * second_s)
         return compare(
-            ours=_run(load, steps, on_edit),
+            ours=_run(load, Policy(), on_edit),
             fifo=_run(load, Policy(kind="fifo"), on_edit),
-            alone=_run(load.without_greedy(), steps, on_edit),
+            alone=_run(load.without_greedy(), Policy(), on_edit),
         )
 
 

@@ -1,26 +1,30 @@
 """Whose step runs next. Pure: time is passed in, nothing here knows tensors or threads.
 
 A step is the quantum, and how long an edit still takes is known well before it is done, so the device can always
-serve the shortest remaining edit first, at the price of a few bytes of kept latents. Three things temper that:
+serve the shortest remaining edit first, at the price of a few bytes of kept latents. Four things temper that:
 
 * **Ageing.** For every second since an edit came it counts as `ageing` seconds shorter, so it is overtaken by none
   that comes later than 1 / `ageing` times its length after it. All grow older alike: waiting changes no order.
-* **Fair shares.** An account whose demand, what it took lately and what it has waiting, is much more than its share
-  is greedy: its edits go behind all others, and age faster, so that they are served more nearly in order. It still
-  gets all that the others leave, and part of its share in any case. What was used is forgotten by and by.
+* **Crowding.** An edit counts as longer by a part of what else its account has waiting. Of many that come at once the
+  first goes as anyone's would, the others let pass who brings one.
+* **Fair shares.** An account that took more than its share lately, and much more with what it has waiting, is greedy:
+  its edits go behind all others, and age faster, so that they are served more nearly in order. It still gets all that
+  the others leave, and its share in any case. What was used is forgotten by and by.
 * **Priority.** Each level makes an edit count as half, or double, as long as it is.
 
-What is said of ageing holds between edits of which both accounts, or neither, are greedy.
+What is said of ageing holds between edits of one account, and between those of accounts that have nothing else waiting,
+if both or neither are greedy.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import copysign, exp, inf, log
+from statistics import fmean
 from typing import Final, Literal, NamedTuple
 
 from rekontext.contract import Estimate
@@ -41,18 +45,21 @@ class Policy:
         kind: "steps" is all of the above; "fifo" runs every edit to its end in order of arrival, to compare with.
         ageing: seconds that an edit counts as shorter for each second since it came.
         greedy_ageing: the same among greedy accounts' edits.
-        share_slack: an account is greedy when its demand is more than an equal share plus this part of what is beyond
-            an equal share.
-        share_kept: the part of an equal share that it gets like everyone else, before it counts as greedy.
-        share_half_life_s: how fast past use is forgotten.
+        crowding: seconds that an edit counts as longer for each second of work that its account has waiting behind it.
+        share_slack: an account is greedy when it took more than an equal share, and its demand is more than an equal
+            share plus this part of what is beyond one.
+        waiting_max: an account's waiting edits count for its demand, and as a crowd, up to this part of all that isn't
+            forgotten, so that whoever has to wait for long isn't taken for greedy.
+        half_life_edits: after the time of how many edits of mean length past use is half forgotten.
     """
 
     kind: Literal["steps", "fifo"] = "steps"
     ageing: float = 0.07
     greedy_ageing: float = 0.3
+    crowding: float = 0.3
     share_slack: float = 0.09
-    share_kept: float = 0.5
-    share_half_life_s: float = 180.0
+    waiting_max: float = 0.2
+    half_life_edits: float = 60.0
 
 
 @dataclass(kw_only=True)
@@ -98,7 +105,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._waiting: dict[Hashable, Waiting] = {}
-        self._use = _DecayingUse(self.policy.share_half_life_s)
+        self._use = _DecayingUse()
         self._arrivals = _Arrivals(ARRIVALS_KEPT)
         self._overtaking = {_ORDINARY: 1.0, _GREEDY: 1.0}
         self._number = 0
@@ -113,10 +120,11 @@ class Scheduler:
         self._waiting[id] = newcomer
         self._number += 1
         self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
+        self._use.half_life_s = self.policy.half_life_edits * self._arrivals.mean_s
         estimate = self.estimates(now_s, of=[id])[id]
         if estimate.position:
             newcomer.promised_s = now_s + estimate.finish_s
-            newcomer.promised_as = self._rank(self._waiting.values(), now_s)(newcomer)[0]
+            newcomer.promised_as = self._ranks(self._waiting.values(), now_s)[id].kind
 
     def served(self, id: Hashable, *, took_s: float, remaining_s: float, now_s: float) -> None:
         """The device worked `took_s` on this edit, which needs `remaining_s` more."""
@@ -140,14 +148,13 @@ class Scheduler:
 
     def order(self, now_s: float, among: Iterable[Hashable] | None = None) -> list[Hashable]:
         """The edits in the order in which they would run if no other came; the first one's step is next."""
-        edits = self._waiting.values() if among is None else [self._waiting[id] for id in among]
-        return [edit.id for edit in sorted(edits, key=self._rank(self._waiting.values(), now_s))]
+        ranks = self._ranks(self._waiting.values(), now_s)
+        return sorted(ranks if among is None else among, key=ranks.__getitem__)
 
     def next(self, now_s: float, among: Iterable[Hashable] | None = None) -> Hashable | None:
         """Whose step is next; None when there is none."""
-        edits = self._waiting.values() if among is None else [self._waiting[id] for id in among]
-        first = min(edits, key=self._rank(self._waiting.values(), now_s), default=None)
-        return None if first is None else first.id
+        ranks = self._ranks(self._waiting.values(), now_s)
+        return min(ranks if among is None else among, key=ranks.__getitem__, default=None)
 
     def estimates(self, now_s: float, of: Collection[Hashable] | None = None) -> dict[Hashable, Estimate]:
         """When each edit will be done: by the present order, and by how many will come in between.
@@ -176,12 +183,12 @@ class Scheduler:
         self, edits: Iterable[Waiting], now_s: float, of: Collection[Hashable] | None
     ) -> dict[Hashable, Estimate]:
         edits = list(edits)
-        rank = self._rank(edits, now_s)
-        ranked = sorted((*rank(edit), edit) for edit in edits)
-        greedy = frozenset(edit.account for kind, _, _, edit in ranked if kind == _GREEDY)
+        ranks = self._ranks(edits, now_s)
+        greedy = frozenset(edit.account for edit in edits if ranks[edit.id].kind == _GREEDY)
         rates = self._arrivals.rates(greedy, now_s=now_s)
         estimates, elapsed_s = {}, 0.0
-        for position, (kind, _, _, edit) in enumerate(ranked):
+        for position, edit in enumerate(sorted(edits, key=lambda edit: ranks[edit.id])):
+            kind = ranks[edit.id].kind
             wait_s, work_s = elapsed_s, edit.remaining_s
             elapsed_s += work_s
             if of is not None and edit.id not in of:
@@ -203,52 +210,80 @@ class Scheduler:
             )
         return estimates
 
-    def _rank(self, present: Iterable[Waiting], now_s: float) -> Callable[[Waiting], tuple[int, float, int]]:
+    def _ranks(self, present: Iterable[Waiting], now_s: float) -> dict[Hashable, _Rank]:
+        """Where each edit stands: the least is served."""
         if self.policy.kind == "fifo":
-            return lambda edit: (_ORDINARY, 0.0, edit.number)
-        greedy = self._greedy(present, now_s)
-
-        def rank(edit: Waiting) -> tuple[int, float, int]:
+            return {edit.id: _Rank(_ORDINARY, 0.0, 0.0, edit.number) for edit in present}
+        of_account: dict[str, list[Waiting]] = {}
+        for edit in present:
+            of_account.setdefault(edit.account, []).append(edit)
+        greedy = self._greedy(of_account, now_s)
+        ranks = {}
+        for account, edits in of_account.items():
+            kind, ageing, crowding = _ORDINARY, self.policy.ageing, self.policy.crowding
+            if account in greedy:
+                kind, ageing, crowding = _GREEDY, self.policy.greedy_ageing, 0.0
             # When each came says as much as its age, since all grow older alike.
-            if edit.account in greedy:
-                return _GREEDY, edit.length + self.policy.greedy_ageing * edit.arrived_s, edit.number
-            return _ORDINARY, edit.length + self.policy.ageing * edit.arrived_s, edit.number
+            own = sorted((edit.length + ageing * edit.arrived_s, edit.number, edit) for edit in edits)
+            behind_s, before = sum(edit.length for edit in edits), -inf
+            for key, number, edit in own:
+                behind_s -= edit.length
+                crowd_s = crowding * min(behind_s / self.weight(account), self._crowd_max_s)
+                # Less is behind the later ones, but none overtakes those of its own account.
+                before = max(before, key + crowd_s)
+                ranks[edit.id] = _Rank(kind, before, key, number)
+        return ranks
 
-        return rank
+    @property
+    def _crowd_max_s(self) -> float:
+        return self.policy.waiting_max * self._use.at_most_s
 
-    def _greedy(self, present: Iterable[Waiting], now_s: float) -> set[str]:
-        """Accounts that ask for more than an equal share; all who used something lately or wait now count."""
+    def _greedy(self, of_account: Mapping[str, Sequence[Waiting]], now_s: float) -> set[str]:
+        """Accounts above an equal share; all who used something lately or wait now count."""
         used_s = self._use.by_account(now_s)
         demand_s = dict(used_s)
-        for edit in present:
-            waiting_s = edit.remaining_s / self.weight(edit.account)
-            demand_s[edit.account] = demand_s.get(edit.account, 0.0) + waiting_s
+        for account, edits in of_account.items():
+            waiting_s = sum(edit.remaining_s for edit in edits) / self.weight(account)
+            demand_s[account] = demand_s.get(account, 0.0) + min(waiting_s, self._crowd_max_s)
         if len(demand_s) < 2:
             return set()
-        # A demand counts up to all that the device can do, so that one beyond measure doesn't hide the others.
-        all_s = self._use.at_most_s
-        demand_s = {account: min(seconds, all_s) for account, seconds in demand_s.items()}
-        share = 1 / len(demand_s)
+        all_s, share = self._use.at_most_s, 1 / len(demand_s)
         most_s = (share + self.policy.share_slack * (1 - share)) * max(all_s, sum(demand_s.values()))
-        kept_s = self.policy.share_kept * share * all_s
-        return {account for account, seconds in used_s.items() if seconds > kept_s and demand_s[account] > most_s}
+        return {account for account, used in used_s.items() if used > share * all_s and demand_s[account] > most_s}
+
+
+class _Rank(NamedTuple):
+    """Where an edit stands among those that wait.
+
+    Attributes:
+        key: seconds that it counts as, less its age but for a constant.
+        own: the same without the crowd behind it.
+    """
+
+    kind: int
+    key: float
+    own: float
+    number: int
 
 
 class _DecayingUse:
     """Device seconds by account, halved every half-life."""
 
-    def __init__(self, half_life_s: float) -> None:
-        self._rate = log(2) / half_life_s
-        self.at_most_s = 1 / self._rate
-        """What isn't forgotten yet of a device that never idled."""
+    def __init__(self) -> None:
+        self.half_life_s = inf
         self._use: dict[str, tuple[float, float]] = {}
+
+    @property
+    def at_most_s(self) -> float:
+        """What isn't forgotten yet of a device that never idled."""
+        return self.half_life_s / log(2)
 
     def add(self, account: str, seconds: float, now_s: float) -> None:
         self._use[account] = (self.of(account, now_s) + seconds, now_s)
 
     def of(self, account: str, now_s: float) -> float:
         seconds, then_s = self._use.get(account, (0.0, now_s))
-        return seconds * exp(-self._rate * (now_s - then_s))
+        return seconds * exp((then_s - now_s) / self.at_most_s)
 
     def by_account(self, now_s: float) -> dict[str, float]:
         """Of every account that isn't forgotten."""
@@ -265,6 +300,11 @@ class _Arrivals:
     def __init__(self, size: int) -> None:
         self._arrivals: deque[tuple[float, str, float, float]] = deque(maxlen=size)
         self._sums: dict[frozenset[str], tuple[_Sums, _Sums]] = {}
+
+    @property
+    def mean_s(self) -> float:
+        """Of the work that an edit brings."""
+        return fmean(work_s for _, _, _, work_s in self._arrivals)
 
     def add(self, account: str, *, length: float, work_s: float, now_s: float) -> None:
         self._arrivals.append((now_s, account, length, work_s))
