@@ -89,17 +89,20 @@ class LocalFleet:
                 loop.call_soon_threadsafe(on_progress, news)
 
         ticket: Ticket | None = None
+        name = request.id
         try:
             submitting = asyncio.ensure_future(
                 asyncio.to_thread(engine.submit, request, on_progress=post if on_progress else None)
             )
+            # The engine keeps what it needs of the photo; many that wait at full size would not fit into memory.
+            del request
             try:
                 ticket = await asyncio.shield(submitting)
             except asyncio.CancelledError:
                 # The thread can't be stopped half-way: let it submit, then take the edit back.
                 submitting.add_done_callback(_cancel_submitted)
                 raise
-            self._tickets[request.id] = ticket
+            self._tickets[name] = ticket
             return await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
             if ticket is not None:
@@ -112,7 +115,7 @@ class LocalFleet:
         except Exception as error:
             raise EngineFault(f"the engine failed: {type(error).__name__}: {error}") from error
         finally:
-            self._tickets.pop(request.id, None)
+            self._tickets.pop(name, None)
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done, or would be if it were submitted now."""

@@ -14,7 +14,7 @@ from typing import assert_never
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import EditRefused, EditResult, Fleet, OnProgress
+from rekontext.contract import EditRefused, EditRequest, EditResult, Fleet, OnProgress
 from rekontext.jobs.life import JobLife
 from rekontext.jobs.model import Job, Lease, Output
 from rekontext.jobs.objects import Objects, output_key
@@ -72,9 +72,8 @@ class Attempts:
         """
         try:
             async with asyncio.timeout(self.run_s_max):
-                photo = None if job.input_key is None else await self.objects.get(job.input_key)
-                request = await self.workbench.unpack(job, photo)
-                result = await self.fleet.edit(request, on_progress=on_progress)
+                # Not held here while it waits: a photo may be large.
+                result = await self.fleet.edit(await self._request(job), on_progress=on_progress)
                 outputs = await self._store(job, result, stored)
         except EditRefused as refusal:
             return Failed(code="edit_refused", error=str(refusal), retry=False)
@@ -97,6 +96,10 @@ class Attempts:
             inference_s=result.inference_s,
             timings=result.timings,
         )
+
+    async def _request(self, job: Job) -> EditRequest:
+        photo = None if job.input_key is None else await self.objects.get(job.input_key)
+        return await self.workbench.unpack(job, photo)
 
     async def _store(self, job: Job, result: EditResult, stored: list[str]) -> list[Output]:
         outputs = []

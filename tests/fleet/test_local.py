@@ -1,0 +1,48 @@
+"""The embedded fleet, with the embedded model."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+
+from rekontext.contract import EditRequest
+from rekontext.fleet import LocalFleet
+from rekontext.jobs.attempt import Attempts
+
+
+class _Workbench:
+    """Makes a photo and doesn't keep it."""
+
+    def __init__(self) -> None:
+        self.photo: weakref.ref[Image.Image] | None = None
+
+    async def unpack(self, _job: object, _photo: bytes | None) -> EditRequest:
+        photo = Image.new("RGB", (640, 480), "gray")
+        self.photo = weakref.ref(photo)
+        return EditRequest(id="job", prompt="make it night", photo=photo, seed=1, steps=50)
+
+
+@pytest.mark.anyio
+async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs() -> None:
+    """The engine has it resized and compressed; a dozen that wait at fifty megapixels would take gigabytes."""
+    fleet, workbench, begun = LocalFleet(), _Workbench(), asyncio.Event()
+    await fleet.start()
+    try:
+        attempts = Attempts(fleet=fleet, objects=cast(Any, None), workbench=cast(Any, workbench), run_s_max=60)
+        job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key=None))
+        running = asyncio.ensure_future(attempts.run(job, on_progress=lambda _news: begun.set(), stored=[]))
+        await asyncio.wait_for(begun.wait(), 60)
+        gc.collect()
+        assert workbench.photo is not None
+        assert workbench.photo() is None
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    finally:
+        await fleet.close()
