@@ -200,9 +200,9 @@ class Scheduler:
                 ageing, rate = self.policy.ageing, rates.before_ordinary
                 if kind == _GREEDY:
                     ageing, rate = self.policy.greedy_ageing, rates.before_greedy
-                age_s, trust = now_s - edit.arrived_s, self._overtaking[kind]
-                while_waiting = rate(edit.length - ageing * (age_s + wait_s / 2))
-                while_running = rate(edit.length / 2 - ageing * (age_s + wait_s))
+                counts_s, trust = ranks[edit.id].key - ageing * now_s, self._overtaking[kind]
+                while_waiting = rate(counts_s - ageing * wait_s / 2)
+                while_running = rate(counts_s - edit.length / 2 - ageing * wait_s)
                 wait_s += trust * while_waiting.during(wait_s)
                 work_s += trust * while_running.during(work_s)
             estimates[edit.id] = Estimate(
