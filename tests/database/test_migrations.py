@@ -50,6 +50,35 @@ def test_a_database_of_the_first_release_gets_the_tables_of_this_one(empty_datab
         database.close()
 
 
+def test_jobs_that_wait_get_their_turns_when_the_database_is_upgraded(empty_database_url: str) -> None:
+    """Of an account that has many the later ones stand behind everyone's first."""
+    database = Database.open(empty_database_url, connections=1, migrate=False)
+
+    def install(tx: Connection) -> None:
+        command.upgrade(config(tx), "0002")
+        moment = "now()" if tx.dialect.name == "postgresql" else "0"
+        tx.execute(text(f"INSERT INTO accounts VALUES ('a', 'Alice', {moment}, NULL, NULL, 'whsec_')"))
+        tx.execute(text(f"INSERT INTO accounts VALUES ('b', 'Bob', {moment}, NULL, NULL, 'whsec_')"))
+        for job, account in enumerate("aabab"):
+            state, finished = ("CANCELLED", moment) if job == 0 else ("QUEUED", "NULL")
+            tx.execute(
+                text(
+                    "INSERT INTO jobs (id, account_id, model, state, price_micros, parameters, attempt, faults, "
+                    "accepted_at, available_at, finished_at) "
+                    f"VALUES ('{job}', '{account}', 'm', '{state}', 0, '{{}}', 0, 0, {moment}, {moment}, {finished})"
+                )
+            )
+
+    database.transact_sync(install)
+    database.close()
+    database = Database.open(empty_database_url, connections=1)
+    try:
+        found = database.read_sync(lambda tx: tx.execute(text("SELECT turn FROM jobs ORDER BY number")).scalars().all())
+        assert found == [0, 0, 0, 1, 1]
+    finally:
+        database.close()
+
+
 def test_the_checks_of_the_schema_are_in_the_database(database: Database) -> None:
     """Autogenerate doesn't compare CHECK constraints, so their names are compared here."""
 

@@ -94,6 +94,27 @@ def test_a_crowd_changes_nothing_among_its_own() -> None:
     assert alone.order(0) == [1, 3, 2, 0]
 
 
+def test_edits_that_are_marked_as_unimportant_are_no_greater_crowd() -> None:
+    scheduler = Scheduler()
+    scheduler.add("wanted", account="a", work_s=5, now_s=0)
+    for number in range(5):
+        scheduler.add(number, account="a", work_s=5, now_s=0, priority=-2)
+    scheduler.add("other", account="b", work_s=13, now_s=0)
+    assert scheduler.next(0) == "wanted"
+
+
+def test_many_tiny_edits_do_not_make_one_greedy_sooner() -> None:
+    scheduler = Scheduler()
+    now_s = run(scheduler, "a", edits=20, now_s=run(scheduler, "b", edits=20))
+    for number in range(200):
+        scheduler.add(number, account="c", work_s=0.01, now_s=now_s)
+    scheduler.add("long", account="d", work_s=20, now_s=now_s)
+    scheduler.served("long", took_s=10, remaining_s=10, now_s=now_s + 10)
+    scheduler.add("other", account="b", work_s=11, now_s=now_s + 10)
+    order = scheduler.order(now_s + 10)
+    assert order.index("long") < order.index("other")
+
+
 def test_an_account_with_a_demand_beyond_measure_does_not_hide_another_greedy_one() -> None:
     scheduler = Scheduler()
     now_s = 0.0

@@ -96,11 +96,23 @@ async def test_no_account_takes_all_the_places(office: Office, store: PictureSto
             assert (await plant.ended(job)).state is State.COMPLETED
 
 
-async def test_a_single_place_is_anybodys(office: Office, store: PictureStore) -> None:
-    plant = Plant(office=office, objects=store, running_max=1)
-    assert plant.dispatcher.takes(ALICE)
+@pytest.mark.parametrize(("places", "held"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (16, 11)])
+async def test_an_account_alone_leaves_a_third_of_the_places(
+    office: Office, store: PictureStore, places: int, held: int
+) -> None:
+    """But of one or two it may take all. What it has waiting goes on as its own places become free."""
+    office.open_account(BOB, edits=20)
+    plant = Plant(office=office, objects=store, running_max=places)
+    gates = [Gate() for _ in range(20)]
+    plant.fleet.behaviours = [*gates]
     async with plant.at_work():
-        for job in [await submit(plant) for _ in range(3)]:
+        jobs = [(await plant.desk.submit(office.order(BOB))).job for _ in range(20)]
+        await asyncio.wait_for(gates[held - 1].begun.wait(), 10)
+        await plant.dispatcher.claim()
+        assert (plant.dispatcher.running, plant.dispatcher.takes(BOB)) == (held, False)
+        for gate in gates:
+            gate.open.set()
+        for job in jobs:
             assert (await plant.ended(job)).state is State.COMPLETED
 
 

@@ -93,33 +93,58 @@ def test_accounts_take_turns(office: Office) -> None:
     orders = [ALICE, ALICE, ALICE, BOB, BOB, ALICE]
     accepted = [office.accept(office.order(account)) for account in orders]
     assert [each.ahead for each in accepted] == [0, 1, 2, 1, 3, 5]
-    turns = [0, 3, 1, 4, 2, 5]
+    order = [0, 3, 1, 4, 2, 5]
     look = office.database.read_sync
     assert [look(lambda tx, each=each: queries.ahead(tx, each.job)) for each in accepted] == [0, 2, 4, 1, 3, 5]  # type: ignore[misc]
     assert look(lambda tx: queries.ahead_of_new(tx, ALICE)) == 6
     assert look(lambda tx: queries.ahead_of_new(tx, BOB)) == 5
     claimed = office.claim(limit=3) + office.claim(limit=10)
-    assert [job.id for job in claimed] == [accepted[turn].job.id for turn in turns]
+    assert [job.id for job in claimed] == [accepted[place].job.id for place in order]
 
 
-def test_nobody_is_passed_by_ever_new_accounts(office: Office) -> None:
-    """Who waits longest is next, however often another comes with a single job."""
-    for account in (BOB, *(AccountId(f"account-{number}") for number in range(3))):
-        office.open_account(account)
+def test_no_job_is_passed_by_for_ever(office: Office) -> None:
+    """However many others send their next edit as soon as the last is claimed."""
+    others = [AccountId(f"account-{number}") for number in range(3)]
+    for account in others:
+        office.open_account(account, edits=100)
     first, second = office.accept().job, office.accept().job
-    assert [job.id for job in office.claim()] == [first.id]
-    for number in range(3):
-        office.accept(office.order(AccountId(f"account-{number}")))
-    assert [job.id for job in office.claim()] == [second.id]
+    for account in others:
+        office.accept(office.order(account))
+    claimed: list[JobId] = []
+    while len(claimed) < 20 and second.id not in claimed:
+        [job] = office.claim()
+        claimed.append(job.id)
+        if job.account in others:
+            office.accept(office.order(job.account))
+    assert claimed[0] == first.id
+    assert claimed.index(second.id) == 4
 
 
-def test_a_job_that_is_tried_again_goes_before_later_ones(office: Office) -> None:
+@pytest.mark.parametrize("others_wait", [False, True])
+def test_a_job_that_is_tried_again_is_next(office: Office, others_wait: bool) -> None:
+    """Its turn was in a queue that is gone; now others wait from the first turn on."""
     office.patience = Patience(backoff_s=0)
     office.open_account(BOB)
-    job = office.start()
-    others = [office.accept(office.order(account)).job for account in (BOB, ALICE)]
-    office.fail(job.lease)
-    assert [each.id for each in office.claim(limit=3)] == [job.id, *(other.id for other in others)]
+    for _ in range(5):
+        office.accept()
+    back = office.claim(limit=5)[-1]
+    waiting = [office.accept(office.order(account)).job for account in (BOB, ALICE) if others_wait]
+    office.fail(back.lease)
+    waiting += [office.accept(office.order(account)).job for account in (BOB, ALICE) if not others_wait]
+    assert [job.id for job in office.claim(limit=3)] == [back.id, *(job.id for job in waiting)]
+
+
+def test_a_job_that_waits_to_be_tried_again_holds_no_turn_back(office: Office) -> None:
+    """The queue has gone on: who comes now is behind who waits already."""
+    office.open_account(BOB)
+    first = office.start()
+    for _ in range(4):
+        office.accept()
+    office.fail(first.lease)
+    claimed = [office.claim()[0].id for _ in range(2)]
+    assert first.id not in claimed
+    newcomer = office.accept(office.order(BOB))
+    assert newcomer.job.turn == 2
 
 
 def test_accounts_can_be_left_out_of_a_claim(office: Office) -> None:

@@ -23,6 +23,9 @@ class Works(Protocol):
     @property
     def edit_s(self) -> float: ...
 
+    @property
+    def place_s(self) -> float: ...
+
     def takes(self, account: AccountId) -> bool: ...
 
 
@@ -85,5 +88,5 @@ class Forecast:
             return None
         if self._works.takes(account):  # those before it wait for places that it doesn't need
             ahead = 0
-        waiting_s = ahead * self._works.edit_s
+        waiting_s = ahead * self._works.place_s
         return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

@@ -5,8 +5,8 @@ serve the shortest remaining edit first, at the price of a few bytes of kept lat
 
 * **Ageing.** For every second since an edit came it counts as `ageing` seconds shorter, so it is overtaken by none
   that comes later than 1 / `ageing` times its length after it. All grow older alike: waiting changes no order.
-* **Crowding.** An edit counts as longer by a part of what else its account has waiting. Of many that come at once the
-  first goes as anyone's would, the others let pass who brings one.
+* **Crowding.** An edit counts as longer by a part of what its account has waiting behind it. Who brings many lets those
+  pass who bring one.
 * **Fair shares.** An account that took more than its share lately, and much more with what it has waiting, is greedy:
   its edits go behind all others, and age faster, so that they are served more nearly in order. It still gets all that
   the others leave, and its share in any case. What was used is forgotten by and by.
@@ -24,7 +24,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import copysign, exp, inf, log
-from statistics import fmean
 from typing import Final, Literal, NamedTuple
 
 from rekontext.contract import Estimate
@@ -50,7 +49,7 @@ class Policy:
             share plus this part of what is beyond one.
         waiting_max: an account's waiting edits count for its demand, and as a crowd, up to this part of all that isn't
             forgotten, so that whoever has to wait for long isn't taken for greedy.
-        half_life_edits: after the time of how many edits of mean length past use is half forgotten.
+        half_life_edits: after the time of how many edits past use is half forgotten.
     """
 
     kind: Literal["steps", "fifo"] = "steps"
@@ -59,7 +58,7 @@ class Policy:
     crowding: float = 0.3
     share_slack: float = 0.09
     waiting_max: float = 0.2
-    half_life_edits: float = 60.0
+    half_life_edits: float = 40.0
 
 
 @dataclass(kw_only=True)
@@ -120,7 +119,7 @@ class Scheduler:
         self._waiting[id] = newcomer
         self._number += 1
         self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
-        self._use.half_life_s = self.policy.half_life_edits * self._arrivals.mean_s
+        self._use.half_life_s = self.policy.half_life_edits * self._arrivals.typical_s
         estimate = self.estimates(now_s, of=[id])[id]
         if estimate.position:
             newcomer.promised_s = now_s + estimate.finish_s
@@ -225,9 +224,9 @@ class Scheduler:
                 kind, ageing, crowding = _GREEDY, self.policy.greedy_ageing, 0.0
             # When each came says as much as its age, since all grow older alike.
             own = sorted((edit.length + ageing * edit.arrived_s, edit.number, edit) for edit in edits)
-            behind_s, before = sum(edit.length for edit in edits), -inf
+            behind_s, before = sum(edit.remaining_s for edit in edits), -inf
             for key, number, edit in own:
-                behind_s -= edit.length
+                behind_s -= edit.remaining_s
                 crowd_s = crowding * min(behind_s / self.weight(account), self._crowd_max_s)
                 # Less is behind the later ones, but none overtakes those of its own account.
                 before = max(before, key + crowd_s)
@@ -302,9 +301,10 @@ class _Arrivals:
         self._sums: dict[frozenset[str], tuple[_Sums, _Sums]] = {}
 
     @property
-    def mean_s(self) -> float:
-        """Of the work that an edit brings."""
-        return fmean(work_s for _, _, _, work_s in self._arrivals)
+    def typical_s(self) -> float:
+        """The mean length of edits by how long the device works on them, which many tiny ones don't change."""
+        works_s = [work_s for _, _, _, work_s in self._arrivals]
+        return sum(work_s * work_s for work_s in works_s) / (sum(works_s) or 1.0) or 1.0
 
     def add(self, account: str, *, length: float, work_s: float, now_s: float) -> None:
         self._arrivals.append((now_s, account, length, work_s))

@@ -21,6 +21,7 @@ import structlog
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
+from rekontext.jobs import queries
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
@@ -36,7 +37,7 @@ SETTLE_TRIES_MIN: Final = 10
 _HEARTBEATS_PER_LEASE: Final = 3
 _FIRST_GUESS_S: Final = 5.0
 _PER_FREE_PLACE: Final = 2
-"""Places that an account may hold for each that is free: alone it takes two thirds of them, of two each takes 2/5."""
+"""An account that holds so many places for each that is free gets no more: alone it takes about two thirds of them."""
 
 _Why = Literal["cancelled", "lost", "closing"]
 
@@ -106,8 +107,8 @@ class Dispatcher:
         self._news = asyncio.Event()
         self._closing = False
         self._more_may_wait = True
-        self._edit_s = _FIRST_GUESS_S
-        self._has_made_one = False
+        self._edit_s: float | None = None
+        self._workers = 1
 
     @property
     def running(self) -> int:
@@ -117,10 +118,15 @@ class Dispatcher:
     @property
     def edit_s(self) -> float:
         """What an edit took lately, in seconds of engine time."""
-        return self._edit_s
+        return _FIRST_GUESS_S if self._edit_s is None else self._edit_s
+
+    @property
+    def place_s(self) -> float:
+        """About how long until the queue moves on by a place, with the other processes that work on it."""
+        return self.edit_s / self._workers
 
     def takes(self, account: AccountId) -> bool:
-        """Whether a job of this account would be handed to the fleet at once."""
+        """Whether there is a place for a job of this account, however many others' wait."""
         free = self._running_max - len(self._running)
         return free > 0 and account not in self._served(free)
 
@@ -232,7 +238,7 @@ class Dispatcher:
                 running_still.lease_until = job.lease_until
 
     async def recover(self, *, after_restart: bool = False) -> None:
-        """Take back the jobs of workers that are gone."""
+        """Take back the jobs of workers that are gone, and see how many there are."""
         if not after_restart:
             # Ours first: if the whole machine slept, our own leases have run out as well.
             await self.heartbeat()
@@ -241,6 +247,7 @@ class Dispatcher:
         for job in changed:
             _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
             self._tell(job)
+        self._workers = max(1, await self._database.read(queries.workers))
 
     async def _work(self, running: _Running) -> None:
         running.has_begun = True
@@ -271,9 +278,8 @@ class Dispatcher:
             current.uncancel()
             return self._after_stop(running)
         if isinstance(ending, Made):
-            part = 0.2 if self._has_made_one else 1.0
-            self._edit_s += part * (ending.inference_s - self._edit_s)
-            self._has_made_one = True
+            before_s = ending.inference_s if self._edit_s is None else self._edit_s
+            self._edit_s = before_s + 0.2 * (ending.inference_s - before_s)
         return ending
 
     def _after_stop(self, running: _Running) -> Ending | None:

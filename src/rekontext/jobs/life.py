@@ -66,7 +66,7 @@ class JobLife:
             if earlier is not None:
                 job = queries.get(tx, earlier, account=order.account)
                 return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=None)
-        # The lock makes accepts of one account take turns, which makes the count below exact.
+        # The lock makes accepts of one account come one after the other, which makes the count below exact.
         account, balance = registry.lock(tx, order.account)
         limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
         queue = queries.queue(tx, order.account)
@@ -302,7 +302,9 @@ class JobLife:
         return self._requeue(tx, job, available_at=now + wait, faults=faults)
 
     def _requeue(self, tx: Connection, job: Job, **values: Any) -> Job:
-        return self._change(tx, job, state=State.QUEUED.value, worker=None, lease_until=None, **values)
+        # Its own turn is long past, or that of a queue which is gone: it is next.
+        turn = int(tx.execute(statements.FIRST_TURN).scalar_one() or 0)
+        return self._change(tx, job, state=State.QUEUED.value, turn=turn, worker=None, lease_until=None, **values)
 
     def _end_free(self, tx: Connection, job: Job, state: State, *, now: datetime, **values: Any) -> Job:
         """FAILED or CANCELLED, and free."""

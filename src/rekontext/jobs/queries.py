@@ -59,7 +59,8 @@ class Queue:
     Attributes:
         in_flight: unfinished jobs of this account.
         queued: jobs of all accounts that wait.
-        turn: of this account's next job: one behind its last one that waits, but not before who waits already.
+        turn: of this account's next job: one behind its last one that waits, but no lower than that of the job which
+            waits longest, so that no job is passed by for ever.
     """
 
     in_flight: int
@@ -70,9 +71,9 @@ class Queue:
 def queue(tx: Connection, account: AccountId) -> Queue:
     """What waits, as the account finds it."""
     row = tx.execute(statements.QUEUE, {"account": account}).one()
-    first, last = row.first_turn, row.last_turn
-    turn = 0 if first is None else first if last is None else last + 1
-    return Queue(in_flight=int(row.in_flight), queued=int(row.queued), turn=turn)
+    oldest = 0 if row.oldest_turn is None else int(row.oldest_turn)
+    behind_own = 0 if row.last_turn is None else int(row.last_turn) + 1
+    return Queue(in_flight=int(row.in_flight), queued=int(row.queued), turn=max(oldest, behind_own))
 
 
 def ahead(tx: Connection, job: Job) -> int:
@@ -84,6 +85,11 @@ def ahead_of_new(tx: Connection, account: AccountId) -> int:
     """The same of a job that the account would submit now."""
     turn = queue(tx, account).turn
     return int(tx.execute(statements.AHEAD, {"turn": turn + 1, "number": 0}).scalar_one())
+
+
+def workers(tx: Connection) -> int:
+    """How many processes have a job in work."""
+    return int(tx.execute(statements.WORKERS).scalar_one())
 
 
 def unfinished_by_state(tx: Connection) -> dict[State, int]:

@@ -29,13 +29,19 @@ IN_FLIGHT: Final = (
 QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
 AHEAD: Final = QUEUED.where(tuple_(jobs.c.turn, jobs.c.number) < tuple_(bindparam("turn"), bindparam("number")))
 FIRST_TURN: Final = select(func.min(jobs.c.turn)).where(is_state(State.QUEUED))
-LAST_TURN: Final = select(func.max(jobs.c.turn)).where(
-    jobs.c.account_id == bindparam("account"), is_state(State.QUEUED)
+# Of the job that waits longest. One that is tried again waits for something else.
+OLDEST_TURN: Final = (
+    select(jobs.c.turn).where(is_state(State.QUEUED), jobs.c.attempt == 0).order_by(jobs.c.number).limit(1)
 )
+# The first condition is for SQLite, which doesn't see that an index on it fits the second.
+LAST_TURN: Final = select(func.max(jobs.c.turn)).where(
+    jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING), is_state(State.QUEUED)
+)
+WORKERS: Final = select(func.count(jobs.c.worker.distinct())).where(is_state(State.PROCESSING))
 QUEUE: Final = select(
     IN_FLIGHT.scalar_subquery().label("in_flight"),
     QUEUED.scalar_subquery().label("queued"),
-    FIRST_TURN.scalar_subquery().label("first_turn"),
+    OLDEST_TURN.scalar_subquery().label("oldest_turn"),
     LAST_TURN.scalar_subquery().label("last_turn"),
 )
 NEXT: Final = (
