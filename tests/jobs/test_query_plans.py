@@ -111,6 +111,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("queued", statements.QUEUED, {}, ("ix_jobs_queue", "ix_jobs_turns", "ix_jobs_in_flight")),
     ("position", statements.AHEAD, {"turn": 1, "number": 50}, ("ix_jobs_turns", "ix_jobs_queue")),
     ("first turn", statements.FIRST_TURN, {}, "ix_jobs_turns"),
+    ("highest turn", statements.HIGHEST_TURN, {}, "ix_jobs_turns"),
     ("oldest turn", statements.OLDEST_TURN, {}, "ix_jobs_queue"),
     (
         "last turn",

@@ -103,7 +103,7 @@ class JobLife:
             },
         )
         job = from_row(row.mappings().one())
-        ahead = queries.ahead(tx, job) if queue.queued else 0
+        ahead = queue.queued if queue.is_last else queries.ahead(tx, job)
         return Accepted(job=job, balance=balance, replayed=False, ahead=ahead)
 
     def claim(

@@ -61,11 +61,13 @@ class Queue:
         queued: jobs of all accounts that wait.
         turn: of this account's next job: one behind its last one that waits, but no lower than that of the job which
             waits longest, so that no job is passed by for ever.
+        is_last: whether that job comes after all that wait.
     """
 
     in_flight: int
     queued: int
     turn: int
+    is_last: bool
 
 
 def queue(tx: Connection, account: AccountId) -> Queue:
@@ -73,7 +75,9 @@ def queue(tx: Connection, account: AccountId) -> Queue:
     row = tx.execute(statements.QUEUE, {"account": account}).one()
     oldest = 0 if row.oldest_turn is None else int(row.oldest_turn)
     behind_own = 0 if row.last_turn is None else int(row.last_turn) + 1
-    return Queue(in_flight=int(row.in_flight), queued=int(row.queued), turn=max(oldest, behind_own))
+    turn = max(oldest, behind_own)
+    is_last = row.highest_turn is None or turn >= row.highest_turn
+    return Queue(in_flight=int(row.in_flight), queued=int(row.queued), turn=turn, is_last=is_last)
 
 
 def ahead(tx: Connection, job: Job) -> int:
@@ -83,8 +87,10 @@ def ahead(tx: Connection, job: Job) -> int:
 
 def ahead_of_new(tx: Connection, account: AccountId) -> int:
     """The same of a job that the account would submit now."""
-    turn = queue(tx, account).turn
-    return int(tx.execute(statements.AHEAD, {"turn": turn + 1, "number": 0}).scalar_one())
+    found = queue(tx, account)
+    if found.is_last:
+        return found.queued
+    return int(tx.execute(statements.AHEAD, {"turn": found.turn + 1, "number": 0}).scalar_one())
 
 
 def workers(tx: Connection) -> int:

@@ -29,6 +29,7 @@ IN_FLIGHT: Final = (
 QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
 AHEAD: Final = QUEUED.where(tuple_(jobs.c.turn, jobs.c.number) < tuple_(bindparam("turn"), bindparam("number")))
 FIRST_TURN: Final = select(func.min(jobs.c.turn)).where(is_state(State.QUEUED))
+HIGHEST_TURN: Final = select(func.max(jobs.c.turn)).where(is_state(State.QUEUED))
 # Of the job that waits longest. One that is tried again waits for something else.
 OLDEST_TURN: Final = (
     select(jobs.c.turn).where(is_state(State.QUEUED), jobs.c.attempt == 0).order_by(jobs.c.number).limit(1)
@@ -43,6 +44,7 @@ QUEUE: Final = select(
     QUEUED.scalar_subquery().label("queued"),
     OLDEST_TURN.scalar_subquery().label("oldest_turn"),
     LAST_TURN.scalar_subquery().label("last_turn"),
+    HIGHEST_TURN.scalar_subquery().label("highest_turn"),
 )
 NEXT: Final = (
     select(jobs.c.number)
