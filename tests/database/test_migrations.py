@@ -30,17 +30,26 @@ def test_upgrading_from_nothing_gives_the_tables_of_the_schema(empty_database_ur
         database.close()
 
 
+def install(url: str, revision: str, *rows: str) -> None:
+    """A database of an earlier version, with these rows; `{now}` in them is a moment."""
+    database = Database.open(url, connections=1, migrate=False)
+
+    def work(tx: Connection) -> None:
+        command.upgrade(config(tx), revision)
+        for row in rows:
+            tx.execute(text(row.format(now="now()" if tx.dialect.name == "postgresql" else "0")))
+
+    database.transact_sync(work)
+    database.close()
+
+
+def account_row(account: str, name: str) -> str:
+    return f"INSERT INTO accounts VALUES ('{account}', '{name}', {{now}}, NULL, NULL, 'whsec_')"
+
+
 def test_a_database_of_the_first_release_gets_the_tables_of_this_one(empty_database_url: str) -> None:
     """Without its rows being touched."""
-    database = Database.open(empty_database_url, connections=1, migrate=False)
-
-    def install_first_release(tx: Connection) -> None:
-        command.upgrade(config(tx), "0001")
-        moment = "now()" if tx.dialect.name == "postgresql" else "0"
-        tx.execute(text(f"INSERT INTO accounts VALUES ('a', 'Alice', {moment}, NULL, NULL, 'whsec_')"))
-
-    database.transact_sync(install_first_release)
-    database.close()
+    install(empty_database_url, "0001", account_row("a", "Alice"))
     database = Database.open(empty_database_url, connections=1)
     try:
         found = database.read_sync(lambda tx: inspect(tx).get_table_names())
@@ -52,25 +61,14 @@ def test_a_database_of_the_first_release_gets_the_tables_of_this_one(empty_datab
 
 def test_jobs_that_wait_get_their_turns_when_the_database_is_upgraded(empty_database_url: str) -> None:
     """Of an account that has many the later ones stand behind everyone's first."""
-    database = Database.open(empty_database_url, connections=1, migrate=False)
-
-    def install(tx: Connection) -> None:
-        command.upgrade(config(tx), "0002")
-        moment = "now()" if tx.dialect.name == "postgresql" else "0"
-        tx.execute(text(f"INSERT INTO accounts VALUES ('a', 'Alice', {moment}, NULL, NULL, 'whsec_')"))
-        tx.execute(text(f"INSERT INTO accounts VALUES ('b', 'Bob', {moment}, NULL, NULL, 'whsec_')"))
-        for job, account in enumerate("aabab"):
-            state, finished = ("CANCELLED", moment) if job == 0 else ("QUEUED", "NULL")
-            tx.execute(
-                text(
-                    "INSERT INTO jobs (id, account_id, model, state, price_micros, parameters, attempt, faults, "
-                    "accepted_at, available_at, finished_at) "
-                    f"VALUES ('{job}', '{account}', 'm', '{state}', 0, '{{}}', 0, 0, {moment}, {moment}, {finished})"
-                )
-            )
-
-    database.transact_sync(install)
-    database.close()
+    states = [("a", "CANCELLED", "{now}"), *((account, "QUEUED", "NULL") for account in "abab")]
+    jobs = (
+        "INSERT INTO jobs (id, account_id, model, state, price_micros, parameters, attempt, faults, accepted_at, "
+        f"available_at, finished_at) VALUES ('{job}', '{account}', 'm', '{state}', 0, '[]', 0, 0, {{now}}, {{now}}, "
+        f"{finished})"
+        for job, (account, state, finished) in enumerate(states)
+    )
+    install(empty_database_url, "0002", account_row("a", "Alice"), account_row("b", "Bob"), *jobs)
     database = Database.open(empty_database_url, connections=1)
     try:
         found = database.read_sync(lambda tx: tx.execute(text("SELECT turn FROM jobs ORDER BY number")).scalars().all())

@@ -133,6 +133,12 @@ class Office:
     def job(self, job: JobId) -> Job:
         return self.database.read_sync(lambda tx: queries.get(tx, job))
 
+    def ahead(self, job: Job) -> int:
+        return self.database.read_sync(lambda tx: queries.ahead(tx, job))
+
+    def ahead_of_new(self, account: AccountId) -> int:
+        return self.database.read_sync(lambda tx: queries.ahead_of_new(tx, account))
+
     def balance(self, account: AccountId = ALICE) -> Balance:
         return self.database.read_sync(lambda tx: ledger.balance(tx, account))
 

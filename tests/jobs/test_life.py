@@ -94,10 +94,8 @@ def test_accounts_take_turns(office: Office) -> None:
     accepted = [office.accept(office.order(account)) for account in orders]
     assert [each.ahead for each in accepted] == [0, 1, 2, 1, 3, 5]
     order = [0, 3, 1, 4, 2, 5]
-    look = office.database.read_sync
-    assert [look(lambda tx, each=each: queries.ahead(tx, each.job)) for each in accepted] == [0, 2, 4, 1, 3, 5]  # type: ignore[misc]
-    assert look(lambda tx: queries.ahead_of_new(tx, ALICE)) == 6
-    assert look(lambda tx: queries.ahead_of_new(tx, BOB)) == 5
+    assert [office.ahead(each.job) for each in accepted] == [0, 2, 4, 1, 3, 5]
+    assert (office.ahead_of_new(ALICE), office.ahead_of_new(BOB)) == (6, 5)
     claimed = office.claim(limit=3) + office.claim(limit=10)
     assert [job.id for job in claimed] == [accepted[place].job.id for place in order]
 
@@ -466,7 +464,7 @@ def test_what_waits_is_counted(office: Office) -> None:
     places = [office.database.read_sync(lambda tx, job=job: queries.ahead(tx, job)) for job in jobs[1:]]  # type: ignore[misc]
     assert places == [0, 1]
     assert office.database.read_sync(queries.unfinished_by_state) == {State.QUEUED: 2, State.PROCESSING: 1}
-    assert office.database.read_sync(lambda tx: queries.in_flight(tx, ALICE)) == 3
+    assert office.database.read_sync(lambda tx: queries.queue(tx, ALICE)).in_flight == 3
 
 
 def test_a_clock_that_is_set_back_keeps_no_job_waiting(office: Office) -> None:

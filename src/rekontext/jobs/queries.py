@@ -47,11 +47,6 @@ def get(tx: Connection, job: JobId, *, account: AccountId | None = None) -> Job:
     return from_row(row)
 
 
-def in_flight(tx: Connection, account: AccountId) -> int:
-    """How many jobs of the account are unfinished."""
-    return int(tx.execute(statements.IN_FLIGHT, {"account": account}).scalar_one())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Queue:
     """What waits, as an account finds it.
