@@ -149,7 +149,7 @@ def attention_rates(
 
 def attention_rate(config: TransformerConfig, device: torch.device, *, tokens: int, backend: str) -> float:
     """Operations per second of one backend, many calls in a row."""
-    shape = (1, config.heads, tokens, config.width // config.heads)
+    shape = (1, tokens, config.heads, config.width // config.heads)
     q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
     return 4.0 * tokens**2 * config.width / sustained(lambda: BACKENDS[backend](q, k, v), device)
 

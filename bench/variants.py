@@ -14,6 +14,7 @@ from rekontext.engine.layers import (
     Linear,
     Modulation,
     SingleStreamBlock,
+    joined,
     modulated_norm,
     split_heads,
 )
@@ -45,7 +46,7 @@ class EpilogueDouble(DoubleStreamBlock):
         of_text, of_image = rotation.part(slice(t)), rotation.part(slice(t, None))
         text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]), of_text)
         image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]), of_image)
-        mixed = self.attend(*(torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True)))
+        mixed = self.attend(*(joined(*pair, rotation) for pair in zip(text_qkv, image_qkv, strict=True)))
 
         image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, t:]))
         image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, _mlp(self.img_mlp, image_bnd, image_mod[1]))

@@ -32,9 +32,9 @@ def tried(*names: str) -> dict[str, Trial]:
 
 def test_backends_give_what_attention_is() -> None:
     """Softmax of the scaled products, in float64, heads merged."""
-    q, k, v = (torch.randn(2, 3, n, 16) for n in (5, 9, 9))
-    scores = torch.einsum("bhnk,bhmk->bhnm", q.double(), k.double()) / 4
-    expected = torch.einsum("bhnm,bhmk->bnhk", scores.softmax(-1), v.double()).flatten(2)
+    q, k, v = (torch.randn(2, n, 3, 16) for n in (5, 9, 9))
+    scores = torch.einsum("bnhk,bmhk->bhnm", q.double(), k.double()) / 4
+    expected = torch.einsum("bhnm,bmhk->bnhk", scores.softmax(-1), v.double()).flatten(2)
     for name in ("sdpa", "sdpa-flash", "products"):
         found = BACKENDS[name](q, k, v)
         assert found.shape == (2, 5, 48)
@@ -49,7 +49,7 @@ def test_products_are_right_for_short_and_long_vectors_whole_and_in_parts(
     """Long ones would overflow without their row's maximum taken off; many tokens are done some rows at a time."""
     monkeypatch.setattr(attention, "SCORES_MAX", scores_max)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 16, generator=generator) for n in (50, 70, 70))
+    q, k, v = (torch.randn(2, n, 3, 16, generator=generator) for n in (50, 70, 70))
     found = BACKENDS["products"](length * q, length * k, v)
     expected = BACKENDS["sdpa"]((length * q).double(), (length * k).double(), v.double())
     assert (found - expected).abs().max() < 4e-6 * length**2, "scores grow by the square, and their rounding too"
@@ -58,7 +58,7 @@ def test_products_are_right_for_short_and_long_vectors_whole_and_in_parts(
 
 
 def test_products_give_an_edit_the_same_bits_beside_a_louder_one() -> None:
-    q, k, v = (torch.randn(2, 3, n, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
+    q, k, v = (torch.randn(2, n, 3, 16, dtype=torch.bfloat16) for n in (5, 9, 9))
     q[1] *= 100
     assert torch.equal(BACKENDS["products"](q, k, v)[:1], BACKENDS["products"](q[:1], k[:1], v[:1]))
 
@@ -97,7 +97,7 @@ class Switches(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "device"), [("sdpa-flash", "cpu"), ("sdpa-flash", "meta"), ("sdpa-cudnn", "meta")])
 def test_a_chosen_kernel_takes_none_from_other_threads(name: str, device: str) -> None:
     """PyTorch's switches are the process's: whoever encodes a prompt meanwhile must find all of its kernels."""
-    q, k, v = (torch.randn(1, 2, n, 16, device=device, dtype=torch.bfloat16) for n in (5, 9, 9))
+    q, k, v = (torch.randn(1, n, 2, 16, device=device, dtype=torch.bfloat16) for n in (5, 9, 9))
     with Switches() as switches:
         assert BACKENDS[name](q, k, v).shape == (1, 5, 32)
     assert switches.are_on
@@ -111,7 +111,7 @@ def test_a_gpus_kernels_are_traced_whole_and_once_for_all_lengths(name: str) -> 
     counter = CompileCounter()
     traced = torch.compile(BACKENDS[name], backend=counter, fullgraph=True, dynamic=True)
     for tokens in (40, 72, 56):
-        q, k, v = (torch.empty(1, 2, tokens, 16, device="meta", dtype=torch.bfloat16) for _ in range(3))
+        q, k, v = (torch.empty(1, tokens, 2, 16, device="meta", dtype=torch.bfloat16) for _ in range(3))
         assert traced(q, k, v).shape == (1, tokens, 32)
     assert counter.frame_count == 1
 
@@ -121,10 +121,13 @@ def test_a_gpus_kernels_are_traced_whole_and_once_for_all_lengths(name: str) -> 
 def test_flash_libraries_are_called_in_their_own_layout(
     monkeypatch: pytest.MonkeyPatch, name: str, with_normaliser: bool
 ) -> None:
-    """They take (b, n, h, k); some versions return a pair. Their function is stood in for, as none runs on a CPU."""
+    """They take (b, n, h, k), and slices of a fused projection as they are; some versions return a pair.
+
+    Their function is stood in for, as none runs on a CPU.
+    """
 
     def flash_attn_func(q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, None]:
-        assert all(x.is_contiguous() for x in (q, k, v))
+        assert v.data_ptr() == values.data_ptr(), "nothing was copied"
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         mixed = mixed.transpose(1, 2).contiguous()
         return (mixed, None) if with_normaliser else mixed
@@ -134,8 +137,9 @@ def test_flash_libraries_are_called_in_their_own_layout(
     module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, library.split(".")[0], ModuleType(library.split(".")[0]))
     monkeypatch.setitem(sys.modules, library, module)
-    q, k, v = (torch.randn(1, 2, n, 16) for n in (4, 7, 7))
-    assert torch.allclose(BACKENDS[name](q, k, v), BACKENDS["sdpa"](q, k, v), atol=1e-6)
+    q, k = (torch.randn(1, n, 2, 16) for n in (4, 7))
+    values = torch.randn(1, 7, 3, 2, 16)[:, :, 2]
+    assert torch.allclose(BACKENDS[name](q, k, values), BACKENDS["sdpa"](q, k, values), atol=1e-6)
 
 
 def test_a_backend_that_cannot_run_or_is_wrong_is_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,10 @@ from torch.nn import functional as F
 from rekontext.engine.precision import has_amx, multiplies_bfloat16
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries (b, h, n, k), keys and values (b, h, m, k) -> heads merged: (b, n, h * k) of the queries."""
+"""Queries (b, n, h, k), keys and values (b, m, h, k) -> heads merged: (b, n, h * k) of the queries.
+
+Which of tokens and heads is the outer one in memory is the caller's choice: see `layers.py`.
+"""
 
 DEFAULT: Final = "sdpa"
 ERROR_MAX: Final = 2e-2
@@ -46,22 +49,22 @@ _log = logging.getLogger(__name__)
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's own choice of kernel."""
-    return _merged(F.scaled_dot_product_attention(q, k, v))
+    return _merged(F.scaled_dot_product_attention(*_by_head(q, k, v)))
 
 
 def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """cuDNN's fused attention, as PyTorch carries it."""
     # The operators themselves, not `sdpa_kernel`: that switches the other kernels off for every thread of the process,
     # and while one thread runs a step another may be encoding, with attention that only those kernels can do.
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention.default(q, k, v, None, False)
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention.default(*_by_head(q, k, v), None, False)
     return _merged(found[0])
 
 
 def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 2, as PyTorch carries it."""
     if q.device.type == "cpu":
-        return _merged(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)[0])
-    return _merged(torch.ops.aten._scaled_dot_product_flash_attention.default(q, k, v)[0])
+        return _merged(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(*_by_head(q, k, v))[0])
+    return _merged(torch.ops.aten._scaled_dot_product_flash_attention.default(*_by_head(q, k, v))[0])
 
 
 def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,12 +80,11 @@ def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    batch, heads, tokens, width = q.shape
-    out = q.new_empty(batch, tokens, heads, width)
+    out = q.new_empty(q.shape)
     # One edit at a time: how its exponentials are taken must not depend on those beside it.
-    for one_out, one_q, one_k, one_v in zip(out, q, k, v, strict=True):
-        _products_of_one(one_q, one_k, one_v, one_out.transpose(0, 1))
-    return out.view(batch, tokens, heads * width)
+    for one in zip(*(x.transpose(1, 2) for x in (q, k, v, out)), strict=True):
+        _products_of_one(*one)
+    return out.flatten(2)
 
 
 _products_operator = torch.library.custom_op("rekontext::products", _products, mutates_args=())
@@ -90,7 +92,7 @@ _products_operator = torch.library.custom_op("rekontext::products", _products, m
 
 @_products_operator.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
+    return q.new_empty(q.shape).flatten(2)
 
 
 def _products_of_one(q_hnk: Tensor, k_hmk: Tensor, v_hmk: Tensor, out_hnk: Tensor) -> None:
@@ -131,7 +133,7 @@ def flash_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlexAttention: a kernel that the compiler writes for this shape."""
-    return _merged(_flex()(q, k, v))
+    return _merged(_flex()(*_by_head(q, k, v)))
 
 
 BACKENDS: Final[dict[str, Attend]] = {
@@ -183,7 +185,7 @@ def try_backends(
     """
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
-        torch.randn(1, heads, tokens, head_width, generator=generator, device=device, dtype=dtype) for _ in range(3)
+        torch.randn(1, tokens, heads, head_width, generator=generator, device=device, dtype=dtype) for _ in range(3)
     )
     with torch.inference_mode():
         expected = sdpa(q, k, v).float()
@@ -225,6 +227,10 @@ def _seconds(backend: Attend, q: Tensor, k: Tensor, v: Tensor) -> float:
     return time.perf_counter() - started
 
 
+def _by_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
 def _merged(mixed_bhnk: Tensor) -> Tensor:
     return mixed_bhnk.transpose(1, 2).flatten(2)
 
@@ -245,7 +251,7 @@ def _flex() -> Any:
 
 
 def _flash(operator: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    mixed: Tensor = operator(*(x.transpose(1, 2) for x in (q, k, v)))
+    mixed: Tensor = operator(q, k, v)
     return mixed.flatten(2)
 
 
@@ -258,7 +264,7 @@ def _operator(name: str) -> Any:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         function = importlib.import_module(_NEEDS[name]).flash_attn_func
         # Some versions return the softmax's normaliser too.
-        result = function(q.contiguous(), k.contiguous(), v.contiguous())
+        result = function(q, k, v)
         mixed: Tensor = result[0] if isinstance(result, tuple) else result
         return mixed
 

@@ -36,9 +36,11 @@ def quantise_rows(x_nd: Tensor) -> tuple[Tensor, Tensor]:
         e4m3 (..., d) and the scales (..., 1) in float32 by which it must be multiplied to get `x_nd` back.
     """
     wide = x_nd.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=_TINY) / E4M3_MAX
+    largest = wide.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+    # Asked for here: a number that stands in the module would be handed to compiled kernels at each call.
+    limit = torch.finfo(E4M3).max
     # Rounding may land a hair above the largest, which e4m3 would turn into NaN.
-    return (wide / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
+    return (wide * (limit / largest)).clamp(-limit, limit).to(E4M3), largest * (1 / limit)
 
 
 class Fp8Linear(nn.Module):
@@ -73,10 +75,11 @@ class Fp8Linear(nn.Module):
 
     def rows(self, x: Tensor, part: slice) -> Tensor:
         """The outputs in `part` only."""
-        return scaled_linear(x, self.weight[part], self.scale[part], self.bias[part])
+        # The bias apart, because PyTorch 2.11's compiler takes one that is part of another for the whole of it.
+        return scaled_linear(x, self.weight[part], self.scale[part], None) + self.bias[part]
 
 
-def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor) -> Tensor:
+def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor | None) -> Tensor:
     """`x` (..., d) quantised token by token, times a quantised weight; the result has the dtype of `x`."""
     x8, x_scale = quantise_rows(x.flatten(0, -2))
     result: Tensor = product(x8, x_scale, weight_od, scale_o1, bias_o, x.dtype).unflatten(0, x.shape[:-1])
@@ -84,16 +87,17 @@ def scaled_linear(x: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor
 
 
 def product(
-    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor, dtype: torch.dtype
+    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The formula above for `x8` (n, d) in e4m3 with scales (n, 1), in `dtype`: (n, o)."""
     if x8.device.type == "cuda":
         return on_matrix_units(x8, x_scale, weight_od, scale_o1, bias_o, dtype)
-    return (F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t() + bias_o.float()).to(dtype)
+    wide = F.linear(x8.float(), weight_od.float()) * x_scale * scale_o1.t()
+    return (wide if bias_o is None else wide + bias_o.float()).to(dtype)
 
 
 def on_matrix_units(
-    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor, dtype: torch.dtype
+    x8: Tensor, x_scale: Tensor, weight_od: Tensor, scale_o1: Tensor, bias_o: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """`product` by the device's own fp8 arithmetic.
 

@@ -1,6 +1,6 @@
 """The building blocks of the FLUX transformer.
 
-Axis letters in this file: b batch, n tokens, d width, h heads, k head width.
+Axis letters in this file: b batch, n tokens, t text tokens, d width, h heads, k head width.
 Parameters carry the names and the fused layout of the original checkpoint (black-forest-labs/flux,
 src/flux/modules/layers.py): one matrix for Q, K and V, and in single-stream blocks one for Q, K, V and the MLP's input.
 
@@ -42,9 +42,16 @@ def modulated_norm(x_bnd: Tensor, modulation: Modulation) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in FLUX's approximation, x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3)."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # The same as x * sigmoid(2u), and PyTorch's sigmoid is so much faster than its tanh that this takes half.
+    """GELU in FLUX's approximation, x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 * x^3).
+
+    It is the same as x * sigmoid(2u), and a sigmoid is a third of a tanh's instructions wherever it isn't a kernel of
+    its own: on a GPU what is fused must not take longer than the memory that it reads.
+    """
+    if torch.compiler.is_compiling():
+        wide = x.float()
+        twice_root = 2 * math.sqrt(2 / math.pi)
+        return (wide * torch.sigmoid(twice_root * (wide + 0.044715 * wide * wide * wide))).to(x.dtype)
+    if x.device.type == "cpu":
         twice_u = torch.addcmul(x.new_tensor(TWICE_ROOT), x, x, value=0.044715 * TWICE_ROOT).mul_(x)
         return twice_u.sigmoid_().mul_(x)
     return F.gelu(x, approximate="tanh")
@@ -80,25 +87,34 @@ class TimestepMLP(nn.Module):
         return embedded
 
 
+def is_head_first(rotation: Rotation) -> bool:
+    """Whether heads come before tokens in memory: on a CPU, whose matrix products read one head after the other.
+
+    Elsewhere, and wherever blocks are compiled, tokens do, as projections write and read them: nothing is reordered.
+    """
+    return rotation.turn_np is not None and not torch.compiler.is_compiling()
+
+
 def turned_norm(x: Tensor, scale: Tensor, rotation: Rotation) -> Tensor:
     """RMS norm over the head width, then each token's vector turned to its position.
 
     Args:
-        x: (..., n, k) of any float dtype; statistics and turn are in float32.
-        scale: (k) or anything that broadcasts with `x` where the CPU isn't compiling.
+        x: (..., n, h, k) of any float dtype; statistics and turn are in float32.
+        scale: (k) or anything that broadcasts with (..., h, n, k) where heads come first in memory.
 
     Returns:
         Shape and dtype of `x`.
     """
-    if rotation.turn_nk is None or torch.compiler.is_compiling():
-        return rotate(F.rms_norm(x, x.shape[-1:], scale, EPS), rotation)
+    if not is_head_first(rotation):
+        return rotate(F.rms_norm(x, x.shape[-1:], scale, EPS), rotation.cos_nk[:, None], rotation.sin_nk[:, None])
+    assert rotation.turn_np is not None, "heads come first on a CPU only"
     # Step by step this takes a dozen kernels with two roundings to the dtype between; here it is eight without.
-    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
+    wide = x.transpose(-3, -2).to(torch.float32, memory_format=torch.contiguous_format)
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
     pairs = torch.view_as_complex((wide * scale).unflatten(-1, (-1, 2)))
-    turned: Tensor = torch.view_as_real(pairs.mul_(rotation.turn_nk)).flatten(-2).mul_(inverse).to(x.dtype)
-    return turned
+    turned: Tensor = torch.view_as_real(pairs.mul_(rotation.turn_np)).flatten(-2).mul_(inverse).to(x.dtype)
+    return turned.transpose(-3, -2)
 
 
 class RMSNorm(nn.Module):
@@ -117,13 +133,13 @@ class QKNorm(nn.Module):
         self.query_norm = RMSNorm(width)
         self.key_norm = RMSNorm(width)
 
-    def forward(self, qk_2bhnk: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Queries and keys of the same tokens, normed and turned; each (b, h, n, k)."""
+    def forward(self, qk_2bnhk: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the same tokens, normed and turned; each (b, n, h, k)."""
         scales = self.query_norm.scale, self.key_norm.scale
-        if rotation.turn_nk is None or torch.compiler.is_compiling():
-            q, k = (turned_norm(x, scale, rotation) for x, scale in zip(qk_2bhnk, scales, strict=True))
+        if is_head_first(rotation):
+            q, k = turned_norm(qk_2bnhk, torch.stack(scales)[:, None, None, None], rotation)
         else:
-            q, k = turned_norm(qk_2bhnk, torch.stack(scales)[:, None, None, None], rotation)
+            q, k = (turned_norm(x, scale, rotation) for x, scale in zip(qk_2bnhk, scales, strict=True))
         return q, k
 
 
@@ -141,7 +157,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def project(self, x_bnd: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normed and turned, and values; each (b, h, n, k)."""
+        """Queries and keys, normed and turned, and values; each (b, n, h, k)."""
         qkv = split_heads(self.qkv(x_bnd), 3, self.heads)
         q, k = self.norm(qkv[:2], rotation)
         return q, k, qkv[2]
@@ -152,9 +168,16 @@ class SelfAttention(nn.Module):
 
 
 def split_heads(x_bnd: Tensor, parts: int, heads: int) -> Tensor:
-    """A fused projection (b, n, parts * h * k) as (parts, b, h, n, k)."""
-    split: Tensor = x_bnd.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+    """A fused projection (b, n, parts * h * k) as (parts, b, n, h, k)."""
+    split: Tensor = x_bnd.unflatten(-1, (parts, heads, -1)).movedim(2, 0)
     return split
+
+
+def joined(text_bthk: Tensor, image_bnhk: Tensor, rotation: Rotation) -> Tensor:
+    """Text tokens, then picture tokens, in memory as `is_head_first` says."""
+    if is_head_first(rotation):
+        return torch.cat([text_bthk.transpose(1, 2), image_bnhk.transpose(1, 2)], dim=2).transpose(1, 2)
+    return torch.cat([text_bthk, image_bnhk], dim=1)
 
 
 class DoubleStreamBlock(nn.Module):
@@ -197,7 +220,7 @@ class DoubleStreamBlock(nn.Module):
         of_text, of_image = rotation.part(slice(text_tokens)), rotation.part(slice(text_tokens, None))
         text_qkv = self.txt_attn.project(modulated_norm(text_bnd, text_mod[0]), of_text)
         image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]), of_image)
-        mixed = self.attend(*(torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True)))
+        mixed = self.attend(*(joined(*pair, rotation) for pair in zip(text_qkv, image_qkv, strict=True)))
 
         image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, text_tokens:]))
         image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self.img_mlp(modulated_norm(image_bnd, image_mod[1])))

@@ -1,6 +1,6 @@
 """Rotary positions on three axes: stream (0 output, 1 reference), row, column. Text sits at the origin.
 
-Axis letters in this file: n tokens, a position axis (stream, row, column), k rotation pairs (head width / 2).
+Axis letters in this file: n tokens, a position axis (stream, row, column), k head width, p rotation pairs (k / 2).
 Source: black-forest-labs/flux, src/flux/math.py (`rope`) and src/flux/modules/layers.py (`EmbedND`).
 """
 
@@ -37,22 +37,23 @@ def picture_positions(size: Size, *, stream: int) -> Tensor:
 
 
 class Rotation(NamedTuple):
-    """By how much queries and keys are turned at each token.
+    """By how much queries and keys are turned at each token. A pair (x, y) becomes (x cos - y sin, y cos + x sin).
 
     Attributes:
-        cos_nk, sin_nk: float32.
-        turn_nk: the same as complex numbers, with which the CPU turns in one kernel; None elsewhere, where compilers
+        cos_nk: float32, of each pair twice.
+        sin_nk: float32, of each pair first negative, then as it is: what its neighbour's value is multiplied by.
+        turn_np: the same as complex numbers, with which the CPU turns in one kernel; None elsewhere, where compilers
             fuse the other form by themselves and don't know this one.
     """
 
     cos_nk: Tensor
     sin_nk: Tensor
-    turn_nk: Tensor | None
+    turn_np: Tensor | None
 
     def part(self, tokens: slice) -> Rotation:
         """That of some of the tokens."""
         return Rotation(
-            self.cos_nk[tokens], self.sin_nk[tokens], None if self.turn_nk is None else self.turn_nk[tokens]
+            self.cos_nk[tokens], self.sin_nk[tokens], None if self.turn_np is None else self.turn_np[tokens]
         )
 
 
@@ -68,20 +69,27 @@ def rotation_of(positions_na: Tensor, axes: tuple[int, int, int], device: torch.
         # float64: at position 97 float32 frequencies are already off in the 6th digit.
         frequencies = THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles.append(positions_na[:, axis, None].double() * frequencies)
-    angle_nk = torch.cat(angles, dim=-1)
-    cos, sin = angle_nk.cos().float().to(device), angle_nk.sin().float().to(device)
-    return Rotation(cos, sin, torch.complex(cos, sin) if device.type == "cpu" else None)
+    angle_np = torch.cat(angles, dim=-1)
+    cos, sin = angle_np.cos().float(), angle_np.sin().float()
+    return Rotation(
+        torch.stack([cos, cos], dim=-1).flatten(-2).to(device),
+        torch.stack([-sin, sin], dim=-1).flatten(-2).to(device),
+        torch.complex(cos, sin) if device.type == "cpu" else None,
+    )
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of neighbouring channels by its token's angles.
 
     Args:
-        x: (..., n, 2k), any float dtype; the turn itself is done in float32.
+        x: (..., k), any float dtype; the turn itself is done in float32.
+        cos, sin: a rotation's, shaped so that they broadcast with `x`.
 
     Returns:
         Shape and dtype of `x`.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation.cos_nk, rotation.sin_nk
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+    wide = x.float()
+    # Compilers read the neighbour where they need it; halves that are turned apart and joined, they write out first.
+    neighbours = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned: Tensor = (wide * cos + neighbours * sin).to(x.dtype)
+    return turned
