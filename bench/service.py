@@ -32,6 +32,7 @@ from PIL import Image
 from sqlalchemy import Connection
 
 from rekontext.accounts import ledger, registry
+from rekontext.api.http1 import server_config
 from rekontext.assembly import assemble
 from rekontext.contract import (
     EditRequest,
@@ -227,8 +228,7 @@ class Wire:
         )
         assert service.first_key is not None, "the database is not empty"
         self.key = service.first_key.secret
-        config = uvicorn.Config(service.app, log_config=None, access_log=False)
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(server_config(service.app, answers_s=5))
         self.photo = encode(InstantFleet.photo(), "jpg", 90)
 
     def run(self, edits: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import uvicorn
 from PIL import Image
 
+from rekontext.api.http1 import server_config
 from rekontext.contract import EditRequest, EditResult, Fleet, OnProgress, Preview, Progress
 from tests.api.studio import PillowFleet, Studio
 
@@ -91,8 +92,7 @@ def served(folder: Path, *, fleet: Fleet | None = None, **settings: Any) -> Iter
     }
     # A studio only hands its fleet on, so any will do.
     studio = Studio(folder=folder, settings=defaults | settings, fleet=cast(PillowFleet, fleet or PausingFleet()))
-    config = uvicorn.Config(studio.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = _Server(config)
+    server = _Server(server_config(studio.app, answers_s=5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="site")
         thread.start()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
+from rekontext.api.http1 import server_config
 from rekontext.api.logs import configure
 from rekontext.assembly import assemble
 from rekontext.contract import EditRequest, EditResult, OnProgress
@@ -54,7 +55,7 @@ def main() -> None:
             on_ready=lambda _: print(f"PORT {port}", flush=True),  # noqa: T201
             on_broken=lambda fault: sys.exit(f"broken: {fault!r}"),
         )
-        uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False)).run(sockets=[listener])
+        uvicorn.Server(server_config(service.app, answers_s=5)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

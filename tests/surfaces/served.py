@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from rekontext.api.http1 import Connection, server_config
 from tests.api.studio import Studio
 
 START_S_MAX = 20.0
@@ -29,12 +30,10 @@ class Served:
 
 
 @contextmanager
-def serve(studio: Studio) -> Iterator[Served]:
-    """The studio, answering as long as the block lasts."""
+def serve(studio: Studio, *, http: type[Connection] = Connection) -> Iterator[Served]:
+    """The studio, answering as long as the block lasts, on connections of this kind."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(studio.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-        )
+        server = uvicorn.Server(server_config(studio.app, answers_s=5, http=http))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + START_S_MAX

@@ -15,6 +15,7 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
+from rekontext.api.http1 import make_room, server_config
 from rekontext.api.logs import configure
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
@@ -65,20 +66,14 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
     # The address before the key: a start that fails must not make a key that nobody gets to see.
     with _listen(settings) as listener:
         configure(level=settings.log_level, log_format=settings.log_format)
+        make_room()
         # The port names this process in the database, and 0 would name two alike.
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         url = settings.external_url or _url(listener)
         service = _assemble(settings, ready, stop)
         server = _Server(
-            uvicorn.Config(
-                service.app,
-                log_config=None,
-                access_log=False,  # the service writes its own, without the signatures in queries
-                proxy_headers=False,  # the service reads them itself, from proxies that are trusted
-                # Edits may go on for the time of grace; then whoever waits for one is told where it will be.
-                timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S,
-                server_header=False,
-            ),
+            # Edits may go on for the time of grace; then whoever waits for one is told where it will be.
+            server_config(service.app, answers_s=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S),
             on_shutdown=service.hang_up,
         )
         console.print(_greeting(url, service, settings))

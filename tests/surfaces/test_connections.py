@@ -1,0 +1,186 @@
+"""What connections may do and cost: heads, bodies and silences that no HTTP client library would send."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Final
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from rekontext.api.http1 import HEAD_BYTES_MAX, Connection
+from tests.api.studio import Studio
+from tests.faults.test_drain import ORDER
+from tests.surfaces.served import Served, serve
+
+V1: Final = "/v1/flux-kontext-dev"
+BODY: Final = json.dumps(ORDER).encode()
+
+
+class Hasty(Connection):
+    """Bounds that a test can see the end of."""
+
+    silence_s_max: ClassVar[float] = 0.1
+
+
+class Lonely(Connection):
+    connections_max: ClassVar[int] = 1
+
+
+@contextmanager
+def dialled(served: Served) -> Iterator[socket.socket]:
+    place = urlsplit(served.url)
+    with socket.create_connection((place.hostname or "", place.port or 0), timeout=30) as connection:
+        yield connection
+
+
+def head(served: Served, *lines: str, method: str = "POST", path: str = V1, version: str = "1.1") -> bytes:
+    return "\r\n".join(
+        [f"{method} {path} HTTP/{version}", "host: studio", f"x-api-key: {served.key}", *lines, "", ""]
+    ).encode()
+
+
+def order_head(served: Served, *lines: str) -> bytes:
+    return head(served, "content-type: application/json", f"content-length: {len(BODY)}", *lines)
+
+
+def to_the_end(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(Studio(folder=tmp_path_factory.mktemp("hasty")), http=Hasty) as served:
+        yield served
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "anything/1"])
+def test_an_offer_to_speak_another_protocol_is_ignored(served: Served, protocol: str) -> None:
+    """Java's client makes one with every request: the request is answered as if it hadn't, its body included."""
+    headers = {
+        "x-api-key": served.key,
+        "connection": "Upgrade, HTTP2-Settings",
+        "upgrade": protocol,
+        "http2-settings": "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    }
+    answer = httpx.post(served.url + V1, json=ORDER, headers=headers, timeout=30)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
+
+
+def test_a_head_without_end_is_refused(served: Served) -> None:
+    """In the form of every error, and without reading on."""
+    with dialled(served) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: studio\r\nx-long: ")
+        connection.sendall(b"a" * HEAD_BYTES_MAX)
+        said, _, body = to_the_end(connection).partition(b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 400 ")
+    told = json.loads(body)
+    assert (told["code"], f"x-request-id: {told['request_id']}".encode() in said) == ("malformed_request", True)
+    assert str(HEAD_BYTES_MAX) in told["error"]
+
+
+def test_nonsense_in_the_middle_of_a_body_is_refused(served: Served) -> None:
+    """Chunks that are none."""
+    with dialled(served) as connection:
+        connection.sendall(head(served, "content-type: application/json", "transfer-encoding: chunked") + b"x\r\n\r\n")
+        assert to_the_end(connection).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nho", id="half a head"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET", id="a request and half a head"),
+        pytest.param(
+            b"POST /v1/flux-kontext-dev HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc", id="a refused body"
+        ),
+    ],
+)
+def test_a_silent_connection_is_closed(hasty: Served, sent: bytes) -> None:
+    """Wherever its caller fell silent; what was asked before is answered."""
+    with dialled(hasty) as connection:
+        connection.sendall(sent)
+        said = to_the_end(connection)
+    assert said.count(b"HTTP/1.1 ") == (b"\r\n\r\n" in sent)
+
+
+def test_an_unfinished_body_is_not_waited_for(hasty: Served) -> None:
+    """Whoever has a key may be slow, but not silent."""
+    with dialled(hasty) as connection:
+        connection.sendall(order_head(hasty) + BODY[:100])
+        assert to_the_end(connection) == b""
+
+
+def test_who_waits_for_us_may_be_silent(hasty: Served) -> None:
+    """An edit takes as long as it takes."""
+    hasty.studio.fleet.may_step.clear()
+    with dialled(hasty) as connection:
+        connection.sendall(order_head(hasty) + BODY)
+        connection.settimeout(Hasty.silence_s_max * 5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+
+def test_one_connection_too_many_is_told_so(tmp_path: Path) -> None:
+    """And those that are there go on."""
+    with serve(Studio(folder=tmp_path), http=Lonely) as served, dialled(served) as first:
+        with dialled(served) as second:
+            said, _, body = to_the_end(second).partition(b"\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(body)["code"] == "too_many_connections"
+        first.sendall(head(served, "connection: close", method="GET", path="/healthz"))
+        assert to_the_end(first).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_may_be_sent_ahead(served: Served) -> None:
+    """Each is answered, in their order (RFC 9112, 9.3.2)."""
+    get = head(served, method="GET", path="/readyz")
+    last = head(served, "connection: close", method="GET", path="/nowhere")
+    with dialled(served) as connection:
+        connection.sendall(order_head(served) + BODY + get + last)
+        said = to_the_end(connection)
+    assert [said.count(b"HTTP/1.1 %d " % status) for status in (200, 404)] == [2, 1]
+    assert said.rindex(b"HTTP/1.1 404 ") > said.rindex(b"HTTP/1.1 200 ")
+
+
+def test_whoever_asks_before_sending_a_body_is_told(served: Served) -> None:
+    """To go on, or that there is no need to."""
+    with dialled(served) as connection:
+        connection.sendall(order_head(served, "expect: 100-continue", "connection: close"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(BODY)
+        assert to_the_end(connection).startswith(b"HTTP/1.1 200 ")
+    with dialled(served) as connection:
+        connection.sendall(order_head(served, "expect: 100-continue").replace(b"x-api-key", b"x-none"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_blanks_around_a_header_are_not_part_of_it(served: Served) -> None:
+    """A key pasted with a blank or a tab behind it is the key (RFC 9112, 5.1)."""
+    with dialled(served) as connection:
+        get = head(served, "connection: close", method="GET", path="/v1/get-user-credits")
+        connection.sendall(get.replace(served.key.encode(), b" \t " + served.key.encode() + b" \t "))
+        assert to_the_end(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_http_1_0_gets_streams_without_chunks(tmp_path: Path) -> None:
+    """It doesn't know them: the stream ends with the connection."""
+    studio = Studio(folder=tmp_path)
+    studio.fleet.may_step.clear()
+    with serve(studio) as served:
+        made = httpx.post(served.url + "/v2/flux-kontext-dev", json=ORDER, headers=studio.headers, timeout=30).json()
+        with dialled(served) as connection:
+            path = urlsplit(made["events_url"]).path
+            connection.sendall(head(served, method="GET", path=path, version="1.0"))
+            said = b""
+            while b"\n\n" not in said.partition(b"\r\n\r\n")[2]:
+                said += connection.recv(65536)
+    told, _, events = said.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in told.lower()
+    assert events.startswith((b"id: ", b"event: ", b":")), events
