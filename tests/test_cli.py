@@ -222,6 +222,15 @@ def test_a_database_beside_another_secret_is_not_served(run: Run) -> None:
     assert run(["keys", "create", "alice"]).code == 0
 
 
+def test_the_secret_of_requests_own_webhooks_is_shown_and_replaced(run: Run) -> None:
+    """For a receiver that is set up by an operator."""
+    run(["accounts", "create", "alice"])
+    shown = run(["accounts", "webhook-secret", "alice"]).out.strip()
+    assert shown.startswith("whsec_")
+    replaced = json.loads(run(["accounts", "webhook-secret", "alice", "--replace", "--json"]).out)["webhook_secret"]
+    assert replaced == run(["accounts", "webhook-secret", "alice"]).out.strip() != shown
+
+
 def test_where_the_secret_is_lost_all_keys_are_closed_and_new_ones_made(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

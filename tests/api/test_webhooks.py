@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 from aiohttp import web
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
@@ -19,6 +19,7 @@ from tests.pictures.samples import photo_bytes
 pytestmark = pytest.mark.anyio
 
 V1: Final = "/v1/flux-kontext-dev"
+SECRET: Final = "/console/api/webhook-secret"
 GOOD: Final[dict[str, Any]] = {
     "prompt": "make it night",
     "input_image": base64.b64encode(photo_bytes()).decode(),
@@ -76,11 +77,31 @@ async def test_an_endpoint_is_told_of_the_end_with_a_signature(studio: Studio, r
 
 
 async def test_one_job_s_own_webhook(studio: Studio, receiver: Receiver) -> None:
-    """Named in the submit."""
+    """Named in the submit, and signed with the account's secret, which its keys may read."""
     async with studio.open() as client:
+        secret = (await client.get(SECRET)).json()["secret"]
         await client.post(V1, json=GOOD | {"webhook_url": receiver.url})
-        _, body = await receiver.next()
-    assert json.loads(body)["data"]["status"] == "COMPLETED"
+        headers, body = await receiver.next()
+    assert Webhook(secret).verify(body.decode(), headers)["data"]["status"] == "COMPLETED"
+
+
+async def test_the_account_s_secret_is_replaced(studio: Studio, receiver: Receiver) -> None:
+    """By whoever may make webhooks; the next message is signed with the new one, and the audit log has no secret."""
+    async with studio.open() as client:
+        old = (await client.get(SECRET)).json()["secret"]
+        async with studio.client(studio.new_key(scopes=frozenset({"read"})).secret) as reader:
+            for method in ("GET", "POST"):
+                assert (await reader.request(method, SECRET)).json()["code"] == "scope_missing"
+        new = (await client.post(SECRET)).json()["secret"]
+        assert new == (await client.get(SECRET)).json()["secret"] != old
+        await client.post(V1, json=GOOD | {"webhook_url": receiver.url})
+        headers, body = await receiver.next()
+        audit = await client.get("/console/api/admin/audit")
+    assert Webhook(new).verify(body.decode(), headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(old).verify(body.decode(), headers)
+    assert audit.json()["records"][0]["action"] == "account.webhook_secret"
+    assert new not in audit.text
 
 
 async def test_a_test_message_and_a_replay(studio: Studio, receiver: Receiver) -> None:

@@ -172,6 +172,20 @@ def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -
     expect(page.locator(".hook")).to_contain_text("inactive")
 
 
+def test_the_secret_of_requests_own_webhooks_is_shown_and_replaced(open_page: OpenPage) -> None:
+    """On the webhooks page, after a question."""
+    page = open_page("/console")
+    go_to(page, "webhooks")
+    page.get_by_role("button", name="Show the secret").click()
+    expect(page.locator("#secret")).to_contain_text("whsec_")
+    old = page.locator("#secret").text_content() or ""
+    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="Replace it").click()
+    page.get_by_role("dialog").get_by_role("button", name="Replace").click()
+    expect(page.get_by_role("dialog", name="New signing secret")).to_be_visible()
+    expect(page.locator("#secret")).not_to_have_text(old)
+
+
 def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> None:
     """With their picture, size and a link to copy."""
     uploaded = httpx2.post(

@@ -62,6 +62,12 @@ class Acts:
         self._record(tx, "account.limits", account, monthly_cap=cap, in_flight_max=in_flight_max)
         return changed
 
+    def replace_webhook_secret(self, tx: Connection, account: AccountId) -> Account:
+        """Sign with a new secret. Raises as `registry.replace_webhook_secret`."""
+        changed = registry.replace_webhook_secret(tx, account, randomness=self.randomness)
+        self._record(tx, "account.webhook_secret", account)
+        return changed
+
     def add_credits(
         self, tx: Connection, account: AccountId, micros: int, *, source: Source, note: str = ""
     ) -> Balance:

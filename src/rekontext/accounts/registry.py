@@ -149,6 +149,16 @@ def set_limits(
     return get(tx, account)
 
 
+def replace_webhook_secret(tx: Connection, account: AccountId, *, randomness: Randomness) -> Account:
+    """Sign what is sent to a job's own webhook_url with a new secret, from now on; what is still to be sent, too.
+
+    Raises:
+        AccountUnknown: there is no such account.
+    """
+    tx.execute(update(accounts).where(accounts.c.id == account).values(webhook_secret=webhook_secret(randomness)))
+    return get(tx, account)
+
+
 def _check_limits(monthly_cap_micros: int | None, in_flight_max: int | None) -> None:
     if monthly_cap_micros is not None and monthly_cap_micros < 0:
         raise ValueError(f"monthly_cap_micros is {monthly_cap_micros}; allowed: 0 or more, or none")

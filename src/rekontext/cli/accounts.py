@@ -72,6 +72,17 @@ def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
     _say_table(as_json, "accounts", rows, ("id", "name", "available", "held", "created_at"))
 
 
+def webhook_secret(account: str, *, replace: bool, data_dir: Path | None, as_json: bool) -> None:
+    """What signs messages to the webhook_url of an account's requests, the present one or a new one."""
+
+    def work(tx: Connection, acts: Acts) -> Account:
+        found = registry.find(tx, account)
+        return acts.replace_webhook_secret(tx, found.id) if replace else found
+
+    found = _transact(data_dir, work)
+    _say(as_json, {"id": found.id, "webhook_secret": found.webhook_secret}, found.webhook_secret)
+
+
 def create_key(
     account: str,
     *,

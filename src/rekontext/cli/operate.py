@@ -63,6 +63,19 @@ def list_accounts(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     accounts.list_accounts(data_dir=data_dir, as_json=as_json)
 
 
+@accounts.command("webhook-secret")
+def webhook_secret(
+    account: AccountName,
+    replace: Annotated[bool, typer.Option(help="Make a new one; the old one signs nothing any more.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """What signs messages to the webhook_url of an account's requests."""
+    from rekontext.cli import accounts
+
+    accounts.webhook_secret(account, replace=replace, data_dir=data_dir, as_json=as_json)
+
+
 @keys.command("create")
 def create_key(
     account: AccountName,

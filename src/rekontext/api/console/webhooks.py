@@ -7,6 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from rekontext.accounts import registry
+from rekontext.api.console.keys import acts_of
 from rekontext.api.hooks import described, described_delivery, new_endpoint
 from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
@@ -78,6 +80,21 @@ def add(routes: APIRouter, parts: Parts) -> None:
         )
         parts.deliverer.wake()
         return {"delivery_id": delivery}
+
+    @routes.get("/webhook-secret", summary="What signs a request's own webhook")
+    async def show_webhook_secret(request: Request) -> dict[str, str]:
+        """Messages to the `webhook_url` of a request are signed with it; each webhook has a secret of its own."""
+        caller = await parts.caller(request, "edit")
+        account = await parts.database.read(lambda tx: registry.get(tx, caller.account))
+        return {"secret": account.webhook_secret}
+
+    @routes.post("/webhook-secret", summary="Replace what signs a request's own webhook")
+    async def replace_webhook_secret(request: Request) -> dict[str, str]:
+        """The old one signs nothing any more, messages that are tried again included."""
+        caller = await parts.caller(request, "edit")
+        acts = acts_of(parts, caller)
+        account = await parts.database.transact(lambda tx: acts.replace_webhook_secret(tx, caller.account))
+        return {"secret": account.webhook_secret}
 
     @routes.get("/deliveries", summary="What was sent")
     async def list_deliveries(

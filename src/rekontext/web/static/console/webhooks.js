@@ -3,9 +3,11 @@
 import { getJson } from "../shared/api.js";
 import { fill, h, toast } from "../shared/dom.js";
 import { ago, moment, seconds } from "../shared/format.js";
+import { confirmed } from "../shared/shell.js";
 import { ask, badge, button, definition, dialog, heading, showOnce, table, within } from "./parts.js";
 
 const BASE = "console/api/webhooks";
+const SECRET = "console/api/webhook-secret";
 const LOOK_AGAIN_MS = 1000;
 const LOOKS_MAX = 15;
 
@@ -126,6 +128,24 @@ export function webhooks(place) {
     )
       loadHooks();
   };
+  const showSecret = async () => {
+    try {
+      const { secret } = await getJson(SECRET);
+      await showOnce("Signing secret", "It signs what is sent to the webhook_url of a request.", secret);
+    } catch (fault) {
+      toast(fault.message);
+    }
+  };
+  const replaceSecret = async () => {
+    const text = "Messages are signed with the new one at once: receivers that check with the old one refuse them.";
+    if (!(await confirmed({ title: "Replace the signing secret?", text, action: "Replace" }))) return;
+    try {
+      const { secret } = await getJson(SECRET, { method: "POST" });
+      await showOnce("New signing secret", "It signs what is sent to the webhook_url of a request.", secret);
+    } catch (fault) {
+      toast(fault.message);
+    }
+  };
   const openDelivery = (row) =>
     dialog(
       row.event_type,
@@ -178,6 +198,22 @@ export function webhooks(place) {
       button("New webhook", create, { kind: "primary", picture: "plus" }),
     ),
     list,
+    h(
+      "div.sub-head",
+      {},
+      h("h2", {}, "Requests with a webhook_url"),
+      h(
+        "div.actions",
+        {},
+        button("Show the secret", showSecret, { kind: "small" }),
+        button("Replace it", replaceSecret, { kind: "small quiet" }),
+      ),
+    ),
+    h(
+      "p.faint",
+      {},
+      "A request may name an address of its own. What it is sent is signed with one secret, the same for all of this account.",
+    ),
     h(
       "div.sub-head",
       {},
