@@ -220,6 +220,13 @@ TABLE = [
         content=orjson.dumps(GOOD)[:-1] + b', "seed": ' + b"[" * 900 + b"]" * 900 + b"}",
         headers={"content-type": "application/json"},
     ),
+    Bad(
+        name="JSON of very many items",
+        code="malformed_body",
+        says="more than 65536 commas and opening brackets",
+        content=orjson.dumps(GOOD)[:-1] + b', "padding": [' + b"[]," * 40_000 + b"[]]}",
+        headers={"content-type": "application/json"},
+    ),
     Bad(name="JSON array", code="malformed_body", says="JSON object", json=[GOOD]),
     Bad(name="JSON string", code="malformed_body", says="JSON object", json="make it night"),
     Bad(

@@ -14,6 +14,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from rekontext.api.answers import prefers_json
 from rekontext.api.documents import MINI_NOTICE
+from rekontext.api.parameters import PROMPT_CHARACTERS_MAX
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.pictures import MEDIA_TYPES, OUTPUT_FORMATS, OutputFormat, sniff
 from tests.api.conftest import MakeStudio
@@ -50,6 +51,13 @@ async def test_the_picture_is_the_edited_one(client: httpx2.AsyncClient) -> None
     original = Image.open(BytesIO(PHOTO))
     total = ImageStat.Stat(ImageChops.add(edited.convert("RGB"), original)).mean
     assert min(total) > 240, "an inversion and its original add up to white"
+
+
+@pytest.mark.parametrize("character", [",", "[", "{"])
+async def test_a_prompt_may_be_all_punctuation(client: httpx2.AsyncClient, character: str) -> None:
+    """The longest one stays below what bounds the items of a JSON body."""
+    answer = await client.post(URL, json=GOOD | {"prompt": character * PROMPT_CHARACTERS_MAX})
+    assert answer.status_code == 200, answer.text
 
 
 async def test_the_page_s_defaults(studio: Studio, client: httpx2.AsyncClient) -> None:

@@ -18,6 +18,7 @@ from rekontext.pictures import CodecThreads
 
 _FIELDS_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 2**16
+_JSON_ITEMS_MAX: Final = 2**16
 
 JsonObject = dict[str, object]
 FormFields = Sequence[tuple[str, str | Upload]]
@@ -94,6 +95,12 @@ def _media_type(content_type: str) -> str:
 
 
 def _json(body: bytes) -> JsonObject:
+    # Parsing holds the interpreter's lock, and each empty list in 30 MB of them takes memory. A prompt may be all commas;
+    # base64 has neither these nor brackets.
+    if sum(map(body.count, (b",", b"[", b"{"))) > _JSON_ITEMS_MAX:
+        raise MalformedBody(
+            f"the body has more than {_JSON_ITEMS_MAX} commas and opening brackets, the most that is allowed"
+        )
     try:
         document = orjson.loads(body.removeprefix(BOM_UTF8))
     except orjson.JSONDecodeError as fault:
