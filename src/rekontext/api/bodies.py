@@ -95,8 +95,8 @@ def _media_type(content_type: str) -> str:
 
 
 def _json(body: bytes) -> JsonObject:
-    # Parsing holds the interpreter's lock, and each empty list in 30 MB of them takes memory. A prompt may be all commas;
-    # base64 has neither these nor brackets.
+    # Parsing holds the interpreter's lock, and each empty list in 30 MB of them takes memory. A prompt may be all
+    # commas; base64 has neither these nor brackets.
     if sum(map(body.count, (b",", b"[", b"{"))) > _JSON_ITEMS_MAX:
         raise MalformedBody(
             f"the body has more than {_JSON_ITEMS_MAX} commas and opening brackets, the most that is allowed"
