@@ -195,7 +195,7 @@ def test_limits_are_checked_before_unpacking() -> None:
 def test_a_cut_file_is_refused_with_a_sentence(pillow_format: str) -> None:
     """Half a file is no picture, not a picture with a gray half."""
     data = encoded(gradient(200, 200), pillow_format)
-    with pytest.raises(PictureRefused, match=r"cut off or damaged|header can't be read"):
+    with pytest.raises(PictureRefused, match=r"(cut off or damaged|header can't be read)$"):
         pixels(data[: len(data) // 2])
 
 

@@ -173,8 +173,40 @@ async def test_a_closed_port_is_said(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with fetcher("127.0.0.1") as opened:
-        with pytest.raises(PictureUnreachable, match="can't be fetched"):
+        with pytest.raises(PictureUnreachable, match=r"can't be fetched: it refused the connection$"):
             await opened.fetch(f"http://127.0.0.1:{port}/", bytes_max=1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"", "the connection broke off"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", "the connection broke off"),
+        (b"220 mail.example ESMTP\r\n", "it didn't answer in HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnine\r\n", "it didn't answer in HTTP"),
+    ],
+)
+async def test_a_site_that_breaks_the_protocol_is_told_in_plain_words(answer: bytes, says: str) -> None:
+    """Nothing of a library's own words, which name its classes and repeat the URL with its query."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureUnreachable) as caught:
+            await opened.fetch(f"http://127.0.0.1:{port}/cat.png?token=hush", bytes_max=1000)
+    assert str(caught.value) == f"http://127.0.0.1:{port}/cat.png can't be fetched: {says}"
+
+
+async def test_tls_to_a_site_without_it_is_told(site: Site) -> None:
+    """And not in OpenSSL's words."""
+    async with fetcher("127.0.0.1") as opened:
+        with pytest.raises(PictureUnreachable, match=r"can't be fetched: no TLS connection could be made$"):
+            await opened.fetch(f"https://127.0.0.1:{site.port}/photo", bytes_max=5000)
 
 
 async def test_secrets_in_a_url_are_not_repeated(site: Site) -> None:

@@ -25,6 +25,7 @@ def test_base64_in_any_dress(data: bytes, line: int, is_padded: bool, is_url_saf
     assert bytes_from_text(wrapped, LIMITS) == data
     assert bytes_from_text(f"data:image/png;base64,{wrapped}", LIMITS) == data
     assert bytes_from_text(f"DATA:;charset=x;BASE64,{quote(text)}", LIMITS) == data
+    assert bytes_from_text(f"data:image/png; base64 , {wrapped}", LIMITS) == data
 
 
 def test_a_data_uri_may_be_percent_encoded() -> None:

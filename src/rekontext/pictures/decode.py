@@ -112,7 +112,7 @@ def decode(photo: Photo) -> Image.Image:
     except MemoryError:
         raise
     except Exception as fault:  # a decoder fed hostile bytes raises nearly anything; all of it is the file's fault
-        raise PictureRefused(f"the {photo.format} picture is cut off or damaged ({_reason(fault)})") from fault
+        raise PictureRefused(f"the {photo.format} picture is cut off or damaged") from fault
 
 
 def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) 
     except MemoryError:
         raise
     except Exception as fault:
-        raise PictureRefused(f"the {photo_format} picture's header can't be read ({_reason(fault)})") from fault
+        raise PictureRefused(f"the {photo_format} picture's header can't be read") from fault
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -192,7 +192,3 @@ def _to_srgb(picture: Image.Image, profile_bytes: object) -> Image.Image:
 def _bare(picture: Image.Image) -> Image.Image:
     picture.info = {}
     return picture
-
-
-def _reason(fault: BaseException) -> str:
-    return (str(fault) or type(fault).__name__).splitlines()[0][:120]

@@ -89,7 +89,7 @@ def _parse(text: str, *, base: URL | None = None) -> URL:
         url = url if base is None else base.join(url)
         valid = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError as fault:
-        raise PictureUnreachable(f"{_shown(text)} is not a valid URL ({reason(fault)})") from fault
+        raise PictureUnreachable(f"{_shown(text)} is not a valid URL") from fault
     if not valid:
         raise PictureUnreachable(f"{_shown(text)} is not a complete http or https URL")
     return url

@@ -7,6 +7,7 @@ re-bound names and redirects all meet it. Knows nothing of what is sent or fetch
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from types import TracebackType
@@ -139,10 +140,29 @@ def _wrapped(address: IPv6Address) -> tuple[IPv4Address, ...]:
 
 
 def reason(fault: BaseException) -> str:
-    """Why a connection failed: the innermost plain cause, which aiohttp wraps in up to two layers."""
-    cause: BaseException | None = fault
-    while cause is not None:
-        if isinstance(cause, AddressRefused):
-            return str(cause)
-        cause = getattr(cause, "os_error", None) or cause.__cause__
-    return (str(fault) or type(fault).__name__).splitlines()[0][:160]
+    """Why a request failed, for whoever named its URL: nothing of the libraries in between, nothing of a query."""
+    inner: BaseException | None = fault
+    while inner is not None:  # aiohttp wraps the cause in up to two layers
+        match inner:
+            case AddressRefused():
+                return str(inner)
+            case ssl.SSLCertVerificationError():
+                return f"its certificate can't be verified: {inner.verify_message}"
+            case ssl.SSLError():
+                return "no TLS connection could be made"
+            case socket.gaierror() | aiohttp.ClientConnectorDNSError() | UnicodeError():
+                return "its name can't be resolved"
+            case ConnectionRefusedError():
+                return "it refused the connection"
+        inner = getattr(inner, "os_error", None) or inner.__cause__
+    match fault:
+        case aiohttp.InvalidURL():
+            return "that is not a valid URL"
+        case aiohttp.ClientConnectorError():
+            return "no connection could be made"
+        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionError():
+            return "the connection broke off"
+        case aiohttp.ClientResponseError():
+            return "it didn't answer in HTTP"
+        case _:
+            return "the connection failed"

@@ -71,7 +71,7 @@ def bytes_from_text(text: str, limits: PictureLimits) -> bytes:
         header, comma, payload = text.partition(",")
         if not comma:
             raise PictureRefused('the data URI has no "," between its type and its data')
-        if header.lower().endswith(";base64"):
+        if "".join(header.lower().split()).endswith(";base64"):
             # A percent sign can't be base64: such a payload was escaped for use inside a URL.
             plain = unquote_to_bytes(payload) if "%" in payload else _ascii(payload)
             return _from_base64(plain, limits)
