@@ -254,13 +254,15 @@ async def test_one_key_and_one_body_are_one_job(studio: Studio) -> None:
         waited = await client.post(V1, json=GOOD, headers=key)
         as_form = await client.post(V2, files=form, headers=key)
         spelled = await client.post(V2, json=GOOD | {"seed": None, "ignored": 1}, headers=key)
+        defaults = {"guidance": 7, "num_inference_steps": 35.0, "output_format": "png", "seed": -1, "previews": 0}
+        spelled_out = await client.post(V2, json=defaults | GOOD, headers=key)
         wrong = await client.post(V2, json=GOOD | {"guidance": 11}, headers=key)
         other = await client.post(V2, json=GOOD | {"seed": 1}, headers=key)
         balance = (await client.get("/v1/get-user-credits")).json()["free-credits"]
     job = first.json()["request_id"]
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
-    assert [each.json()["request_id"] for each in (again, as_form, spelled)] == [job, job, job]
+    assert [each.json()["request_id"] for each in (again, as_form, spelled, spelled_out)] == [job] * 4
     assert (wrong.status_code, wrong.json()["code"]) == (409, "idempotency_key_reused")
     assert (waited.status_code, waited.headers["x-request-id"]) == (200, job)
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")

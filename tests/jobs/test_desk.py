@@ -189,6 +189,21 @@ async def test_a_listener_of_an_ended_job_hears_its_end_even_after_a_restart(pla
     assert [(event.kind, event.data) for event in heard] == [("ended", {"status": "COMPLETED"})]
 
 
+async def test_many_listeners_hear_each_place_once(plant: Plant) -> None:
+    """All of them look it up; whoever sees it first tells the others."""
+    here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)
+    before, job = plant.office.accept().job, plant.office.accept().job
+    listening = [asyncio.create_task(all_of(here.desk.listen(job.id, account=ALICE))) for _ in range(5)]
+    await asyncio.sleep(0.1)
+    plant.office.cancel(before.id)
+    await asyncio.sleep(0.1)
+    plant.office.cancel(job.id)
+    async with asyncio.timeout(20):
+        heard = await asyncio.gather(*listening)
+    places = [("queued", {"ahead": 1}), ("queued", {"ahead": 0}), ("ended", {"status": "CANCELLED"})]
+    assert [[(event.kind, event.data) for event in each] for each in heard] == [places] * 5
+
+
 async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None:
     """Its place in the queue is looked up again and again."""
     here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)

@@ -71,10 +71,23 @@ def test_faults_of_ours_are_retried_a_bounded_number_of_times(office: Office) ->
         assert office.claim() == []
         office.clock.advance(1)
         [job] = office.claim()
-    assert (job.attempt, job.faults) == (3, 2)
+    assert (job.attempt, job.faults, job.retries) == (3, 2, 2)
     failed = office.fail(job.lease)
-    assert (failed.state, failed.faults) == (State.FAILED, 3)
+    assert (failed.state, failed.faults, failed.retries) == (State.FAILED, 3, 2)
     assert office.money() == (10, 0, 0)
+
+
+def test_a_fault_of_the_callers_is_none_of_ours(office: Office) -> None:
+    """It is neither counted nor tried again."""
+    failed = office.fail(office.start().lease, retry=False)
+    assert (failed.state, failed.faults, failed.retries) == (State.FAILED, 0, 0)
+
+
+def test_an_attempt_that_was_handed_back_was_no_fault(office: Office) -> None:
+    """The next one is no retry."""
+    office.hand_back(office.start().lease)
+    [job] = office.claim()
+    assert (job.attempt, job.retries) == (2, 0)
 
 
 def test_jobs_are_claimed_in_the_order_of_their_acceptance(office: Office) -> None:

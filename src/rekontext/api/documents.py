@@ -113,8 +113,8 @@ def metrics(job: Job, balance: Balance | None = None) -> dict[str, object]:
         "queue_time": _seconds(job.queue_s),
         "total_time": _seconds(job.total_s),
     }
-    if job.faults:
-        found["retry_count"] = job.faults
+    if job.retries:
+        found["retry_count"] = job.retries
     if job.state is State.COMPLETED:
         found["cost"] = usd(job.price_micros)
         if balance is not None:

@@ -16,7 +16,6 @@ from starlette.requests import Request
 from rekontext.api.bodies import read_body
 from rekontext.api.edits import EditOrder
 from rekontext.api.parameters import (
-    ALLOWED,
     KontextParameters,
     ParametersRefused,
     Problem,
@@ -36,7 +35,7 @@ class Draft:
         parameters: None when one of them is wrong.
         source: the picture as it came: text, a file, or something that is neither.
         problems: by parameter.
-        body_digest: hex SHA-256 of every parameter that was sent, however it was spelled; empty when one is wrong.
+        body_digest: hex SHA-256 of every parameter, the same however it was spelled; empty when one is wrong.
     """
 
     parameters: KontextParameters | None
@@ -74,7 +73,7 @@ class OrderReader:
             parameters=parameters,
             source=given.get("input_image"),
             problems=repeated | {each.parameter: each for each in wrong if each.parameter not in repeated},
-            body_digest="" if parameters is None else await self._threads.run(_digest, given),
+            body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
         )
 
     async def finish(self, draft: Draft, *, shortcut: Shortcut | None = None) -> EditOrder:
@@ -129,14 +128,12 @@ def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
     return Problem(parameter="input_image", value=shown(source), reason=reason, says_allowed=True, code=fault.code)
 
 
-def _digest(given: Mapping[str, object]) -> str:
-    """The same for two requests that ask for the same: what is null or unknown asks for nothing.
+def _digest(parameters: KontextParameters) -> str:
+    """The same for two requests that ask for the same: what is null, unknown, or the default asks for nothing.
 
     Takes milliseconds for a large picture.
     """
-    plain = {
-        name: {"sha256": hashlib.sha256(value.data).hexdigest()} if isinstance(value, Upload) else value
-        for name, value in given.items()
-        if name in ALLOWED and value is not None
-    }
+    plain = {name: getattr(parameters, name) for name in KontextParameters.model_fields}
+    if isinstance(parameters.input_image, Upload):
+        plain["input_image"] = {"sha256": hashlib.sha256(parameters.input_image.data).hexdigest()}
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -157,7 +157,7 @@ class Desk:
         Raises:
             JobUnknown: the account has no such job, or its record went while listening.
         """
-        shown = await self._look(job, account, shown=None)
+        await self._look(job, account)
         events = self._hub.listen(job, after=after)
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -165,7 +165,7 @@ class Desk:
                 done, _ = await asyncio.wait([coming], timeout=self._poll_s)
                 if not done:
                     with suppress(DatabaseUnavailable):
-                        shown = await self._look(job, account, shown=shown)
+                        await self._look(job, account)
                     continue
                 event = coming.result()
                 if event is None:
@@ -178,12 +178,14 @@ class Desk:
                 await coming
             await events.aclose()
 
-    async def _look(self, job: JobId, account: AccountId | None, *, shown: int | None) -> int | None:
+    async def _look(self, job: JobId, account: AccountId | None) -> None:
         """Publish what only the database knows: the place in the queue, and an end in another process."""
         standing = await self.standing(job, account=account)
         if standing.job.state.is_terminal:
             if not self._hub.has_ended(job):
                 self._hub.end(standing.job)
-        elif standing.ahead is not None and standing.ahead != shown:
-            self._hub.publish(job, "queued", {"ahead": standing.ahead})
-        return standing.ahead
+        elif standing.ahead is not None:
+            place = {"ahead": standing.ahead}
+            newest = self._hub.newest(job)
+            if newest is None or (newest.kind, newest.data) != ("queued", place):  # else each listener would tell all
+                self._hub.publish(job, "queued", place)

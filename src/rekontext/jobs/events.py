@@ -84,6 +84,11 @@ class EventHub:
         self.publish(job.id, "ended", {"status": job.state.value})
         self._channel(job.id).record = job
 
+    def newest(self, job: JobId) -> Event | None:
+        """What was published of `job` last and is remembered."""
+        channel = self._channels.get(job)
+        return channel.events[-1][1] if channel is not None and channel.events else None
+
     def has_ended(self, job: JobId) -> bool:
         """Whether the end of `job` was published here."""
         channel = self._channels.get(job)

@@ -295,8 +295,10 @@ class JobLife:
     def _fault(self, tx: Connection, job: Job, *, code: str, error: str, retry: bool, now: datetime) -> Job:
         if job.cancel_requested_at is not None:
             return self._end_free(tx, job, State.CANCELLED, now=now)
+        if not retry:
+            return self._end_free(tx, job, State.FAILED, now=now, error_code=code, error=error)
         faults = job.faults + 1
-        if not retry or faults >= self.patience.faults_max:
+        if faults >= self.patience.faults_max:
             return self._end_free(tx, job, State.FAILED, now=now, error_code=code, error=error, faults=faults)
         wait = timedelta(seconds=min(self.patience.backoff_s * 2 ** (faults - 1), self.patience.backoff_s_max))
         return self._requeue(tx, job, available_at=now + wait, faults=faults)

@@ -136,6 +136,11 @@ class Job:
         return Lease(job=self.id, attempt=self.attempt)
 
     @property
+    def retries(self) -> int:
+        """Attempts that followed one which failed through our fault."""
+        return max(0, min(self.faults, self.attempt - 1))
+
+    @property
     def queue_s(self) -> float | None:
         """Seconds from accept to the start of the last attempt."""
         return _between(self.accepted_at, self.started_at)
