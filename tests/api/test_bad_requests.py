@@ -149,6 +149,14 @@ TABLE = [
         method="GET",
         path="/v2/requests/no-such-job",
     ),
+    Bad(
+        name="unknown model, with GET",
+        status=404,
+        code="unknown_model",
+        says="flux-kontext-dev",
+        method="GET",
+        path="/v1/flux-kontext-max",
+    ),
     Bad(name="GET", status=405, code="method_not_allowed", says="POST", method="GET"),
     Bad(name="PUT", status=405, code="method_not_allowed", says="POST", method="PUT", json=GOOD),
     # The body
@@ -235,6 +243,16 @@ TABLE = [
         says="form",
         content=b"x",
         headers={"content-type": "multipart/form-data"},
+    ),
+    Bad(
+        name="form cut off in its last field",
+        code="malformed_body",
+        says="closing boundary is missing",
+        content=b"".join(
+            b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name.encode(), str(value).encode())
+            for name, value in (*GOOD.items(), ("num_inference_steps", 4))
+        ),
+        headers={"content-type": MULTIPART},
     ),
     Bad(
         name="form that is none",

@@ -168,6 +168,7 @@ async def test_the_deadline_answers_504_and_says_where_the_result_will_be(make_s
         body = answer.json()
         assert (answer.status_code, body["code"]) == (504, "deadline_exceeded")
         assert "0.05 s" in body["error"]
+        assert answer.headers["x-should-retry"] == "false", "a client that posts again by itself would pay twice"
         assert (await client.get(body["status_url"])).json()["status"] in ("QUEUED", "PROCESSING")
         studio.fleet.may_step.set()
         done = await ended(client, body["response_url"])

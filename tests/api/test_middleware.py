@@ -86,6 +86,8 @@ async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", V1, "POST"),
+        ("POST", "/v1/get-user-credits", "HEAD, GET"),
+        ("PUT", "/v1/get-user-credits", "HEAD, GET"),
         ("DELETE", "/console/api/admin/accounts", "HEAD, GET, POST"),
         ("PUT", "/console/api/keys", "HEAD, GET, POST"),
         ("GET", "/console/api/keys/some-id", "DELETE"),

@@ -36,6 +36,7 @@ HEADERS: Final = (
     "x-rate-limit-remaining",
     "x-rate-limit-reset-at-utc",
     "retry-after",
+    "x-should-retry",
 )
 """Every header of our own that an answer may have: scripts in web pages see only those that are named to them."""
 

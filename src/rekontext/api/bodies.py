@@ -8,7 +8,7 @@ from typing import Final
 
 import orjson
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from rekontext.api.connection import CallerGone
@@ -111,18 +111,31 @@ def _json(body: bytes) -> JsonObject:
 
 
 async def _form(request: Request, bytes_max: int) -> FormFields:
+    parser = _FormParser(
+        request.headers, request.stream(), max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max
+    )
     try:
-        async with request.form(max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max) as form:
-            return [
-                (
-                    name,
-                    Upload(data=await value.read(), name=value.filename or "")
-                    if isinstance(value, UploadFile)
-                    else value,
-                )
-                for name, value in form.multi_items()
-            ]
-    except HTTPException as fault:
-        raise MalformedBody(f"the form can't be read: {fault.detail}") from fault
-    except KeyError as fault:
-        raise MalformedBody("the form can't be read: its Content-Type names no boundary") from fault
+        form = await parser.parse()
+    except MultiPartException as fault:
+        raise MalformedBody(f"the form can't be read: {fault.message}") from fault
+    try:
+        if not parser.is_whole:
+            raise MalformedBody("the form can't be read: it is cut off, its closing boundary is missing")
+        return [
+            (
+                name,
+                Upload(data=await value.read(), name=value.filename or "") if isinstance(value, UploadFile) else value,
+            )
+            for name, value in form.multi_items()
+        ]
+    finally:
+        await form.close()
+
+
+class _FormParser(MultiPartParser):
+    """Knows whether a form's end came: one that is cut off has lost its last field."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True

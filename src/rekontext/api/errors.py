@@ -134,10 +134,14 @@ def failure_of(fault: Exception) -> Failure:
         case StoreUnavailable():
             away = "The picture store is full or can't be reached just now; nothing was held or charged. Retry later."
             return Failure(status=503, code="store_unavailable", sentence=away, headers=_retry(_STORE_RETRY_S))
-        case ResultOutOfReach():  # without Retry-After: a client that posts again by itself would order another edit
-            return Failure(status=503, code="store_unavailable", sentence=sentence, job=fault.job)
+        case ResultOutOfReach():
+            return Failure(
+                status=503, code="store_unavailable", sentence=sentence, headers=_DO_NOT_RETRY, job=fault.job
+            )
         case DeadlineExceeded():
-            return Failure(status=504, code="deadline_exceeded", sentence=sentence, job=fault.job)
+            return Failure(
+                status=504, code="deadline_exceeded", sentence=sentence, headers=_DO_NOT_RETRY, job=fault.job
+            )
         case HTTPException():
             return _routing_failure(fault)
         case _:
@@ -220,6 +224,9 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
 )
 
 _STORE_RETRY_S: Final = 10
+
+# For an edit that goes on or is done: a client that posts again by itself would order another one.
+_DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 
 # RFC 9110 asks a 401 to name its scheme; a key in a header has no registered one, and FastAPI's name does no harm.
 _CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "APIKey"}

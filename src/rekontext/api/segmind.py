@@ -7,11 +7,13 @@ of a job afterwards is in requests.py.
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request, Response, Security
 from fastapi.security import APIKeyHeader
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from rekontext.accounts import Allowance
 from rekontext.api import answers, openapi
@@ -27,6 +29,16 @@ from rekontext.pictures import ObjectMissing, StoreUnavailable
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
     name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
 )
+_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+class _UnknownSlug(StringConvertor):
+    """What stands where a model's name would and is neither one nor another path of ours."""
+
+    regex = f"(?!(?:{re.escape(SLUG)}|get-user-credits)$)[^/]+"
+
+
+register_url_convertor("unknown_slug", _UnknownSlug())
 
 
 def router(parts: Parts) -> APIRouter:
@@ -68,8 +80,8 @@ def router(parts: Parts) -> APIRouter:
         document = parts.documents.submitted(submitted.job, parts.origins.of(request), submitted.estimate)
         return answers.json_answer(document, headers=headers)
 
-    @routes.post("/v1/{slug}", include_in_schema=False)
-    @routes.post("/v2/{slug}", include_in_schema=False)
+    @routes.api_route("/v1/{slug:unknown_slug}", methods=_METHODS, include_in_schema=False)
+    @routes.api_route("/v2/{slug:unknown_slug}", methods=_METHODS, include_in_schema=False)
     async def unknown(request: Request, slug: str) -> Response:
         await parts.caller(request, None)
         raise UnknownModel(slug, known=[SLUG])
