@@ -6,10 +6,8 @@ model comes to it is its share of the ceiling.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Final
 
 import torch
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from rekontext.engine.attention import BACKENDS, candidates, try_backends
 from rekontext.engine.fp8 import product, quantise_rows
 from rekontext.engine.layers import MLP_RATIO
+from rekontext.engine.timing import once, seconds
 from rekontext.engine.transformer import TransformerConfig
 
 BUSY_S: Final = 0.2
@@ -72,26 +71,6 @@ def linear_shapes(config: TransformerConfig, *, tokens: int, text_tokens: int) -
     shapes[tokens, d, 3 * d + wide] = config.single_blocks
     shapes[tokens, d + wide, d] = config.single_blocks
     return shapes
-
-
-def seconds(run: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
-    """Median time of a call, after one that doesn't count; on a GPU between two of its events."""
-    run()
-    return median(once(run, device) for _ in range(repeats))
-
-
-def once(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one call."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000
 
 
 def sustained(run: Callable[[], object], device: torch.device) -> float:

@@ -39,7 +39,7 @@ ENTRIES_MAX: Final = 12
 
 PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "ceilings": (gpu_parts.ceilings, 90),
-    "bf16": (gpu_parts.bf16, 150),
+    "bf16": (gpu_parts.bf16, 180),
     "denoise": (gpu_parts.denoise, 50),
     "diffusers": (gpu_parts.diffusers, 150),
     "edits": (gpu_parts.edits, 60),
@@ -48,7 +48,6 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
     "diffusers-edit": (gpu_parts.diffusers_edit, 40),
     "errors": (gpu_parts.errors, 40),
-    "epilogues": (gpu_parts.epilogues, 60),
     "static": (gpu_parts.static, 60),
     "profile": (gpu_parts.profile, 40),
     "load": (gpu_parts.load, 60),

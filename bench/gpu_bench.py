@@ -12,15 +12,16 @@ from diffusers import __version__ as diffusers_version
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from bench.ceilings import Ceilings, seconds, step_work
+from bench.ceilings import Ceilings, step_work
 from bench.random_model import Size, random_parts, random_transformer
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import quantise
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
+from rekontext.engine.timing import seconds
 from rekontext.engine.transformer import KontextTransformer
-from rekontext.engine.tuning import choose_attention
+from rekontext.engine.tuning import choose_attention, choose_gelu
 
 TIME, GUIDANCE = 0.5, 2.0
 """In thousandths both are bfloat16 numbers. diffusers rounds them to that and we don't, which is no matter of speed."""
@@ -104,6 +105,17 @@ class Bench:
         self.compile(self.transformer)
         return self.transformer
 
+    def choose_gelu(self, step: Step) -> None:
+        """As the engine does, after what it is compiled to at first was timed; and keep what both ways took."""
+        costs = CostModel()
+        transformer, tokens = self.ours, self.tokens
+        is_compiled = self.backend != "none"
+        self.facts["gelu"] = choose_gelu(
+            transformer, costs, tokens=tokens, compiled=is_compiled, ready=lambda: lambda: step.run(transformer)
+        )
+        for name, known in costs.seconds.items():
+            self.figures[f"step_1mp_1mp_bf16_{name.replace(' ', '_')}_s"] = known[tokens]
+
     @cached_property
     def narrow(self) -> KontextTransformer:
         """The same with its blocks' weights in e4m3."""
@@ -123,6 +135,7 @@ class Bench:
             copy = KontextTransformer(self.size.transformer)
         copy.load_state_dict(self.transformer.state_dict(), assign=True)
         choose_attention(copy, CostModel(), tokens=self.tokens, name=self.facts.get("attention", self.attention))
+        copy.use_gelu_within(self.facts.get("gelu") == "within")
         return copy.requires_grad_(False).eval()
 
     def seconds(self, step: Step, transformer: KontextTransformer) -> float:

@@ -14,7 +14,7 @@ from bench.ceilings import Ceilings, Work, linear_shapes, step_work
 from bench.gpu_bench import Bench, Step
 from bench.random_model import FULL, SMALL, diffusers_twin, random_transformer
 from rekontext.engine.fp8 import relative_error
-from rekontext.engine.transformer import TransformerConfig
+from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 CPU = torch.device("cpu")
 COMPARED = {"device", "denoise_28_bf16_s", "denoise_28_fp8_s", "edit_35_bf16_s", "ratio_to_diffusers_compiled"}
@@ -54,8 +54,6 @@ def test_the_full_size_is_the_published_models() -> None:
 
 
 def random_shape(config: TransformerConfig) -> torch.nn.Module:
-    from rekontext.engine.transformer import KontextTransformer
-
     with torch.device("meta"):
         return KontextTransformer(config)
 
@@ -94,8 +92,8 @@ def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys
 
 
 @pytest.mark.filterwarnings("default")
-def test_compilation_traces_every_kind_of_block_once(tmp_path: Path) -> None:
-    """Ours, the other ways of computing it, and diffusers'; code is generated elsewhere, tracing is what breaks.
+def test_compilation_traces_every_kind_of_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, with GELU in either place, and diffusers'; code is generated elsewhere, tracing is what breaks.
 
     One trace for each kind of block (double, single, the last) and for one edit and several, whatever their sizes.
     """
@@ -105,11 +103,19 @@ def test_compilation_traces_every_kind_of_block_once(tmp_path: Path) -> None:
     results = gpu.main([*options, "--only", "bf16"])
     assert results["failed"] == {}
     assert (results["graphs"], results["graph_breaks"]) == (3 * 2, 0)
-    results = gpu.main([*options, "--only", "diffusers", "epilogues"])
+    results = gpu.main([*options, "--only", "diffusers"])
     assert results["failed"] == {}
     assert results["graph_breaks"] == 0
     assert results["difference_to_diffusers"] < 0.05
-    assert 0 < results["difference_of_epilogues"] < 0.05
+    monkeypatch.setattr(KontextTransformer, "can_have_gelu_within", True)
+    torch.compiler.reset()
+    counters.clear()
+    results = gpu.main([*options, "--only", "bf16"])
+    assert results["failed"] == {}
+    assert (results["graphs"], results["graph_breaks"]) == (3 + 2 + 3, 0)
+    assert results["gelu"] in ("behind", "within")
+    assert results["step_1mp_1mp_bf16_gelu_behind_compiled_s"] > 0
+    assert results["step_1mp_1mp_bf16_gelu_within_compiled_s"] > 0
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

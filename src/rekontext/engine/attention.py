@@ -13,11 +13,9 @@ import importlib
 import importlib.util
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from statistics import median
 from typing import Any, Final
 
 import torch
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rekontext.engine.precision import has_amx, multiplies_bfloat16
+from rekontext.engine.timing import seconds
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (b, n, h, k), keys and values (b, m, h, k) -> heads merged: (b, n, h * k) of the queries.
@@ -206,25 +205,11 @@ def _try(backend: Attend, q: Tensor, k: Tensor, v: Tensor, expected: Tensor) -> 
         error = ((backend(q, k, v).float() - expected).norm() / expected.norm()).item()
         if not error <= ERROR_MAX:
             return Trial(reason=f"differs from the default by {error:.2g}")
-        backend(q, k, v)
-        return Trial(seconds=median(_seconds(backend, q, k, v) for _ in range(_RUNS)))
+        return Trial(seconds=seconds(lambda: backend(q, k, v), q.device, repeats=_RUNS))
     except Exception as error:
         # Kernels of other libraries fail in ways of their own; one that can't run here is no candidate.
         _log.info("attention backend %s is out: %s", backend.__name__, error)
         return Trial(reason=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
-
-
-def _seconds(backend: Attend, q: Tensor, k: Tensor, v: Tensor) -> float:
-    if q.device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        backend(q, k, v)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    started = time.perf_counter()
-    backend(q, k, v)
-    return time.perf_counter() - started
 
 
 def _by_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

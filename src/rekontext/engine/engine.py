@@ -22,6 +22,7 @@ from typing import Final
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from rekontext.contract import (
     GUIDANCE_DEFAULT,
@@ -52,7 +53,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-from rekontext.engine.tuning import choose_attention, costs_file_of
+from rekontext.engine.tuning import choose_attention, choose_gelu, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""
@@ -161,10 +162,12 @@ class Engine:
         """What must not change any more once edits are served: it would change their bytes."""
         tokens = self.model.prompts.tokens + 2 * self.model.canvas.area // PIXELS_PER_TOKEN**2
         choose_attention(self.model.transformer, self.costs, tokens=tokens, name=attention)
+        if compiled:
+            compile_blocks(self.model.transformer, cache_file=compile_cache)
+        choose_gelu(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
         if self._costs_file:
             self.costs.save(self._costs_file)
         if compiled:
-            compile_blocks(self.model.transformer, cache_file=compile_cache)
             self.warm_up()
             if self._side_stream is not None and self._batching.mode != "off":
                 self._warm_up_together()
@@ -273,6 +276,14 @@ class Engine:
         for picture in (photo, None):
             self.edit(picture, "", steps=1, seed=0)
         self.forget()
+
+    def _one_pass(self) -> Callable[[], Tensor]:
+        """A call that runs the transformer once, on a square picture and as large a reference."""
+        photo = Image.new("RGB", self.model.canvas.output("1:1", None), "gray")
+        request = EditRequest(id="", prompt="", photo=photo, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
+        edit = stages.prepare(self.model, request, stages.plan(self.model, request))
+        self.forget()
+        return lambda: stages.velocities(self.model, [edit])[0]
 
     def _warm_up_together(self) -> None:
         """A pass over two edits is compiled apart from that over one. Later it would hold up whoever waits."""

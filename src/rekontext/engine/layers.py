@@ -57,6 +57,15 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def linear_gelu(x_bnd: Tensor, weight_od: Tensor, bias_o: Tensor) -> Tensor:
+    """`gelu` of a projection, on a GPU by the product's own kernel before it writes: (b, n, d) -> (b, n, o).
+
+    On a CPU, where it is only tested, PyTorch takes GELU's exact form for it.
+    """
+    hidden: Tensor = torch._addmm_activation(bias_o, x_bnd.flatten(0, 1), weight_od.t(), use_gelu=True)
+    return hidden.view(*x_bnd.shape[:2], -1)
+
+
 class GELU(nn.Module):
     """`gelu` as a layer."""
 
@@ -68,9 +77,10 @@ class GELU(nn.Module):
 class Linear(nn.Linear):
     """A projection of which a part of the outputs can be had alone."""
 
-    def rows(self, x: Tensor, part: slice) -> Tensor:
-        """The outputs in `part` only."""
-        return F.linear(x, self.weight[part], self.bias[part])
+    def rows(self, x: Tensor, part: slice, *, activated: bool = False) -> Tensor:
+        """The outputs in `part` only, on request through GELU."""
+        product = linear_gelu if activated else F.linear
+        return product(x, self.weight[part], self.bias[part])
 
 
 class TimestepMLP(nn.Module):
@@ -185,13 +195,16 @@ class DoubleStreamBlock(nn.Module):
 
     Attributes:
         attend: the attention kernel; `use_attention` changes it.
+        gelu_within: GELU is computed within the product before it, by `linear_gelu`; `use_gelu_within` changes it.
     """
 
     attend: Attend
+    gelu_within: bool
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attend = sdpa
+        self.gelu_within = False
         for stream in ("img", "txt"):
             self.add_module(f"{stream}_mod", ModulationLinear(width, branches=2))
             self.add_module(f"{stream}_attn", SelfAttention(width, heads))
@@ -223,10 +236,21 @@ class DoubleStreamBlock(nn.Module):
         mixed = self.attend(*(joined(*pair, rotation) for pair in zip(text_qkv, image_qkv, strict=True)))
 
         image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, text_tokens:]))
-        image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self.img_mlp(modulated_norm(image_bnd, image_mod[1])))
+        image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self._mlp(self.img_mlp, image_bnd, image_mod[1]))
         text_bnd = torch.addcmul(text_bnd, text_mod[0].gate, self.txt_attn.proj(mixed[:, :text_tokens]))
-        text_bnd = torch.addcmul(text_bnd, text_mod[1].gate, self.txt_mlp(modulated_norm(text_bnd, text_mod[1])))
+        text_bnd = torch.addcmul(text_bnd, text_mod[1].gate, self._mlp(self.txt_mlp, text_bnd, text_mod[1]))
         return image_bnd, text_bnd
+
+    def _mlp(self, feed_forward: nn.Sequential, x_bnd: Tensor, modulation: Modulation) -> Tensor:
+        normed = modulated_norm(x_bnd, modulation)
+        up, activation, down = feed_forward
+        hidden = (
+            linear_gelu(normed, up.weight, up.bias)
+            if self.gelu_within and isinstance(up, nn.Linear)
+            else activation(up(normed))
+        )
+        out: Tensor = down(hidden)
+        return out
 
     def pack(self) -> None:
         """See `packed.py`."""
@@ -242,15 +266,19 @@ class SingleStreamBlock(nn.Module):
 
     Attributes:
         attend: the attention kernel; `use_attention` changes it.
+        gelu_within: GELU is computed within the product before it, by `linear_gelu`, and what the two branches give is
+            projected apart and added, so that nothing is joined in memory; `use_gelu_within` changes it.
     """
 
     attend: Attend
+    gelu_within: bool
     linear1: Linear | Fp8Linear | PackedLinear
     linear2: nn.Linear | Fp8Linear | PackedLinear
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attend = sdpa
+        self.gelu_within = False
         self.width = width
         self.heads = heads
         self.linear1 = Linear(width, (3 + MLP_RATIO) * width)
@@ -262,7 +290,9 @@ class SingleStreamBlock(nn.Module):
         """All tokens in, all tokens out."""
         normed = modulated_norm(x_bnd, modulation)
         d = self.width
-        if isinstance(self.linear1, PackedLinear):
+        within = self.gelu_within and isinstance(self.linear1, Linear) and isinstance(self.linear2, nn.Linear)
+        if within or isinstance(self.linear1, PackedLinear):
+            assert isinstance(self.linear1, Linear | PackedLinear)
             qkv = self.linear1.rows(normed, slice(3 * d))
             hidden = self.linear1.rows(normed, slice(3 * d, None), activated=True)
         else:
@@ -271,7 +301,12 @@ class SingleStreamBlock(nn.Module):
         heads = split_heads(qkv, 3, self.heads)
         q, k = self.norm(heads[:2], rotation)
         mixed = self.attend(q, k, heads[2])
-        out = self.linear2(torch.cat([mixed, hidden], dim=-1))
+        if within:
+            assert isinstance(self.linear2, nn.Linear)
+            out = F.linear(mixed, self.linear2.weight[:, :d], self.linear2.bias)
+            out = out + F.linear(hidden, self.linear2.weight[:, d:])
+        else:
+            out = self.linear2(torch.cat([mixed, hidden], dim=-1))
         return torch.addcmul(x_bnd, modulation.gate, out)
 
     def forward_part(self, x_bnd: Tensor, modulation: Modulation, rotation: Rotation, part: slice) -> Tensor:

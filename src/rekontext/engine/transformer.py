@@ -108,6 +108,19 @@ class KontextTransformer(nn.Module):
             assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
             block.attend = attend
 
+    @property
+    def can_have_gelu_within(self) -> bool:
+        """Whether `use_gelu_within` makes a difference: not in fp8, nor on a CPU, whose own way is `pack`."""
+        first = self.single_blocks[0]
+        assert isinstance(first, SingleStreamBlock)
+        return self.device.type == "cuda" and isinstance(first.linear1, nn.Linear)
+
+    def use_gelu_within(self, within: bool) -> None:
+        """Say whether GELU is computed within the product before it, wherever that is a plain one. See `tuning.py`."""
+        for block in (*self.double_blocks, *self.single_blocks):
+            assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
+            block.gelu_within = within
+
     def pack(self) -> None:
         """On a CPU: hold the blocks' projections as its matrix library reads them. See `packed.py`."""
         *single_blocks, last = self.single_blocks

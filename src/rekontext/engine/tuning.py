@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 from rekontext.contract import EditRefused, ModelCard
 from rekontext.engine import attention
 from rekontext.engine.costs import CostModel, per_device
+from rekontext.engine.fp8 import relative_error
+from rekontext.engine.timing import seconds
 from rekontext.engine.transformer import KontextTransformer
+
+GeluPlace = Literal["behind", "within"]
+
+GELU_PLACES: Final[tuple[GeluPlace, ...]] = ("behind", "within")
+GELU_ERROR_MAX: Final = 0.1
+"""Relative L2 between the two ways over a whole pass, above which one of them must be wrong: all blocks round anew."""
+GELU_WORTHWHILE: Final = 0.99
+"""The way within must need less than this share of the time to be taken: a tie must not change bytes."""
+_log = logging.getLogger(__name__)
 
 
 def costs_file_of(path: Path, card: ModelCard) -> Path:
@@ -42,9 +57,62 @@ def choose_attention(transformer: KontextTransformer, costs: CostModel, *, token
     return name
 
 
+def choose_gelu(
+    transformer: KontextTransformer,
+    costs: CostModel,
+    *,
+    tokens: int,
+    compiled: bool,
+    ready: Callable[[], Callable[[], Tensor]],
+) -> GeluPlace:
+    """Have a transformer compute GELU behind the products before it, or within them where a pass is faster that way.
+
+    Within, less is written to memory and read again, but the product may be a slower kernel, and a single-stream block
+    has two products more. As with attention, times that `costs` knows are believed.
+
+    Args:
+        compiled: its blocks are; then what stands behind a product costs less.
+        ready: makes a call that does one pass over `tokens`; asked for only where it is needed.
+    """
+    place: GeluPlace = "behind"
+    if transformer.can_have_gelu_within:
+        names = {each: f"gelu {each} compiled" if compiled else f"gelu {each}" for each in GELU_PLACES}
+        known = {each: costs.seconds.get(name, {}).get(tokens) for each, name in names.items()}
+        if all(took_s is None for took_s in known.values()):
+            run = ready()
+            for each in GELU_PLACES:
+                known[each] = _try_gelu(transformer, each, run)
+            for each, took_s in known.items():
+                if took_s is not None:
+                    costs.learn(names[each], tokens, took_s)
+        behind_s, within_s = known["behind"], known["within"]
+        if behind_s is not None and within_s is not None and within_s < GELU_WORTHWHILE * behind_s:
+            place = "within"
+    transformer.use_gelu_within(place == "within")
+    return place
+
+
+@torch.inference_mode()
+def _try_gelu(transformer: KontextTransformer, place: GeluPlace, run: Callable[[], Tensor]) -> float | None:
+    """Seconds of a pass; None where it fails, or differs from the other way's."""
+    try:
+        transformer.use_gelu_within(False)
+        expected = run()
+        transformer.use_gelu_within(place == "within")
+        error = relative_error(run(), expected)
+        if not error <= GELU_ERROR_MAX:
+            _log.warning("GELU %s products is out: a pass differs by %.2g", place, error)
+            return None
+        return seconds(run, transformer.device)
+    except Exception as fault:
+        # A way that can't run here is none. What can't run at all will say so at the first edit.
+        _log.warning("GELU %s products is out: %s: %s", place, type(fault).__name__, str(fault)[:200])
+        return None
+
+
 def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str, ...], tokens: int) -> str:
     known = {name: costs.seconds.get(f"attention {name}", {}).get(tokens) for name in names}
-    if all(seconds is None for seconds in known.values()):
+    if all(took_s is None for took_s in known.values()):
         config = transformer.config
         trials = attention.try_backends(
             names,
@@ -55,7 +123,7 @@ def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str
             tokens=tokens,
         )
         known = {name: trial.seconds for name, trial in trials.items()}
-        for name, seconds in known.items():
-            if seconds is not None:
-                costs.learn(f"attention {name}", tokens, seconds)
-    return attention.fastest({name: seconds for name, seconds in known.items() if seconds is not None})
+        for name, took_s in known.items():
+            if took_s is not None:
+                costs.learn(f"attention {name}", tokens, took_s)
+    return attention.fastest({name: took_s for name, took_s in known.items() if took_s is not None})
