@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,6 +119,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or where an earlier run has it, the same with a number: no run takes another's figures away."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(each for each in chain([path], numbered) if not each.exists())
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, write; returns what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,8 +148,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         attention=options.attention,
     )
     bench.facts |= {"date": now.isoformat(timespec="seconds"), "size": options.size}
-    file = options.out / f"{slug(bench.facts['device'])}-{now:%Y-%m-%d}.json"
     options.out.mkdir(parents=True, exist_ok=True)
+    file = free_name(options.out / f"{slug(bench.facts['device'])}-{now:%Y-%m-%d}.json")
 
     def write(results: dict[str, Any]) -> None:
         draft = file.with_suffix(".tmp")

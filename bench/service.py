@@ -84,6 +84,9 @@ class InstantFleet:
     async def start(self) -> None:
         return
 
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         return
 

@@ -291,7 +291,11 @@ def assemble(
             on_broken(fault)
             return
         on_ready(fleet.card)
-        await dispatcher.run()
+        watching = asyncio.create_task(watched(fleet.watch()))
+        try:
+            await dispatcher.run()
+        finally:
+            watching.cancel()
 
     async def watched(work: Coroutine[Any, Any, None]) -> None:
         try:

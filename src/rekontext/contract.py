@@ -190,6 +190,14 @@ class Fleet(Protocol):
         """Load the model. Returns when edits can run, raises what kept the model from loading."""
         ...
 
+    async def watch(self) -> None:
+        """After `start`: wait for the end of the fleet's being able to run edits, which only a new process can mend.
+
+        Raises:
+            EngineFault: it has come. Otherwise this never returns.
+        """
+        ...
+
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit to its end. Cancelling the awaiting task stops it within one step.
 

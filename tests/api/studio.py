@@ -74,6 +74,7 @@ class PillowFleet:
         self.may_start.set()
         self.may_step = asyncio.Event()
         self.may_step.set()
+        self.may_break = asyncio.Event()
         self.steps_done = 0
         self.fault: Exception | None = None
 
@@ -86,6 +87,11 @@ class PillowFleet:
     async def start(self) -> None:
         await self.may_start.wait()
         self.is_ready = True
+
+    async def watch(self) -> None:
+        await self.may_break.wait()
+        self.is_ready = False
+        raise EngineFault("the engine broke: no device")
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         started = time.perf_counter()

@@ -198,6 +198,20 @@ async def test_edits_wait_for_the_model_to_load(studio: Studio) -> None:
         assert (await client.get("/readyz")).json()["model"] == "mini"
 
 
+async def test_a_service_whose_engine_broke_says_so_and_wants_to_end(studio: Studio) -> None:
+    """A supervisor starts it anew; meanwhile nobody is sent here."""
+    async with studio.open() as client:
+        assert (await client.get("/readyz")).status_code == 200
+        studio.fleet.may_break.set()
+        for _ in range(1000):
+            if studio.broken:
+                break
+            await asyncio.sleep(0.01)
+        assert (await client.get("/readyz")).status_code == 503
+        fault = studio.broken.pop()
+    assert (type(fault), str(fault)) == (EngineFault, "the engine broke: no device")
+
+
 async def test_nothing_is_ready_without_the_database(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """A load balancer sends its traffic elsewhere; a human reads what is missing."""
     async with studio.open() as client:

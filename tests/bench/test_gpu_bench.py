@@ -145,6 +145,16 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path, monk
     assert results["load_gb"] > 0
 
 
+def test_no_run_takes_the_figures_of_another_away(tmp_path: Path) -> None:
+    """Not even on the same day."""
+    names = []
+    for _ in range(3):
+        free = gpu.free_name(tmp_path / "cpu-2026-01-31.json")
+        free.write_text("{}")
+        names.append(free.name)
+    assert names == ["cpu-2026-01-31.json", "cpu-2026-01-31-2.json", "cpu-2026-01-31-3.json"]
+
+
 def test_a_part_that_no_time_is_left_for_is_not_started(tmp_path: Path) -> None:
     options = ["--size", "small", "--device", "cpu", "--only", "load", "--budget", "1", "--out", str(tmp_path)]
     assert gpu.main(options)["failed"] == {"load": "not started: the budget of 1 s was spent"}

@@ -48,6 +48,13 @@ def test_a_shape_is_shared_where_that_pays(
     assert batching.wanted(SHAPE, 4) == (4 if limit == 2 else None), "larger ones are tried only after a success"
 
 
+def test_only_sizes_that_were_measured_are_run() -> None:
+    """Kernels are chosen by size: what holds for two and four says nothing of three."""
+    batching = measured(alone_s=4.0, together_s=1.1, same=True, size=4)
+    assert [batching.shared(SHAPE, present) for present in (1, 2, 3, 4, 9)] == [1, 2, 2, 4, 4]
+    assert Batching().shared(SHAPE, 9) == 1
+
+
 def test_nothing_is_tried_when_it_is_off() -> None:
     batching = Batching(mode="off")
     assert batching.limit(SHAPE) == 1

@@ -19,6 +19,7 @@ from rekontext.engine import CheckpointError, Engine, precision
 from rekontext.engine import edit as stages
 from rekontext.engine import placement as placing
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
+from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import Fp8Linear
 from rekontext.engine.memory import GB, Placement, Plan, Sizes, plans
 from rekontext.engine.placement import open_first, open_placed
@@ -222,6 +223,25 @@ def test_running_out_of_memory_in_an_edit_falls_to_the_next_plan_and_finishes_it
             engine.submit(request).result(60)
         again = engine.submit(request).result(60).picture.tobytes()
     assert again == edit_in(SMALLEST, folder, request)
+
+
+def test_what_a_step_takes_after_a_fall_is_kept_apart(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start with all the memory must not believe the narrower format's times."""
+    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
+
+    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        if failures:
+            raise failures.pop()
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
+    with Engine(parts, plans=ladder(Placement(), SMALLEST), costs_file=tmp_path / "costs.json") as engine:
+        engine.submit(EditRequest(id="x", prompt="night", photo=PHOTO, steps=3, seed=1)).result(60)
+    wide, narrow = (CostModel.load(next(tmp_path.glob(f"costs-*-{name}.json"))).seconds for name in ("bfloat16", "fp8"))
+    assert ("step" in wide, "step" in narrow) == (False, True)
 
 
 def edit_in(placement: Placement, folder: Path, request: EditRequest) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from rekontext.contract import EditRequest
+from rekontext.contract import EditRequest, EngineFault
 from rekontext.fleet import LocalFleet
 from rekontext.jobs.attempt import Attempts
 
@@ -26,6 +26,26 @@ class _Workbench:
         photo = Image.new("RGB", (640, 480), "gray")
         self.photo = weakref.ref(photo)
         return EditRequest(id="job", prompt="make it night", photo=photo, seed=1, steps=50)
+
+
+@pytest.mark.anyio
+async def test_a_fleet_whose_engine_broke_is_not_ready_and_says_so() -> None:
+    """Before, a process without an engine went on looking well."""
+    fleet = LocalFleet()
+    await fleet.start()
+    watching = asyncio.ensure_future(fleet.watch())
+    try:
+        await asyncio.sleep(0)
+        assert fleet.is_ready
+        assert fleet._engine is not None
+        fleet._engine.broken.set_exception(RuntimeError("no device"))
+        with pytest.raises(EngineFault, match="the engine broke: RuntimeError: no device"):
+            await asyncio.wait_for(watching, 10)
+        assert not fleet.is_ready
+        with pytest.raises(EngineFault):
+            await fleet.edit(EditRequest(id="job", prompt="make it night", photo=None, seed=1, steps=4))
+    finally:
+        await fleet.close()
 
 
 @pytest.mark.anyio

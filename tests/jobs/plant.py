@@ -59,6 +59,9 @@ class FakeFleet:
     async def start(self) -> None:
         return
 
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
     async def close(self) -> None:
         return
 

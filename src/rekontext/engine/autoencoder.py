@@ -34,6 +34,13 @@ def unpack(tokens_bne: Tensor, size: Size) -> Tensor:
     return rearrange(tokens_bne, "b (h w) (c i j) -> b c (h i) (w j)", w=columns, i=2, j=2)
 
 
+class NotFinite(ArithmeticError):
+    """What came out of the model are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's pixels are NaN or infinite: its weights are damaged, or a kernel is wrong here")
+
+
 class Autoencoder:
     """Encodes reference photos (remembering the last ones by content) and decodes results."""
 
@@ -68,10 +75,16 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, tokens_1ne: Tensor, size: Size) -> Tensor:
-        """Pixels (3, y, x) in 0..1, float32 on the host."""
+        """Pixels (3, y, x) in 0..1, float32 on the host.
+
+        Raises:
+            NotFinite: some are NaN or infinite, and would be black or white in a picture.
+        """
         latents = unpack(tokens_1ne, size).to(self._model.dtype) / self._scaling + self._shift
-        pixels: Tensor = self._model.decode(latents, return_dict=False)[0][0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1).cpu()
+        pixels: Tensor = self._model.decode(latents, return_dict=False)[0][0].float().cpu()
+        if not pixels.isfinite().all():
+            raise NotFinite
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
     def forget(self) -> None:
         """Empty the cache."""

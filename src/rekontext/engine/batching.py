@@ -42,6 +42,11 @@ class Batching:
         """Edits of this shape that may share a pass; 1 until measured otherwise."""
         return 1 if self.mode == "off" else self.limits.get(shape, 1)
 
+    def shared(self, shape: Shape, present: int) -> int:
+        """How many of the `present` edits of this shape share the next pass: only sizes that were measured."""
+        limit = min(self.limit(shape), present)
+        return max((size for size in BATCH_SIZES if size <= limit), default=1)
+
     def wanted(self, shape: Shape, present: int) -> int | None:
         """The batch size that should be measured now that `present` edits of this shape are there; None for none."""
         if self.mode == "off":

@@ -10,11 +10,14 @@ Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -48,7 +51,7 @@ from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
 from rekontext.engine.memory import STARTED_EDITS_MAX, Plan
-from rekontext.engine.placement import Holding, open_placed
+from rekontext.engine.placement import Holding, free_memory, is_out_of_memory, open_placed
 from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler
@@ -57,10 +60,19 @@ from rekontext.engine.tuning import choose_attention, choose_gelu, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""
+_log = logging.getLogger(__name__)
+
+
+class EngineBroken(RuntimeError):
+    """The engine can't go on: its device has failed. Only a new process helps."""
 
 
 class Engine:
-    """An opened model. Make one with `Engine.open`, `close` it when done (or use it in a `with` statement)."""
+    """An opened model. Make one with `Engine.open`, `close` it when done (or use it in a `with` statement).
+
+    Attributes:
+        broken: gets the fault, as an exception, once the engine can't run edits any more.
+    """
 
     def __init__(
         self,
@@ -85,9 +97,9 @@ class Engine:
             is_mini=is_mini,
             knows=parts.knows,
         )
-        self._costs_file = costs_file and costs_file_of(costs_file, self.card)
-        self.costs = CostModel.load(self._costs_file) if self._costs_file else CostModel()
-        self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[transformer.device.type]
+        self.broken: Future[None] = Future()
+        self._costs_path = costs_file
+        self._know_costs()
         self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
         self._batching = Batching(mode=batch)
         self._tickets: dict[int, Ticket] = {}
@@ -104,7 +116,7 @@ class Engine:
             self._side_stream = torch.cuda.Stream(transformer.device)
             # Weights were written on the opener's stream; the engine's streams wait for nobody.
             torch.cuda.synchronize(transformer.device)
-        self._thread = Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -165,12 +177,17 @@ class Engine:
         if compiled:
             compile_blocks(self.model.transformer, cache_file=compile_cache)
         choose_gelu(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
-        if self._costs_file:
-            self.costs.save(self._costs_file)
+        self._save_costs()
+        if not compiled and self._side_stream is None:
+            return
+        # What these take says what compiling and loading kernels takes, not what an edit does.
+        known = deepcopy(self.costs.seconds)
+        self.warm_up()
+        if compiled and self._side_stream is not None and self._batching.mode != "off":
+            self._warm_up_together()
+        self.costs.seconds = known
         if compiled:
             self.warm_up()
-            if self._side_stream is not None and self._batching.mode != "off":
-                self._warm_up_together()
             if compile_cache is not None:
                 keep(compile_cache)
 
@@ -236,6 +253,8 @@ class Engine:
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
+            if self.broken.done():
+                raise EngineBroken("the engine broke at an earlier edit") from self.broken.exception()
             now_s = time.monotonic()
             if request.deadline_s is not None:
                 finish_s = self._scheduler.estimate(
@@ -308,11 +327,21 @@ class Engine:
         self._thread.join()
         if self._side is not None:
             self._side.shutdown(wait=True)
-        if self._costs_file:
-            self.costs.save(self._costs_file)
+        self._save_costs()
+
+    def _run(self) -> None:
+        """The device's thread, up to its end. A fault that no edit can be blamed for ends them all."""
+        try:
+            self._loop()
+        except BaseException as fault:
+            _log.exception("the engine broke")
+            with self._changed:
+                self.broken.set_exception(fault)
+                for ticket in list(self._tickets.values()):
+                    self._fail(ticket, EngineBroken(f"the engine broke: {type(fault).__name__}: {fault}"))
 
     def _loop(self) -> None:
-        """The device's thread: drop what was cancelled, start what is due, run one step, again."""
+        """The thread's work: drop what was cancelled, start what is due, run one step, again."""
         while True:
             if self._short_of_memory:
                 self._fall()
@@ -343,7 +372,7 @@ class Engine:
             for other in self._tickets.values()
             if other.plan.shape == shape and other.edit is not None and not other.is_beside and other.edit.runs_next
         }
-        size = self._batching.wanted(shape, len(mates)) or self._batching.limit(shape)
+        size = self._batching.wanted(shape, len(mates)) or self._batching.shared(shape, len(mates))
         order = self._scheduler.order(time.monotonic(), among=mates - {ticket.number})
         return [ticket, *(self._tickets[number] for number in order[: size - 1] if isinstance(number, int))]
 
@@ -355,6 +384,7 @@ class Engine:
             assert isinstance(number, int)
             ticket = self._tickets[number]
             if ticket.edit is not None:
+                self._prepare_ahead()
                 return ticket
             waiting.discard(number)
             if sum(other.is_started for other in self._tickets.values()) < STARTED_EDITS_MAX:
@@ -364,6 +394,21 @@ class Engine:
             else:
                 waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
+
+    def _prepare_ahead(self) -> None:
+        """On a GPU: prepare who comes after, while steps run; one at a time, and a place stays free for a newcomer."""
+        tickets = self._tickets.values()
+        if (
+            self._side is None
+            or any(each.is_beside and each.edit is None for each in tickets)
+            or sum(each.is_started for each in tickets) >= STARTED_EDITS_MAX - 1
+        ):
+            return
+        waiting = {number for number, each in self._tickets.items() if not each.is_started}
+        if waiting:
+            number = self._scheduler.next(time.monotonic(), among=waiting)
+            assert isinstance(number, int)
+            self._beside(self._tickets[number], self._prepare)
 
     def _step(self, group: list[Ticket]) -> None:
         """One step of one edit, or of several that share a pass."""
@@ -375,16 +420,24 @@ class Engine:
         try:
             is_measured = self._pass(edits)
             self._synchronize()
-            del held
+            held.clear()
         except Exception as error:
+            is_short = is_out_of_memory(error)
             with self._changed:
-                if isinstance(error, torch.OutOfMemoryError) and len(group) == 1 and self._holding.can_fall:
-                    self._short_of_memory.append(lambda: None)
-                elif len(group) > 1:
+                if len(group) > 1:
                     # Nobody knows whose fault it was; nothing has advanced yet, so each tries again alone.
                     self._batching.forbid(edits[0].plan.shape)
+                elif is_short and self._holding.can_fall:
+                    self._short_of_memory.append(lambda: None)
                 else:
                     self._fail(group[0], error)
+                if is_short and not self._short_of_memory:
+                    self._between.append(lambda: free_memory(self.model.transformer.device))
+            # The caller keeps the error, which keeps this frame.
+            held.clear()
+            edits.clear()
+            traceback.clear_frames(error.__traceback__)
+            self._need_device(error)
             return
         took_s = (time.perf_counter() - started) / len(group)
         news: list[tuple[Ticket, Progress]] = []
@@ -435,6 +488,8 @@ class Engine:
         request = replace(ticket.request, photo=unpark(ticket.parked))
         edit = stages.prepare(self.model, request, ticket.plan)
         edit.request = ticket.request
+        if self._side_stream is not None:
+            self._side_stream.synchronize()  # so far it was only queued
         took_s = time.perf_counter() - started
         ticket.took("prepare", took_s)
         with self._changed:
@@ -479,8 +534,9 @@ class Engine:
             if self._previewer is None:
                 self._previewer = Previewer(self.model.autoencoder)
             picture = self._previewer.draw(stages.predicted_clean(edit), edit.plan.size)
-        except torch.OutOfMemoryError:
-            # A preview is the least of what memory is for: this one is left out.
+        except Exception as error:
+            # A preview is the least of what an edit is for: this one is left out.
+            _log.warning("a preview was left out: %s: %s", type(error).__name__, error)
             return
         ticket.tell(Preview(step=edit.step, steps=edit.request.steps, picture=picture))
 
@@ -502,11 +558,14 @@ class Engine:
                             self._side_stream.synchronize()
             except Exception as error:
                 with self._changed:
-                    if isinstance(error, torch.OutOfMemoryError) and self._holding.can_fall:
+                    if is_out_of_memory(error) and self._holding.can_fall:
                         self._short_of_memory.append(lambda: self._beside(ticket, work))
                         self._changed.notify_all()
                         return
                     self._fail(ticket, error)
+                    fault = error
+                    self._between.append(lambda: self._need_device(fault))
+                traceback.clear_frames(error.__traceback__)
             with self._changed:
                 ticket.is_beside = False
                 self._changed.notify_all()
@@ -523,7 +582,10 @@ class Engine:
         self._synchronize()
         # Text encoders are moved by the thread that encodes, so that nothing is encoding meanwhile.
         self._holding.fall(beside=lambda work: work() if self._side is None else self._side.submit(work).result())
-        self.card = replace(self.card, dtype=self._holding.dtype)
+        if self._holding.dtype != self.card.dtype:
+            self._save_costs()
+            self.card = replace(self.card, dtype=self._holding.dtype)
+            self._know_costs()
         with self._changed:
             for retry in again:
                 retry()
@@ -544,6 +606,30 @@ class Engine:
         work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
         work_s += self.costs.predict("decode", plan.output_tokens)
         return work_s + self.costs.predict("prepare", plan.tokens) if step is None else work_s
+
+    def _know_costs(self) -> None:
+        """What was measured before, on this device and with the model as it is held now."""
+        file = self._costs_file
+        self.costs = CostModel.load(file) if file else CostModel()
+        self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[self.model.transformer.device.type]
+
+    def _save_costs(self) -> None:
+        file = self._costs_file
+        if file:
+            self.costs.save(file)
+
+    @property
+    def _costs_file(self) -> Path | None:
+        return self._costs_path and costs_file_of(self._costs_path, self.card)
+
+    def _need_device(self, fault: Exception) -> None:
+        """After a fault that ended one edit: raise it where the device has failed, which would end all others too."""
+        if self._side_stream is None:
+            return
+        try:
+            torch.cuda.synchronize(self.model.transformer.device)
+        except Exception as lost:
+            raise EngineBroken(f"the device has failed: {lost}") from fault
 
     def _clock(self) -> float:
         self._synchronize()

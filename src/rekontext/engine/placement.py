@@ -19,6 +19,8 @@ from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
 from rekontext.engine.tensors import CheckpointError
 
 FP8: Final = "fp8"
+_SHORT_OF_MEMORY: Final = ("out of memory", "STATUS_ALLOC_FAILED", "not enough memory")
+"""How libraries and drivers say it; PyTorch has a class of its own for what its own allocator refuses."""
 _log = logging.getLogger(__name__)
 
 Open = Callable[[Placement], Parts]
@@ -54,7 +56,14 @@ def open_placed(
         with ThreadPoolExecutor(1) as opener:
             return opener.submit(opened, Placement(fp8=dtype == FP8)).result(), ()
     if dtype is not None:
-        return opened(Placement(fp8=dtype == FP8)), ()
+        try:
+            return opened(Placement(fp8=dtype == FP8)), ()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{device} ran out of memory opening the model in {dtype}: name no dtype, and one that fits is taken"
+            ) from error
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return open_first(opened, plans(model_sizes(model), free_bytes, has_fp8=not missing_units(device)), device)
 
@@ -71,7 +80,9 @@ def open_first(opened: Open, choices: list[Plan], device: torch.device) -> tuple
     for i, plan in enumerate(fitting):
         try:
             parts = opened(plan.placement)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if i + 1 == len(fitting):
                 raise CheckpointError(f"{device} ran out of memory with {plan}") from error
             _warn_of_fall(plan, fitting[i + 1])
@@ -143,6 +154,13 @@ class Holding:
 
 def _warn_of_fall(above: Plan, below: Plan) -> None:
     _log.warning("out of memory with %s; going on with %s: pictures will differ in their last digits", above, below)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had too little memory, whoever asked for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _SHORT_OF_MEMORY)
 
 
 def free_memory(device: torch.device) -> None:

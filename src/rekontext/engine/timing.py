@@ -21,9 +21,10 @@ def once(run: Callable[[], object], device: torch.device) -> float:
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
+    with torch.cuda.device(device):  # events are recorded on the present device's stream, whatever runs elsewhere
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
     return float(start.elapsed_time(end)) / 1000

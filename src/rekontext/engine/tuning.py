@@ -77,37 +77,37 @@ def choose_gelu(
     place: GeluPlace = "behind"
     if transformer.can_have_gelu_within:
         names = {each: f"gelu {each} compiled" if compiled else f"gelu {each}" for each in GELU_PLACES}
-        known = {each: costs.seconds.get(name, {}).get(tokens) for each, name in names.items()}
-        if all(took_s is None for took_s in known.values()):
-            run = ready()
-            for each in GELU_PLACES:
-                known[each] = _try_gelu(transformer, each, run)
+        stored = {each: costs.seconds.get(name, {}).get(tokens) for each, name in names.items()}
+        known = {each: took_s for each, took_s in stored.items() if took_s is not None}
+        if not known:
+            known = _try_gelu(transformer, ready)
             for each, took_s in known.items():
-                if took_s is not None:
-                    costs.learn(names[each], tokens, took_s)
-        behind_s, within_s = known["behind"], known["within"]
-        if behind_s is not None and within_s is not None and within_s < GELU_WORTHWHILE * behind_s:
+                costs.learn(names[each], tokens, took_s)
+        if len(known) == len(GELU_PLACES) and known["within"] < GELU_WORTHWHILE * known["behind"]:
             place = "within"
     transformer.use_gelu_within(place == "within")
     return place
 
 
 @torch.inference_mode()
-def _try_gelu(transformer: KontextTransformer, place: GeluPlace, run: Callable[[], Tensor]) -> float | None:
-    """Seconds of a pass; None where it fails, or differs from the other way's."""
+def _try_gelu(transformer: KontextTransformer, ready: Callable[[], Callable[[], Tensor]]) -> dict[GeluPlace, float]:
+    """Seconds of a pass either way, as far as it runs and the second agrees with the first."""
+    known: dict[GeluPlace, float] = {}
     try:
         transformer.use_gelu_within(False)
+        run = ready()
         expected = run()
-        transformer.use_gelu_within(place == "within")
+        known["behind"] = seconds(run, transformer.device)
+        transformer.use_gelu_within(True)
         error = relative_error(run(), expected)
-        if not error <= GELU_ERROR_MAX:
-            _log.warning("GELU %s products is out: a pass differs by %.2g", place, error)
-            return None
-        return seconds(run, transformer.device)
+        if error <= GELU_ERROR_MAX:
+            known["within"] = seconds(run, transformer.device)
+        else:
+            _log.warning("GELU within products is out: a pass differs by %.2g", error)
     except Exception as fault:
         # A way that can't run here is none. What can't run at all will say so at the first edit.
-        _log.warning("GELU %s products is out: %s: %s", place, type(fault).__name__, str(fault)[:200])
-        return None
+        _log.warning("where GELU is faster could not be tried: %s: %s", type(fault).__name__, str(fault)[:200])
+    return known
 
 
 def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str, ...], tokens: int) -> str:

@@ -66,8 +66,8 @@ class LocalFleet:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `start` has returned and `close` was not called."""
-        return self._engine is not None
+        """Whether `start` has returned, `close` was not called, and the engine goes on."""
+        return self._engine is not None and not self._engine.broken.done()
 
     async def start(self) -> None:
         """Load the model.
@@ -76,6 +76,17 @@ class LocalFleet:
             CheckpointError: the model can't be found or isn't complete.
         """
         self._engine = await _beside(self._open)
+
+    async def watch(self) -> None:
+        """Wait until the engine breaks.
+
+        Raises:
+            EngineFault: it did.
+        """
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._started().broken))
+        except Exception as error:
+            raise EngineFault(f"the engine broke: {type(error).__name__}: {error}") from error
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit. Cancelling the awaiting task stops it within one step."""

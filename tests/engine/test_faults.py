@@ -1,0 +1,190 @@
+"""What fails in the engine: what it costs the edit, the others, and the process."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rekontext.contract import EditRequest
+from rekontext.engine import Engine
+from rekontext.engine import edit as stages
+from rekontext.engine.autoencoder import NotFinite
+from rekontext.engine.engine import EngineBroken
+from rekontext.engine.placement import is_out_of_memory
+from rekontext.engine.preview import Previewer
+from tests.small_model import SHAPES, build
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8), "RGB")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    build(folder, SHAPES["plain"])
+    return folder
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    with Engine.open(str(folder), device="cpu") as engine:
+        yield engine
+
+
+def request(name: str = "", *, steps: int = 4, **more: int) -> EditRequest:
+    return EditRequest(id=name, prompt="night", photo=PHOTO, steps=steps, seed=1, **more)  # type: ignore[arg-type]
+
+
+def test_a_preview_that_fails_is_left_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Image.Image:
+        raise RuntimeError("did not converge")
+
+    monkeypatch.setattr(Previewer, "draw", fails)
+    assert engine.submit(request(preview_every=1)).result(60).steps == 4
+    assert not engine.broken.done()
+
+
+@pytest.mark.parametrize("where", ["scheduler", "device"])
+def test_a_broken_engine_ends_every_edit_and_takes_no_more(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nobody waits for ever, and whoever asks learns that only a new process helps."""
+    begun, may_go_on = Event(), Event()
+
+    def velocities(model: stages.Model, edits: Sequence[stages.Edit]) -> list[Tensor]:
+        begun.set()
+        may_go_on.wait(60)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def raises(*_: object, **__: object) -> None:
+        raise EngineBroken("no device any more")
+
+    monkeypatch.setattr(stages, "velocities", velocities)
+    tickets = [engine.submit(request()) for _ in range(3)]
+    assert begun.wait(60)
+    if where == "device":
+        monkeypatch.setattr(engine, "_need_device", raises)
+    else:
+        monkeypatch.setattr(engine._scheduler, "next", raises)
+    may_go_on.set()
+    faults = [ticket.future.exception(60) for ticket in tickets]
+    assert sum(isinstance(fault, EngineBroken) and "no device any more" in str(fault) for fault in faults) == 2
+    assert isinstance(engine.broken.exception(60), EngineBroken)
+    with pytest.raises(EngineBroken):
+        engine.submit(request())
+
+
+def test_pixels_that_are_no_numbers_are_a_fault_and_not_a_black_picture(engine: Engine) -> None:
+    engine.model.transformer.final_layer.linear.weight.data.fill_(torch.nan)
+    with pytest.raises(NotFinite, match="NaN or infinite"):
+        engine.submit(request()).result(60)
+
+
+def test_what_a_failed_pass_held_is_free_though_its_caller_keeps_the_error(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next step would meet even less memory than the one that ran out of it."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def velocities(model: stages.Model, edits: Sequence[stages.Edit]) -> list[Tensor]:
+        activations = torch.zeros(1000)
+        held.extend((weakref.ref(activations), weakref.ref(edits[0].latents_1ne)))
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(stages, "velocities", velocities)
+    gc.disable()
+    try:
+        fault = engine.submit(request()).future.exception(60)
+        with engine._changed:
+            assert isinstance(fault, torch.OutOfMemoryError)
+        monkeypatch.undo()
+        engine.submit(request()).result(60)
+        assert [each() for each in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that has just started would refuse deadlines and promise minutes."""
+    honest, passes = stages.velocities, [0]
+
+    def velocities(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        passes[0] += 1
+        if passes[0] == 1:
+            time.sleep(3)
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "velocities", velocities)
+    monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
+    with Engine.open(str(folder), device="cpu", compiled=True) as engine:
+        assert len(engine.costs.seconds["step"]) == 2
+        assert max(engine.costs.seconds["step"].values()) < 2
+
+
+def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a second thread prepares; whoever comes next must not find the device idle."""
+    honest, prepare = stages.velocities, stages.prepare
+    is_second_prepared, was_prepared_in_time = Event(), []
+
+    def prepared(model: stages.Model, wanted: EditRequest, plan: stages.Plan) -> stages.Edit:
+        edit = prepare(model, wanted, plan)
+        if wanted.id == "second":
+            is_second_prepared.set()
+        return edit
+
+    def velocities(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        if edits[0].request.id == "first" and edits[0].step == 2:
+            was_prepared_in_time.append(is_second_prepared.wait(30))
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "prepare", prepared)
+    monkeypatch.setattr(stages, "velocities", velocities)
+    with ThreadPoolExecutor(1) as side:
+        monkeypatch.setattr(engine, "_side", side)
+        first, second = engine.submit(request("first")), engine.submit(request("second", steps=50))
+        assert first.result(60).steps == 4
+        assert second.result(60).steps == 50
+    monkeypatch.setattr(engine, "_side", None)
+    assert was_prepared_in_time == [True]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_running_out_of_memory_has_many_names(fault: Exception, expected: bool) -> None:
+    assert is_out_of_memory(fault) is expected
+
+
+def test_an_engine_whose_first_trial_runs_out_of_memory_opens_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which way is faster stays open; the first edit will fall to the next plan, where there is one."""
+    from rekontext.engine.transformer import KontextTransformer
+
+    def full(self: Engine) -> Callable[[], Tensor]:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(KontextTransformer, "can_have_gelu_within", True)
+    monkeypatch.setattr(Engine, "_one_pass", full)
+    with Engine.open(str(folder), device="cpu") as engine:
+        assert engine.submit(request()).result(60).steps == 4
+        assert not any(name.startswith("gelu") for name in engine.costs.seconds)
