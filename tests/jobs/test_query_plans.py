@@ -10,11 +10,12 @@ from sqlalchemy import Connection, Select, bindparam, event, insert, select, tex
 
 from rekontext.accounts import keys, ledger
 from rekontext.database import Database
-from rekontext.database.tables import jobs, webhook_deliveries
-from rekontext.jobs import idempotency, statements, sweeper, webhooks
+from rekontext.database.tables import jobs, webhook_deliveries, webhook_endpoints
+from rekontext.jobs import endpoints, idempotency, statements, sweeper, webhooks
 from tests.jobs.office import ALICE, Office
 
 HISTORY = 4000
+ENDPOINTS = 100
 
 
 @pytest.fixture
@@ -46,11 +47,27 @@ def full(database: Database) -> Office:
             ],
         )
         tx.execute(
+            insert(webhook_endpoints),
+            [
+                {
+                    "id": f"end-{number}",
+                    "account_id": ALICE,
+                    "url": "https://example.com",
+                    "secret": "",
+                    "event_types": [],
+                    "active": number == 0,
+                    "created_at": now,
+                }
+                for number in range(ENDPOINTS)
+            ],
+        )
+        tx.execute(
             insert(webhook_deliveries),
             [
                 {
                     "id": f"msg-{number}",
                     "account_id": ALICE,
+                    "endpoint_id": f"end-{number % ENDPOINTS}",
                     "url": "https://example.com",
                     "event_type": "edit.completed",
                     "body": "{}",
@@ -127,6 +144,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("held", ledger.HELD_FOR, {"job": "job-1"}, "uq_ledger_transfers_hold"),
     ("spent", ledger.CAPTURED_SINCE, {"account": ALICE, "since": NOW}, "ix_ledger_transfers_spend"),
     ("webhooks due", webhooks.DUE, {"now": NOW, "limit": 4}, "ix_webhook_deliveries_due"),
+    ("endpoint that makes room", endpoints.LEAST_NEEDED, {"account": ALICE}, "ix_webhook_deliveries_endpoint"),
     ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_inputs"),
     ("old files", sweeper.FILES, {"now": NOW, "limit": 4}, "ix_jobs_files"),
     ("old records", sweeper.RECORDS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_finished"),

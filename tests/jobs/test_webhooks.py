@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import Connection
 from standardwebhooks import Webhook
 
 from rekontext.accounts import registry
 from rekontext.database import DeliveryId, EndpointId
+from rekontext.database.tables import webhook_deliveries
 from rekontext.jobs import EVENT_TYPES, endpoints
 from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
 from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
@@ -54,16 +59,18 @@ def deliverer(office: Office, receiver: Receiver) -> Deliverer:
 
 
 def add_endpoint(office: Office, *types: str, name: str = "end_1", url: str = URL) -> Endpoint:
-    return office.database.transact_sync(
-        lambda tx: endpoints.add(
-            tx,
-            ALICE,
-            endpoint=EndpointId(name),
-            url=url,
-            event_types=types or EVENT_TYPES,
-            randomness=FakeRandomness(1),
-            now=office.clock.now(),
-        )
+    return office.database.transact_sync(lambda tx: add_in(tx, office, *types, name=name, url=url))
+
+
+def add_in(tx: Connection, office: Office, *types: str, name: str, url: str = URL) -> Endpoint:
+    return endpoints.add(
+        tx,
+        ALICE,
+        endpoint=EndpointId(name),
+        url=url,
+        event_types=types or EVENT_TYPES,
+        randomness=FakeRandomness(1),
+        now=office.clock.now(),
     )
 
 
@@ -375,3 +382,84 @@ def test_what_makes_no_sense_is_refused(office: Office) -> None:
         add_endpoint(office, name=f"end_{number}")
     with pytest.raises(WebhookRefused, match="at most 20"):
         add_endpoint(office, name="one_more")
+
+
+def switch(office: Office, name: str, *, on: bool) -> Endpoint:
+    return office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId(name), active=on))
+
+
+def kept(office: Office) -> list[str]:
+    return [each.id for each in office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE))]
+
+
+def test_no_more_endpoints_are_switched_on_than_may_be_made(office: Office) -> None:
+    """One that is on already may be switched on again, and one that is switched off makes room."""
+    add_endpoint(office, name="old")
+    switch(office, "old", on=False)
+    for number in range(endpoints.ENDPOINTS_PER_ACCOUNT_MAX):
+        add_endpoint(office, name=f"end_{number}")
+    with pytest.raises(WebhookRefused, match="at most 20"):
+        switch(office, "old", on=True)
+    assert switch(office, "end_0", on=True).active
+    switch(office, "end_0", on=False)
+    assert switch(office, "old", on=True).active
+
+
+def test_an_endpoint_that_is_switched_off_makes_room_in_the_end(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest whose log is empty; then the oldest with its log; never one with messages that wait."""
+    monkeypatch.setattr(endpoints, "KEPT_PER_ACCOUNT_MAX", 4)
+    for name in ("waits", "told", "silent", "newer"):
+        add_endpoint(office, name=name)
+        if name in ("waits", "told"):
+            end_a_job(office)
+        if name == "told":
+            done = webhook_deliveries.update().where(webhook_deliveries.c.endpoint_id == name)
+            ended = done.values(state="DELIVERED", finished_at=office.clock.now())
+            office.database.transact_sync(lambda tx, ended=ended: tx.execute(ended) and None)  # type: ignore[misc]
+        switch(office, name, on=False)
+        office.clock.advance(1)
+    assert [delivery.endpoint for delivery in log(office)] == ["told", "waits"]
+    rooms = []
+    for number in range(3):
+        add_endpoint(office, name=f"end_{number}")
+        rooms.append([name for name in ("waits", "told", "silent", "newer") if name in kept(office)])
+        office.clock.advance(1)
+    assert rooms == [["waits", "told", "newer"], ["waits", "told"], ["waits"]]
+    assert {delivery.endpoint for delivery in log(office)} == {"waits"}
+    with pytest.raises(WebhookRefused, match="at most 4 webhooks, with those that are switched off"):
+        add_endpoint(office, name="one_more")
+
+
+def test_endpoints_that_are_made_at_once_are_counted_too(office: Office) -> None:
+    """Whoever counts waits for whoever is about to add."""
+    for number in range(endpoints.ENDPOINTS_PER_ACCOUNT_MAX - 1):
+        add_endpoint(office, name=f"end_{number}")
+    counted = threading.Barrier(2)
+
+    def hurry(name: str) -> bool:
+        def work(tx: Connection) -> None:
+            add_in(tx, office, name=name)
+            with suppress(threading.BrokenBarrierError):
+                counted.wait(0.3)  # where nobody waits for the other, both get here before either commits
+
+        try:
+            office.database.transact_sync(work)
+        except WebhookRefused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(hurry, ("one", "another"))) == [False, True]
+    assert len(kept(office)) == endpoints.ENDPOINTS_PER_ACCOUNT_MAX
+
+
+def test_an_outcome_without_its_message_is_dropped(office: Office) -> None:
+    """A later try was the last, and then its endpoint made room for another."""
+    end_a_job(office, webhook_url=URL)
+    now = office.clock.now()
+    [message] = office.database.transact_sync(lambda tx: claim(tx, limit=1, now=now, again_at=now))
+    office.database.transact_sync(lambda tx: tx.execute(webhook_deliveries.delete()) and None)
+    office.database.transact_sync(lambda tx: record(tx, message, 200, None, started=now, ended=now, wait_s=None))
+    assert log(office) == []

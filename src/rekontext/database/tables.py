@@ -254,6 +254,7 @@ webhook_deliveries = Table(
     CheckConstraint("(state = 'PENDING') = (finished_at IS NULL)", name="finished_has_time"),
     _partial("ix_webhook_deliveries_due", "due_at", where="state = 'PENDING'"),
     Index("ix_webhook_deliveries_account", "account_id", "created_at"),
+    Index("ix_webhook_deliveries_endpoint", "endpoint_id", "state"),
     Index("ix_webhook_deliveries_finished", "finished_at"),
 )
 

@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, literal_column, select, update
 
+from rekontext.accounts import registry
 from rekontext.accounts.signing import webhook_secret
 from rekontext.database import AccountId, DeliveryId, EndpointId, JobId
 from rekontext.database.tables import webhook_attempts, webhook_deliveries, webhook_endpoints
@@ -18,8 +19,33 @@ from rekontext.jobs.outbox import EVENT_TYPES, EventType
 from rekontext.sources import Randomness
 
 ENDPOINTS_PER_ACCOUNT_MAX: Final = 20
+KEPT_PER_ACCOUNT_MAX: Final = 100
+"""Endpoints with those that are switched off: these stay for the sake of their log, and can be switched on again."""
+
 URL_CHARACTERS_MAX: Final = 2000
 PAGE_MAX: Final = 200
+
+_MINE: Final = webhook_endpoints.c.account_id == bindparam("account")
+# By a scalar each and not by EXISTS: for that a planner may read everybody's messages instead of asking the index.
+_ANY_MESSAGE: Final = (
+    select(webhook_deliveries.c.state).where(webhook_deliveries.c.endpoint_id == webhook_endpoints.c.id).limit(1)
+)
+_HAS_LOG: Final = _ANY_MESSAGE.scalar_subquery().is_not(None)
+_HAS_PENDING: Final = (
+    _ANY_MESSAGE.where(webhook_deliveries.c.state == literal_column("'PENDING'")).scalar_subquery().is_not(None)
+)
+_ACTIVE_BESIDES: Final = (
+    select(func.count())
+    .select_from(webhook_endpoints)
+    .where(_MINE, webhook_endpoints.c.active.is_(True), webhook_endpoints.c.id != bindparam("endpoint"))
+)
+_KEPT: Final = select(func.count()).select_from(webhook_endpoints).where(_MINE)
+LEAST_NEEDED: Final = (
+    select(webhook_endpoints.c.id)
+    .where(_MINE, webhook_endpoints.c.active.is_(False), ~_HAS_PENDING)
+    .order_by(_HAS_LOG, webhook_endpoints.c.created_at, webhook_endpoints.c.id)
+    .limit(1)
+)
 
 
 class WebhookUnknown(JobRefused):
@@ -112,17 +138,17 @@ def add(
 ) -> Endpoint:
     """Tell `url` of the account's jobs from now on.
 
+    Where the account keeps as many as it may, one that is switched off and has nothing to send makes room: the oldest,
+    of those without a log if there are any. Its log goes with it.
+
     Raises:
         WebhookRefused: the URL or an event type can't be used, or there are too many endpoints.
+        AccountUnknown: there is no such account.
     """
     check_url(url)
-    count = (
-        select(func.count())
-        .select_from(webhook_endpoints)
-        .where(webhook_endpoints.c.account_id == account, webhook_endpoints.c.active.is_(True))
-    )
-    if tx.execute(count).scalar_one() >= ENDPOINTS_PER_ACCOUNT_MAX:
-        raise WebhookRefused(f"an account has at most {ENDPOINTS_PER_ACCOUNT_MAX} webhooks")
+    _lock_with_room(tx, account, endpoint)
+    if tx.execute(_KEPT, {"account": account}).scalar_one() >= KEPT_PER_ACCOUNT_MAX:
+        _make_room(tx, account)
     row = tx.execute(
         insert(webhook_endpoints)
         .values(
@@ -152,8 +178,11 @@ def change(
 
     Raises:
         WebhookUnknown: the account has no such endpoint.
-        WebhookRefused: the URL or an event type can't be used.
+        WebhookRefused: the URL or an event type can't be used, or there are too many active endpoints.
+        AccountUnknown: there is no such account.
     """
+    if active:
+        _lock_with_room(tx, account, endpoint)
     values: dict[str, object] = {}
     if url is not None:
         check_url(url)
@@ -219,6 +248,31 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
     )
     if again.rowcount != 1:
         raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")
+
+
+def _lock_with_room(tx: Connection, account: AccountId, endpoint: EndpointId) -> None:
+    """Return if `endpoint` may be active beside the account's others.
+
+    The lock makes changes of one account come one after the other, which makes the counts exact. Whoever ends a job
+    takes it too, so no endpoint goes between being looked up and being written to.
+    """
+    registry.lock(tx, account)
+    if (
+        tx.execute(_ACTIVE_BESIDES, {"account": account, "endpoint": endpoint}).scalar_one()
+        >= ENDPOINTS_PER_ACCOUNT_MAX
+    ):
+        raise WebhookRefused(f"an account has at most {ENDPOINTS_PER_ACCOUNT_MAX} active webhooks")
+
+
+def _make_room(tx: Connection, account: AccountId) -> None:
+    least = tx.execute(LEAST_NEEDED, {"account": account}).scalar()
+    if least is None:
+        raise WebhookRefused(
+            f"an account has at most {KEPT_PER_ACCOUNT_MAX} webhooks, with those that are switched off; "
+            "messages to all of these still wait"
+        )
+    tx.execute(delete(webhook_deliveries).where(webhook_deliveries.c.endpoint_id == least))
+    tx.execute(delete(webhook_endpoints).where(webhook_endpoints.c.id == least))
 
 
 def _checked(event_types: Sequence[str]) -> tuple[str, ...]:

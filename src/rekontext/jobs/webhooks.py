@@ -44,6 +44,9 @@ DUE: Final = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+_BY_ID_LOCKED: Final = (
+    select(webhook_deliveries.c.id).where(webhook_deliveries.c.id == bindparam("delivery")).with_for_update()
+)
 
 
 class NotDelivered(Exception):
@@ -236,6 +239,8 @@ def record(
 
     A try that was overtaken by a later one is only logged. A receiver that says it is gone (410) is switched off.
     """
+    if tx.execute(_BY_ID_LOCKED, {"delivery": message.id}).first() is None:
+        return  # a later try was the last, and its endpoint has made room for another meanwhile
     tx.execute(
         insert(webhook_attempts).values(
             delivery_id=message.id,
