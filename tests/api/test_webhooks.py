@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from rekontext.jobs import endpoints
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
 from tests.pictures.samples import photo_bytes
@@ -119,6 +120,23 @@ async def test_a_test_message_and_a_replay(studio: Studio, receiver: Receiver) -
         off = (await client.delete(f"/console/api/webhooks/{endpoint}")).json()["webhook"]
         assert off["is_active"] is False
         assert (await client.post(f"/console/api/webhooks/{endpoint}/test")).status_code == 404
+
+
+async def test_test_messages_and_replays_are_counted_as_requests(make_studio: MakeStudio, receiver: Receiver) -> None:
+    """They make this service call others, so a key has no more of them than edits; and so many may wait."""
+    studio = make_studio(webhook_allow="127.0.0.1/32", requests_per_minute=2)
+    async with studio.open() as client:
+        endpoint = (await client.post("/console/api/webhooks", json={"url": receiver.url})).json()["webhook"]["id"]
+        sent = (await client.post(f"/console/api/webhooks/{endpoint}/test")).json()["delivery_id"]
+        await receiver.next()
+        await _delivered(client, endpoint)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(endpoints, "REQUESTED_PENDING_MAX", 0)
+            full = await client.post(f"/console/api/deliveries/{sent}/replay")
+        assert (full.status_code, full.json()["code"], full.headers["retry-after"]) == (429, "too_many_messages", "60")
+        for path in (f"deliveries/{sent}/replay", f"webhooks/{endpoint}/test"):
+            assert (await client.post(f"/console/api/{path}")).json()["code"] == "rate_limited"
+    assert receiver.got.empty()
 
 
 async def _delivered(client: Any, endpoint: str) -> dict[str, Any]:

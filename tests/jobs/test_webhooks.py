@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 from rekontext.accounts import registry
 from rekontext.database import DeliveryId, EndpointId
 from rekontext.database.tables import webhook_deliveries
-from rekontext.jobs import EVENT_TYPES, endpoints
+from rekontext.jobs import EVENT_TYPES, endpoints, trial
 from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
 from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
 from tests.fakes import FakeClock, FakeRandomness
@@ -184,6 +184,7 @@ async def test_what_was_given_up_can_be_sent_again(office: Office, deliverer: De
     [sent] = log(office)
     assert (sent.state, sent.id, len(sent.attempts)) == ("DELIVERED", dead.id, 2)
     assert receiver.got[0][1] == receiver.got[1][1]
+    office.open_account(BOB)
     with pytest.raises(WebhookUnknown):
         office.database.transact_sync(lambda tx: endpoints.replay(tx, BOB, dead.id, now=office.clock.now()))
 
@@ -325,6 +326,96 @@ async def test_a_receiver_that_hangs_holds_nobody_else_up(office: Office) -> Non
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert {delivery.url[20:]: delivery.state for delivery in log(office)}["hang"] == "PENDING"
+
+
+@pytest.mark.anyio
+async def test_an_account_whose_receivers_hang_holds_up_no_other(office: Office) -> None:
+    """However many of its messages are due before another's, some places are never its own."""
+    office.open_account(BOB)
+    for _ in range(4):
+        end_a_job(office, webhook_url="https://example.com/hang")
+    office.clock.advance(1)
+    office.accept(office.order(BOB, webhook_url="https://example.com/bob"))
+    office.complete(office.claim()[0].lease)
+    arrived, hanging = asyncio.Event(), 0
+
+    async def send(url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        nonlocal hanging
+        if "hang" in url:
+            hanging += 1
+            await asyncio.Event().wait()
+        arrived.set()
+        return 200
+
+    deliverer = Deliverer(
+        database=office.database,
+        send=send,
+        clock=office.clock,
+        randomness=FakeRandomness(),
+        sending_max=3,
+        per_account_max=2,
+        send_s_max=60,
+        poll_s=0.01,
+    )
+    running = asyncio.create_task(deliverer.run())
+    try:
+        await asyncio.wait_for(arrived.wait(), 10)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert hanging == 2
+    assert [delivery.tries for delivery in log(office)].count(0) == 2
+
+
+def test_what_an_account_has_under_way_counts(office: Office) -> None:
+    """Its oldest messages first, and no more than are missing."""
+    for _ in range(4):
+        end_a_job(office, webhook_url=URL)
+    now = office.clock.now()
+    for held, taken in ((2, 1), (3, 0), (0, 3)):
+        messages = office.database.transact_sync(
+            lambda tx, held=held: claim(  # type: ignore[misc]
+                tx, limit=9, now=now, again_at=now + timedelta(seconds=30), held={ALICE: held}, per_account_max=3
+            )
+        )
+        assert [message.tries for message in messages] == [1] * taken
+
+
+def test_an_account_asks_for_so_many_messages_and_no_more(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests and replays that wait are counted; what its jobs have to tell isn't, and is written all the same."""
+    monkeypatch.setattr(endpoints, "REQUESTED_PENDING_MAX", 2)
+    add_endpoint(office)
+    told = [end_a_job(office) for _ in range(3)]
+    now = office.clock.now()
+
+    def test(name: str) -> None:
+        office.database.transact_sync(
+            lambda tx: trial.send(tx, ALICE, EndpointId("end_1"), delivery=DeliveryId(name), now=now)
+        )
+
+    def replay(delivery: DeliveryId) -> None:
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, delivery, now=now))
+
+    def deliver() -> list[DeliveryId]:
+        messages = office.database.transact_sync(lambda tx: claim(tx, limit=9, now=now, again_at=now))
+        for message in messages:
+            office.database.transact_sync(
+                lambda tx, message=message: record(tx, message, 200, None, started=now, ended=now, wait_s=None)  # type: ignore[misc]
+            )
+        return [message.id for message in messages]
+
+    first, second, _ = deliver()
+    replay(first)
+    test("asked_1")
+    with pytest.raises(endpoints.TooManyMessages, match="2 test messages and replays"):
+        replay(second)
+    with pytest.raises(endpoints.TooManyMessages):
+        test("asked_2")
+    told.append(end_a_job(office))
+    assert {delivery.job for delivery in log(office)} - {None} == set(told)
+    assert len(deliver()) == 3
+    replay(second)
+    test("asked_2")
 
 
 def test_endpoints_are_listed_and_changed(office: Office) -> None:

@@ -52,7 +52,7 @@ from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, WebhookRefused, WebhookUnknown
+from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, TooManyMessages, WebhookRefused, WebhookUnknown
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
 
 _log = structlog.get_logger(__name__)
@@ -224,6 +224,7 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
 )
 
 _STORE_RETRY_S: Final = 10
+_MESSAGES_RETRY_S: Final = 60
 
 # For an edit that goes on or is done: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
@@ -259,6 +260,8 @@ def _refusal(fault: AccountRefused | JobRefused) -> Failure:
             "x-rate-limit-reset-at-utc": f"{fault.reset_at:%Y-%m-%dT%H:%M:%SZ}",
         }
         return Failure(status=429, code=fault.code, sentence=sentence, headers=headers)
+    if isinstance(fault, TooManyMessages):
+        return Failure(status=429, code=fault.code, sentence=sentence, headers=_retry(_MESSAGES_RETRY_S))
     status = _REFUSED.get(type(fault), 403)
     return Failure(status=status, code=fault.code, sentence=sentence, headers=_CHALLENGE if status == 401 else {})
 

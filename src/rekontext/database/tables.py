@@ -253,6 +253,11 @@ webhook_deliveries = Table(
     CheckConstraint("state IN ('PENDING', 'DELIVERED', 'DEAD')", name="state_known"),
     CheckConstraint("(state = 'PENDING') = (finished_at IS NULL)", name="finished_has_time"),
     _partial("ix_webhook_deliveries_due", "due_at", where="state = 'PENDING'"),
+    _partial(
+        "ix_webhook_deliveries_requested",
+        "account_id",
+        where="state = 'PENDING' AND (event_type = 'webhook.test' OR attempt > tries)",
+    ),
     Index("ix_webhook_deliveries_account", "account_id", "created_at"),
     Index("ix_webhook_deliveries_endpoint", "endpoint_id", "state"),
     Index("ix_webhook_deliveries_finished", "finished_at"),

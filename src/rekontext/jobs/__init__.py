@@ -7,7 +7,7 @@ from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage
 from rekontext.jobs.assets import Asset, asset_key
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
-from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
+from rekontext.jobs.endpoints import Delivery, Endpoint, TooManyMessages, WebhookRefused, WebhookUnknown
 from rekontext.jobs.errors import (
     IdempotencyKeyReused,
     JobRefused,
@@ -77,6 +77,7 @@ __all__ = [
     "Sweeper",
     "Swept",
     "TooManyInFlight",
+    "TooManyMessages",
     "WebhookRefused",
     "WebhookUnknown",
     "Workbench",

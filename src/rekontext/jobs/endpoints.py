@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, literal_column, or_, select, update
 
 from rekontext.accounts import registry
 from rekontext.accounts.signing import webhook_secret
@@ -24,6 +24,10 @@ KEPT_PER_ACCOUNT_MAX: Final = 100
 
 URL_CHARACTERS_MAX: Final = 2000
 PAGE_MAX: Final = 200
+REQUESTED_PENDING_MAX: Final = 100
+"""Messages that an account itself had sent (tests, replays) and that aren't delivered or given up yet."""
+
+TEST_EVENT_TYPE: Final = "webhook.test"
 
 _MINE: Final = webhook_endpoints.c.account_id == bindparam("account")
 # By a scalar each and not by EXISTS: for that a planner may read everybody's messages instead of asking the index.
@@ -40,6 +44,19 @@ _ACTIVE_BESIDES: Final = (
     .where(_MINE, webhook_endpoints.c.active.is_(True), webhook_endpoints.c.id != bindparam("endpoint"))
 )
 _KEPT: Final = select(func.count()).select_from(webhook_endpoints).where(_MINE)
+# A replay begins its tries anew and goes on with its attempts.
+REQUESTED_PENDING: Final = (
+    select(func.count())
+    .select_from(webhook_deliveries)
+    .where(
+        webhook_deliveries.c.account_id == bindparam("account"),
+        webhook_deliveries.c.state == literal_column("'PENDING'"),
+        or_(
+            webhook_deliveries.c.event_type == literal_column(f"'{TEST_EVENT_TYPE}'"),
+            webhook_deliveries.c.attempt > webhook_deliveries.c.tries,
+        ),
+    )
+)
 LEAST_NEEDED: Final = (
     select(webhook_endpoints.c.id)
     .where(_MINE, webhook_endpoints.c.active.is_(False), ~_HAS_PENDING)
@@ -58,6 +75,12 @@ class WebhookRefused(JobRefused):
     """This can't be an endpoint."""
 
     code = "invalid_webhook"
+
+
+class TooManyMessages(JobRefused):
+    """So many messages that the account itself had sent wait already."""
+
+    code = "too_many_messages"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +259,10 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
 
     Raises:
         WebhookUnknown: the account has no such delivery, or it waits to be sent anyway.
+        TooManyMessages: too many that were asked for wait already.
+        AccountUnknown: there is no such account.
     """
+    lock_with_room_to_send(tx, account)
     again = tx.execute(
         update(webhook_deliveries)
         .where(
@@ -248,6 +274,21 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
     )
     if again.rowcount != 1:
         raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")
+
+
+def lock_with_room_to_send(tx: Connection, account: AccountId) -> None:
+    """Return if the account may ask for one more message. What jobs have to tell isn't asked for and always sent.
+
+    Raises:
+        TooManyMessages: too many that were asked for wait already.
+        AccountUnknown: there is no such account.
+    """
+    registry.lock(tx, account)
+    if tx.execute(REQUESTED_PENDING, {"account": account}).scalar_one() >= REQUESTED_PENDING_MAX:
+        raise TooManyMessages(
+            f"{REQUESTED_PENDING_MAX} test messages and replays of this account wait to be delivered already; "
+            "try again when one is delivered or given up"
+        )
 
 
 def _lock_with_room(tx: Connection, account: AccountId, endpoint: EndpointId) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import Connection, insert, select
 
 from rekontext.database import AccountId, DeliveryId, EndpointId
 from rekontext.database.tables import webhook_deliveries, webhook_endpoints
-from rekontext.jobs.endpoints import WebhookUnknown
-
-EVENT_TYPE: Final = "webhook.test"
+from rekontext.jobs.endpoints import TEST_EVENT_TYPE, WebhookUnknown, lock_with_room_to_send
 
 
 def send(
@@ -22,7 +19,10 @@ def send(
 
     Raises:
         WebhookUnknown: the account has no such endpoint, or it is switched off.
+        TooManyMessages: too many that were asked for wait already.
+        AccountUnknown: there is no such account.
     """
+    lock_with_room_to_send(tx, account)
     found = tx.execute(
         select(webhook_endpoints.c.url).where(
             webhook_endpoints.c.id == endpoint,
@@ -32,7 +32,7 @@ def send(
     ).first()
     if found is None:
         raise WebhookUnknown(f"there is no active webhook {endpoint}")
-    message = {"type": EVENT_TYPE, "timestamp": now.isoformat(), "data": {"webhook_id": endpoint}}
+    message = {"type": TEST_EVENT_TYPE, "timestamp": now.isoformat(), "data": {"webhook_id": endpoint}}
     tx.execute(
         insert(webhook_deliveries).values(
             id=delivery,
@@ -40,7 +40,7 @@ def send(
             endpoint_id=endpoint,
             job_id=None,
             url=found.url,
-            event_type=EVENT_TYPE,
+            event_type=TEST_EVENT_TYPE,
             body=json.dumps(message, separators=(",", ":")),
             state="PENDING",
             attempt=0,

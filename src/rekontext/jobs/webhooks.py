@@ -8,17 +8,19 @@ sent, and to which addresses it may go, is passed in.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Final
 
 import structlog
 from sqlalchemy import Connection, bindparam, insert, literal_column, select, update
 from standardwebhooks import Webhook
 
-from rekontext.database import Database, DatabaseUnavailable, DeliveryId, EndpointId
+from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
 from rekontext.database.tables import accounts, webhook_attempts, webhook_deliveries, webhook_endpoints
 from rekontext.sources import Clock, Randomness
 
@@ -31,13 +33,15 @@ RETRY_AFTER_S: Final = (5, 60, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 8 * 3600, 8 
 """Seconds between tries: a day in all, then the message is dead."""
 
 JITTER: Final = 0.1
+PER_ACCOUNT_MAX: Final = 8
 ERROR_CHARACTERS_MAX: Final = 500
 _GONE: Final = 410
 
 DUE: Final = (
-    select(webhook_deliveries.c.id)
+    select(webhook_deliveries.c.id, webhook_deliveries.c.account_id)
     .where(
         webhook_deliveries.c.state == literal_column("'PENDING'"),
+        webhook_deliveries.c.account_id.not_in(bindparam("besides", expanding=True)),
         webhook_deliveries.c.due_at <= bindparam("now", type_=webhook_deliveries.c.due_at.type),
     )
     .order_by(webhook_deliveries.c.due_at)
@@ -58,6 +62,7 @@ class Claimed:
     """A message that this process may send. `attempt` is the fence."""
 
     id: DeliveryId
+    account: AccountId
     attempt: int
     tries: int
     url: str
@@ -78,6 +83,7 @@ class Deliverer:
 
     Args:
         sending_max: messages under way at the same time.
+        per_account_max: of these, as many may be one account's, so that receivers which hang hold up their own account.
         send_s_max: a receiver that takes longer has not answered.
         poll_s: how long a message may lie unseen.
     """
@@ -89,7 +95,8 @@ class Deliverer:
         send: Send,
         clock: Clock,
         randomness: Randomness,
-        sending_max: int = 8,
+        sending_max: int = 64,
+        per_account_max: int = PER_ACCOUNT_MAX,
         send_s_max: float = 15.0,
         poll_s: float = 1.0,
     ) -> None:
@@ -98,6 +105,7 @@ class Deliverer:
         self._clock = clock
         self._randomness = randomness
         self._sending_max = sending_max
+        self._per_account_max = per_account_max
         self._send_s_max = send_s_max
         self._poll_s = poll_s
         self._news = asyncio.Event()
@@ -108,14 +116,14 @@ class Deliverer:
 
     async def run(self) -> None:
         """Work until cancelled; what is under way then is sent again later. Faults of the database are waited out."""
-        sending: set[asyncio.Task[None]] = set()
+        sending: dict[asyncio.Task[None], AccountId] = {}
         try:
             while True:
                 self._news.clear()
-                for message in await self._claim(self._sending_max - len(sending)):
+                for message in await self._claim(Counter(sending.values())):
                     task = asyncio.create_task(self._deliver(message))
-                    sending.add(task)
-                    task.add_done_callback(sending.discard)
+                    sending[task] = message.account
+                    task.add_done_callback(sending.pop)
                     task.add_done_callback(lambda _task: self.wake())
                 # Not wait_for: before Python 3.12 it loses a cancel that comes together with the news.
                 with suppress(TimeoutError):
@@ -128,18 +136,23 @@ class Deliverer:
 
     async def deliver(self) -> int:
         """Send as many due messages as may be under way, once each, and wait for all. Returns how many."""
-        claimed = await self._claim(self._sending_max)
+        claimed = await self._claim(Counter())
         await asyncio.gather(*(self._deliver(message) for message in claimed))
         return len(claimed)
 
-    async def _claim(self, limit: int) -> list[Claimed]:
+    async def _claim(self, held: Counter[AccountId]) -> list[Claimed]:
+        limit = self._sending_max - held.total()
         if limit <= 0:
             return []
         now = self._clock.now()
         # Should this process die, the message is due again once it can't be under way any more.
         again_at = now + timedelta(seconds=2 * self._send_s_max)
         try:
-            return await self._database.transact(lambda tx: claim(tx, limit=limit, now=now, again_at=again_at))
+            return await self._database.transact(
+                lambda tx: claim(
+                    tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
+                )
+            )
         except DatabaseUnavailable as fault:
             _log.error("database_unavailable", fault=str(fault))
             return []
@@ -188,16 +201,43 @@ class Deliverer:
         return RETRY_AFTER_S[tries - 1] * (1 + JITTER * (2 * fraction - 1))
 
 
-def claim(tx: Connection, *, limit: int, now: datetime, again_at: datetime) -> list[Claimed]:
-    """Take due messages, oldest first; unless their outcome is recorded they are due again at `again_at`."""
-    due = tx.execute(DUE, {"now": now, "limit": limit}).scalars().all()
-    if not due:
+def claim(
+    tx: Connection,
+    *,
+    limit: int,
+    now: datetime,
+    again_at: datetime,
+    held: Mapping[AccountId, int] = MappingProxyType({}),
+    per_account_max: int = PER_ACCOUNT_MAX,
+) -> list[Claimed]:
+    """Take due messages, oldest first; unless their outcome is recorded they are due again at `again_at`.
+
+    Args:
+        held: what each account has under way already.
+        per_account_max: no account gets more than so many with those.
+    """
+    under_way, taken = Counter(held), list[str]()
+    while len(taken) < limit:
+        wanted = limit - len(taken)
+        full = [account for account, messages in under_way.items() if messages >= per_account_max]
+        due = tx.execute(DUE, {"now": now, "limit": wanted, "besides": full}).all()
+        fitting = []
+        for row in due:
+            if under_way[row.account_id] < per_account_max:
+                under_way[row.account_id] += 1
+                fitting.append(row.id)
+        if fitting:
+            tx.execute(
+                update(webhook_deliveries)
+                .where(webhook_deliveries.c.id.in_(fitting))
+                .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
+            )
+            taken += fitting
+        if len(due) < wanted:
+            break
+        # What didn't fit is of accounts that are full now: look behind it.
+    if not taken:
         return []
-    tx.execute(
-        update(webhook_deliveries)
-        .where(webhook_deliveries.c.id.in_(due))
-        .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
-    )
     rows = tx.execute(
         select(
             webhook_deliveries,
@@ -207,12 +247,13 @@ def claim(tx: Connection, *, limit: int, now: datetime, again_at: datetime) -> l
         )
         .join(accounts, accounts.c.id == webhook_deliveries.c.account_id)
         .outerjoin(webhook_endpoints, webhook_endpoints.c.id == webhook_deliveries.c.endpoint_id)
-        .where(webhook_deliveries.c.id.in_(due))
+        .where(webhook_deliveries.c.id.in_(taken))
         .order_by(webhook_deliveries.c.created_at, webhook_deliveries.c.id)
     ).mappings()
     return [
         Claimed(
             id=row["id"],
+            account=row["account_id"],
             attempt=row["attempt"],
             tries=row["tries"],
             url=row["url"],

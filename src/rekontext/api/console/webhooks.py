@@ -74,6 +74,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/webhooks/{webhook_id}/test", summary="Send a test message", status_code=202)
     async def test_webhook(request: Request, webhook_id: str) -> dict[str, str]:
         caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
         delivery, now = DeliveryId(f"msg_{parts.ids()}"), parts.clock.now()
         await parts.database.transact(
             lambda tx: trial.send(tx, caller.account, EndpointId(webhook_id), delivery=delivery, now=now)
@@ -112,6 +113,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/deliveries/{delivery_id}/replay", summary="Send a message again", status_code=202)
     async def replay_delivery(request: Request, delivery_id: str) -> dict[str, str]:
         caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
         now = parts.clock.now()
         await parts.database.transact(lambda tx: endpoints.replay(tx, caller.account, DeliveryId(delivery_id), now=now))
         parts.deliverer.wake()
