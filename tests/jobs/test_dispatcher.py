@@ -270,8 +270,9 @@ async def test_closing_may_wait_for_running_jobs(plant: Plant) -> None:
     assert plant.office.job(late.id).state is State.QUEUED
 
 
-async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant: Plant) -> None:
-    """It was never begun, and nobody has to wait for its lease."""
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant: Plant, is_cancelled: bool) -> None:
+    """It was never begun, and nobody has to wait for its lease; not even if the loop is cancelled meanwhile."""
     claim, claiming, may_go_on = plant.office.database.transact, asyncio.Event(), asyncio.Event()
 
     async def slow(work: object) -> object:
@@ -286,10 +287,14 @@ async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plant.office.database, "transact", slow)
         await asyncio.wait_for(claiming.wait(), 10)
-        await plant.dispatcher.close()
+        closing = asyncio.create_task(plant.dispatcher.close())
+        await asyncio.sleep(0)
+        if is_cancelled:
+            running.cancel()
         may_go_on.set()
-        await asyncio.wait_for(running, 10)
-    left = plant.office.job(job.id)
+        await asyncio.wait_for(closing, 10)
+        left = plant.office.job(job.id)
+        await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 10)
     assert (left.state, left.attempt, left.faults) == (State.QUEUED, 1, 0)
     assert plant.fleet.requests == []
 

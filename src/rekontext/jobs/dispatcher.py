@@ -18,6 +18,7 @@ from math import ceil
 from typing import Final, Literal
 
 import structlog
+from sqlalchemy import Connection
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
@@ -104,6 +105,7 @@ class Dispatcher:
         self._running_max = running_max
         self._poll_s = poll_s
         self._running: dict[Lease, _Running] = {}
+        self._claiming: asyncio.Task[list[Job]] | None = None
         self._news = asyncio.Event()
         self._closing = False
         self._more_may_wait = True
@@ -168,6 +170,8 @@ class Dispatcher:
         """Take no new jobs, let running ones end for `drain_s`, then put the rest back into the queue."""
         self._closing = True
         self.wake()
+        if self._claiming is not None:
+            await asyncio.wait([self._claiming])
         if self._running and drain_s > 0:
             await asyncio.wait(self._tasks(), timeout=drain_s)
         for running in list(self._running.values()):
@@ -179,7 +183,10 @@ class Dispatcher:
         return [running.task for running in self._running.values() if running.task is not None]
 
     async def claim(self) -> None:
-        """Start waiting jobs in the free places, but leave some of these for accounts that may come."""
+        """Start waiting jobs in the free places, but leave some of these for accounts that may come.
+
+        Cancelling it stops no transaction that is under way: what that claims is started, and `close` waits for it.
+        """
         self._more_may_wait = True
         while not self._closing and (free := self._running_max - len(self._running)) > 0:
             held, served = self._held(), self._served(free)
@@ -189,12 +196,17 @@ class Dispatcher:
             claim = partial(
                 self._life.claim, worker=self._worker, limit=limit, now=self._clock.now(), besides=sorted(served)
             )
-            jobs = await self._database.transact(claim)
-            for job in jobs:
-                self._start(job)
+            self._claiming = asyncio.create_task(self._take(claim))
+            jobs = await asyncio.shield(self._claiming)
             if len(jobs) < limit:
                 self._more_may_wait = bool(served)
                 return
+
+    async def _take(self, claim: Callable[[Connection], list[Job]]) -> list[Job]:
+        jobs = await self._database.transact(claim)
+        for job in jobs:
+            self._start(job)
+        return jobs
 
     def _start(self, job: Job) -> None:
         assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
