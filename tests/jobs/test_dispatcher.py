@@ -309,6 +309,17 @@ async def test_a_killed_process_finds_its_jobs_again_when_it_restarts(office: Of
     assert (done.state, done.attempt) == (State.COMPLETED, 2)
 
 
+async def test_a_killed_process_finds_all_its_jobs_again(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ran, though one transaction takes few."""
+    for module in ("life", "dispatcher"):
+        monkeypatch.setattr(f"rekontext.jobs.{module}.RECOVERED_PER_TRANSACTION", 2)
+    jobs = [office.start() for _ in range(5)]
+    await Plant(office=office, objects=store).dispatcher.recover(after_restart=True)
+    assert [office.job(job.id).state for job in jobs] == [State.QUEUED] * 5
+
+
 @pytest.mark.parametrize("times", [3, 25])
 async def test_a_database_that_goes_away_for_a_while_loses_nothing(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, times: int

@@ -225,7 +225,12 @@ def test_a_job_that_kills_its_workers_fails_in_the_end(office: Office) -> None:
     office.clock.advance(60)
     [failed] = office.recover()
     assert (failed.state, failed.error_code) == (State.FAILED, "worker_lost")
-    assert failed.error == "The worker stopped before the edit was done, 2 times."
+    assert failed.error == "The worker stopped before the edit was done, in the last of 2 tries."
+    office.patience = Patience(faults_max=1)
+    office.start()
+    office.clock.advance(60)
+    [failed] = office.recover()
+    assert failed.error == "The worker stopped before the edit was done."
     assert office.money() == (10, 0, 0)
 
 

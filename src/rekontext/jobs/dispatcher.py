@@ -26,7 +26,7 @@ from rekontext.jobs import queries
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
-from rekontext.jobs.life import JobLife
+from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
 from rekontext.jobs.objects import Objects
 from rekontext.jobs.workbench import Workbench
@@ -255,10 +255,13 @@ class Dispatcher:
             # Ours first: if the whole machine slept, our own leases have run out as well.
             await self.heartbeat()
         now, worker = self._clock.now(), self._worker if after_restart else None
-        changed = await self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
-        for job in changed:
-            _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
-            self._tell(job)
+        more_may_come = True
+        while more_may_come:  # one transaction takes only so many
+            changed = await self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
+            for job in changed:
+                _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
+                self._tell(job)
+            more_may_come = len(changed) >= RECOVERED_PER_TRANSACTION
         self._workers = max(1, await self._database.read(queries.workers))
 
     async def _work(self, running: _Running) -> None:

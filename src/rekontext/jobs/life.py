@@ -250,7 +250,7 @@ class JobLife:
             worker: also take back all that this one holds, whatever its leases say: it has just started anew.
 
         Returns:
-            The jobs that changed, at most `RECOVERED_PER_TRANSACTION` of each kind.
+            The jobs that changed, at most `RECOVERED_PER_TRANSACTION` of each kind. There may be more if it is so many.
         """
         limit = RECOVERED_PER_TRANSACTION
         lost = tx.execute(statements.EXPIRED, {"now": now, "limit": limit}).mappings().all()
@@ -263,7 +263,7 @@ class JobLife:
                 tx,
                 job,
                 code="worker_lost",
-                error=f"The worker stopped before the edit was done, {job.faults + 1} times.",
+                error=_worker_lost(job.faults + 1),
                 retry=True,
                 now=now,
             )
@@ -336,3 +336,8 @@ class JobLife:
 
     def _lease_end(self, now: datetime) -> datetime:
         return now + timedelta(seconds=self.patience.lease_s)
+
+
+def _worker_lost(tries: int) -> str:
+    """What the caller is told when the last of so many tries ended with its worker; those before had faults of ours."""
+    return "The worker stopped before the edit was done" + ("." if tries == 1 else f", in the last of {tries} tries.")
