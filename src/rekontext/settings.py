@@ -93,7 +93,9 @@ class Settings(BaseSettings):
     run_s_max: float = Field(default=_HOUR, gt=0, le=_DAY, description="an attempt that takes longer has failed")
     lease_s: float = Field(default=30.0, ge=1, le=_HOUR, description="a worker silent for so long is taken for dead")
     faults_max: int = Field(default=3, ge=1, le=100, description="attempts that may fail through our fault")
-    queue_s_max: float = Field(default=_DAY, gt=0, le=30 * _DAY, description="a job that waits longer fails")
+    queue_s_max: float = Field(
+        default=_DAY, gt=0, le=30 * _DAY, description="a job that waits longer for a worker fails"
+    )
 
     price_per_edit_usd: Usd = Decimal("0.04")
     price_per_megapixel_usd: Usd = Decimal(0)

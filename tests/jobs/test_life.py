@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
-from rekontext.accounts import AccountUnknown, InsufficientCredits, SpendCapReached
+from rekontext.accounts import AccountUnknown, InsufficientCredits, SpendCapReached, ledger
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import (
     Accepted,
@@ -307,6 +309,54 @@ def test_a_job_that_nobody_starts_fails_in_the_end(office: Office) -> None:
     [failed] = office.recover()
     assert (failed.id, failed.error) == (job.id, "No worker was free within 100 s.")
     assert office.money() == (10, 0, 0)
+
+
+def test_a_job_that_ran_has_not_waited(office: Office) -> None:
+    """The time in the queue counts from when it could last be claimed: not from accept, nor during a backoff."""
+    office.patience = Patience(queue_s_max=100, lease_s=1000, backoff_s=50, faults_max=4)
+    job = office.start()
+    office.clock.advance(150)
+    office.hand_back(job.lease)
+    assert office.recover() == []
+    office.clock.advance(99)
+    [job] = office.claim()
+    office.clock.advance(150)
+    office.fail(job.lease)
+    office.clock.advance(50 + 99)
+    assert office.recover() == []
+    office.clock.advance(1)
+    [failed] = office.recover()
+    assert (failed.error_code, failed.error) == ("queue_timeout", "No worker was free within 100 s.")
+    assert office.money() == (10, 0, 0)
+
+
+def test_a_job_whose_worker_died_has_not_waited(office: Office) -> None:
+    """Taken back after longer than anything may wait, it is tried again and not given up at once."""
+    office.patience = Patience(queue_s_max=100, backoff_s=0)
+    office.start()
+    office.clock.advance(150)
+    [job] = office.recover()
+    assert (job.state, job.faults) == (State.QUEUED, 1)
+    assert office.recover() == []
+
+
+def test_balances_are_locked_in_one_order(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a job is given up because it waited or because its worker is gone, so that no two processes block."""
+    office.open_account(BOB)
+    office.patience = Patience(queue_s_max=100, faults_max=1)
+    office.start(office.order(BOB))
+    office.accept()
+    settled: list[str] = []
+    settle = ledger.settle
+
+    def watched(tx: Connection, account: AccountId, *args: Any, **values: Any) -> int:
+        settled.append(account)
+        return settle(tx, account, *args, **values)
+
+    monkeypatch.setattr(ledger, "settle", watched)
+    office.clock.advance(150)
+    office.recover()
+    assert settled == [ALICE, BOB]
 
 
 def test_who_cannot_pay_gets_no_job(office: Office) -> None:

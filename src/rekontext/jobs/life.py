@@ -256,33 +256,19 @@ class JobLife:
         lost = tx.execute(statements.EXPIRED, {"now": now, "limit": limit}).mappings().all()
         if worker is not None:
             lost = [*lost, *tx.execute(statements.HELD_BY, {"worker": worker, "limit": limit}).mappings()]
-        # Balances are locked in one order by everyone who takes several.
-        held = sorted({row["number"]: from_row(row) for row in lost}.values(), key=lambda job: job.account)
-        changed = [
-            self._fault(
-                tx,
-                job,
-                code="worker_lost",
-                error=_worker_lost(job.faults + 1),
-                retry=True,
-                now=now,
-            )
-            for job in held
-        ]
         since = now - timedelta(seconds=self.patience.queue_s_max)
-        overdue = [from_row(row) for row in tx.execute(statements.OVERDUE, {"since": since, "limit": limit}).mappings()]
-        changed += [
-            self._end_free(
-                tx,
-                job,
-                State.FAILED,
-                now=now,
-                error_code="queue_timeout",
-                error=f"No worker was free within {self.patience.queue_s_max:.0f} s.",
-            )
-            for job in sorted(overdue, key=lambda job: job.account)
-        ]
-        return changed
+        overdue = tx.execute(statements.OVERDUE, {"since": since, "limit": limit}).mappings().all()
+        found = {row["number"]: from_row(row) for row in (*lost, *overdue)}
+        # Balances are locked in one order by everyone who takes several.
+        return [self._take_back(tx, job, now=now) for job in sorted(found.values(), key=lambda job: job.account)]
+
+    def _take_back(self, tx: Connection, job: Job, *, now: datetime) -> Job:
+        """Try a job again whose worker is gone, or give up on one that waits."""
+        if job.state is State.PROCESSING:
+            error = _worker_lost(job.faults + 1)
+            return self._fault(tx, job, code="worker_lost", error=error, retry=True, now=now)
+        error = f"No worker was free within {self.patience.queue_s_max:.0f} s."
+        return self._end_free(tx, job, State.FAILED, now=now, error_code="queue_timeout", error=error)
 
     def _held(self, tx: Connection, lease: Lease) -> Job:
         """The job that `lease` is for, locked."""

@@ -178,7 +178,7 @@ class Patience:
         lease_s: a worker that is silent for so long is taken for dead.
         faults_max: attempts that may fail through our fault before the job does.
         backoff_s, backoff_s_max: before the second attempt; doubles with each fault, up to the second.
-        queue_s_max: a job that found no worker for so long fails.
+        queue_s_max: a job that could be claimed and found no worker for so long fails; counted anew for each attempt.
         outputs_s: outputs are kept for so long after the end.
     """
 

@@ -106,9 +106,10 @@ COMPLETE: Final = (
     .returning(jobs)
 )
 CHANGE: Final = update(jobs).where(jobs.c.number == bindparam("this")).returning(jobs)
+# From when it could last be claimed: neither an earlier attempt nor the wait before the next is a wait for a worker.
 OVERDUE: Final = (
     select(jobs)
-    .where(is_state(State.QUEUED), jobs.c.accepted_at <= bindparam("since", type_=jobs.c.accepted_at.type))
+    .where(is_state(State.QUEUED), jobs.c.available_at <= bindparam("since", type_=jobs.c.available_at.type))
     .order_by(jobs.c.number)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
