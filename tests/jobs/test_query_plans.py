@@ -146,8 +146,8 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("webhooks due", webhooks.DUE, {"now": NOW, "limit": 4, "besides": ["b"]}, "ix_webhook_deliveries_due"),
     ("messages asked for", endpoints.REQUESTED_PENDING, {"account": ALICE}, "ix_webhook_deliveries_requested"),
     ("endpoint that makes room", endpoints.LEAST_NEEDED, {"account": ALICE}, "ix_webhook_deliveries_endpoint"),
-    ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_inputs"),
-    ("old files", sweeper.FILES, {"now": NOW, "limit": 4}, "ix_jobs_files"),
+    ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4, "skipped": 0}, "ix_jobs_inputs"),
+    ("old files", sweeper.FILES, {"now": NOW, "limit": 4, "skipped": 0}, "ix_jobs_files"),
     ("old records", sweeper.RECORDS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_finished"),
 ]
 

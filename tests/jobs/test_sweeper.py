@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import Connection, Insert, func, insert, select
+from structlog.testing import capture_logs
 
+from rekontext.database import DatabaseUnavailable
 from rekontext.database.tables import assets, idempotency_keys, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
-from rekontext.pictures.store import PictureStore, open_store
-from tests.jobs.office import ALICE, Office
+from rekontext.pictures.store import PictureStore, StoreUnavailable, open_store
+from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +37,23 @@ def store(tmp_path: Path) -> PictureStore:
 @pytest.fixture
 def sweeper(office: Office, store: PictureStore) -> Sweeper:
     return Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+
+
+class SpoiltStore(PictureStore):
+    """Can't remove some keys."""
+
+    spoilt: set[str]
+    tried: list[str]
+
+    def __init__(self, folder: Path) -> None:
+        vars(self).update(vars(open_store(f"file://{folder}")))
+        self.spoilt, self.tried = set(), []
+
+    async def delete(self, key: str) -> None:
+        self.tried.append(key)
+        if key in self.spoilt:
+            raise StoreUnavailable(f"the store could not remove {key!r}: no permission")
+        await super().delete(key)
 
 
 async def keys(store: PictureStore) -> list[str]:
@@ -157,3 +177,103 @@ async def test_more_than_a_batch_goes_in_one_sweep(
     office.clock.advance(1000 * HOUR)
     swept = await sweeper.sweep()
     assert (swept.outputs, swept.records) == (7, 7)
+
+
+def execute(statement: Insert, tx: Connection) -> None:
+    tx.execute(statement)
+
+
+async def ended_jobs(office: Office, store: PictureStore, count: int) -> list[Job]:
+    """Jobs that ended one after the other, each with an input, an output, an upload of its age and an orphan."""
+    office.open_account(BOB, edits=count)
+    jobs = []
+    for _ in range(count):
+        order = office.order(BOB)
+        job = office.start(type(order)(**{**vars(order), "input_key": input_key(order.job)}))
+        for key in (input_key(job.id), output_key(job.id, 1, "0.png"), f"assets/{job.id}", f"inputs/no-{job.id}"):
+            await store.put(key, b"bytes", content_type="image/png")
+        upload = assets.insert().values(
+            id=job.id,
+            account_id=BOB,
+            object_key=f"assets/{job.id}",
+            content_type="image/png",
+            file_name="a.png",
+            bytes=5,
+            created_at=office.clock.now(),
+        )
+        office.database.transact_sync(partial(execute, upload))
+        jobs.append(office.complete(job.lease))
+        office.clock.advance(1)
+    office.clock.advance(20_000 * HOUR)
+    return jobs
+
+
+@pytest.mark.parametrize("folder", ["inputs/{}", "outputs/{}/1/0.png", "assets/{}", "inputs/no-{}"])
+async def test_what_cannot_be_removed_holds_up_nothing_else(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """It is the oldest, and more than a batch: what comes behind it and all other kinds go, and it does in the end."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    jobs = await ended_jobs(office, store, 5)
+    store.spoilt = {folder.format(job.id) for job in jobs[:3]}
+    with capture_logs() as logs:
+        await sweeper.sweep()
+    left = sorted([found.key for name in ("inputs", "outputs", "assets") async for found in store.list(name)])
+    assert left == sorted(store.spoilt)
+    assert {log["event"] for log in logs} == {"sweep_failed"}
+    assert {log["fault"] for log in logs} == {f"the store could not remove {key!r}: no permission" for key in left}
+    store.spoilt = set()
+    await sweeper.sweep()
+    assert [found.key for name in ("inputs", "outputs", "assets") async for found in store.list(name)] == []
+
+
+@pytest.mark.parametrize("folder", ["inputs/{}", "inputs/no-{}"])
+async def test_a_store_that_is_away_is_asked_a_few_times_and_not_always_for_the_same(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """Each sweep goes on behind what failed in the one before; when all were tried, from the beginning."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.FAILURES_PER_SWEEP_MAX", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    store.spoilt = {folder.format(job.id) for job in await ended_jobs(office, store, 5)}
+    for sweeps in (1, 2, 3):
+        await sweeper.sweep()
+        tried = [key for key in store.tried if key in store.spoilt]
+        assert len(tried) == len(set(tried)) == min(5, 2 * sweeps)
+    await sweeper.sweep()
+    assert len([key for key in store.tried if key in store.spoilt]) == 7
+
+
+async def test_a_record_whose_pictures_remain_holds_up_no_other(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are the oldest."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    jobs = await ended_jobs(office, store, 5)
+    store.spoilt = {input_key(job.id) for job in jobs[:3]}
+    await Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION).sweep()
+    assert [office.job(job.id).id for job in jobs[:3]] == [job.id for job in jobs[:3]]
+    for job in jobs[3:]:
+        with pytest.raises(JobUnknown):
+            office.job(job.id)
+
+
+async def test_a_database_that_fails_on_one_kind_has_the_others_swept(
+    office: Office, store: PictureStore, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the log says why."""
+
+    def broken(tx: object, before: object) -> int:
+        raise DatabaseUnavailable("the disk is full\nand more")
+
+    monkeypatch.setattr("rekontext.jobs.sweeper._delete_records", broken)
+    await ended_jobs(office, store, 1)
+    with capture_logs() as logs:
+        swept = await sweeper.sweep()
+    assert (swept.inputs, swept.records, swept.assets, swept.orphans) == (1, 0, 1, 1)
+    assert [(log["event"], log["kind"], log["fault"]) for log in logs] == [
+        ("sweep_failed", "records", "the disk is full")
+    ]

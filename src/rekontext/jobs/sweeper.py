@@ -1,20 +1,22 @@
 """Keeps the past from piling up: pictures, records, keys and logs go when their time is over.
 
-Objects go first and their rows are changed afterwards, so a sweep that is cut short is simply done again. The ledger
-and the audit log are never swept.
+Objects go first and their rows are changed afterwards, so a sweep that is cut short is simply done again. What can't be
+removed is logged and left for a later sweep; it holds up neither other kinds nor what is behind it. The ledger and the
+audit log are never swept.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, Delete, Row, Select, Update, bindparam, delete, select, update
 
 from rekontext.database import Database
 from rekontext.database.tables import assets, idempotency_keys, jobs, webhook_deliveries
@@ -25,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 BATCH: Final = 200
 BATCHES_PER_SWEEP_MAX: Final = 50
+FAILURES_PER_SWEEP_MAX: Final = 10
+"""Of each kind: then the store may well be away, and each failure takes its time."""
 
 _finished = jobs.c.finished_at.type
 INPUTS: Final = (
@@ -34,20 +38,34 @@ INPUTS: Final = (
         jobs.c.input_key.is_not(None),
         jobs.c.finished_at <= bindparam("before", type_=_finished),
     )
-    .order_by(jobs.c.finished_at)
+    .order_by(jobs.c.finished_at, jobs.c.number)
     .limit(bindparam("limit"))
+    .offset(bindparam("skipped"))
 )
 FILES: Final = (
     select(jobs.c.number, jobs.c.id)
     .where(jobs.c.files_until <= bindparam("now", type_=_finished))
-    .order_by(jobs.c.files_until)
+    .order_by(jobs.c.files_until, jobs.c.number)
     .limit(bindparam("limit"))
+    .offset(bindparam("skipped"))
 )
+# Jobs whose pictures are gone already; the others wait for a later sweep.
 RECORDS: Final = (
     select(jobs.c.number)
-    .where(jobs.c.finished_at <= bindparam("before", type_=_finished))
+    .where(
+        jobs.c.finished_at <= bindparam("before", type_=_finished),
+        jobs.c.input_key.is_(None),
+        jobs.c.files_until.is_(None),
+    )
     .order_by(jobs.c.finished_at)
     .limit(bindparam("limit"))
+)
+ASSETS: Final = (
+    select(assets.c.id, assets.c.object_key)
+    .where(assets.c.created_at <= bindparam("before", type_=assets.c.created_at.type))
+    .order_by(assets.c.created_at, assets.c.id)
+    .limit(bindparam("limit"))
+    .offset(bindparam("skipped"))
 )
 
 
@@ -92,95 +110,171 @@ class Sweeper:
         self._clock = clock
         self._retention = retention
         self._every_s = every_s
+        self._skipped: Counter[str] = Counter()
+        self._stuck: set[str] = set()
 
     async def run(self) -> None:
-        """Work until cancelled. A sweep that fails is logged and tried again."""
+        """Work until cancelled. What fails is logged and tried again."""
         while True:
-            try:
-                swept = await self.sweep()
-                if any(vars(swept).values()):
-                    _log.info("swept", **vars(swept))
-            except Exception as fault:  # an object store fails in ways of its own; the next sweep begins again
-                _log.exception("sweep_failed", fault=type(fault).__name__)
+            swept = await self.sweep()
+            if any(vars(swept).values()):
+                _log.info("swept", **vars(swept))
             await asyncio.sleep(self._every_s)
 
     async def sweep(self) -> Swept:
         """Remove everything whose time is over, up to `BATCHES_PER_SWEEP_MAX` batches of each kind."""
         kept = self._retention
         return Swept(
-            inputs=await self._batches(self._inputs),
-            outputs=await self._batches(self._outputs),
-            records=await self._batches(lambda: self._delete(_delete_records, kept.records_s)),
-            idempotency_keys=await self._batches(lambda: self._delete(_delete_keys, kept.idempotency_s)),
-            deliveries=await self._batches(lambda: self._delete(_delete_deliveries, kept.records_s)),
-            assets=await self._batches(self._assets),
-            orphans=await self._orphans(),
+            inputs=await self._guarded("inputs", self._inputs),
+            outputs=await self._guarded("outputs", self._outputs),
+            records=await self._guarded("records", lambda: self._delete(_delete_records, kept.records_s)),
+            idempotency_keys=await self._guarded(
+                "idempotency_keys", lambda: self._delete(_delete_keys, kept.idempotency_s)
+            ),
+            deliveries=await self._guarded("deliveries", lambda: self._delete(_delete_deliveries, kept.records_s)),
+            assets=await self._guarded("assets", self._assets),
+            orphans=await self._guarded("orphans", self._orphans),
         )
 
-    async def _batches(self, batch: Callable[[], Awaitable[int]]) -> int:
-        total = 0
+    async def _guarded(self, kind: str, work: Callable[[], Awaitable[int]]) -> int:
+        try:
+            return await work()
+        except Exception as fault:  # whatever it is, the other kinds get their turn, and this one at the next sweep
+            _log.exception("sweep_failed", kind=kind, fault=_why(fault))
+            return 0
+
+    async def _inputs(self) -> int:
+        async def remove(row: Row[Any]) -> None:
+            if row.input_key == input_key(row.id):  # no job has another; one that had wouldn't own it
+                await self._objects.delete(row.input_key)
+
+        before = self._before(self._retention.inputs_s)
+        return await self._remove("inputs", INPUTS, {"before": before}, remove, partial(_clear, input_key=None))
+
+    async def _outputs(self) -> int:
+        async def remove(row: Row[Any]) -> None:
+            async for found in self._objects.list(output_folder(row.id)):
+                await self._objects.delete(found.key)
+
+        now = self._clock.now()
+        return await self._remove("outputs", FILES, {"now": now}, remove, partial(_clear, files_until=None))
+
+    async def _assets(self) -> int:
+        async def remove(row: Row[Any]) -> None:
+            await self._objects.delete(row.object_key)
+
+        before = self._before(self._retention.assets_s)
+        return await self._remove("assets", ASSETS, {"before": before}, remove, _forget_assets)
+
+    async def _remove(
+        self,
+        kind: str,
+        due: Select[Any],
+        values: dict[str, object],
+        remove: Callable[[Row[Any]], Awaitable[None]],
+        forget: Callable[[Sequence[Row[Any]]], Update | Delete],
+    ) -> int:
+        """Remove the objects of rows that are due, then change them as `forget` says. Returns of how many rows.
+
+        What can't be removed stays the first that is due, and is skipped from then on until the end was reached.
+        """
+        removed = failures = 0
         for _ in range(BATCHES_PER_SWEEP_MAX):
-            count = await batch()
+            asked = {**values, "limit": BATCH, "skipped": self._skipped[kind]}
+            rows = await self._database.read(partial(_rows, due, asked))
+            gone = []
+            for row in rows:
+                if failures == FAILURES_PER_SWEEP_MAX:
+                    break
+                if await self._succeeds(kind, row.id, remove(row)):
+                    gone.append(row)
+                else:
+                    failures += 1
+                    self._skipped[kind] += 1
+            if gone:
+                await self._database.transact(partial(_changed, forget(gone)))
+            removed += len(gone)
+            if failures == FAILURES_PER_SWEEP_MAX:
+                break
+            if len(rows) < BATCH:
+                self._skipped[kind] = 0
+                break
+        return removed
+
+    async def _succeeds(self, kind: str, what: str, removal: Awaitable[None]) -> bool:
+        try:
+            await removal
+        except Exception as fault:  # an object store fails in ways of its own
+            _log.error("sweep_failed", kind=kind, what=what, fault=_why(fault))
+            return False
+        return True
+
+    async def _orphans(self) -> int:
+        """Remove input pictures whose order was never accepted: the process died in between."""
+        old = self._before(self._retention.inputs_s)
+        orphans, batch = list[str](), list[str]()
+        async for stored in self._objects.list(INPUTS_FOLDER):
+            if stored.written_at <= old:
+                batch.append(stored.key)
+            if len(batch) == BATCH:
+                orphans += await self._unknown(batch)
+                batch = []
+        orphans += await self._unknown(batch)
+        removed = failures = 0
+        for key in orphans:
+            if key in self._stuck:
+                continue
+            if await self._succeeds("orphans", key, self._objects.delete(key)):
+                removed += 1
+                continue
+            failures += 1
+            self._stuck.add(key)
+            if failures == FAILURES_PER_SWEEP_MAX:
+                return removed
+        self._stuck.clear()
+        return removed
+
+    async def _unknown(self, keys: Sequence[str]) -> list[str]:
+        """Those of some input pictures that no job has."""
+        job_of = {key: key.removeprefix(f"{INPUTS_FOLDER}/") for key in keys}
+        known = await self._database.read(partial(_known, ids=list(job_of.values())))
+        return [key for key, job in job_of.items() if job not in known]
+
+    async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
+        def work(tx: Connection) -> int:
+            return statement(tx, before)
+
+        before, total = self._before(kept_s), 0
+        for _ in range(BATCHES_PER_SWEEP_MAX):
+            count = await self._database.transact(work)
             total += count
             if count < BATCH:
                 break
         return total
 
-    async def _inputs(self) -> int:
-        before = self._before(self._retention.inputs_s)
-        rows = await self._database.read(lambda tx: tx.execute(INPUTS, {"before": before, "limit": BATCH}).all())
-        for row in rows:
-            if row.input_key == input_key(row.id):  # else it belongs to someone else: an uploaded asset, say
-                await self._objects.delete(row.input_key)
-        await self._clear([row.number for row in rows], input_key=None)
-        return len(rows)
-
-    async def _outputs(self) -> int:
-        now = self._clock.now()
-        rows = await self._database.read(lambda tx: tx.execute(FILES, {"now": now, "limit": BATCH}).all())
-        for row in rows:
-            async for found in self._objects.list(output_folder(row.id)):
-                await self._objects.delete(found.key)
-        await self._clear([row.number for row in rows], files_until=None)
-        return len(rows)
-
-    async def _assets(self) -> int:
-        before = self._before(self._retention.assets_s)
-        query = select(assets.c.id, assets.c.object_key).where(assets.c.created_at <= before).limit(BATCH)
-        rows = await self._database.read(lambda tx: tx.execute(query).all())
-        for row in rows:
-            await self._objects.delete(row.object_key)
-        if rows:
-            gone = delete(assets).where(assets.c.id.in_([row.id for row in rows]))
-            await self._database.transact(lambda tx: tx.execute(gone).rowcount)
-        return len(rows)
-
-    async def _orphans(self) -> int:
-        """Remove input pictures whose order was never accepted: the process died in between."""
-        old = self._before(self._retention.inputs_s)
-        found = [stored async for stored in self._objects.list(INPUTS_FOLDER) if stored.written_at <= old]
-        removed = 0
-        for start in range(0, len(found), BATCH):
-            keys = [stored.key for stored in found[start : start + BATCH]]
-            batch = {key.removeprefix(f"{INPUTS_FOLDER}/"): key for key in keys}
-            known = await self._database.read(partial(_known, ids=list(batch)))
-            for job, key in batch.items():
-                if job not in known:
-                    await self._objects.delete(key)
-                    removed += 1
-        return removed
-
-    async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
-        before = self._before(kept_s)
-        return await self._database.transact(lambda tx: statement(tx, before))
-
-    async def _clear(self, numbers: Sequence[int], **values: None) -> None:
-        if numbers:
-            cleared = update(jobs).where(jobs.c.number.in_(numbers)).values(**values)
-            await self._database.transact(lambda tx: tx.execute(cleared).rowcount)
-
     def _before(self, kept_s: float) -> datetime:
         return self._clock.now() - timedelta(seconds=kept_s)
+
+
+def _why(fault: Exception) -> str:
+    """The operator's first question, in one line."""
+    return str(fault).partition("\n")[0] or type(fault).__name__
+
+
+def _rows(due: Select[Any], values: dict[str, object], tx: Connection) -> Sequence[Row[Any]]:
+    return tx.execute(due, values).all()
+
+
+def _changed(statement: Update | Delete, tx: Connection) -> int:
+    return tx.execute(statement).rowcount
+
+
+def _clear(rows: Sequence[Row[Any]], **values: None) -> Update:
+    return update(jobs).where(jobs.c.number.in_([row.number for row in rows])).values(**values)
+
+
+def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
+    return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
 
 
 def _known(tx: Connection, *, ids: Sequence[str]) -> set[str]:
@@ -188,10 +282,8 @@ def _known(tx: Connection, *, ids: Sequence[str]) -> set[str]:
 
 
 def _delete_records(tx: Connection, before: datetime) -> int:
-    """Jobs whose pictures are gone already; the others wait for the next sweep."""
     numbers = tx.execute(RECORDS, {"before": before, "limit": BATCH}).scalars().all()
-    swept = (jobs.c.number.in_(numbers), jobs.c.input_key.is_(None), jobs.c.files_until.is_(None))
-    return tx.execute(delete(jobs).where(*swept)).rowcount if numbers else 0
+    return tx.execute(delete(jobs).where(jobs.c.number.in_(numbers))).rowcount if numbers else 0
 
 
 def _delete_keys(tx: Connection, before: datetime) -> int:
