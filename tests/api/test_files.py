@@ -9,7 +9,11 @@ from typing import Any, Final
 import httpx2
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import assets
+from rekontext.pictures import StoreUnavailable
 from tests.api.studio import Studio
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
@@ -18,6 +22,7 @@ pytestmark = pytest.mark.anyio
 V1: Final = "/v1/flux-kontext-dev"
 PHOTO: Final = photo_bytes()
 URI: Final = f"data:image/jpeg;base64,{base64.b64encode(PHOTO).decode()}"
+DOUBT: Final = DatabaseUnavailable("gone", is_in_doubt=True)
 GOOD: Final[dict[str, Any]] = {"prompt": "invert it", "input_image": URI, "num_inference_steps": 4}
 
 
@@ -35,6 +40,42 @@ async def test_uploads_as_json_and_as_a_form(client: httpx2.AsyncClient) -> None
     listed = (await client.get("/console/api/files")).json()["files"]
     assert sorted(each["file_name"] for each in listed) == ["cat.jpg", "dog.png", "upload.jpeg"]
     assert (await client.get(listed[0]["url"])).status_code == 200
+
+
+@pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])
+async def test_an_upload_that_cannot_be_written_down_leaves_nothing_behind(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: Exception, left: int
+) -> None:
+    """Unless it may be written down all the same: then its picture stays, and the sweeper looks an hour later."""
+
+    def broken(_tx: object, _asset: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(assets, "add", broken)
+    async with studio.open() as client:
+        assert (await client.post("/upload-asset", json={"data_urls": [URI]})).status_code in (500, 503)
+        objects = studio.service.parts.objects
+        assert len([found async for found in objects.list("assets")]) == left
+
+
+async def test_a_store_that_keeps_what_belongs_to_nobody_hides_no_reason(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller reads of the first fault, the log of both."""
+
+    def broken(_tx: object, _asset: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    async def stuck(_key: str) -> None:
+        raise StoreUnavailable("no permission")
+
+    monkeypatch.setattr(assets, "add", broken)
+    async with studio.open() as client:
+        monkeypatch.setattr(studio.service.parts.objects, "delete", stuck)
+        with capture_logs() as logs:
+            answer = await client.post("/upload-asset", json={"data_urls": [URI]})
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    assert [log["fault"] for log in logs if log["event"] == "upload_left_behind"] == ["no permission"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rekontext.jobs import assets
-from rekontext.jobs.assets import Asset, asset_key
+from rekontext.jobs.assets import Asset
+from rekontext.jobs.objects import asset_key
 from tests.jobs.office import ALICE, BOB, Office
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rekontext.database import DatabaseUnavailable
 from rekontext.database.tables import assets, idempotency_keys, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
-from rekontext.pictures.store import PictureStore, StoreUnavailable, open_store
+from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
 from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
@@ -138,15 +139,54 @@ async def test_an_input_that_belongs_to_someone_else_stays(
     assert await store.get("assets/one") == b"asset"
 
 
-async def test_an_input_without_a_job_goes(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
-    """Its order was never accepted."""
-    await store.put("inputs/nobody", b"in", content_type="image/png")
-    [stored] = [found async for found in store.list("inputs")]
+@pytest.mark.parametrize("folder", ["inputs", "assets"])
+@pytest.mark.parametrize("inputs_s", [1, HOUR])
+async def test_a_picture_that_belongs_to_nobody_goes(
+    office: Office, store: PictureStore, folder: str, inputs_s: float
+) -> None:
+    """Its order or upload was never written down; that it still may be is ruled out after an hour, and not before."""
+    retention = Retention(inputs_s=inputs_s)
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=retention)
+    await store.put(f"{folder}/nobody", b"in", content_type="image/png")
+    [stored] = [found async for found in store.list(folder)]
     office.clock.advance(max(0.0, (stored.written_at - office.clock.now()).total_seconds()) + HOUR - 1)
     assert (await sweeper.sweep()).orphans == 0
-    office.clock.advance(1)
+    office.clock.advance(HOUR)
     assert (await sweeper.sweep()).orphans == 1
-    assert await keys(store) == []
+    assert [found async for found in store.list(folder)] == []
+
+
+async def test_a_picture_whose_order_is_being_accepted_stays(office: Office, store: PictureStore) -> None:
+    """However short finished inputs are kept."""
+    retention = Retention(inputs_s=1)
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=retention)
+    await store.put("inputs/coming", b"in", content_type="image/png")
+    [stored] = [found async for found in store.list("inputs")]
+    office.clock.advance(max(0.0, (stored.written_at - office.clock.now()).total_seconds()) + 60)
+    assert await sweeper.sweep() == NOTHING
+    assert await store.get("inputs/coming") == b"in"
+
+
+async def test_uploads_are_looked_through_now_and_then(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once an hour, since a cloud charges for each listing; after the clock was set back, at once."""
+    listed: list[str] = []
+    listing = store.list
+
+    def watched(folder: str) -> AsyncIterator[StoredObject]:
+        listed.append(folder)
+        return listing(folder)
+
+    monkeypatch.setattr(store, "list", watched)
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    for seconds, looks in ((0, 1), (HOUR - 1, 1), (1, 2), (60, 2)):
+        office.clock.advance(seconds)
+        await sweeper.sweep()
+        assert listed.count("assets") == looks
+    office.clock.set_back(24 * HOUR)
+    await sweeper.sweep()
+    assert listed.count("assets") == 3
 
 
 async def test_assets_and_old_deliveries_go(office: Office, store: PictureStore, sweeper: Sweeper) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import PureWindowsPath
 from typing import Final
 
+import structlog
 from fastapi import APIRouter, Request, Response, Security
 from starlette.routing import Route
 
@@ -15,8 +16,11 @@ from rekontext.api.bodies import MalformedBody, read_body
 from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameless_file, shown
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
+from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Asset, asset_key, assets
-from rekontext.pictures import Photo, PictureRefused, sniff
+from rekontext.pictures import Photo, PictureRefused, StoreUnavailable, sniff
+
+_log = structlog.get_logger(__name__)
 
 FILES_MAX: Final = 16
 _NAME_CHARACTERS_MAX: Final = 255
@@ -116,8 +120,22 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
         created_at=parts.clock.now(),
     )
     await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
-    await parts.database.transact(lambda tx: assets.add(tx, asset))
+    try:
+        await parts.database.transact(lambda tx: assets.add(tx, asset))
+    except Exception as fault:
+        # In doubt it may be written down; the sweeper sees by and by.
+        if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
+            await _clear_away(asset.object_key, parts)
+        raise
     return parts.links.url(origin, asset.object_key)
+
+
+async def _clear_away(key: str, parts: Parts) -> None:
+    """Remove what belongs to no upload. A failure is only logged: the sweeper comes by."""
+    try:
+        await parts.objects.delete(key)
+    except StoreUnavailable as fault:
+        _log.warning("upload_left_behind", key=key, fault=str(fault))
 
 
 def _is_known(etag: str, if_none_match: str) -> bool:

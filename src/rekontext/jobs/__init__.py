@@ -4,7 +4,7 @@
 """
 
 from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage
-from rekontext.jobs.assets import Asset, asset_key
+from rekontext.jobs.assets import Asset
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
 from rekontext.jobs.endpoints import Delivery, Endpoint, TooManyMessages, WebhookRefused, WebhookUnknown
@@ -30,7 +30,7 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import Objects, input_key, output_folder, output_key
+from rekontext.jobs.objects import Objects, asset_key, input_key, output_folder, output_key
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept

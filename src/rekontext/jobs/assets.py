@@ -27,11 +27,6 @@ class Asset:
     created_at: datetime
 
 
-def asset_key(asset: str) -> str:
-    """Where an asset's bytes lie."""
-    return f"assets/{asset}"
-
-
 def add(tx: Connection, asset: Asset) -> None:
     """Write down a file whose bytes are stored already."""
     values = vars(asset) | {"account_id": asset.account}

@@ -9,6 +9,7 @@ from rekontext.database import JobId
 from rekontext.pictures.store import StoredObject
 
 INPUTS_FOLDER: Final = "inputs"
+ASSETS_FOLDER: Final = "assets"
 
 
 class Objects(Protocol):
@@ -42,6 +43,11 @@ class Objects(Protocol):
 def input_key(job: JobId) -> str:
     """Where a job's input picture lies."""
     return f"{INPUTS_FOLDER}/{job}"
+
+
+def asset_key(asset: str) -> str:
+    """Where an uploaded file's bytes lie."""
+    return f"{ASSETS_FOLDER}/{asset}"
 
 
 def output_folder(job: JobId) -> str:

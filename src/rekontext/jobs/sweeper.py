@@ -11,16 +11,16 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Delete, Row, Select, Update, bindparam, delete, select, update
+from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, select, update
 
 from rekontext.database import Database
 from rekontext.database.tables import assets, idempotency_keys, jobs, webhook_deliveries
-from rekontext.jobs.objects import INPUTS_FOLDER, Objects, input_key, output_folder
+from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -29,6 +29,8 @@ BATCH: Final = 200
 BATCHES_PER_SWEEP_MAX: Final = 50
 FAILURES_PER_SWEEP_MAX: Final = 10
 """Of each kind: then the store may well be away, and each failure takes its time."""
+ORPHAN_AGE_S: Final = 3600.0
+"""What belongs to nobody after so long never will: accepting an order takes a small part of it."""
 
 _finished = jobs.c.finished_at.type
 INPUTS: Final = (
@@ -112,6 +114,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
+        self._uploads_seen_at = datetime.min.replace(tzinfo=UTC)
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -210,16 +213,15 @@ class Sweeper:
         return True
 
     async def _orphans(self) -> int:
-        """Remove input pictures whose order was never accepted: the process died in between."""
-        old = self._before(self._retention.inputs_s)
-        orphans, batch = list[str](), list[str]()
-        async for stored in self._objects.list(INPUTS_FOLDER):
-            if stored.written_at <= old:
-                batch.append(stored.key)
-            if len(batch) == BATCH:
-                orphans += await self._unknown(batch)
-                batch = []
-        orphans += await self._unknown(batch)
+        """Remove pictures that were stored for an order or an upload which was never written down.
+
+        Uploads are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
+        """
+        now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
+        orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, before=now - age)
+        if not timedelta() <= now - self._uploads_seen_at < age:
+            orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, before=now - age)
+            self._uploads_seen_at = now
         removed = failures = 0
         for key in orphans:
             if key in self._stuck:
@@ -234,11 +236,22 @@ class Sweeper:
         self._stuck.clear()
         return removed
 
-    async def _unknown(self, keys: Sequence[str]) -> list[str]:
-        """Those of some input pictures that no job has."""
-        job_of = {key: key.removeprefix(f"{INPUTS_FOLDER}/") for key in keys}
-        known = await self._database.read(partial(_known, ids=list(job_of.values())))
-        return [key for key, job in job_of.items() if job not in known]
+    async def _unknown(self, folder: str, ids: Column[str], *, before: datetime) -> list[str]:
+        """Keys of a folder, written until `before`, that aren't among the ids of its table."""
+        unknown, batch = list[str](), list[str]()
+
+        async def look() -> None:
+            known = await self._database.read(partial(_known, ids, [key.removeprefix(f"{folder}/") for key in batch]))
+            unknown.extend(key for key in batch if key.removeprefix(f"{folder}/") not in known)
+            batch.clear()
+
+        async for stored in self._objects.list(folder):
+            if stored.written_at <= before:
+                batch.append(stored.key)
+            if len(batch) == BATCH:
+                await look()
+        await look()
+        return unknown
 
     async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
         def work(tx: Connection) -> int:
@@ -277,8 +290,8 @@ def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
     return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
 
 
-def _known(tx: Connection, *, ids: Sequence[str]) -> set[str]:
-    return set(tx.execute(select(jobs.c.id).where(jobs.c.id.in_(ids))).scalars())
+def _known(ids: Column[str], asked: Sequence[str], tx: Connection) -> set[str]:
+    return set(tx.execute(select(ids).where(ids.in_(asked))).scalars())
 
 
 def _delete_records(tx: Connection, before: datetime) -> int:
