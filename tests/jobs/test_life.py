@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from rekontext.jobs import (
     QueueFull,
     State,
     TooManyInFlight,
+    history,
     queries,
 )
 from tests.jobs.office import ALICE, BOB, MADE, OUTPUT, Office
@@ -559,3 +561,19 @@ def test_the_wait_before_another_attempt_has_a_bound(office: Office) -> None:
         assert office.claim() == []
         office.clock.advance(60)
     office.fail(office.claim()[0].lease, retry=False)
+
+
+@pytest.mark.parametrize("prompt", ["Make it 50% Night", "make it 50% night"])
+def test_a_search_heeds_neither_capitals_nor_the_database(office: Office, prompt: str) -> None:
+    """What else is in it stands for itself."""
+    job = office.accept(replace(office.order(), parameters={"prompt": prompt, "seed": 7})).job
+    for words, model, found in (
+        ("NIGHT", None, [job.id]),
+        ("it 50% n", "KONTEXT", [job.id]),
+        ("it%night", None, []),
+        (None, "kontext_dev", []),
+    ):
+        page = office.database.read_sync(
+            lambda tx, words=words, model=model: history(tx, ALICE, prompt_contains=words, model_contains=model)  # type: ignore[misc]
+        )
+        assert ([each.id for each in page.jobs], page.total) == (found, len(found))

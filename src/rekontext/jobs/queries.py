@@ -123,6 +123,9 @@ def history(
 ) -> Page:
     """One page of an account's jobs, or of everyone's.
 
+    Args:
+        model_contains, prompt_contains: to be found in it; capitals or not is the same, on both databases.
+
     Raises:
         ValueError: the page or its size is out of range.
     """
@@ -136,9 +139,9 @@ def history(
     if states:
         conditions.append(is_state(*states))
     if model_contains:
-        conditions.append(jobs.c.model.contains(model_contains, autoescape=True))
+        conditions.append(jobs.c.model.icontains(model_contains, autoescape=True))
     if prompt_contains:
-        conditions.append(jobs.c.parameters["prompt"].as_string().contains(prompt_contains, autoescape=True))
+        conditions.append(jobs.c.parameters["prompt"].as_string().icontains(prompt_contains, autoescape=True))
     if accepted_from is not None:
         conditions.append(jobs.c.accepted_at >= accepted_from)
     if accepted_before is not None:
