@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
@@ -32,16 +31,6 @@ async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
     await store.put("outputs/job/1/a.png", b"first", content_type="image/png")
     await store.put("outputs/job/1/a.png", b"second", content_type="image/png")
     assert await store.get("outputs/job/1/a.png") == b"second"
-
-
-@pytest.mark.anyio
-async def test_of_many_writers_of_a_new_object_one_wins(store: PictureStore) -> None:
-    """And its bytes are the ones that are there."""
-    won = await asyncio.gather(
-        *(store.put_new("one", bytes([number]), content_type="image/png") for number in range(20))
-    )
-    assert sum(won) == 1
-    assert await store.get("one") == bytes([won.index(True)])
 
 
 @pytest.mark.anyio
@@ -82,7 +71,6 @@ async def test_a_store_that_is_away_is_told_apart_from_an_object_that_is_missing
     (tmp_path / "objects").write_text("no folder any more")
     for asked in (
         store.put("a/b", b"x", content_type="image/png"),
-        store.put_new("a/b", b"x", content_type="image/png"),
         store.get("a/b"),
         store.delete("a/b"),
         keys(store, "a"),
@@ -93,29 +81,10 @@ async def test_a_store_that_is_away_is_told_apart_from_an_object_that_is_missing
 
 
 @pytest.mark.anyio
-async def test_a_folder_has_no_links_of_its_own(store: PictureStore) -> None:
-    """The wire makes them with `LinkSigner`."""
-    assert await store.presign("a", expires_in=timedelta(hours=1)) is None
-
-
-@pytest.mark.anyio
-async def test_a_cloud_signs_its_own_links() -> None:
-    """Without being asked: the signature is computed here."""
-    options = {"region": "eu-north-1", "access_key_id": "someone", "secret_access_key": "secret"}
-    store = open_store("s3://pictures/folder", options=options)
-    link = await store.presign("outputs/job/1/a b.png", expires_in=timedelta(hours=1))
-    assert link is not None
-    assert "/folder/outputs/job/1/a%20b.png?" in link
-    assert "X-Amz-Expires=3600" in link
-    assert "X-Amz-Signature=" in link
-
-
-@pytest.mark.anyio
 async def test_a_store_of_another_kind_keeps_the_same_promises() -> None:
     """What holds for a folder holds for an object store, here one in memory."""
     store = open_store("memory:///")
-    assert await store.put_new("a/b", b"one", content_type="image/png")
-    assert not await store.put_new("a/b", b"two", content_type="image/png")
+    await store.put("a/b", b"one", content_type="image/png")
     assert await store.get("a/b") == b"one"
     assert await keys(store, "a") == ["a/b"]
     await store.delete("a/b")

@@ -5,7 +5,7 @@ A customer has four books (free, paid, and what is held of each for unfinished e
 payments, revenue). One row per account keeps the customer's four sums; the database refuses a sum below zero.
 A hold is settled exactly once, by a capture or by a release. Knows nothing of what an edit is.
 
-A hold locks the account's balance row before it looks at it; everything else changes the row without looking.
+Holds and additions lock the account's balance row before they look at it; a settlement changes the row without looking.
 """
 
 from __future__ import annotations

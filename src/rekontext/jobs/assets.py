@@ -34,12 +34,6 @@ def add(tx: Connection, asset: Asset) -> None:
     tx.execute(insert(assets).values(**values))
 
 
-def get(tx: Connection, asset: str) -> Asset | None:
-    """The file with this id, whoever owns it (who knows the id may use it), or None."""
-    row = tx.execute(select(assets).where(assets.c.id == asset)).mappings().first()
-    return None if row is None else _asset(row)
-
-
 def of_account(tx: Connection, account: AccountId, *, limit: int = 50) -> list[Asset]:
     """The account's files, newest first, at most `PAGE_MAX`."""
     query = (

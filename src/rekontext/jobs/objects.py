@@ -19,10 +19,6 @@ class Objects(Protocol):
         """Write an object, replacing what was there."""
         ...
 
-    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
-        """Write an object unless there is one. Returns whether it was written."""
-        ...
-
     async def get(self, key: str) -> bytes:
         """Read an object whole.
 

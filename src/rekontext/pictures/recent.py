@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 from rekontext.pictures.store import PictureStore, StoredObject
 
@@ -22,23 +21,11 @@ class RecentStore:
         self._bytes = 0
         self._recent: OrderedDict[str, bytes] = OrderedDict()
 
-    @property
-    def bytes_held(self) -> int:
-        """How much is remembered now."""
-        return self._bytes
-
     async def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """As `PictureStore.put`."""
         self._forget(key)
         await self._store.put(key, data, content_type=content_type)
         self._remember(key, data)
-
-    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
-        """As `PictureStore.put_new`."""
-        written = await self._store.put_new(key, data, content_type=content_type)
-        if written:
-            self._remember(key, data)
-        return written
 
     async def get(self, key: str) -> bytes:
         """As `PictureStore.get`."""
@@ -53,10 +40,6 @@ class RecentStore:
     def list(self, folder: str) -> AsyncIterator[StoredObject]:
         """As `PictureStore.list`."""
         return self._store.list(folder)
-
-    async def presign(self, key: str, *, expires_in: timedelta) -> str | None:
-        """As `PictureStore.presign`."""
-        return await self._store.presign(key, expires_in=expires_in)
 
     def _remember(self, key: str, data: bytes) -> None:
         self._forget(key)

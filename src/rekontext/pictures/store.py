@@ -1,7 +1,7 @@
 """Pictures at rest: a local folder, S3, Google or Azure storage behind one small class, by URL.
 
-Also the links that open one object for a while without a key: a cloud signs its own, for a folder we sign them
-(`LinkSigner`) and the wire checks them. Knows nothing of jobs or accounts.
+Also the links that open one object for a while without a key: wherever it lies, we sign them (`LinkSigner`), and the
+wire checks them and reads the object. Knows nothing of jobs or accounts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 SECRET_BYTES_MIN: Final = 16
@@ -62,16 +62,6 @@ class PictureStore:
         with _in_our_words("write", key):
             await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type))
 
-    async def put_new(self, key: str, data: bytes, *, content_type: str) -> bool:
-        """Write an object unless there is one. Returns whether it was written."""
-        attributes = self._attributes(content_type)
-        with _in_our_words("write", key):
-            try:
-                await obstore.put_async(self._store, key, data, attributes=attributes, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
-
     async def get(self, key: str) -> bytes:
         """Read an object whole.
 
@@ -100,13 +90,6 @@ class PictureStore:
                 return
             for found in batch:
                 yield StoredObject(key=found["path"], bytes=found["size"], written_at=found["last_modified"])
-
-    async def presign(self, key: str, *, expires_in: timedelta) -> str | None:
-        """The cloud's own link to an object; None for a local folder, whose links `LinkSigner` makes."""
-        if self._is_local:
-            return None
-        with _in_our_words("sign", key):
-            return str(await obstore.sign_async(self._store, "GET", key, expires_in))
 
     def _attributes(self, content_type: str) -> dict[str, str] | None:
         return None if self._is_local else {"Content-Type": content_type}  # a folder has no place for it
