@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from sqlalchemy import Connection
 
-from rekontext.accounts import AccountUnknown, Acts, KeyPolicy, NameTaken, audit, keys, ledger, registry
+from rekontext.accounts import AccountUnknown, Acts, KeyPolicy, NameTaken, TooManyKeys, audit, keys, ledger, registry
 from rekontext.database import AccountId, Database
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
@@ -66,6 +68,22 @@ def test_an_act_that_fails_leaves_nothing(database: Database, acts: Acts) -> Non
         database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
     with pytest.raises(AccountUnknown):
         database.transact_sync(lambda tx: acts.create_key(tx, AccountId("acc_nobody"), KeyPolicy()))
+
+
+def test_the_bound_on_open_keys_holds_when_several_are_made_at_once(database: Database, acts: Acts) -> None:
+    """Whoever comes second counts what the first has made."""
+    account, _ = database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+
+    def make(_: int) -> bool:
+        try:
+            database.transact_sync(lambda tx: acts.create_key(tx, account.id, KeyPolicy(), open_max=3))
+        except TooManyKeys:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(make, range(8))) == 2
+    assert database.read_sync(lambda tx: keys.count_open(tx, account.id, now=acts.now())) == 3
 
 
 def test_the_first_start_opens_one_account_and_the_next_none(database: Database, acts: Acts) -> None:

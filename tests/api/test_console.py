@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 from typing import Any, Final
 
 import httpx2
 import pytest
 
+from rekontext.accounts import keys
+from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
 from tests.api.test_requests import followed
@@ -103,6 +106,7 @@ async def test_a_key_is_shown_once_and_revoked_for_good(client: httpx2.AsyncClie
         ({}, {"scopes": ["admin", "read"]}, "admin"),
         ({"requests_per_minute": 5}, {}, "more requests per minute"),
         ({"requests_per_minute": 5}, {"requests_per_minute": 6}, "more requests per minute"),
+        ({}, {"requests_per_minute": 10_001}, "more requests per minute"),
         ({"models": frozenset({"flux-kontext-dev"})}, {}, "more models"),
         ({"models": frozenset({"flux-kontext-dev"})}, {"models": ["flux-kontext-max"]}, "more models"),
     ],
@@ -115,6 +119,64 @@ async def test_a_key_can_t_make_one_that_may_do_more(
         answer = await client.post("/console/api/keys", json=wanted)
         assert (answer.status_code, answer.json()["code"]) == (403, "key_too_narrow")
         assert more in answer.json()["error"]
+
+
+async def test_limits_are_compared_as_they_count(studio: Studio) -> None:
+    """None is the service's default: neither more nor less than that number. An operator's key gives out any."""
+    default, same = studio.new_key().secret, studio.new_key(requests_per_minute=10_000).secret
+    async with studio.open() as operator:
+        for maker in (default, same):
+            async with studio.client(maker) as client:
+                for wanted in ({}, {"requests_per_minute": 10_000}):
+                    assert (await client.post("/console/api/keys", json=wanted)).status_code == 201
+        any_rate = await operator.post("/console/api/keys", json={"requests_per_minute": 1_000_000})
+        assert any_rate.status_code == 201
+
+
+async def test_making_a_key_counts_as_a_request(make_studio: MakeStudio) -> None:
+    """Each has a minute of its own, so that many made at once would be a way around the limit."""
+    studio = make_studio(requests_per_minute=3)
+    async with studio.open(), studio.client(studio.new_key().secret) as client:
+        answers = [await client.post("/console/api/keys", json={}) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [201, 201, 201, 429]
+        assert answers[-1].json()["code"] == "rate_limited"
+
+
+async def test_an_account_makes_a_bounded_number_of_keys(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are closed make room; operators are not bound."""
+    monkeypatch.setattr(keys, "OPEN_MAX", 3)
+    studio.new_key(expires_at=SystemClock().now() - timedelta(seconds=1))
+    async with studio.open() as operator, studio.client(studio.new_key().secret) as client:  # the first two
+        third = await client.post("/console/api/keys", json={})
+        refused = await client.post("/console/api/keys", json={})
+        assert (third.status_code, refused.status_code, refused.json()["code"]) == (201, 409, "too_many_keys")
+        assert "3 open API keys" in refused.json()["error"]
+        assert (await operator.post("/console/api/keys", json={})).status_code == 201
+        for made in (await operator.get("/console/api/keys")).json()["keys"][:2]:
+            assert (await client.delete(f"/console/api/keys/{made['id']}")).status_code == 200
+        assert (await client.post("/console/api/keys", json={})).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("revoker", "other", "more"),
+    [
+        ({}, {"scopes": frozenset({"admin"})}, "admin"),
+        ({"scopes": frozenset({"edit"})}, {}, "read"),
+        ({}, {"requests_per_minute": 10_001}, "more requests per minute"),
+    ],
+)
+async def test_a_key_can_t_revoke_one_that_may_do_more(
+    studio: Studio, revoker: dict[str, Any], other: dict[str, Any], more: str
+) -> None:
+    """Else whoever holds the least of an account's keys locks its owner out. An operator's key closes any."""
+    own, target = studio.new_key(**revoker), studio.new_key(**other)
+    path = f"/console/api/keys/{target.key.id}"
+    async with studio.open() as operator, studio.client(own.secret) as client:
+        answer = await client.delete(path)
+        assert (answer.status_code, answer.json()["code"]) == (403, "key_too_narrow")
+        assert more in answer.json()["error"]
+        assert (await client.delete(f"/console/api/keys/{own.key.id}")).status_code == 200
+        assert (await operator.delete(path)).json()["key"]["revoked_at"] is not None
 
 
 async def test_wrong_bodies_are_said_by_name(client: httpx2.AsyncClient) -> None:

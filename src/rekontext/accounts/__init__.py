@@ -17,6 +17,7 @@ from rekontext.accounts.errors import (
     RateLimited,
     ScopeMissing,
     SpendCapReached,
+    TooManyKeys,
 )
 from rekontext.accounts.keys import SCOPES, ApiKey, KeyPolicy, NewKey, Scope, SyncResponse
 from rekontext.accounts.ledger import Balance
@@ -51,6 +52,7 @@ __all__ = [
     "SpendCapReached",
     "SyncResponse",
     "Tariff",
+    "TooManyKeys",
     "audit",
     "format_usd",
     "integrity",

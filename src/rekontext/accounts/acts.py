@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from rekontext.accounts import audit, keys, ledger, peppers, registry
+from rekontext.accounts.errors import TooManyKeys
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
@@ -76,15 +77,24 @@ class Acts:
         self._record(tx, f"credits.{source}", account, amount=usd(micros), note=note)
         return balance
 
-    def create_key(self, tx: Connection, account: AccountId, policy: KeyPolicy) -> NewKey:
+    def create_key(
+        self, tx: Connection, account: AccountId, policy: KeyPolicy, *, open_max: int | None = None
+    ) -> NewKey:
         """Make a key. Its secret can't be had again later.
+
+        Args:
+            open_max: how many open keys the account may have with it; None for as many as an operator likes.
 
         Raises:
             AccountUnknown: there is no such account.
+            TooManyKeys: it has `open_max` already.
             PepperChanged: the key would be unknown to whoever has the right one.
         """
         peppers.require(tx, self.pepper)
-        registry.get(tx, account)
+        # The lock makes those who make keys of one account come one after the other, which makes the count exact.
+        registry.lock(tx, account)
+        if open_max is not None and keys.count_open(tx, account, now=self.now()) >= open_max:
+            raise TooManyKeys(limit=open_max)
         made = keys.create(
             tx,
             account,

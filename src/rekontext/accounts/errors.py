@@ -41,6 +41,16 @@ class PepperChanged(AccountRefused):
         super().__init__("the API keys in this database were hashed under another secret")
 
 
+class TooManyKeys(AccountRefused):
+    """The account has as many open keys as it may make for itself."""
+
+    code = "too_many_keys"
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(f"The account has {limit} open API keys, the most that it may make: revoke one first.")
+        self.limit = limit
+
+
 class AccountUnknown(AccountRefused):
     """No such account or key."""
 

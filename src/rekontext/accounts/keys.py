@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, Self, get_args
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
 
 from rekontext.accounts.errors import AccountUnknown, KeyRefused, ModelNotAllowed, ScopeMissing
 from rekontext.database.tables import AccountId, KeyId, api_keys
@@ -32,6 +32,8 @@ _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowerca
 _RANDOM_CHARACTERS: Final = 32
 _CHECKSUM_CHARACTERS: Final = 6
 _HINT_CHARACTERS: Final = 4
+OPEN_MAX: Final = 100
+"""Open keys that an account may make for itself. Each has a limit of requests of its own, so they have one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +215,15 @@ def of_account(tx: Connection, account: AccountId) -> Sequence[ApiKey]:
     return [ApiKey.from_row(row) for row in tx.execute(query).mappings()]
 
 
-def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | None = None) -> ApiKey:
-    """Close a key for good. Revoking it again changes nothing.
+def count_open(tx: Connection, account: AccountId, *, now: datetime) -> int:
+    """How many of the account's keys open something."""
+    is_open = api_keys.c.revoked_at.is_(None) & (api_keys.c.expires_at.is_(None) | (api_keys.c.expires_at > now))
+    query = select(func.count()).select_from(api_keys).where(api_keys.c.account_id == account, is_open)
+    return tx.execute(query).scalar_one()
+
+
+def get(tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
+    """The key with this id, revoked or not.
 
     Args:
         account: if given, the key must be this account's.
@@ -228,7 +237,12 @@ def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | No
     row = tx.execute(query).mappings().first()
     if row is None:
         raise AccountUnknown(f"there is no API key {key!r}")
-    found = ApiKey.from_row(row)
+    return ApiKey.from_row(row)
+
+
+def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | None = None) -> ApiKey:
+    """Close a key for good. Revoking it again changes nothing. Raises as `get`."""
+    found = get(tx, key, account=account)
     if found.revoked_at is not None:
         return found
     tx.execute(update(api_keys).where(api_keys.c.id == key).values(revoked_at=now))

@@ -15,7 +15,16 @@ from typing import Final, Literal
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.accounts import AccountRefused, Allowance, Balance, RequestLimiter, ScopeMissing, Tariff, ledger
+from rekontext.accounts import (
+    AccountRefused,
+    Allowance,
+    Balance,
+    KeyPolicy,
+    RequestLimiter,
+    ScopeMissing,
+    Tariff,
+    ledger,
+)
 from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
 from rekontext.api.workbench import parameters_of
@@ -140,9 +149,9 @@ class Edits:
             raise NotReady
         return tariff.price_micros(pixels=self._fleet.card.canvas_area, steps=steps)
 
-    def requests_per_minute(self, caller: Caller) -> int:
-        """How often this caller may submit."""
-        own = caller.key.policy.requests_per_minute
+    def requests_per_minute(self, policy: KeyPolicy) -> int:
+        """How many requests a minute a key of this policy may send."""
+        own = policy.requests_per_minute
         return self._requests_per_minute if own is None else own
 
     async def allow(self, caller: Caller) -> Allowance:
@@ -151,7 +160,7 @@ class Edits:
         Raises:
             RateLimited: it was one too many.
         """
-        return await self._limiter.count(caller.key.id, requests_per_minute=self.requests_per_minute(caller))
+        return await self._limiter.count(caller.key.id, requests_per_minute=self.requests_per_minute(caller.key.policy))
 
     async def earlier(self, caller: Caller, key: str, *, body_digest: str) -> Submitted | None:
         """What an earlier request with this idempotency key made, or None if there was none.

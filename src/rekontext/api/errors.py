@@ -31,6 +31,7 @@ from rekontext.accounts import (
     RateLimited,
     ScopeMissing,
     SpendCapReached,
+    TooManyKeys,
 )
 from rekontext.api.auth import MissingKey
 from rekontext.api.bodies import MalformedBody, UnsupportedContentType
@@ -240,6 +241,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
     InsufficientCredits: 406,
     SpendCapReached: 406,
     NameTaken: 409,
+    TooManyKeys: 409,
     JobUnknown: 404,
     WebhookUnknown: 404,
     WebhookRefused: 400,

@@ -39,7 +39,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "price_per_edit": _price(parts),
             "model": described_model(parts),
             "version": __version__,
-            "requests_per_minute": parts.edits.requests_per_minute(caller),
+            "requests_per_minute": parts.edits.requests_per_minute(caller.key.policy),
         }
 
     @routes.get("/usage", summary="What the account did, day by day")

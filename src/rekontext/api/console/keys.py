@@ -1,4 +1,4 @@
-"""An account's keys. A key can't make one that may do more than itself."""
+"""An account's keys. A key can neither make nor revoke one that may do more than itself, unless it is an operator's."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class KeyWanted(BaseModel):
 
 
 class KeyTooNarrow(AccountRefused):
-    """The key that asks may do less than the one it wants to make."""
+    """The key that asks may do less than the one that it wants to make or revoke."""
 
     code = "key_too_narrow"
 
@@ -63,17 +63,26 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     @routes.post("/keys", summary="Make a key", status_code=201)
     async def create_key(request: Request, wanted: KeyWanted) -> dict[str, object]:
-        """The answer holds the key itself, which is never shown again."""
+        """The answer holds the key itself, which is never shown again. Counts as a request of the key that asks."""
         caller = await parts.caller(request, "edit")
-        policy = wanted.policy()
-        _check(policy, maker=caller.key.policy)
-        return await _made(caller, caller.account, policy)
+        await parts.edits.allow(caller)
+        own, policy = caller.key.policy, wanted.policy()
+        if more := _more(policy, own, parts):
+            raise KeyTooNarrow(f"This API key can't make one that has more than itself: {', '.join(more)}.")
+        return await _made(caller, caller.account, policy, open_max=None if _is_operators(own) else keys.OPEN_MAX)
 
     @routes.delete("/keys/{key_id}", summary="Revoke a key")
     async def revoke_key(request: Request, key_id: str) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
         acts = acts_of(parts, caller)
-        revoked = await parts.database.transact(lambda tx: acts.revoke_key(tx, KeyId(key_id), account=caller.account))
+
+        def revoke(tx: Connection) -> ApiKey:
+            found = keys.get(tx, KeyId(key_id), account=caller.account)
+            if not _is_operators(caller.key.policy) and (more := _more(found.policy, caller.key.policy, parts)):
+                raise KeyTooNarrow(f"This API key can't revoke one that has more than itself: {', '.join(more)}.")
+            return acts.revoke_key(tx, found.id)
+
+        revoked = await parts.database.transact(revoke)
         return {"key": described_key(revoked, current=caller.key)}
 
     @routes.get("/admin/accounts/{account_id}/keys", summary="An account's keys")
@@ -92,9 +101,11 @@ def add(routes: APIRouter, parts: Parts) -> None:
         found = await parts.database.read(look)
         return {"keys": [described_key(each, current=caller.key) for each in reversed(found)]}
 
-    async def _made(caller: Caller, account: AccountId, policy: KeyPolicy) -> dict[str, object]:
+    async def _made(
+        caller: Caller, account: AccountId, policy: KeyPolicy, *, open_max: int | None = None
+    ) -> dict[str, object]:
         acts = acts_of(parts, caller)
-        made = await parts.database.transact(lambda tx: acts.create_key(tx, account, policy))
+        made = await parts.database.transact(lambda tx: acts.create_key(tx, account, policy, open_max=open_max))
         return {"key": described_key(made.key, current=caller.key), "api_key": made.secret}
 
 
@@ -109,29 +120,26 @@ def acts_of(parts: Parts, caller: Caller) -> Acts:
     )
 
 
-def _check(wanted: KeyPolicy, *, maker: KeyPolicy) -> None:
-    """Return if a key of `maker` may make one of `wanted`.
+def _is_operators(policy: KeyPolicy) -> bool:
+    return "admin" in policy.scopes
 
-    Raises:
-        KeyTooNarrow: it would do more than its maker.
-    """
-    more = [
-        *sorted(wanted.scopes - maker.scopes),
-        *(["more requests per minute"] if _above(wanted.requests_per_minute, maker.requests_per_minute) else []),
-        *(["more models"] if _beyond(wanted.models, maker.models) else []),
-        *(["a longer life"] if _later(wanted.expires_at, maker.expires_at) else []),
+
+def _more(other: KeyPolicy, own: KeyPolicy, parts: Parts) -> list[str]:
+    """What a key of `other` may do and one of `own` may not."""
+    # An operator's key without a limit of its own gives out any: for another account it may do so anyway.
+    has_any_rate = _is_operators(own) and own.requests_per_minute is None
+    is_above = parts.edits.requests_per_minute(other) > parts.edits.requests_per_minute(own)
+    return [
+        *sorted(other.scopes - own.scopes),
+        *(["more requests per minute"] if is_above and not has_any_rate else []),
+        *(["more models"] if _beyond(other.models, own.models) else []),
+        *(["a longer life"] if _later(other.expires_at, own.expires_at) else []),
     ]
-    if more:
-        raise KeyTooNarrow(f"This API key can't make one that has more than itself: {', '.join(more)}.")
 
 
-def _above(wanted: int | None, own: int | None) -> bool:
-    return own is not None and (wanted is None or wanted > own)
+def _beyond(other: frozenset[str] | None, own: frozenset[str] | None) -> bool:
+    return own is not None and (other is None or not other <= own)
 
 
-def _beyond(wanted: frozenset[str] | None, own: frozenset[str] | None) -> bool:
-    return own is not None and (wanted is None or not wanted <= own)
-
-
-def _later(wanted: datetime | None, own: datetime | None) -> bool:
-    return own is not None and (wanted is None or wanted > own)
+def _later(other: datetime | None, own: datetime | None) -> bool:
+    return own is not None and (other is None or other > own)
