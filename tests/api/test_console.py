@@ -245,6 +245,29 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     assert older[0]["id"] < records[-1]["id"]
 
 
+async def test_a_limit_that_isn_t_sent_stays(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """Null lifts it; setting one must not take the other away."""
+    path = f"/console/api/admin/accounts/{studio.account}"
+
+    async def changed(body: dict[str, Any]) -> tuple[Any, Any]:
+        account = (await client.patch(path, json=body)).json()["account"]
+        return account["monthly_cap"], account["in_flight_max"]
+
+    assert await changed({"monthly_cap": 7.5}) == (7.5, 32)
+    assert await changed({"in_flight_max": 5}) == (7.5, 5)
+    assert await changed({}) == (7.5, 5)
+    assert await changed({"monthly_cap": None}) == (None, 5)
+    assert await changed({"in_flight_max": None}) == (None, 32)
+    records = (await client.get("/console/api/admin/audit?limit=5")).json()["records"]
+    assert [each["details"] for each in reversed(records)] == [
+        {"monthly_cap": 7.5},
+        {"in_flight_max": 5},
+        {},
+        {"monthly_cap": None},
+        {"in_flight_max": None},
+    ]
+
+
 async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
     """What runs with its progress, what waits with its place."""
     studio = make_studio(running_max=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Unpack
 
 from sqlalchemy import Connection, func, select
 
@@ -17,7 +17,7 @@ from rekontext.accounts.errors import TooManyKeys
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
-from rekontext.accounts.registry import Account
+from rekontext.accounts.registry import Account, Limits
 from rekontext.database.tables import AccountId, KeyId, accounts
 from rekontext.sources import Ids, Randomness
 
@@ -54,13 +54,15 @@ class Acts:
             self.add_credits(tx, account.id, credits_micros, source="grant", note="at the account's opening")
         return account, self.create_key(tx, account.id, policy or KeyPolicy())
 
-    def set_limits(
-        self, tx: Connection, account: AccountId, *, monthly_cap_micros: int | None, in_flight_max: int | None
-    ) -> Account:
-        """Replace both limits. Raises as `registry.set_limits`."""
-        changed = registry.set_limits(tx, account, monthly_cap_micros=monthly_cap_micros, in_flight_max=in_flight_max)
-        cap = None if monthly_cap_micros is None else usd(monthly_cap_micros)
-        self._record(tx, "account.limits", account, monthly_cap=cap, in_flight_max=in_flight_max)
+    def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+        """Replace the limits that are given. Raises as `registry.set_limits`."""
+        changed = registry.set_limits(tx, account, **limits)
+        details: dict[str, object] = dict(limits)
+        if "monthly_cap_micros" in limits:
+            cap = limits["monthly_cap_micros"]
+            del details["monthly_cap_micros"]
+            details["monthly_cap"] = None if cap is None else usd(cap)
+        self._record(tx, "account.limits", account, **details)
         return changed
 
     def replace_webhook_secret(self, tx: Connection, account: AccountId) -> Account:

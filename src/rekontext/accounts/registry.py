@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -39,6 +39,13 @@ class Account:
 
     def __repr__(self) -> str:
         return f"Account(id={self.id!r}, name={self.name!r})"
+
+
+class Limits(TypedDict, total=False):
+    """Limits of an account to be set, as in `Account`; one that is missing stays as it is."""
+
+    monthly_cap_micros: int | None
+    in_flight_max: int | None
 
 
 _BY_ID: Final = select(accounts).where(accounts.c.id == bindparam("account"))
@@ -131,21 +138,16 @@ def every(tx: Connection) -> Sequence[Account]:
     return [Account(**row) for row in tx.execute(query).mappings()]
 
 
-def set_limits(
-    tx: Connection, account: AccountId, *, monthly_cap_micros: int | None, in_flight_max: int | None
-) -> Account:
-    """Replace both limits; None lifts the cap, or takes the service's default.
+def set_limits(tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+    """Replace the limits that are given; None lifts the cap, or takes the service's default.
 
     Raises:
         AccountUnknown: there is no such account.
         ValueError: a limit is out of range.
     """
-    _check_limits(monthly_cap_micros, in_flight_max)
-    tx.execute(
-        update(accounts)
-        .where(accounts.c.id == account)
-        .values(monthly_cap_micros=monthly_cap_micros, in_flight_max=in_flight_max)
-    )
+    _check_limits(limits.get("monthly_cap_micros"), limits.get("in_flight_max"))
+    if limits:
+        tx.execute(update(accounts).where(accounts.c.id == account).values(**limits))
     return get(tx, account)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from rekontext.accounts import Account, Balance, audit, ledger, parse_usd, registry
 from rekontext.accounts.ledger import Source
+from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_balance, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
@@ -34,12 +35,21 @@ class AccountWanted(BaseModel):
 
 
 class LimitsWanted(BaseModel):
-    """Both limits of an account; null lifts one."""
+    """Limits of an account; null lifts one, and one that is left out stays."""
 
     model_config = ConfigDict(extra="forbid")
 
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
     in_flight_max: Annotated[int | None, Field(ge=1, le=100_000)] = None
+
+    def limits(self) -> Limits:
+        """Those that were sent."""
+        limits = Limits()
+        if "monthly_cap" in self.model_fields_set:
+            limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(str(self.monthly_cap))
+        if "in_flight_max" in self.model_fields_set:
+            limits["in_flight_max"] = self.in_flight_max
+        return limits
 
 
 class CreditsWanted(BaseModel):
@@ -87,13 +97,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.patch("/admin/accounts/{account_id}", summary="Set an account's limits")
     async def set_limits(request: Request, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
         caller = await parts.caller(request, "admin")
-        acts = acts_of(parts, caller)
-        cap = None if wanted.monthly_cap is None else parse_usd(str(wanted.monthly_cap))
-        changed = await parts.database.transact(
-            lambda tx: acts.set_limits(
-                tx, AccountId(account_id), monthly_cap_micros=cap, in_flight_max=wanted.in_flight_max
-            )
-        )
+        acts, limits = acts_of(parts, caller), wanted.limits()
+        changed = await parts.database.transact(lambda tx: acts.set_limits(tx, AccountId(account_id), **limits))
         return {"account": described(changed, parts)}
 
     @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
