@@ -7,8 +7,10 @@ names an account, a key or a prompt.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,7 +31,8 @@ from rekontext.sources import Clock
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _REMEMBERED_MAX: Final = 4096
 _LOOK_S_MAX: Final = 5.0
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
+_OF_PROXIES: Final = ("forwarded", "via", "x-real-ip", "x-forwarded-")
+_PORT: Final = re.compile(r":\d*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +173,7 @@ def route(parts: Parts, metrics: Metrics) -> Route:
     """`/metrics`: for this machine without a key, for others with the scope admin."""
 
     async def scrape(request: Request) -> Response:
-        is_here = request.client is not None and request.client.host in _LOOPBACK
-        if not is_here or "x-forwarded-for" in request.headers:  # a proxy here speaks for others
+        if not _is_from_here(request):
             await parts.caller(request, "admin")
         metrics.looked(await _ask(parts))
         metrics.running.set(parts.dispatcher.running)
@@ -179,6 +181,24 @@ def route(parts: Parts, metrics: Metrics) -> Route:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return Route("/metrics", scrape)
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether somebody on this machine asks this machine: a proxy here speaks for others.
+
+    Not every proxy says that it is one, but most pass on the name that others call. Nor does a page get in that has a
+    browser here take its own name for this address (DNS rebinding).
+    """
+    if request.client is None or any(name.startswith(_OF_PROXIES) for name in request.headers):
+        return False
+    return _is_loopback(request.client.host) and _is_loopback(_PORT.sub("", request.headers.get("host", "")))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 async def _ask(parts: Parts) -> Books | None:
