@@ -45,6 +45,34 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_credits_usd{book="free"}']) == pytest.approx(9.96)
 
 
+async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStudio) -> None:
+    """What ended before a restart, or in another process, is counted there: sums over all of them must be right."""
+
+    async def ends(client: httpx2.AsyncClient) -> dict[str, float]:
+        text = (await client.get("/metrics")).text
+        found = re.findall(r'^rekontext_edits_total{status="(\w+)"} (\S+)$', text, flags=re.MULTILINE)
+        return {status: float(count) for status, count in found}
+
+    before = make_studio()
+    before.fleet.may_start.clear()
+    async with before.open() as client:
+        waiting = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
+        for _ in range(2):
+            assert (await client.post(waiting["cancel_url"])).status_code == 200
+            await client.get(waiting["events_url"])
+            assert await ends(client) == {"cancelled": 1}
+        before.fleet.may_start.set()
+        done = (await client.post(V1, json=GOOD)).headers["x-request-id"]
+        assert await ends(client) == {"cancelled": 1, "completed": 1}
+    async with make_studio().open() as client:
+        for job in (waiting["request_id"], done):
+            url = f"/v2/requests/{job}"
+            assert "event: done" in (await client.get(f"{url}/events")).text
+            assert (await client.post(f"{url}/cancel")).json()["cancelled"] is (job != done)
+            await client.get(url)
+        assert await ends(client) == {}
+
+
 async def test_metrics_without_the_database_leave_out_what_only_it_knows(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from rekontext.api.parts import Parts
 from rekontext.contract import EditRequest, EditResult, Preview
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
-from rekontext.jobs import EventKind, File, Job, Workbench, unfinished_by_state
+from rekontext.jobs import EventKind, File, Job, State, Workbench, unfinished_by_state
 from rekontext.sources import Clock
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -131,12 +131,15 @@ class MeasuredHub(Progresses):
         """As `EventHub.publish`."""
         if kind == "progress" and data["step"]:
             self._metrics.steps.inc()
-        elif kind == "ended" and not self.has_ended(job):
-            self._metrics.edits.labels(str(data["status"]).lower()).inc()
-            made = self._made.pop(job, None)
-            if made is not None and data["status"] == "COMPLETED":
-                self._metrics.completed(made)
         super().publish(job, kind, data)
+
+    def end(self, job: Job) -> None:
+        """As `EventHub.end`."""
+        self._metrics.edits.labels(job.state.value.lower()).inc()
+        made = self._made.pop(job.id, None)
+        if made is not None and job.state is State.COMPLETED:
+            self._metrics.completed(made)
+        super().end(job)
 
 
 class MeasuredWorkbench:

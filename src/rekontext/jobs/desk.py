@@ -122,8 +122,10 @@ class Desk:
         """
         now = self._clock.now()
         found = await self._database.transact(lambda tx: self._life.cancel(tx, job, account=account, now=now))
-        if found.state.is_terminal:
+        if found.finished_at == now:  # by this very call; else it had ended before
             self._hub.end(found)
+        elif found.state.is_terminal:
+            self._hub.note_end(found)
         elif self._works is not None:
             self._works.stop(job)
         return found
@@ -183,7 +185,7 @@ class Desk:
         standing = await self.standing(job, account=account)
         if standing.job.state.is_terminal:
             if not self._hub.has_ended(job):
-                self._hub.end(standing.job)
+                self._hub.note_end(standing.job)
         elif standing.ahead is not None:
             place = {"ahead": standing.ahead}
             newest = self._hub.newest(job)

@@ -80,7 +80,11 @@ class EventHub:
             channel.news = asyncio.Event()
 
     def end(self, job: Job) -> None:
-        """Publish that `job` has ended as it is, for good."""
+        """This process has just ended `job`: publish it. Called once for each."""
+        self.note_end(job)
+
+    def note_end(self, job: Job) -> None:
+        """Publish that `job` has ended as it is, for good, whoever ended it and however long ago."""
         self.publish(job.id, "ended", {"status": job.state.value})
         self._channel(job.id).record = job
 
