@@ -189,7 +189,13 @@ def assemble(
     limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
     photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
     signer = LinkSigner(derive(secret, "links"))
-    links = Links(signer=signer, objects=store, clock=clock, lifetime_s=settings.keep_outputs_s)
+    links = Links(
+        signer=signer,
+        objects=store,
+        clock=clock,
+        outputs_s=settings.keep_outputs_s,
+        uploads_s=settings.keep_uploads_s,
+    )
     documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
     metrics = Metrics()
     hub = MeasuredHub(epoch=ids(), metrics=metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from io import BytesIO
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import assets
 from rekontext.pictures import StoreUnavailable
+from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
@@ -76,6 +78,19 @@ async def test_a_store_that_keeps_what_belongs_to_nobody_hides_no_reason(
             answer = await client.post("/upload-asset", json={"data_urls": [URI]})
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
     assert [log["fault"] for log in logs if log["event"] == "upload_left_behind"] == ["no permission"]
+
+
+@pytest.mark.parametrize("keep_outputs_s", [60, 86_400 * 31])
+async def test_a_link_to_an_upload_opens_as_long_as_the_file_is_kept(
+    make_studio: MakeStudio, keep_outputs_s: float
+) -> None:
+    """However long results are."""
+    async with make_studio(keep_outputs_s=keep_outputs_s, keep_uploads_s=86_400).open() as client:
+        [uploaded] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+        [listed] = (await client.get("/console/api/files")).json()["files"]
+    created_at = datetime.fromisoformat(listed["created_at"]).timestamp()
+    for link in (uploaded, listed["url"]):
+        assert int(httpx2.URL(link).params["expires"]) == pytest.approx(created_at + 86_400, abs=1)
 
 
 @pytest.mark.parametrize(

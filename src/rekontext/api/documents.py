@@ -82,7 +82,7 @@ class Documents:
 
     def image(self, job: Job, output: Output, origin: str) -> dict[str, object]:
         """One picture that a job made, behind a link."""
-        return described(output) | {"url": self.links.url(origin, output.key, until=job.files_until)}
+        return described(output) | {"url": self.links.to_output(origin, output.key, until=job.files_until)}
 
     def model(self) -> dict[str, object]:
         """Which model answers, and a notice if it is only the embedded one."""

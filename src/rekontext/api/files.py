@@ -127,7 +127,7 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
         if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
             await _clear_away(asset.object_key, parts)
         raise
-    return parts.links.url(origin, asset.object_key)
+    return parts.links.to_upload(origin, asset)
 
 
 async def _clear_away(key: str, parts: Parts) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from rekontext.jobs.objects import Objects
+from rekontext.jobs import Asset, Objects
 from rekontext.pictures import LinkRefused, LinkSigner, ObjectMissing, PictureRefused
 from rekontext.sources import Clock
 
@@ -26,18 +26,27 @@ class Links:
     """Makes links and follows them.
 
     Attributes:
-        lifetime_s: how long a link opens, at most.
+        outputs_s: how long a link to a result opens, at most.
+        uploads_s: how long an upload is kept.
     """
 
     signer: LinkSigner
     objects: Objects
     clock: Clock
-    lifetime_s: float
+    outputs_s: float
+    uploads_s: float
 
-    def url(self, origin: str, key: str, *, until: datetime | None = None) -> str:
-        """The absolute URL of a stored file; it opens until `until`, or for `lifetime_s` if that is shorter."""
-        longest = self.clock.now() + timedelta(seconds=self.lifetime_s)
-        return f"{origin}{FOLDER}{self.signer.sign(key, until=min(until or longest, longest))}"
+    def to_output(self, origin: str, key: str, *, until: datetime | None) -> str:
+        """The absolute URL of a result's file; it opens until `until`, or for `outputs_s` if that is shorter."""
+        longest = self.clock.now() + timedelta(seconds=self.outputs_s)
+        return self._signed(origin, key, until=min(until or longest, longest))
+
+    def to_upload(self, origin: str, asset: Asset) -> str:
+        """The absolute URL of an upload; it opens for as long as the file is kept."""
+        return self._signed(origin, asset.object_key, until=asset.created_at + timedelta(seconds=self.uploads_s))
+
+    def _signed(self, origin: str, key: str, *, until: datetime) -> str:
+        return f"{origin}{FOLDER}{self.signer.sign(key, until=until)}"
 
     async def open(self, key: str, *, expires: str, signature: str) -> bytes:
         """The file behind a link's parts.

@@ -79,7 +79,7 @@ class Rows:
         """A link to the first picture, while it is kept."""
         if not job.outputs or job.files_until is None:
             return None
-        return self.documents.links.url(self.origin, job.outputs[0].key, until=job.files_until)
+        return self.documents.links.to_output(self.origin, job.outputs[0].key, until=job.files_until)
 
 
 def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -> dict[str, object]:

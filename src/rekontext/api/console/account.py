@@ -61,7 +61,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "files": [
                 {
                     "id": asset.id,
-                    "url": parts.links.url(origin, asset.object_key),
+                    "url": parts.links.to_upload(origin, asset),
                     "file_name": asset.file_name,
                     "content_type": asset.content_type,
                     "bytes": asset.bytes,
