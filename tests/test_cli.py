@@ -415,6 +415,14 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
         (["accounts", "create", "alice", "--credits", "ten"], "'ten' is not an amount"),
         (["accounts", "create", "  "], "1 to 200 characters"),
         (["keys", "create", "alice", "--sync-response", "xml"], "--sync-response"),
+        (["credits", "add", "bob", "1e999999"], "'1e999999' is beyond the largest amount"),
+        (["keys", "create", "bob", "--name", "x" * 201], "1 to 200 characters, this one has 201"),
+        (["keys", "create", "bob", "--requests-per-minute", "3000000000"], "allowed: 1 to 1000000"),
+        (
+            ["keys", "create", "bob", "--expires-in-days", "1e12"],
+            "less than or equal to 36500",
+        ),
+        (["keys", "create", "bob", "--expires-in-days", "nan"], "'--expires-in-days'"),
     ],
 )
 def test_an_operator_s_mistake_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:

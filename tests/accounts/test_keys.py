@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from rekontext.accounts import (
     AccountUnknown,
@@ -177,6 +178,28 @@ def test_an_account_sees_its_keys_in_order(make: Maker) -> None:
     listed = make.database.read_sync(lambda tx: keys.of_account(tx, make.account))
     assert [key.id for key in listed] == [first.id, second.id]
     assert listed[0].revoked_at is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        ({"name": ""}, "1 to 200 characters, this one has 0"),
+        ({"name": "x" * 201}, "1 to 200 characters, this one has 201"),
+        ({"requests_per_minute": 3_000_000_000}, "requests_per_minute is 3000000000; allowed: 1 to 1000000"),
+    ],
+)
+def test_a_key_beyond_the_bounds_isn_t_made(make: Maker, policy: dict[str, Any], complaint: str) -> None:
+    """In the same words on both databases, of which one would take it and the other break."""
+    with pytest.raises(ValueError, match=complaint):
+        make(KeyPolicy(**policy))
+    assert make(KeyPolicy(name="x" * 200, requests_per_minute=1_000_000)).key.policy.requests_per_minute == 1_000_000
+
+
+def test_a_key_from_before_the_bounds_goes_on(make: Maker) -> None:
+    """Its owner may have been given it for good reasons."""
+    new = make()
+    make.database.transact_sync(lambda tx: tx.execute(update(api_keys).values(name="", requests_per_minute=2**31 - 1)))
+    assert make.authenticate(new.secret).policy.requests_per_minute == 2**31 - 1
 
 
 @pytest.mark.parametrize(

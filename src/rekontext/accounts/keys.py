@@ -26,6 +26,8 @@ Scope = Literal["edit", "read", "admin"]
 SyncResponse = Literal["image", "json"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
+NAME_CHARACTERS_MAX: Final = 200
+REQUESTS_PER_MINUTE_MAX: Final = 1_000_000
 PREFIX: Final = "rk_"
 PEPPER_BYTES_MIN: Final = 16
 _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -163,7 +165,12 @@ def create(
     randomness: Randomness,
     now: datetime,
 ) -> NewKey:
-    """Make a key for an account that exists. The secret can't be had again later."""
+    """Make a key for an account that exists. The secret can't be had again later.
+
+    Raises:
+        ValueError: the name or the rate is out of bounds.
+    """
+    _check_bounds(policy)
     secret = make_secret(randomness)
     made = ApiKey(
         id=key,
@@ -247,6 +254,15 @@ def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | No
         return found
     tx.execute(update(api_keys).where(api_keys.c.id == key).values(revoked_at=now))
     return replace(found, revoked_at=now)
+
+
+def _check_bounds(policy: KeyPolicy) -> None:
+    # Here and not in the policy, since keys that were made beyond these bounds go on.
+    if not 0 < len(policy.name) <= NAME_CHARACTERS_MAX:
+        raise ValueError(f"a key's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(policy.name)}")
+    rate = policy.requests_per_minute
+    if rate is not None and rate > REQUESTS_PER_MINUTE_MAX:
+        raise ValueError(f"requests_per_minute is {rate}; allowed: 1 to {REQUESTS_PER_MINUTE_MAX}, or none")
 
 
 def _base62(randomness: Randomness, count: int) -> list[str]:

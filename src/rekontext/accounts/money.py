@@ -9,6 +9,9 @@ MICROS_PER_USD: Final = 1_000_000
 AMOUNT_MICROS_MAX: Final = 10**15
 """One transfer's limit, a billion dollars: far from the edge of a 64-bit balance."""
 
+_DOLLARS_MAX: Final = AMOUNT_MICROS_MAX // MICROS_PER_USD
+_MICRO: Final = Decimal("0.000001")
+
 
 def parse_usd(text: str) -> int:
     """Micro-dollars for "10", "0.04" or "-2.5".
@@ -17,15 +20,18 @@ def parse_usd(text: str) -> int:
         ValueError: not a plain decimal number, finer than a micro-dollar, or beyond `AMOUNT_MICROS_MAX`.
     """
     try:
-        micros = Decimal(text) * MICROS_PER_USD
-        exact = micros == micros.to_integral_value()
-    except InvalidOperation as error:
-        raise ValueError(f"{text!r} is not an amount in US dollars; write it like 10 or 0.04") from error
-    if not exact:
+        dollars = Decimal(text)
+    except InvalidOperation:
+        dollars = Decimal("NaN")
+    if not dollars.is_finite():
+        raise ValueError(f"{text!r} is not an amount in US dollars; write it like 10 or 0.04")
+    # Comparing is exact whatever the digits, and below the bound so is rounding; arithmetic would round to 28 digits.
+    if dollars.copy_abs() > _DOLLARS_MAX:
+        raise ValueError(f"{text!r} is beyond the largest amount, {_DOLLARS_MAX} dollars")
+    rounded = dollars.quantize(_MICRO)
+    if rounded != dollars:
         raise ValueError(f"{text!r} is finer than a micro-dollar (0.000001)")
-    if abs(micros) > AMOUNT_MICROS_MAX:
-        raise ValueError(f"{text!r} is beyond the largest amount, {AMOUNT_MICROS_MAX // MICROS_PER_USD} dollars")
-    return int(micros)
+    return int(rounded * MICROS_PER_USD)
 
 
 def usd(micros: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -29,6 +29,8 @@ class Kind(StrEnum):
     grant = "grant"
     correction = "correction"
 
+
+_DAYS_MAX: Final = 36_500  # a hundred years: dates end somewhere
 
 AccountName = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its name or its id.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the service keeps its data.", show_default="data")]
@@ -86,12 +88,14 @@ def create_key(
     ] = None,
     sync_response: Sync = SyncResponse.image,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="How often it may submit.", show_default="the service's setting")
+        int | None, typer.Option(min=1, help="How many requests it may send.", show_default="the service's setting")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Allow this model only; may be given again.", show_default="all")
     ] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0, help="Its life.", show_default="for ever")] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option(min=0, max=_DAYS_MAX, help="Its life.", show_default="for ever")
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,8 +16,6 @@ from rekontext.api.console.account import described_key
 from rekontext.api.parts import Parts
 from rekontext.database import AccountId, KeyId
 
-NAME_CHARACTERS_MAX = 200
-
 
 def _in_utc(when: datetime) -> datetime:
     try:
@@ -31,10 +29,10 @@ class KeyWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)] = "default"
+    name: Annotated[str, Field(min_length=1, max_length=keys.NAME_CHARACTERS_MAX)] = "default"
     scopes: Annotated[list[Scope], Field(min_length=1)] = ["edit", "read"]
     sync_response: SyncResponse = "image"
-    requests_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    requests_per_minute: Annotated[int | None, Field(ge=1, le=keys.REQUESTS_PER_MINUTE_MAX)] = None
     models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
