@@ -407,6 +407,15 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     assert "$12.00 can be spent" in run(["credits", "show", "alice"]).out
 
 
+def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
+    """Whoever holds a key names those that it makes; operators list them."""
+    run(["accounts", "create", "alice"])
+    run(["keys", "create", "alice", "--name", "\x1b]0;owned\x1b\\"])
+    listed = run(["keys", "list", "alice"]).out
+    assert r"\x1b]0;owned" in listed
+    assert "\x1b" not in listed
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -160,6 +160,32 @@ def test_a_traceback_for_people_shows_no_variables() -> None:
     assert "a private wish" not in done.stderr
 
 
+def test_strangers_can_t_speak_to_the_terminal() -> None:
+    """What they choose, a path above all, is shown and not obeyed, in values, events and tracebacks."""
+    program = (
+        "import logging, structlog\n"
+        "from rekontext.api.logs import configure\n"
+        "configure(level='info', log_format='text')\n"
+        "bad = '/\\x1b]0;owned\\x07\\r\\n\\u202e\\x9b2Jé'\n"
+        "log = structlog.get_logger('x')\n"
+        "log.info('request', path=bad, parts=[bad], took_ms=1.5)\n"
+        "log.info(bad)\n"
+        "logging.getLogger('uvicorn.error').info('Refused %s\\n', bad)\n"
+        "try: raise ValueError(bad)\n"
+        "except ValueError: log.exception('broken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    lines = done.stderr.decode().split("\n")
+    assert [line for line in lines if not line.isprintable()] == []
+    shown = r"/\x1b]0;owned\x07\r\n\u202e\x9b2Jé"
+    assert f"path={shown}" in lines[0]
+    assert "took_ms=1.5" in lines[0]
+    assert shown in lines[0].partition("parts=")[2]
+    assert all(shown in line for line in lines[1:3])
+    assert any(line.startswith("Traceback") for line in lines)
+    assert any(line.startswith(r"ValueError: /\x1b]0;owned") for line in lines)
+
+
 async def test_the_pages_are_served_under_a_strict_policy(client: httpx2.AsyncClient) -> None:
     """Without a key; the policy lets them call nobody but us."""
     for path in ("/", "/console"):

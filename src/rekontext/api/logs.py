@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Literal
+from io import StringIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.dev import plain_traceback
-from structlog.typing import Processor
+from structlog.typing import ExcInfo, Processor
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -27,8 +28,7 @@ def configure(*, level: str, log_format: LogFormat) -> None:
     last: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        # Plain, since a pretty traceback shows local variables: keys and prompts among them.
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
+        else [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)]
     )
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -51,6 +51,30 @@ def configure(*, level: str, log_format: LogFormat) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(number)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for what is no character to be seen.
+
+    Strangers choose paths and names, and a terminal obeys what it is sent: titles, colours, an emptied screen.
+    """
+    return text if text.isprintable() else "".join(map(_seen, text))
+
+
+def _seen(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def _escape(_logger: Any, _method: str, event: Any) -> Any:
+    """Each text of an event, made printable; what is no text is written by its repr, which is."""
+    return {name: printable(value.rstrip()) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _traceback(out: TextIO, exc_info: ExcInfo) -> None:
+    """Plain, since a pretty one shows local variables: keys and prompts among them."""
+    written = StringIO()
+    plain_traceback(written, exc_info)
+    out.write("\n".join(map(printable, written.getvalue().split("\n"))))
 
 
 def _drop_color(_logger: Any, _method: str, event: Any) -> Any:

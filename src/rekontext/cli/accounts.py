@@ -32,6 +32,7 @@ from rekontext.accounts import (
     usd,
 )
 from rekontext.accounts.ledger import Source
+from rekontext.api.logs import printable
 from rekontext.api.rows import moment
 from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed
@@ -284,4 +285,4 @@ def _widest(column: str, rows: Sequence[Mapping[str, object]]) -> int | None:
 def _cell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(value)
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
