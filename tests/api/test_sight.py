@@ -7,13 +7,16 @@ import json
 import re
 import subprocess
 import sys
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx2
 import pytest
+import structlog
 from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from rekontext.api.middleware import Sight
 from rekontext.api.origins import Origins
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio, gone
@@ -123,6 +126,43 @@ async def test_logs_have_ids_and_no_secrets(make_studio: MakeStudio, log_prompts
     assert ("a very private wish" in said) is log_prompts
     [line] = [line for line in lines if line.get("path") == V1]
     assert (line["event"], line["method"], line["status"]) == ("request", "POST", 200)
+
+
+async def test_a_repeated_request_is_logged_under_the_id_that_it_is_answered_with(client: httpx2.AsyncClient) -> None:
+    """The earlier request's, which is the job's: who asks about it has no other."""
+    again = {"idempotency-key": "order-17"}
+    first = await client.post(V1, json=GOOD, headers=again)
+    with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+        replay = await client.post(V1, json=GOOD, headers=again)
+    assert replay.headers["x-request-id"] == first.headers["x-request-id"]
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert line["request_id"] == replay.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_an_answer_that_breaks_is_counted_once(has_begun: bool) -> None:
+    """Before its start as a 500, after it as what it began as."""
+    answered: list[tuple[str, int]] = []
+
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("broken")
+
+    async def send(_: Message) -> None:
+        pass
+
+    sight = Sight(breaks, answered=lambda operation, status, _: answered.append((operation, status)))
+    with capture_logs() as lines, pytest.raises(RuntimeError, match="broken"):
+        await sight({"type": "http", "method": "GET", "path": "/"}, receive=never, send=send)
+    expected = 200 if has_begun else 500
+    assert answered == [("unknown", expected)]
+    assert [line["status"] for line in lines] == [expected]
+
+
+async def never() -> NoReturn:
+    """Nothing is received."""
+    raise AssertionError("nobody should ask")
 
 
 def test_log_lines_are_json_with_the_request_s_id() -> None:

@@ -38,8 +38,7 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        scope[_REQUEST_ID_KEY] = self._new_id()
-        structlog.contextvars.bind_contextvars(request_id=scope[_REQUEST_ID_KEY])
+        rename(scope, self._new_id())
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -60,19 +59,20 @@ class Sight:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
-        status = 500  # what a fault that nobody answers ends as
+        is_noted = False
 
         async def send_seen(message: Message) -> None:
-            nonlocal status
+            nonlocal is_noted
             if message["type"] == "http.response.start":
-                status = message["status"]
-                self._note(scope, status, time.perf_counter() - began)
+                is_noted = True
+                self._note(scope, message["status"], time.perf_counter() - began)
             await send(message)
 
         try:
             return await self._app(scope, receive, send_seen)
         except Exception:
-            self._note(scope, status, time.perf_counter() - began)
+            if not is_noted:  # else the answer broke after its start, of which the server's log tells
+                self._note(scope, 500, time.perf_counter() - began)
             raise
 
     def _note(self, scope: Scope, status: int, took_s: float) -> None:
@@ -145,8 +145,9 @@ def request_id(scope: Scope) -> str:
 
 
 def rename(scope: Scope, name: str) -> None:
-    """Answer under the id of an earlier request, which this one repeats."""
+    """Answer and log under this id: a new one, or that of an earlier request, which this one repeats."""
     scope[_REQUEST_ID_KEY] = name
+    structlog.contextvars.bind_contextvars(request_id=name)
 
 
 class BodyLimit:
