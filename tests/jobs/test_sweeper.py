@@ -189,6 +189,20 @@ async def test_uploads_are_looked_through_now_and_then(
     assert listed.count("assets") == 3
 
 
+async def test_orphans_that_cannot_be_removed_hide_no_upload(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a sweep gave up before it came to the uploads, the next one looks through them."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.FAILURES_PER_SWEEP_MAX", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    store.spoilt = {"inputs/one", "inputs/two"}
+    for key in (*store.spoilt, "assets/nobody"):
+        await store.put(key, b"in", content_type="image/png")
+    office.clock.advance(20_000 * HOUR)
+    assert [(await sweeper.sweep()).orphans for _ in range(2)] == [0, 1]
+
+
 async def test_assets_and_old_deliveries_go(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
     """Each by its own age; a delivery that waits stays."""
     await store.put("assets/one", b"asset", content_type="image/png")

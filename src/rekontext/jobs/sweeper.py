@@ -219,9 +219,9 @@ class Sweeper:
         """
         now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
         orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, before=now - age)
-        if not timedelta() <= now - self._uploads_seen_at < age:
+        is_seeing_uploads = not timedelta() <= now - self._uploads_seen_at < age
+        if is_seeing_uploads:
             orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, before=now - age)
-            self._uploads_seen_at = now
         removed = failures = 0
         for key in orphans:
             if key in self._stuck:
@@ -234,6 +234,8 @@ class Sweeper:
             if failures == FAILURES_PER_SWEEP_MAX:
                 return removed
         self._stuck.clear()
+        if is_seeing_uploads:  # to the last: else the next sweep looks again
+            self._uploads_seen_at = now
         return removed
 
     async def _unknown(self, folder: str, ids: Column[str], *, before: datetime) -> list[str]:
