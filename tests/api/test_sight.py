@@ -25,6 +25,7 @@ from tests.pictures.samples import photo_bytes
 pytestmark = pytest.mark.anyio
 
 V1: Final = "/v1/flux-kontext-dev"
+_FROM_DATABASE: Final = ("rekontext_jobs{", "rekontext_credits_usd{", "rekontext_webhook_messages{")
 GOOD: Final[dict[str, Any]] = {
     "prompt": "a very private wish",
     "input_image": base64.b64encode(photo_bytes()).decode(),
@@ -46,6 +47,7 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_edit_seconds_count{part="total"}']) == 1
     assert float(figures['rekontext_jobs{state="queued"}']) == 0
     assert float(figures['rekontext_credits_usd{book="free"}']) == pytest.approx(9.96)
+    assert float(figures['rekontext_webhook_messages{state="pending"}']) == 0
 
 
 async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStudio) -> None:
@@ -54,7 +56,8 @@ async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStu
     async def ends(client: httpx2.AsyncClient) -> dict[str, float]:
         text = (await client.get("/metrics")).text
         found = re.findall(r'^rekontext_edits_total{status="(\w+)"} (\S+)$', text, flags=re.MULTILINE)
-        return {status: float(count) for status, count in found}
+        assert {status for status, _ in found} == {"completed", "failed", "cancelled"}, "there before the first one"
+        return {status: float(count) for status, count in found if float(count)}
 
     before = make_studio()
     before.fleet.may_start.clear()
@@ -88,7 +91,7 @@ async def test_metrics_without_the_database_leave_out_what_only_it_knows(
         lines = answer.text.splitlines()
         assert answer.status_code == 200
         assert {"rekontext_database_up 0.0", "rekontext_ready 1.0"} <= set(lines)
-        assert not [line for line in lines if line.startswith(("rekontext_jobs{", "rekontext_credits_usd{"))]
+        assert not [line for line in lines if line.startswith(_FROM_DATABASE)]
         again = (await client.get("/metrics")).text
     assert "rekontext_database_up 1.0" in again
     assert 'rekontext_jobs{state="queued"} 0.0' in again
@@ -126,6 +129,28 @@ async def test_logs_have_ids_and_no_secrets(make_studio: MakeStudio, log_prompts
     assert ("a very private wish" in said) is log_prompts
     [line] = [line for line in lines if line.get("path") == V1]
     assert (line["event"], line["method"], line["status"]) == ("request", "POST", 200)
+
+
+async def test_the_log_says_who_was_refused_why_and_how_an_edit_ended(studio: Studio) -> None:
+    """What an operator asks first, without the database."""
+    async with studio.open() as client:
+        with capture_logs() as lines:
+            refused = await client.post(V1, json=GOOD | {"guidance": 99})
+            stranger = await client.post(V1, json=GOOD, headers={"x-api-key": ""})
+            done = await client.post(V1, json=GOOD)
+    assert [each.status_code for each in (refused, stranger, done)] == [400, 401, 200]
+    asked = [line for line in lines if line["event"] == "request"]
+    known = {"account": studio.account, "key_id": studio.key_id}
+    assert [{name: line.get(name) for name in ("code", "account", "key_id")} for line in asked] == [
+        {"code": "invalid_parameters"} | known,
+        {"code": "missing_api_key", "account": None, "key_id": None},
+        {"code": None} | known,
+    ]
+    [ended] = [line for line in lines if line["event"] == "edit_ended"]
+    assert (ended["job"], ended["account"]) == (done.headers["x-request-id"], studio.account)
+    assert (ended["state"], ended["attempt"], ended["faults"]) == ("COMPLETED", 1, 0)
+    assert ended["total_s"] >= ended["queue_s"] >= 0 <= ended["inference_s"]
+    assert studio.key not in str(lines)
 
 
 async def test_a_repeated_request_is_logged_under_the_id_that_it_is_answered_with(client: httpx2.AsyncClient) -> None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Connection
 from standardwebhooks import Webhook
+from structlog.testing import capture_logs
 
 from rekontext.accounts import registry
 from rekontext.database import DeliveryId, EndpointId
@@ -554,3 +555,23 @@ def test_an_outcome_without_its_message_is_dropped(office: Office) -> None:
     office.database.transact_sync(lambda tx: tx.execute(webhook_deliveries.delete()) and None)
     office.database.transact_sync(lambda tx: record(tx, message, 200, None, started=now, ended=now, wait_s=None))
     assert log(office) == []
+
+
+@pytest.mark.anyio
+async def test_the_log_says_what_was_not_delivered(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
+    """Whose, how often, why, and when it is tried again; nothing of its URL, which may hold a secret."""
+    receiver.answers = [500, NotDelivered("no one there"), 200]
+    office.accept(office.order(webhook_url="https://example.com/hook?token=hush"))
+    [job] = office.claim()
+    office.complete(job.lease)
+    with capture_logs() as lines:
+        for _ in range(3):
+            await deliverer.deliver()
+            office.clock.advance(86_400)
+    said = [line for line in lines if line["event"] == "webhook_not_delivered"]
+    assert [(line["tries"], line["status"], line["error"]) for line in said] == [
+        (1, 500, None),
+        (2, None, "no one there"),
+    ]
+    assert [(line["account"], line["again_in_s"] > 0) for line in said] == [(ALICE, True)] * 2
+    assert "hush" not in str(lines)

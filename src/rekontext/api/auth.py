@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 
 from rekontext.accounts import ApiKey, Scope, keys
+from rekontext.api.middleware import note
 from rekontext.database import AccountId, Database
 from rekontext.sources import Clock
 
@@ -87,6 +88,7 @@ async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller
         if not secret:
             raise MissingKey(has_authorization="authorization" in request.headers)
         caller = request.scope[_CALLER_KEY] = await keys.authenticate(secret)
+        note(request.scope, account=caller.account, key_id=caller.key.id)
     if scope is not None:
         caller.key.require_scope(scope)
     return caller

@@ -47,7 +47,7 @@ from rekontext.api.edits import (
     UnknownModel,
 )
 from rekontext.api.links import FileGone
-from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, request_id
+from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, note, request_id
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
@@ -160,7 +160,9 @@ def install(app: FastAPI, origins: Origins) -> None:
         away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
         if isinstance(away, StoreUnavailable):  # the caller isn't told which folder or host
             _log.error("store_unavailable", fault=str(away))
-        return error_answer(failure_of(fault), request_id(request.scope), origins.of(request))
+        failure = failure_of(fault)
+        note(request.scope, code=failure.code)
+        return error_answer(failure, request_id(request.scope), origins.of(request))
 
     for kind in _ANSWERED:
         app.add_exception_handler(kind, answer)

@@ -25,7 +25,7 @@ from rekontext.api.parts import Parts
 from rekontext.contract import EditRequest, EditResult, Preview
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
-from rekontext.jobs import EventKind, File, Job, State, Workbench, unfinished_by_state
+from rekontext.jobs import EventKind, File, Job, State, Workbench, pending_messages, unfinished_by_state
 from rekontext.sources import Clock
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -48,9 +48,16 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """What is true for all processes, as the database has it: unfinished jobs by state, US dollars by book."""
+    """What is true for all processes, as the database has it.
+
+    Attributes:
+        jobs: unfinished ones, by state.
+        pending_messages: to webhooks, not delivered yet.
+        credits_usd: by book.
+    """
 
     jobs: Mapping[str, int]
+    pending_messages: int
     credits_usd: Mapping[str, float]
 
 
@@ -65,6 +72,8 @@ class Metrics:
             "rekontext_http_request_seconds", "Until an answer began.", ["operation"], registry=own, buckets=_SECONDS
         )
         self.edits = Counter("rekontext_edits", "Jobs that ended here.", ["status"], registry=own)
+        for state in (State.COMPLETED, State.FAILED, State.CANCELLED):
+            self.edits.labels(state.value.lower())  # there from the start: a rate sees no first one that comes as 1
         self.steps = Counter("rekontext_steps", "Denoising steps done.", registry=own)
         self.passes = Counter("rekontext_passes", "Steps that really ran the transformer.", registry=own)
         self.edit_seconds = Histogram(
@@ -78,12 +87,13 @@ class Metrics:
             "rekontext_credits_captured_usd", "US dollars charged for edits that ended here.", registry=own
         )
         self.jobs = Gauge("rekontext_jobs", "Unfinished jobs of all processes.", ["state"], registry=own)
+        self.webhooks = Gauge("rekontext_webhook_messages", "Messages of all processes.", ["state"], registry=own)
         self.running = Gauge("rekontext_running", "Jobs in work here.", registry=own)
         self.credits = Gauge("rekontext_credits_usd", "US dollars of all accounts.", ["book"], registry=own)
         self.ready = Gauge("rekontext_ready", "1 when the model is loaded.", registry=own)
         self.database_up = Gauge(
             "rekontext_database_up",
-            "1 when the database answered this scrape; else rekontext_jobs and rekontext_credits_usd are left out.",
+            "1 when the database answered this scrape; else what comes from it is left out.",
             registry=own,
         )
 
@@ -98,7 +108,9 @@ class Metrics:
         if books is None:
             self.jobs.clear()
             self.credits.clear()
+            self.webhooks.clear()
             return
+        self.webhooks.labels("pending").set(books.pending_messages)
         for state, count in books.jobs.items():
             self.jobs.labels(state).set(count)
         for book, amount in books.credits_usd.items():
@@ -218,5 +230,6 @@ def _look(tx: Connection) -> Books:
     row = tx.execute(select(*(func.coalesce(func.sum(column), 0).label(column.name) for column in books))).one()
     return Books(
         jobs={state.value.lower(): count for state, count in unfinished_by_state(tx).items()},
+        pending_messages=pending_messages(tx),
         credits_usd={name.removesuffix("_micros"): usd(int(micros)) for name, micros in row._mapping.items()},
     )

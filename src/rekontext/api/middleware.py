@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _REQUEST_ID_KEY: Final = "rekontext.request_id"
+_NOTED_KEY: Final = "rekontext.noted"
 _DAY_S: Final = 86_400
 _QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
 _log = structlog.get_logger("rekontext.http")
@@ -59,6 +60,7 @@ class Sight:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began = time.perf_counter()
+        scope[_NOTED_KEY] = {}
         is_noted = False
 
         async def send_seen(message: Message) -> None:
@@ -80,7 +82,8 @@ class Sight:
         operation = getattr(scope.get("endpoint"), "__name__", "unknown")
         self._answered(operation, status, took_s)
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
-        log("request", method=scope["method"], path=scope["path"], status=status, took_ms=round(took_s * 1000, 1))
+        asked = {"method": scope["method"], "path": scope["path"]}
+        log("request", **asked, status=status, took_ms=round(took_s * 1000, 1), **scope[_NOTED_KEY])
 
 
 class HeadAsGet:
@@ -148,6 +151,12 @@ def rename(scope: Scope, name: str) -> None:
     """Answer and log under this id: a new one, or that of an earlier request, which this one repeats."""
     scope[_REQUEST_ID_KEY] = name
     structlog.contextvars.bind_contextvars(request_id=name)
+
+
+def note(scope: Scope, **facts: str) -> None:
+    """Have the log's line on this request say this, too."""
+    noted: dict[str, str] = scope.get(_NOTED_KEY, {})
+    noted.update(facts)
 
 
 class BodyLimit:

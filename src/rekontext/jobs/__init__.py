@@ -34,7 +34,7 @@ from rekontext.jobs.objects import Objects, asset_key, input_key, output_folder,
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
-from rekontext.jobs.webhooks import Deliverer, NotDelivered, Send
+from rekontext.jobs.webhooks import Deliverer, NotDelivered, Send, pending_messages
 from rekontext.jobs.workbench import File, Workbench
 
 __all__ = [
@@ -89,6 +89,7 @@ __all__ = [
     "input_key",
     "output_folder",
     "output_key",
+    "pending_messages",
     "queries",
     "trial",
     "unfinished_by_state",

@@ -29,6 +29,7 @@ from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
 from rekontext.jobs.objects import Objects
+from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
 from rekontext.sources import Clock
 
@@ -101,6 +102,7 @@ class Dispatcher:
         self._workbench = workbench
         self._hub = hub
         self._clock = clock
+        self._outage = Outage(clock=clock, log=_log)
         self._worker = worker
         self._running_max = running_max
         self._poll_s = poll_s
@@ -326,7 +328,8 @@ class Dispatcher:
                 # It may be lost because an earlier try did happen: then the outputs are the job's.
                 return tried > 1
             except DatabaseUnavailable as fault:
-                _log.error("settle_failed", job=job.id, attempt=job.attempt, tried=tried, fault=str(fault))
+                if tried == 1:  # each edit that ends meanwhile tries every second
+                    _log.error("settle_failed", job=job.id, attempt=job.attempt, fault=str(fault))
                 await asyncio.sleep(self._poll_s)
             else:
                 self._tell(settled)
@@ -334,6 +337,16 @@ class Dispatcher:
         return True
 
     def _tell(self, job: Job) -> None:
+        _log.info(
+            "edit_waits_again" if job.state is State.QUEUED else "edit_ended",
+            job=job.id,
+            account=job.account,
+            state=job.state.value,
+            attempt=job.attempt,
+            faults=job.faults,
+            **{name: round(value, 3) for name, value in _took(job).items() if value is not None},
+            **({} if job.error_code is None else {"code": job.error_code}),
+        )
         if job.state is State.QUEUED:
             self._hub.publish(job.id, "queued", {"ahead": None})
             self.wake()
@@ -356,4 +369,11 @@ class Dispatcher:
         try:
             await work()
         except DatabaseUnavailable as fault:
-            _log.error("database_unavailable", fault=str(fault))
+            self._outage.met(fault)
+        else:
+            self._outage.over()
+
+
+def _took(job: Job) -> dict[str, float | None]:
+    """Seconds, as far as they are known."""
+    return {"queue_s": job.queue_s, "inference_s": job.inference_s, "total_s": job.total_s}

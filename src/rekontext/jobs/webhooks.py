@@ -17,11 +17,12 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
-from sqlalchemy import Connection, bindparam, insert, literal_column, select, update
+from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
 from standardwebhooks import Webhook
 
 from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
 from rekontext.database.tables import accounts, webhook_attempts, webhook_deliveries, webhook_endpoints
+from rekontext.jobs.outage import Outage
 from rekontext.sources import Clock, Randomness
 
 _log = structlog.get_logger(__name__)
@@ -47,6 +48,11 @@ DUE: Final = (
     .order_by(webhook_deliveries.c.due_at)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
+)
+_PENDING: Final = (
+    select(func.count())
+    .select_from(webhook_deliveries)
+    .where(webhook_deliveries.c.state == literal_column("'PENDING'"))
 )
 _BY_ID_LOCKED: Final = (
     select(webhook_deliveries.c.id).where(webhook_deliveries.c.id == bindparam("delivery")).with_for_update()
@@ -103,6 +109,7 @@ class Deliverer:
         self._database = database
         self._send = send
         self._clock = clock
+        self._outage = Outage(clock=clock, log=_log)
         self._randomness = randomness
         self._sending_max = sending_max
         self._per_account_max = per_account_max
@@ -148,14 +155,16 @@ class Deliverer:
         # Should this process die, the message is due again once it can't be under way any more.
         again_at = now + timedelta(seconds=2 * self._send_s_max)
         try:
-            return await self._database.transact(
+            claimed = await self._database.transact(
                 lambda tx: claim(
                     tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
                 )
             )
         except DatabaseUnavailable as fault:
-            _log.error("database_unavailable", fault=str(fault))
+            self._outage.met(fault)
             return []
+        self._outage.over()
+        return claimed
 
     async def _deliver(self, message: Claimed) -> None:
         started = self._clock.now()
@@ -173,6 +182,18 @@ class Deliverer:
             )
         except DatabaseUnavailable as fault:
             _log.error("delivery_not_recorded", delivery=message.id, fault=str(fault))  # it will be sent again
+            return
+        if message.is_wanted and not _is_delivered(outcome.status):
+            _log.warning(
+                "webhook_not_delivered",
+                delivery=message.id,
+                account=message.account,
+                webhook=message.endpoint,
+                tries=message.tries,
+                status=outcome.status,
+                error=outcome.error,
+                again_in_s=None if wait_s is None else round(wait_s),
+            )
 
     async def _post(self, message: Claimed, now: datetime) -> _Outcome:
         headers = {
@@ -199,6 +220,11 @@ class Deliverer:
             return None
         fraction = int.from_bytes(self._randomness(4)) / 2**32
         return RETRY_AFTER_S[tries - 1] * (1 + JITTER * (2 * fraction - 1))
+
+
+def pending_messages(tx: Connection) -> int:
+    """How many messages of all accounts wait to be delivered."""
+    return int(tx.execute(_PENDING).scalar_one())
 
 
 def claim(
@@ -291,7 +317,7 @@ def record(
             error=error,
         )
     )
-    if status is not None and 200 <= status < 300:
+    if _is_delivered(status):
         values: dict[str, object] = {"state": "DELIVERED", "finished_at": ended}
     elif wait_s is None:
         values = {"state": "DEAD", "finished_at": ended}
@@ -308,3 +334,7 @@ def record(
     )
     if status == _GONE and message.endpoint is not None:
         tx.execute(update(webhook_endpoints).where(webhook_endpoints.c.id == message.endpoint).values(active=False))
+
+
+def _is_delivered(status: int | None) -> bool:
+    return status is not None and 200 <= status < 300
