@@ -1,11 +1,11 @@
-"""What the console asks for, as JSON under `/console/api`: one file per subject. Knows no page and no cookie."""
+"""What console and playground ask for, as JSON under `/console/api`: one file per subject. Knows no page, no cookie."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Security
 
 from rekontext.api import openapi
-from rekontext.api.console import account, admin, keys, requests, trial, webhooks
+from rekontext.api.console import account, admin, keys, playground, requests, webhooks
 from rekontext.api.keyed import keyed_route
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
@@ -22,6 +22,6 @@ def router(parts: Parts) -> APIRouter:
         responses=openapi.REFUSALS,
         route_class=keyed_route(parts),
     )
-    for subject in (account, trial, requests, keys, webhooks, admin):
+    for subject in (account, playground, requests, keys, webhooks, admin):
         subject.add(routes, parts)
     return routes
