@@ -66,7 +66,10 @@ def test_every_aspect_ratio_has_the_canvas_size(engine: Engine, ratio: AspectRat
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_photos_of_every_mode_are_taken(engine: Engine, mode: str) -> None:
-    engine.edit(PHOTO.convert(mode), "night", steps=1, seed=1)
+    """As what they look like in RGB."""
+    photo = PHOTO.convert(mode)
+    picture = engine.edit(photo, "night", steps=1, seed=1)
+    assert picture.tobytes() == engine.edit(photo.convert("RGB"), "night", steps=1, seed=1).tobytes()
 
 
 def test_progress_counts_every_step_and_tells_what_remains(engine: Engine) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 E4M3: Final = torch.float8_e4m3fn
-E4M3_MAX: Final = 448.0
 CAPABILITY_MIN: Final = (8, 9)
 """The first chips with fp8 matrix units (Ada, Hopper)."""
 _SIDE_MULTIPLE: Final = 16
