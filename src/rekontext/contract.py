@@ -38,7 +38,7 @@ class EditRequest:
     """One edit as the engine gets it: already checked, its random seed already drawn.
 
     Attributes:
-        id: the caller's name for this edit, echoed in logs only.
+        id: the caller's name for this edit: logs have it, and a `Fleet` that is asked about an edit knows it by this.
         photo: RGB reference picture of any size; None asks for text-to-image.
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.

@@ -87,7 +87,9 @@ class Settings(BaseSettings):
     queue_max: int = Field(default=1000, ge=1, le=1_000_000, description="edits that may wait, of all accounts")
     in_flight_max: int = Field(default=32, ge=1, le=100_000, description="unfinished edits per account")
     running_max: int = Field(default=16, ge=1, le=1024, description="edits handed to the engine at a time")
-    requests_per_minute: int = Field(default=60, ge=1, le=1_000_000, description="submits per key")
+    requests_per_minute: int = Field(
+        default=60, ge=1, le=1_000_000, description="submits, uploads and other counted requests per key"
+    )
     rate_limits_url: str = Field(default="memory://", description="redis://HOST:PORT/0 counts over all processes")
     deadline_s: float = Field(default=300.0, gt=0, le=86_400, description="longest wait of one synchronous edit")
     run_s_max: float = Field(default=_HOUR, gt=0, le=_DAY, description="an attempt that takes longer has failed")

@@ -6,12 +6,15 @@ import base64
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
 from starlette.routing import Route
 
+from rekontext.accounts import AccountRefused
 from rekontext.contract import ASPECT_RATIOS
+from rekontext.jobs import JobRefused
 from tests.api.studio import Studio
 from tests.pictures.samples import photo_bytes
 
@@ -53,6 +56,14 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
     }
     assert {"x-request-id", "x-seed-value"} <= set(operation["responses"]["200"]["headers"])
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "x-api-key"
+
+
+@pytest.mark.parametrize("base", [AccountRefused, JobRefused])
+def test_the_api_s_page_has_every_code_of_a_refusal(base: type[AccountRefused] | type[JobRefused]) -> None:
+    """Programs branch on them."""
+    page = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
+    codes = {kind.code for kind in base.__subclasses__()}
+    assert {code for code in codes if f"`{code}`" not in page} == set()
 
 
 async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:

@@ -1,7 +1,8 @@
 """Requests per minute, per key, over a sliding minute. Counted by the `limits` library, in memory or in Redis.
 
-Only submits are counted: a poll for a live job is never refused. What an account may have in flight is another
-limit, kept where jobs are accepted, because only the database knows it exactly.
+Counted is what makes work: submits, uploads, photos fetched for a page, new keys, messages that are sent on request.
+A poll for a live job is never refused. What an account may have in flight is another limit, kept where jobs are
+accepted, because only the database knows it exactly.
 
 Redis may go away: then this process counts by itself, so a key has its limit once per process instead of once in
 all, and Redis is asked again every few seconds. No request fails or waits long for it.
