@@ -139,7 +139,7 @@ def load_transformer(
             tensor = torch.cat(tensor.chunk(2)[::-1])
         if tensor.shape != parameters[name].shape:
             raise CheckpointError(
-                f"{_files(source)}: {' + '.join(recipe.sources)} has shape {list(tensor.shape)}, "
+                f"{source.label}: {' + '.join(recipe.sources)} has shape {list(tensor.shape)}, "
                 f"expected {list(parameters[name].shape)}"
             )
         if is_small:
@@ -229,8 +229,4 @@ def _complain(what: str, names: set[str], source: TensorSource) -> None:
     if names:
         first = ", ".join(sorted(names)[:5])
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise CheckpointError(f"{_files(source)}: {what} tensors: {first}{more}")
-
-
-def _files(source: TensorSource) -> str:
-    return source.paths[0].name if len(source.paths) == 1 else f"{source.paths[0].name} ... ({len(source.paths)} files)"
+        raise CheckpointError(f"{source.label}: {what} tensors: {first}{more}")

@@ -1,7 +1,8 @@
 """Reading named tensors out of safetensors files, whole or in shards. Knows no model.
 
 fp8 files are dequantised here, unless the caller asks for what is stored: an e4m3 or e5m2 tensor becomes
-`tensor * scale` in the dtype that was asked for.
+`tensor * scale` in the dtype that was asked for. Other quantised formats are refused: read as if they were weights,
+they make pictures of noise.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-_FP8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 _E4M3_MARK: Final = "F8_E4M3"
-_SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale")
+_WIDE: Final = ("BF16", "F16", "F32", "F64")
+_OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
+_CAN_BE_OPENED: Final = "bfloat16, float16, float32, and e4m3 or e5m2 with one scale or one for each row can be opened"
+_SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale", "weight_scale_2")
 # Marks that quantised files carry for their own loaders; the weights are complete without them.
 _MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
 
@@ -40,7 +43,7 @@ class TensorSource:
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
         self.prefix = prefix
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Path, Any]] = {}
         self.paths = tuple(paths)
         for path in self.paths:
             refuse_pickle(path)
@@ -52,7 +55,7 @@ class TensorSource:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name.startswith(prefix):
-                    self._files[name.removeprefix(prefix)] = file
+                    self._files[name.removeprefix(prefix)] = path, file
 
     @classmethod
     def of_folder(cls, folder: Path, stem: str) -> TensorSource:
@@ -62,6 +65,12 @@ class TensorSource:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return cls(folder / shard for shard in shards)
         return cls([folder / f"{stem}.safetensors"])
+
+    @property
+    def label(self) -> str:
+        """Its files, for messages."""
+        first, *others = self.paths
+        return f"{first} ... ({len(self.paths)} files)" if others else str(first)
 
     def with_prefix(self, prefix: str) -> TensorSource:
         """The tensors under `prefix`, without it in their names."""
@@ -77,24 +86,38 @@ class TensorSource:
                 yield name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Without reading the tensor."""
-        return tuple(self._files[name].get_slice(self.prefix + name).get_shape())
+        """Without reading the tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        return tuple(self._stored(name).get_shape())
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor on the host, dequantised if it is fp8."""
-        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
-        if tensor.dtype not in _FP8:
+        """The tensor on the host, dequantised if it is fp8.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its format or its scale's can't be opened.
+        """
+        tensor = self._tensor(name, _OPENED)
+        scales = self._scales(name)
+        if not scales:
             return tensor.to(dtype)
         wide = tensor.float()
-        for scale in self._scales(name):
+        for scale in scales:
             wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
 
     def read_e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """A matrix (o, d) as it is stored, and its scale for each row (o, 1) in float32; None if it isn't e4m3."""
-        if self._files[name].get_slice(self.prefix + name).get_dtype() != _E4M3_MARK or len(self.shape(name)) != 2:
+        """A matrix (o, d) as it is stored, and its scale for each row (o, 1) in float32; None if it isn't e4m3.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its scale's format can't be opened.
+        """
+        stored = self._stored(name)
+        if stored.get_dtype() != _E4M3_MARK or len(stored.get_shape()) != 2:
             return None
-        tensor: Tensor = self._files[name].get_tensor(self.prefix + name)
+        tensor = self._tensor(name, _OPENED)
         rows = torch.ones(len(tensor), 1)
         for scale in self._scales(name):
             rows *= scale.reshape(-1, 1)
@@ -103,8 +126,29 @@ class TensorSource:
     def _scales(self, name: str) -> list[Tensor]:
         """By what a stored tensor must be multiplied: one scale for the tensor, or one for each output row."""
         base = name.removesuffix("weight")
-        names = [base + suffix for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
-        return [self._files[scale].get_tensor(self.prefix + scale).float() for scale in names]
+        scales = [self._tensor(base + suffix, _WIDE) for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
+        rows = next(iter(self.shape(name)), 1)
+        for scale in scales:
+            # The first axis too: a square matrix has as many columns as rows, and blocks can be as many as rows.
+            if scale.numel() != 1 and (scale.numel() != rows or len(scale) != rows):
+                raise self._refused(name, f"has scales of shape {list(scale.shape)} for {rows} rows")
+        return [scale.float() for scale in scales]
+
+    def _tensor(self, name: str, formats: tuple[str, ...]) -> Tensor:
+        """As it is stored, if that is in one of `formats`."""
+        if (found := self._stored(name).get_dtype()) not in formats:
+            raise self._refused(name, f"is stored as {found}")
+        tensor: Tensor = self._files[name][1].get_tensor(self.prefix + name)
+        return tensor
+
+    def _stored(self, name: str) -> Any:
+        """The slice of the file that holds it, unread."""
+        if name not in self._files:
+            raise CheckpointError(f"{self.label}: missing tensor: {self.prefix}{name}")
+        return self._files[name][1].get_slice(self.prefix + name)
+
+    def _refused(self, name: str, why: str) -> CheckpointError:
+        return CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} {why}: only {_CAN_BE_OPENED}")
 
 
 def refuse_pickle(path: Path) -> None:
