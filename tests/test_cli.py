@@ -174,6 +174,7 @@ def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.code == 1
     assert "error: broken: model" in outcome.err
     assert "/nowhere/model is not there" in outcome.out
+    assert "./nowhere is not there" in run(["doctor", "--model", "./nowhere"]).out
     monkeypatch.setenv("REKONTEXT_DATABASE_URL", "mysql://nowhere/x")
     assert "database" in [each.subject for each in examine(None) if each.verdict == "broken"]
     monkeypatch.setenv("REKONTEXT_PORT", "x")

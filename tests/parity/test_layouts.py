@@ -23,6 +23,15 @@ State = dict[str, Tensor]
 SHAPE = SHAPES["deep"]
 
 
+def without(name: str) -> Callable[[State], State]:
+    return lambda state: {key: tensor for key, tensor in state.items() if key != name}
+
+
+def with_vector(name: str) -> Callable[[State], State]:
+    """The tensor in a shape that no part of any model has."""
+    return lambda state: state | {name: torch.zeros(3)}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts") / "diffusers"
@@ -144,6 +153,52 @@ def test_a_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
         (lambda f: (f / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "not a readable"),
         (lambda f: (f / "rekontext.json").write_text('{"colour": 1}'), "colour"),
         (lambda f: shutil.rmtree(f / "text_encoder_2"), "text_encoder_2 is missing"),
+        (
+            lambda f: (f / "transformer" / "config.json").write_text("[]"),
+            r"config\.json must hold a JSON object, not list",
+        ),
+        (lambda f: (f / "text_encoder" / "config.json").write_text("[]"), r"config\.json must hold a JSON object"),
+        (lambda f: (f / "transformer" / "config.json").write_bytes(b"\xff"), r"config\.json is no JSON"),
+        (
+            lambda f: changed(f / "transformer", axes_dims_rope=[8, 24]),
+            r"config\.json .*\[8, 24\] must be three integers",
+        ),
+        (
+            lambda f: changed(f / "transformer", axes_dims_rope=[8, 12, 13]),
+            r"config\.json .*add up to the head width 96/3",
+        ),
+        (
+            lambda f: changed(f / "transformer", num_layers="2"),
+            r"config\.json .* num_layers is '2', expected an integer",
+        ),
+        (lambda f: changed(f / "vae", block_out_channels=8), r"config\.json: block_out_channels must be a list"),
+        (lambda f: changed(f / "text_encoder", hidden_size="24"), "text_encoder: .*hidden_size"),
+        (lambda f: index(f, "{"), r"index\.json is no JSON"),
+        (lambda f: index(f, "{}"), r"index\.json: weight_map must be an object"),
+        (lambda f: index(f, '{"weight_map": {"a": 1}}'), r"index\.json: weight_map must be an object"),
+        (lambda f: truncate(f / "text_encoder"), r"text_encoder/model\.safetensors is not a readable safetensors file"),
+        (lambda f: truncate(f / "text_encoder_2"), r"text_encoder_2/model\.safetensors is not a readable"),
+        (
+            lambda f: rewrite(f / "text_encoder" / "model.safetensors", with_vector("final_layer_norm.weight")),
+            r"text_encoder: final_layer_norm\.weight has shape \[3\], expected \[24\]",
+        ),
+        (
+            lambda f: rewrite(f / "text_encoder_2" / "model.safetensors", with_vector("shared.weight")),
+            r"text_encoder_2: .*shared\.weight has shape \[3\], expected \[45, 32\]",
+        ),
+        (
+            lambda f: rewrite(
+                f / "text_encoder_2" / "model.safetensors", lambda s: {k: v.char() for k, v in s.items()}
+            ),
+            r"text_encoder_2/model\.safetensors: .* is stored as I8: only bfloat16",
+        ),
+        (
+            lambda f: rewrite(
+                f / "text_encoder" / "model.safetensors", lambda s: s | {"final_layer_norm.weight_scale": torch.ones(1)}
+            ),
+            r"text_encoder/model\.safetensors: final_layer_norm\.weight has a scale",
+        ),
+        (lambda f: (f / "tokenizer_2" / "tokenizer.json").write_text('{"version": 1}'), "tokenizer_2: no T5Tokenizer"),
     ],
 )
 def test_a_broken_folder_says_what_is_wrong(
@@ -156,14 +211,90 @@ def test_a_broken_folder_says_what_is_wrong(
         opened(str(copy))
 
 
-def test_no_such_model() -> None:
-    with pytest.raises(CheckpointError, match="no model at 'nowhere'"):
-        opened("nowhere")
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        *(
+            ("flux1-kontext-dev", without(name), rf"flux1-kontext-dev\.safetensors: missing tensor: {name}")
+            for name in (
+                "img_in.weight",
+                "txt_in.weight",
+                "vector_in.in_layer.weight",
+                "single_blocks.0.norm.query_norm.scale",
+            )
+        ),
+        ("flux1-kontext-dev", with_vector("img_in.weight"), r"img_in\.weight has shape \[3\], expected 2 axes"),
+        (
+            "flux1-kontext-dev",
+            lambda state: state | {"img_in.weight": torch.zeros(40, 64)},
+            r"safetensors .*its width 40 \(img_in.weight\) is no multiple of the heads' 32",
+        ),
+        ("ae", without("decoder.conv_in.weight"), r"ae\.safetensors: missing tensor: decoder\.conv_in\.weight"),
+        ("ae", with_vector("decoder.conv_in.weight"), r"decoder\.conv_in\.weight has shape \[3\], expected 4 axes"),
+        (
+            "ae",
+            with_vector("decoder.conv_in.bias"),
+            r"ae\.safetensors: decoder\.conv_in\.bias .*\[3\], expected \[16\]",
+        ),
+        ("ae", without("decoder.up.1.upsample.conv.bias"), r"missing tensor: decoder\.up\.1\.upsample\.conv\.bias"),
+        ("ae", without("encoder.down.0.downsample.conv.bias"), r"ae\.safetensors: missing tensors .*downsamplers"),
+        ("ae", lambda state: state | {"decoder.mid.attn_1.extra": torch.zeros(1)}, "ae.safetensors: unexpected"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong(
+    single: Path, file: str, change: Callable[[State], State], message: str
+) -> None:
+    """Its name, the tensor, and the shape that would be right."""
+    rewrite(single.parent / f"{file}.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        opened(str(single))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"axes": [8, 12]}, r"axes \[8, 12\] of rekontext\.json .*must be three integers"),
+        ({"axes": 8}, r"rekontext\.json: axes must be a list, not 8"),
+        ({"canvas_area": 7}, r"rekontext\.json: a canvas of 7 pixels is too small"),
+        ({"autoencoder": []}, r"rekontext\.json: autoencoder must be an object"),
+        ({"autoencoder": {"norm_num_groups": 7}}, r"ae\.safetensors, with .*norm_num_groups.* of rekontext\.json"),
+    ],
+)
+def test_facts_that_fit_no_model_are_named(single: Path, facts: dict[str, object], message: str) -> None:
+    (single.parent / "rekontext.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=message):
+        opened(str(single))
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./nowhere", "../x", "~/nowhere", "~nobody-here/x", "/nowhere", "owner/a--b"]
+)
+def test_no_such_model(name: str) -> None:
+    """What begins as a path does is one, even if it would else pass for owner/name."""
+    with pytest.raises(CheckpointError, match=f"no model at '{name}'"):
+        opened(name)
 
 
 def opened(model: str) -> Parts:
     """As its files say it, nothing packed or quantised yet."""
     return open_model(model, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def changed(folder: Path, **values: object) -> None:
+    """Another configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def index(folder: Path, text: str) -> None:
+    """Of shards, written to the transformer's folder."""
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+
+
+def truncate(folder: Path) -> None:
+    """As a download that broke off leaves it."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def assert_same(one: Parts, other: Parts) -> None:

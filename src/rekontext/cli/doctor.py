@@ -123,10 +123,12 @@ def _model(settings: Settings) -> Finding:
 
 
 def _large_model(name: str) -> Finding:
-    path = Path(name).expanduser()
+    from rekontext.engine.checkpoint import is_hub_id, local_path
+
+    path = local_path(name)
     if path.exists():
         return Finding(subject="model", verdict="ok", says=f"{path} is there (not opened)")
-    if name.count("/") != 1 or path.is_absolute():
+    if not is_hub_id(name):
         return Finding(
             subject="model", verdict="broken", says=f"{name} is not there; give a folder, a file or a hub id"
         )
@@ -142,12 +144,12 @@ def _gpu_memory(settings: Settings) -> Finding:
     import torch
 
     from rekontext.engine import CheckpointError
-    from rekontext.engine.checkpoint import model_sizes
+    from rekontext.engine.checkpoint import local_path, model_sizes
     from rekontext.engine.fp8 import missing_units
     from rekontext.engine.memory import Sizes, plans
 
     subject = "gpu memory"
-    path = Path(settings.model).expanduser()
+    path = local_path(settings.model)
     try:
         sizes = model_sizes(settings.model) if path.exists() else Sizes()
     except CheckpointError as fault:

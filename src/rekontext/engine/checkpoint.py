@@ -13,21 +13,23 @@ A `rekontext.json` beside the weights may carry what no published layout has: se
 
 from __future__ import annotations
 
-import json
-import re
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from math import gcd, prod
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 import torch
 from accelerate import cpu_offload  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -41,7 +43,7 @@ from rekontext.engine.layouts import (
 )
 from rekontext.engine.memory import Placement, Sizes
 from rekontext.engine.schedule import Schedule
-from rekontext.engine.tensors import CheckpointError, TensorSource, refuse_pickle
+from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 MINI: Final = "mini"
@@ -49,7 +51,28 @@ CLIP_HUB_ID: Final = "openai/clip-vit-large-patch14"
 T5_HUB_ID: Final = "google/t5-v1_1-xxl"
 _NOT_LOADED: Final = ("lm_head.", "decoder.block.", "vision_model.", "visual_projection.", "text_projection.")
 """What lies in the text encoders' published files beside them."""
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_FAILURES: Final = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What the libraries raise over a file or a configuration that is wrong."""
+
+_FACTS: Final = (
+    ("name", str, "text"),
+    ("canvas_area", int, "an integer"),
+    ("text_tokens", int, "an integer"),
+    ("knows", (list, tuple), "a list"),
+    ("axes", (list, tuple, NoneType), "a list"),
+    ("autoencoder", dict, "an object"),
+    ("cpu_dtype", str, "text"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +98,26 @@ class Facts:
     autoencoder: dict[str, Any] = field(default_factory=dict)
     cpu_dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        for key, kind, what in _FACTS:
+            if not isinstance(found := getattr(self, key), kind):
+                raise TypeError(f"{key} must be {what}, not {found!r}")
+        Canvas(area=self.canvas_area)
+
     @classmethod
     def beside(cls, folder: Path) -> Facts:
         """Read from `folder`; defaults where there is no file.
 
         Raises:
-            CheckpointError: the file has an unknown key or no JSON in it.
+            CheckpointError: the file has an unknown key, a value of the wrong kind, or no JSON in it.
         """
         path = folder / "rekontext.json"
         if not path.is_file():
             return cls()
+        facts = read_json(path)
         try:
-            facts = json.loads(path.read_text())
             return cls(**{key: value for key, value in facts.items() if not key.startswith("about")})
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -138,6 +167,20 @@ def open_model(
         return _open_file(where, device, dtype, placement)
 
 
+def local_path(model: str) -> Path:
+    """Where a model lies if its name is a path; nothing need be there."""
+    return Path(os.path.expanduser(model))  # noqa: PTH111 - Path's own raises for a "~name" whose home isn't known
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name is owner/name as the hub allows it; one that begins as paths do isn't."""
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return model.count("/") == 1 and model[0] not in "./~"
+
+
 def facts_of(model: str) -> Facts:
     """What lies beside a model's weights.
 
@@ -164,7 +207,7 @@ def model_sizes(model: str) -> Sizes:
         config = config_from_original(_original(source, where), facts.axes)
         ae = TensorSource([where.parent / "ae.safetensors"])
         autoencoder = sum(prod(ae.shape(name)) for name in ae.names())
-        channels = ae.shape("decoder.up.0.block.0.conv1.weight")[1]
+        channels = ae.shape("decoder.up.0.block.0.conv1.weight", axes=4)[1]
         clip, _, t5, _ = _text_folders(where.parent)
     return Sizes(
         transformer=config,
@@ -185,13 +228,13 @@ def _find(model: str) -> tuple[Path, str]:
     """The folder or file, fetched from the hub if it comes from there, and its name."""
     if model == MINI:
         return mini_folder(), MINI
-    path = Path(model).expanduser()
+    path = local_path(model)
     refuse_pickle(path)
     if path.is_dir():
         return path, path.resolve().name
     if path.is_file():
         return path, path.stem
-    if _HUB_ID.fullmatch(model):
+    if is_hub_id(model):
         return _download(model), model
     raise CheckpointError(
         f"no model at {model!r}: give a diffusers folder, a .safetensors file, a hub id (owner/name) or {MINI!r}"
@@ -222,8 +265,11 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
 
 def _folder_configs(folder: Path) -> tuple[TransformerConfig, int]:
     """The transformer's, and the autoencoder's widest layer at full resolution."""
-    channels = _json(folder / "vae" / "config.json").get("block_out_channels", (128, 256))
-    return config_from_diffusers(_json(folder / "transformer" / "config.json")), max(channels[:2])
+    path = folder / "vae" / "config.json"
+    channels = read_json(path).get("block_out_channels", (128, 256))
+    if not isinstance(channels, list | tuple) or not channels or not all(isinstance(width, int) for width in channels):
+        raise CheckpointError(f"{path}: block_out_channels must be a list of integers, not {channels!r}")
+    return config_from_diffusers(folder / "transformer" / "config.json"), max(channels[:2])
 
 
 def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
@@ -263,7 +309,7 @@ def _schedule(folder: Path) -> Schedule:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return Schedule()
-    config = _json(path)
+    config = read_json(path)
     if not config.get("use_dynamic_shifting", False):
         raise CheckpointError(f"{path}: use_dynamic_shifting is off, so this is no schedule of FLUX.1 Kontext [dev]")
     return Schedule(
@@ -278,8 +324,10 @@ def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype, placemen
     """CLIP and T5 with their tokenizers, from beside the weights or from the hub."""
     clip_folder, clip_words, t5_folder, t5_words = _text_folders(folder)
     at = torch.device("cpu") if placement.text_on_host else device
-    clip = _frozen(_pretrained(CLIPTextModel, clip_folder, None, dtype=dtype), at)
-    t5 = _frozen(_pretrained(T5EncoderModel, t5_folder, None, dtype=dtype), at)
+    # Shapes that don't match are left to the report: transformers' own error names no tensor.
+    options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    clip = _frozen(_pretrained(CLIPTextModel, clip_folder, None, **options), at)
+    t5 = _frozen(_pretrained(T5EncoderModel, t5_folder, None, **options), at)
     if placement.text_on_host:
         offload_encoder(clip, device)
         offload_encoder(t5, device)
@@ -322,19 +370,24 @@ def _pretrained(kind: Any, folder: Path, subfolder: str | None, **options: Any) 
         if found:
             refuse_pickle(found)
         raise CheckpointError(f"{where} has no .safetensors file in it")
+    read_json(where / "config.json")
+    # The libraries don't say which file it is that ends too early, and read whatever is stored as if it were weights.
+    TensorSource(sorted(where.glob("*.safetensors"))).refuse_quantised()
     try:
         part, report = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except _FAILURES as error:
         raise CheckpointError(f"{where}: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{where}: missing tensors: {', '.join(missing[:5])}")
+    for tensor, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(f"{where}: {tensor} has shape {list(found)}, expected {list(expected)}")
     return part
 
 
 def _tokenizer(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # tokenizers raises that very class
         raise CheckpointError(f"{folder}: no {kind.__name__} can be read there: {error}") from error
 
 
@@ -348,7 +401,7 @@ def _original_autoencoder(path: Path, facts: Facts) -> AutoencoderKL:
     blocks = len({name.split(".")[4] for name in source.names() if name.startswith("encoder.down.0.block.")})
     if not levels or not blocks:
         raise CheckpointError(f"{path} holds no FLUX autoencoder: no encoder.down.0.block tensors")
-    channels = [source.shape(f"encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)]
+    channels = [source.shape(f"encoder.down.{level}.block.0.conv2.weight", axes=4)[0] for level in range(levels)]
     config = {
         "in_channels": 3,
         "out_channels": 3,
@@ -356,7 +409,7 @@ def _original_autoencoder(path: Path, facts: Facts) -> AutoencoderKL:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "block_out_channels": channels,
         "layers_per_block": blocks,
-        "latent_channels": source.shape("decoder.conv_in.weight")[1],
+        "latent_channels": source.shape("decoder.conv_in.weight", axes=4)[1],
         "norm_num_groups": gcd(32, *channels),
         "scaling_factor": 0.3611,
         "shift_factor": 0.1159,
@@ -364,24 +417,41 @@ def _original_autoencoder(path: Path, facts: Facts) -> AutoencoderKL:
         "use_post_quant_conv": False,
         **facts.autoencoder,
     }
-    autoencoder = AutoencoderKL.from_config(config)
+    try:
+        autoencoder = AutoencoderKL.from_config(config)
+    except _FAILURES as error:
+        raise CheckpointError(f"{path}, with {facts.autoencoder} of rekontext.json: {error}") from error
     tensors = {name: source.read(name, torch.float32) for name in source.names()}
-    translated = convert_ldm_vae_checkpoint(tensors, config)
-    report = autoencoder.load_state_dict(translated, strict=False)
-    for what, names in (("missing", report.missing_keys), ("unexpected", report.unexpected_keys)):
+    try:
+        translated = convert_ldm_vae_checkpoint(tensors, config)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: missing tensor: {error.args[0]}") from error
+    translated = {name: tensor for name, tensor in translated.items() if tensor is not None}
+    wanted = autoencoder.state_dict()
+    for what, names in (("missing", wanted.keys() - translated.keys()), ("unexpected", translated.keys() - wanted)):
         if names:
-            raise CheckpointError(f"{path}: {what} tensors: {', '.join(sorted(names)[:5])}")
+            raise CheckpointError(f"{path}: {what} tensors (in diffusers' names): {', '.join(sorted(names)[:5])}")
+    for name, tensor in translated.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} (in diffusers' names) has shape {list(tensor.shape)}, "
+                f"expected {list(wanted[name].shape)}"
+            )
+    autoencoder.load_state_dict(translated)
     return autoencoder
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The libraries draw a progress bar for every part; whoever opens a model has a display of their own."""
-    was_on = transformers_logging.is_progress_bar_enabled()
+    """The libraries draw a progress bar for every part, and a table of what doesn't fit; whoever opens a model has a
+    display of their own, and is told in an error."""
+    was_on, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if was_on:
             transformers_logging.enable_progress_bar()
 
@@ -424,14 +494,3 @@ def _download(hub_id: str, *, for_what: str = "the model") -> Path:
             f"{for_what} {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
             "check the name, the network, and for gated models that HF_TOKEN is set"
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    assert isinstance(value, dict), f"{path}: expected an object"
-    return value

@@ -7,7 +7,9 @@ matrices and swaps the halves of the final layer's modulation; `diffusers_recipe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from rekontext.engine.fp8 import quantise, quantise_rows, quantised_names
 from rekontext.engine.layers import on_host
 from rekontext.engine.memory import Placement
-from rekontext.engine.tensors import CheckpointError, TensorSource
+from rekontext.engine.tensors import CheckpointError, TensorSource, read_json
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 ORIGINAL_PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.")
@@ -45,29 +47,30 @@ def is_diffusers(source: TensorSource) -> bool:
     return _DIFFUSERS_MARK in source
 
 
-def config_from_diffusers(config: dict[str, Any]) -> TransformerConfig:
+def config_from_diffusers(path: Path) -> TransformerConfig:
     """From `transformer/config.json`.
 
     Raises:
-        CheckpointError: the file describes something other than a FLUX transformer.
+        CheckpointError: the file can't be read, or describes something other than a FLUX transformer.
     """
+    config = read_json(path)
     if config.get("_class_name") != "FluxTransformer2DModel":
         raise CheckpointError(
-            f"transformer/config.json describes {config.get('_class_name')!r}: "
-            "only FluxTransformer2DModel can be opened"
+            f"{path} describes {config.get('_class_name')!r}: only FluxTransformer2DModel can be opened"
         )
-    heads = int(config.get("num_attention_heads", 24))
-    return TransformerConfig(
-        width=heads * int(config.get("attention_head_dim", 128)),
-        heads=heads,
-        axes=_axes(config.get("axes_dims_rope", (16, 56, 56))),
-        double_blocks=int(config.get("num_layers", 19)),
-        single_blocks=int(config.get("num_single_layers", 38)),
-        channels=int(config.get("in_channels", 64)),
-        text_width=int(config.get("joint_attention_dim", 4096)),
-        pooled_width=int(config.get("pooled_projection_dim", 768)),
-        guidance_embedded=bool(config.get("guidance_embeds", False)),
-    )
+    with _sizes_of(str(path)):
+        heads = _size(config, "num_attention_heads", 24)
+        return TransformerConfig(
+            width=heads * _size(config, "attention_head_dim", 128),
+            heads=heads,
+            axes=_axes(config.get("axes_dims_rope", (16, 56, 56))),
+            double_blocks=_size(config, "num_layers", 19, least=0),
+            single_blocks=_size(config, "num_single_layers", 38),
+            channels=_size(config, "in_channels", 64),
+            text_width=_size(config, "joint_attention_dim", 4096),
+            pooled_width=_size(config, "pooled_projection_dim", 768),
+            guidance_embedded=bool(config.get("guidance_embeds", False)),
+        )
 
 
 def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> TransformerConfig:
@@ -75,22 +78,28 @@ def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> Tr
 
     Args:
         axes: rotary widths, which leave no trace in the weights; None takes FLUX's proportions (1 : 3.5 : 3.5).
+
+    Raises:
+        CheckpointError: tensors are missing, or their shapes are no transformer's.
     """
-    width = source.shape("img_in.weight")[0]
-    head_width = source.shape("single_blocks.0.norm.query_norm.scale")[0]
-    stream = head_width // 16 * 2
-    plane = (head_width - stream) // 2
-    return TransformerConfig(
-        width=width,
-        heads=width // head_width,
-        axes=_axes(axes) if axes else (head_width - 2 * (plane // 2 * 2), plane // 2 * 2, plane // 2 * 2),
-        double_blocks=_count(source, "double_blocks."),
-        single_blocks=_count(source, "single_blocks."),
-        channels=source.shape("img_in.weight")[1],
-        text_width=source.shape("txt_in.weight")[1],
-        pooled_width=source.shape("vector_in.in_layer.weight")[1],
-        guidance_embedded="guidance_in.in_layer.weight" in source,
-    )
+    with _sizes_of(f"{source.label} with axes {axes} of rekontext.json" if axes else source.label):
+        width, channels = source.shape("img_in.weight", axes=2)
+        (head_width,) = source.shape("single_blocks.0.norm.query_norm.scale", axes=1)
+        if not head_width or width < head_width or width % head_width:
+            raise ValueError(f"its width {width} (img_in.weight) is no multiple of the heads' {head_width}")
+        stream = head_width // 16 * 2
+        plane = (head_width - stream) // 2
+        return TransformerConfig(
+            width=width,
+            heads=width // head_width,
+            axes=_axes(axes) if axes else (head_width - 2 * (plane // 2 * 2), plane // 2 * 2, plane // 2 * 2),
+            double_blocks=_count(source, "double_blocks."),
+            single_blocks=_count(source, "single_blocks."),
+            channels=channels,
+            text_width=source.shape("txt_in.weight", axes=2)[1],
+            pooled_width=source.shape("vector_in.in_layer.weight", axes=2)[1],
+            guidance_embedded="guidance_in.in_layer.weight" in source,
+        )
 
 
 def load_transformer(
@@ -216,9 +225,29 @@ def _double(part: str, kind: str) -> tuple[str, ...]:
     raise AssertionError(f"no recipe for double_blocks.*.{part}.{kind}")
 
 
-def _axes(values: Iterable[int]) -> tuple[int, int, int]:
-    stream, row, column = (int(value) for value in values)
-    return stream, row, column
+@contextmanager
+def _sizes_of(where: str) -> Iterator[None]:
+    """Sizes that make no transformer are the fault of the file that they come from."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{where} describes no FLUX transformer: {error}") from error
+
+
+def _size(config: dict[str, Any], key: str, default: int, *, least: int = 1) -> int:
+    size = config.get(key, default)
+    if not isinstance(size, int) or size < least:
+        raise ValueError(f"{key} is {size!r}, expected an integer of at least {least}")
+    return size
+
+
+def _axes(values: object) -> tuple[int, int, int]:
+    match values:
+        case [int(stream), int(row), int(column)]:
+            return stream, row, column
+    raise ValueError(f"rotary axes {values!r} must be three integers: stream, row and column")
 
 
 def _count(source: TensorSource, prefix: str) -> int:

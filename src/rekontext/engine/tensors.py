@@ -19,6 +19,7 @@ from torch import Tensor
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 _E4M3_MARK: Final = "F8_E4M3"
 _WIDE: Final = ("BF16", "F16", "F32", "F64")
+_INDICES: Final = "I64"
 _OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
 _CAN_BE_OPENED: Final = "bfloat16, float16, float32, and e4m3 or e5m2 with one scale or one for each row can be opened"
 _SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale", "weight_scale_2")
@@ -59,11 +60,17 @@ class TensorSource:
 
     @classmethod
     def of_folder(cls, folder: Path, stem: str) -> TensorSource:
-        """`stem.safetensors`, or the shards that `stem.safetensors.index.json` lists."""
+        """`stem.safetensors`, or the shards that `stem.safetensors.index.json` lists.
+
+        Raises:
+            CheckpointError: the index can't be read, or as for the files themselves.
+        """
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return cls(folder / shard for shard in shards)
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not shards or not all(isinstance(at, str) for at in shards.values()):
+                raise CheckpointError(f"{index}: weight_map must be an object: each tensor's name and its file's")
+            return cls(folder / shard for shard in sorted(set(shards.values())))
         return cls([folder / f"{stem}.safetensors"])
 
     @property
@@ -85,13 +92,21 @@ class TensorSource:
             if name.rpartition(".")[2] not in (*_SCALE_SUFFIXES, *_MARKS):
                 yield name
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, *, axes: int | None = None) -> tuple[int, ...]:
         """Without reading the tensor.
 
+        Args:
+            axes: how many it must have.
+
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: there is no such tensor, or it has another number of axes.
         """
-        return tuple(self._stored(name).get_shape())
+        shape = tuple(self._stored(name).get_shape())
+        if axes is not None and len(shape) != axes:
+            raise CheckpointError(
+                f"{self._files[name][0]}: {self.prefix}{name} has shape {list(shape)}, expected {axes} axes"
+            )
+        return shape
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor on the host, dequantised if it is fp8.
@@ -123,6 +138,18 @@ class TensorSource:
             rows *= scale.reshape(-1, 1)
         return tensor, rows
 
+    def refuse_quantised(self) -> None:
+        """For files that a library reads, which takes what is stored as it is.
+
+        Raises:
+            CheckpointError: a tensor is quantised, other than by being rounded to fp8.
+        """
+        for name in self.names():
+            if (found := self._stored(name).get_dtype()) not in (*_OPENED, _INDICES):
+                raise self._refused(name, f"is stored as {found}")
+            if self._scales(name):
+                raise CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} has a scale, which isn't read here")
+
     def _scales(self, name: str) -> list[Tensor]:
         """By what a stored tensor must be multiplied: one scale for the tensor, or one for each output row."""
         base = name.removesuffix("weight")
@@ -149,6 +176,23 @@ class TensorSource:
 
     def _refused(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} {why}: only {_CAN_BE_OPENED}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration.
+
+    Raises:
+        CheckpointError: there is no such file, or no JSON object in it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 def refuse_pickle(path: Path) -> None:
