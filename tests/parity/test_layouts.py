@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rekontext.engine import CheckpointError
+from rekontext.engine import CheckpointError, checkpoint
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
+from rekontext.engine.memory import Sizes
 from tests.small_model import SHAPES, build
 
 State = dict[str, Tensor]
@@ -58,6 +60,72 @@ def test_the_original_file_equals_the_diffusers_folder(folder: Path, single: Pat
 def test_sizes_are_the_same_in_both_layouts(folder: Path, single: Path) -> None:
     """They are read off the files' headers, to choose a memory plan before anything is loaded."""
     assert model_sizes(str(single)) == model_sizes(str(folder))
+
+
+def test_a_lone_files_text_encoders_are_the_published_models(
+    folder: Path, single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those folders are fetched, and nothing to count them: they are as large as published."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    without_text(single.parent)
+    assert model_sizes(str(single)).text_encoder_parameters == Sizes().text_encoder_parameters
+    assert not asked
+    found, expected = opened(str(single)), opened(str(folder))
+    assert asked == [
+        (
+            "black-forest-labs/FLUX.1-Kontext-dev",
+            ["text_encoder/*", "tokenizer/*", "text_encoder_2/*", "tokenizer_2/*"],
+        )
+    ]
+    assert_same(found, expected)
+    for ours, theirs in ((found.clip, expected.clip), (found.t5, expected.t5)):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_text_encoders_that_cannot_be_had_are_told_before_the_transformer_is_read(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 GB take minutes to read. Offline, an incomplete cache is as good as none."""
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the transformer was read")
+
+    def refused(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(checkpoint, "load_transformer", read)
+    without_text(single.parent)
+    for download in (refused, lambda *_, **__: str(single.parent)):
+        monkeypatch.setattr(checkpoint, "snapshot_download", download)
+        with pytest.raises(CheckpointError, match=r"text encoders of .*dev\.safetensors .* accept the licence at"):
+            opened(str(single))
+    (single.parent / "tokenizer").mkdir()
+    with pytest.raises(CheckpointError, match="text_encoder is missing"):
+        opened(str(single))
+
+
+def test_a_folder_never_takes_another_models_text_encoders(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: str(folder))
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    without_text(copy)
+    for look in (opened, model_sizes):
+        with pytest.raises(CheckpointError, match="text_encoder is missing"):
+            look(str(copy))
+
+
+def test_sizes_of_an_encoder_without_a_file_are_not_zero(single: Path) -> None:
+    (single.parent / "text_encoder_2" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"text_encoder_2 has no \.safetensors file"):
+        model_sizes(str(single))
 
 
 def test_comfyui_prefix(folder: Path, single: Path) -> None:
@@ -278,6 +346,11 @@ def test_no_such_model(name: str) -> None:
 def opened(model: str) -> Parts:
     """As its files say it, nothing packed or quantised yet."""
     return open_model(model, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def without_text(folder: Path) -> None:
+    for name in checkpoint.TEXT_FOLDERS:
+        shutil.rmtree(folder / name)
 
 
 def changed(folder: Path, **values: object) -> None:

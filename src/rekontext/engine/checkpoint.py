@@ -5,7 +5,7 @@
 | "mini" | the model inside this package |
 | a folder with model_index.json | diffusers (sharded or not) |
 | a .safetensors file | the original single file, its tensors perhaps under ComfyUI's prefix, perhaps fp8; beside it |
-|  | `ae.safetensors`, and the text encoders in diffusers' folders, which else come from the hub |
+|  | `ae.safetensors`, and the text encoders in diffusers' folders, which else come from the published model |
 | owner/name | a hub repository in diffusers' layout |
 
 A `rekontext.json` beside the weights may carry what no published layout has: see `Facts`.
@@ -47,8 +47,9 @@ from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, r
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 MINI: Final = "mini"
-CLIP_HUB_ID: Final = "openai/clip-vit-large-patch14"
-T5_HUB_ID: Final = "google/t5-v1_1-xxl"
+KONTEXT_HUB_ID: Final = "black-forest-labs/FLUX.1-Kontext-dev"
+TEXT_FOLDERS: Final = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+"""Of CLIP, its tokenizer, T5, its tokenizer."""
 _NOT_LOADED: Final = ("lm_head.", "decoder.block.", "vision_model.", "visual_projection.", "text_projection.")
 """What lies in the text encoders' published files beside them."""
 _FAILURES: Final = (
@@ -192,7 +193,8 @@ def facts_of(model: str) -> Facts:
 
 
 def model_sizes(model: str) -> Sizes:
-    """How large a model's parts are, without reading their weights.
+    """How large a model's parts are, without reading their weights, and without fetching a single file's text encoders:
+    those on the hub are the published ones.
 
     Raises:
         CheckpointError: the model can't be found or isn't complete.
@@ -201,17 +203,17 @@ def model_sizes(model: str) -> Sizes:
     if where.is_dir():
         facts, config, channels = Facts.beside(where), *_folder_configs(where)
         autoencoder = _stored_parameters(where / "vae")
-        clip, _, t5, _ = _text_folders(where)
+        text = _text_parameters(where)
     else:
         facts, source = Facts.beside(where.parent), TensorSource([where])
         config = config_from_original(_original(source, where), facts.axes)
         ae = TensorSource([where.parent / "ae.safetensors"])
         autoencoder = sum(prod(ae.shape(name)) for name in ae.names())
         channels = ae.shape("decoder.up.0.block.0.conv1.weight", axes=4)[1]
-        clip, _, t5, _ = _text_folders(where.parent)
+        text = _text_parameters(where.parent) if _has_text(where.parent) else Sizes().text_encoder_parameters
     return Sizes(
         transformer=config,
-        text_encoder_parameters=_stored_parameters(clip) + _stored_parameters(t5),
+        text_encoder_parameters=text,
         autoencoder_parameters=autoencoder,
         full_resolution_channels=channels,
         canvas_area=facts.canvas_area,
@@ -250,6 +252,8 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
     facts = Facts.beside(folder)
     config, _ = _folder_configs(folder)
     source = TensorSource.of_folder(folder / "transformer", "diffusion_pytorch_model")
+    text = _text_parts(folder, device, dtype, placement)
+    autoencoder = _pretrained(AutoencoderKL, folder / "vae", torch_dtype=dtype)
     return Parts(
         name=facts.name or name,
         canvas=Canvas(area=facts.canvas_area),
@@ -257,9 +261,9 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
         transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement),
-        autoencoder=laid_out(_pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype), device),
+        autoencoder=laid_out(autoencoder, device),
         placement=placement,
-        **_text_parts(folder, device, dtype, placement),
+        **text,
     )
 
 
@@ -279,6 +283,9 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
     facts = Facts.beside(folder)
     original = _original(TensorSource([path]), path)
     config = config_from_original(original, facts.axes)
+    # Before the transformer, which takes longest: they may have to be fetched.
+    text = _text_parts(_text_home(path), device, dtype, placement)
+    autoencoder = _original_autoencoder(folder / "ae.safetensors", facts).to(dtype)
     return Parts(
         name=facts.name or path.stem,
         canvas=Canvas(area=facts.canvas_area),
@@ -286,9 +293,9 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
         transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement),
-        autoencoder=laid_out(_original_autoencoder(folder / "ae.safetensors", facts).to(dtype), device),
+        autoencoder=laid_out(autoencoder, device),
         placement=placement,
-        **_text_parts(folder, device, dtype, placement),
+        **text,
     )
 
 
@@ -320,14 +327,14 @@ def _schedule(folder: Path) -> Schedule:
     )
 
 
-def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> dict[str, Any]:
-    """CLIP and T5 with their tokenizers, from beside the weights or from the hub."""
-    clip_folder, clip_words, t5_folder, t5_words = _text_folders(folder)
+def _text_parts(home: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> dict[str, Any]:
+    """CLIP and T5 with their tokenizers, from the four folders in `home`."""
+    clip_folder, clip_words, t5_folder, t5_words = _text_folders(home)
     at = torch.device("cpu") if placement.text_on_host else device
     # Shapes that don't match are left to the report: transformers' own error names no tensor.
     options = {"dtype": dtype, "ignore_mismatched_sizes": True}
-    clip = _frozen(_pretrained(CLIPTextModel, clip_folder, None, **options), at)
-    t5 = _frozen(_pretrained(T5EncoderModel, t5_folder, None, **options), at)
+    clip = _frozen(_pretrained(CLIPTextModel, clip_folder, **options), at)
+    t5 = _frozen(_pretrained(T5EncoderModel, t5_folder, **options), at)
     if placement.text_on_host:
         offload_encoder(clip, device)
         offload_encoder(t5, device)
@@ -339,48 +346,73 @@ def _text_parts(folder: Path, device: torch.device, dtype: torch.dtype, placemen
     }
 
 
-def _text_folders(folder: Path) -> tuple[Path, Path, Path, Path]:
-    """Of CLIP, its tokenizer, T5, its tokenizer."""
-    if (folder / "text_encoder").is_dir():
-        return (
-            folder / "text_encoder",
-            folder / "tokenizer",
-            folder / "text_encoder_2",
-            folder / "tokenizer_2",
-        )
-    clip = _download(CLIP_HUB_ID, for_what="the text encoder")
-    t5 = _download(T5_HUB_ID, for_what="the text encoder")
-    return clip, clip, t5, t5
+def _text_home(file: Path) -> Path:
+    """The folder with a single file's text encoders: its own, or the published model's, fetched without the rest."""
+    if _has_text(file.parent):
+        return file.parent
+    try:
+        home = Path(snapshot_download(KONTEXT_HUB_ID, allow_patterns=[f"{folder}/*" for folder in TEXT_FOLDERS]))
+        # Away from the network, whatever the local cache has of the repository passes for all of it.
+        _text_folders(home)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, CheckpointError) as error:
+        raise CheckpointError(
+            f"the text encoders of {file} are neither beside it nor to be had from {KONTEXT_HUB_ID} "
+            f"({type(error).__name__}): accept the licence at https://huggingface.co/{KONTEXT_HUB_ID} and set "
+            f"HF_TOKEN, or put that repository's folders {', '.join(TEXT_FOLDERS)} beside the file"
+        ) from error
+    return home
+
+
+def _has_text(folder: Path) -> bool:
+    """Whether any of the text encoders' folders is there; then all must be."""
+    return any((folder / name).is_dir() for name in TEXT_FOLDERS)
+
+
+def _text_folders(home: Path) -> tuple[Path, ...]:
+    """In the order of `TEXT_FOLDERS`."""
+    folders = tuple(home / name for name in TEXT_FOLDERS)
+    for folder in folders:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is missing")
+    return folders
+
+
+def _text_parameters(home: Path) -> int:
+    clip, _, t5, _ = _text_folders(home)
+    return _stored_parameters(clip) + _stored_parameters(t5)
 
 
 def _stored_parameters(folder: Path) -> int:
     """In the files of a text encoder or the autoencoder."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing")
-    source = TensorSource(sorted(folder.glob("*.safetensors")))
+    source = _stored(folder)
     return sum(prod(source.shape(name)) for name in source.names() if not name.startswith(_NOT_LOADED))
 
 
-def _pretrained(kind: Any, folder: Path, subfolder: str | None, **options: Any) -> Any:
-    where = folder / subfolder if subfolder else folder
-    if not where.is_dir():
-        raise CheckpointError(f"{where} is missing")
-    if not any(where.glob("*.safetensors")):
-        found = next((path for path in where.iterdir() if path.suffix in {".bin", ".pt", ".ckpt"}), None)
+def _stored(folder: Path) -> TensorSource:
+    """What the weight files of a text encoder or the autoencoder hold."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = next((path for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".ckpt"}), None)
         if found:
             refuse_pickle(found)
-        raise CheckpointError(f"{where} has no .safetensors file in it")
-    read_json(where / "config.json")
+        raise CheckpointError(f"{folder} has no .safetensors file in it")
+    return TensorSource(files)
+
+
+def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     # The libraries don't say which file it is that ends too early, and read whatever is stored as if it were weights.
-    TensorSource(sorted(where.glob("*.safetensors"))).refuse_quantised()
+    _stored(folder).refuse_quantised()
+    read_json(folder / "config.json")
     try:
-        part, report = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
+        part, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     except _FAILURES as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(f"{folder}: {error}") from error
     if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{where}: missing tensors: {', '.join(missing[:5])}")
+        raise CheckpointError(f"{folder}: missing tensors: {', '.join(missing[:5])}")
     for tensor, found, expected in sorted(report["mismatched_keys"]):
-        raise CheckpointError(f"{where}: {tensor} has shape {list(found)}, expected {list(expected)}")
+        raise CheckpointError(f"{folder}: {tensor} has shape {list(found)}, expected {list(expected)}")
     return part
 
 
@@ -470,27 +502,12 @@ def _frozen(part: Any, device: torch.device) -> Any:
     return part.to(device).requires_grad_(False).eval()
 
 
-def _download(hub_id: str, *, for_what: str = "the model") -> Path:
-    """Fetch a hub repository (or take it from the local cache), safetensors and configuration only."""
+def _download(hub_id: str) -> Path:
+    """Fetch a hub repository (or take it from the local cache), safetensors in its folders and configuration only."""
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=[
-                    "*.json",
-                    "*/*.json",
-                    "*/*.safetensors",
-                    "*/*.model",
-                    "*/*.txt",
-                    "*.model",
-                    "*.txt",
-                    "model.safetensors",
-                    "model-*.safetensors",
-                ],
-            )
-        )
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*/*.safetensors", "*.model", "*.txt"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{for_what} {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
+            f"the model {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
             "check the name, the network, and for gated models that HF_TOKEN is set"
         ) from error
