@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,11 @@ def test_a_broken_folder_says_what_is_wrong(
                 "single_blocks.0.norm.query_norm.scale",
             )
         ),
+        (
+            "flux1-kontext-dev",
+            lambda state: {name: tensor for name, tensor in state.items() if not name.startswith("guidance_in.")},
+            r"has no guidance_in\.in_layer\.weight, so it is not FLUX\.1 Kontext \[dev\]",
+        ),
         ("flux1-kontext-dev", with_vector("img_in.weight"), r"img_in\.weight has shape \[3\], expected 2 axes"),
         (
             "flux1-kontext-dev",
@@ -316,6 +322,38 @@ def test_a_broken_file_says_what_is_wrong(
     rewrite(single.parent / f"{file}.safetensors", change)
     with pytest.raises(CheckpointError, match=message):
         opened(str(single))
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "message"),
+    [
+        (
+            "text_encoder_2",
+            {"text_width": 48},
+            r"joint_attention_dim\) of width 32, and T5 \(text_encoder_2\) gives 48",
+        ),
+        ("text_encoder", {"pooled_width": 32}, r"pooled_projection_dim\) of width 24, and CLIP gives 32"),
+        ("vae", {"latent_channels": 8}, r"in_channels\) of width 64, and the autoencoder gives 32"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["folder", "file"])
+def test_parts_of_different_models_are_not_opened_together(
+    folder: Path, single: Path, tmp_path: Path, part: str, other: dict[str, int], message: str, layout: str
+) -> None:
+    """Each opens by itself; the first edit would fail."""
+    stranger, copy = tmp_path / "stranger", tmp_path / "copy"
+    build(stranger, replace(SHAPE, **other))
+    if layout == "folder":
+        shutil.copytree(folder, copy)
+        shutil.rmtree(copy / part)
+        shutil.copytree(stranger / part, copy / part)
+    elif part == "vae":
+        save_file(original_autoencoder(stranger), tmp_path / "ae.safetensors")
+    else:
+        shutil.rmtree(tmp_path / part)
+        shutil.copytree(stranger / part, tmp_path / part)
+    with pytest.raises(CheckpointError, match=message):
+        opened(str(copy if layout == "folder" else single))
 
 
 @pytest.mark.parametrize(

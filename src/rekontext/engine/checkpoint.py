@@ -254,6 +254,7 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
     source = TensorSource.of_folder(folder / "transformer", "diffusion_pytorch_model")
     text = _text_parts(folder, device, dtype, placement)
     autoencoder = _pretrained(AutoencoderKL, folder / "vae", torch_dtype=dtype)
+    _agree(source, config, text, autoencoder)
     return Parts(
         name=facts.name or name,
         canvas=Canvas(area=facts.canvas_area),
@@ -286,6 +287,7 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
     # Before the transformer, which takes longest: they may have to be fetched.
     text = _text_parts(_text_home(path), device, dtype, placement)
     autoencoder = _original_autoencoder(folder / "ae.safetensors", facts).to(dtype)
+    _agree(original, config, text, autoencoder)
     return Parts(
         name=facts.name or path.stem,
         canvas=Canvas(area=facts.canvas_area),
@@ -325,6 +327,25 @@ def _schedule(folder: Path) -> Schedule:
         base_tokens=config.get("base_image_seq_len", 256),
         max_tokens=config.get("max_image_seq_len", 4096),
     )
+
+
+def _agree(source: TensorSource, config: TransformerConfig, text: dict[str, Any], autoencoder: AutoencoderKL) -> None:
+    """Parts of different models open one by one, and fail at the first edit."""
+    for what, wanted, whose, found in (
+        ("text states (joint_attention_dim)", config.text_width, "T5 (text_encoder_2)", text["t5"].config.d_model),
+        ("pooled text (pooled_projection_dim)", config.pooled_width, "CLIP", text["clip"].config.hidden_size),
+        (
+            "tokens (in_channels)",
+            config.channels,
+            "the autoencoder in 2 x 2",
+            4 * autoencoder.config["latent_channels"],
+        ),
+    ):
+        if wanted != found:
+            raise CheckpointError(
+                f"{source.label}: the transformer reads {what} of width {wanted}, and {whose} gives {found}: "
+                "these are parts of different models"
+            )
 
 
 def _text_parts(home: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 ORIGINAL_PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.")
 _ORIGINAL_MARK: Final = "single_blocks.0.linear1.weight"
+_GUIDANCE_MARK: Final = "guidance_in.in_layer.weight"
 _MODULATION: Final = re.compile(r"(_mod|\.modulation)\.lin$")
 _DIFFUSERS_MARK: Final = "single_transformer_blocks.0.proj_mlp.weight"
 
@@ -80,8 +81,14 @@ def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> Tr
         axes: rotary widths, which leave no trace in the weights; None takes FLUX's proportions (1 : 3.5 : 3.5).
 
     Raises:
-        CheckpointError: tensors are missing, or their shapes are no transformer's.
+        CheckpointError: tensors are missing, their shapes are no transformer's, or guidance isn't embedded: in this
+            layout that is another model, which would not heed it.
     """
+    if _GUIDANCE_MARK not in source:
+        raise CheckpointError(
+            f"{source.label} has no {_GUIDANCE_MARK}, so it is not FLUX.1 Kontext [dev]: "
+            "FLUX.1 [schnell] and models made from it lack it, and can't be opened"
+        )
     with _sizes_of(f"{source.label} with axes {axes} of rekontext.json" if axes else source.label):
         width, channels = source.shape("img_in.weight", axes=2)
         (head_width,) = source.shape("single_blocks.0.norm.query_norm.scale", axes=1)
@@ -98,7 +105,6 @@ def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> Tr
             channels=channels,
             text_width=source.shape("txt_in.weight", axes=2)[1],
             pooled_width=source.shape("vector_in.in_layer.weight", axes=2)[1],
-            guidance_embedded="guidance_in.in_layer.weight" in source,
         )
 
 
