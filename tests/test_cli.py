@@ -76,7 +76,7 @@ def test_help_and_version(run: Run) -> None:
     """Both answer on standard output and succeed."""
     helped = run(["--help"])
     assert (helped.code, helped.err) == (0, "")
-    assert all(command in helped.out for command in ("edit", "serve", "doctor", "accounts", "keys", "credits"))
+    assert all(command in helped.out for command in ("edit", "serve", "backup", "restore", "doctor", "accounts"))
     assert run(["--version"]).out.startswith("rekontext ")
     assert "--aspect-ratio" in run(["edit", "--help"]).out
 

@@ -147,6 +147,28 @@ def doctor(model: Model = None) -> None:
     run_doctor(model=model)
 
 
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the copy: a new file.")],
+    data_dir: operate.DataDir = None,
+) -> None:
+    """Copy the SQLite database into a file, while the service goes on."""
+    from rekontext.cli.backup import run_backup
+
+    run_backup(to, data_dir=data_dir)
+
+
+@app.command()
+def restore(
+    copy: Annotated[Path, typer.Argument(metavar="FILE", help="What `rekontext backup` wrote.")],
+    data_dir: operate.DataDir = None,
+) -> None:
+    """Make a copy the SQLite database again; stop the service first. What was there is moved aside."""
+    from rekontext.cli.backup import run_restore
+
+    run_restore(copy, data_dir=data_dir)
+
+
 bench = typer.Typer(help="Measure this build.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

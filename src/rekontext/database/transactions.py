@@ -26,7 +26,7 @@ Synchronous = Literal["FULL", "NORMAL"]
 
 TRIES_MAX = 8
 _ALLOWED_URLS = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
-_DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup"
+_DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup (rekontext restore FILE)"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
 _READ_ONLY_SQLSTATE = "25006"
