@@ -400,12 +400,18 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     assert not any("api_key" in each for each in listed)
     assert json.loads(run(["keys", "revoke", made["id"], "--json"]).out)["revoked_at"] is not None
     assert json.loads(run(["credits", "add", "alice", "2.5", "--kind", "payment", "--json"]).out)["credits"] == 2.5
+    assert "or a correction of less" in run(["credits", "add", "alice", "-0.5"]).err
     run(["credits", "add", "alice", "-0.5", "--kind", "correction"])
     assert json.loads(run(["credits", "show", "alice", "--json"]).out)["available"] == 12
     [account] = json.loads(run(["accounts", "list", "--json"]).out)["accounts"]
     assert (account["id"], account["available"]) == (opened["id"], 12)
     assert opened["id"] in run(["accounts", "list"]).out
     assert "$12.00 can be spent" in run(["credits", "show", "alice"]).out
+    run(["credits", "add", "alice", "1000"])
+    assert "$12.00 can be spent" in run(["credits", "add", "alice", "-1000", "--kind", "correction"]).out
+    too_much = run(["credits", "add", "alice", "-13", "--kind", "correction"])
+    assert (too_much.code, too_much.err.count("\n")) == (2, 1)
+    assert "A correction can't take $13.00 away: $12.00 can be spent." in too_much.err
 
 
 def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:

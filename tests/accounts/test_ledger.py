@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from rekontext.accounts import (
     AccountUnknown,
     Balance,
+    CorrectionTooLarge,
     InsufficientCredits,
     SpendCapReached,
     integrity,
@@ -163,9 +164,28 @@ def test_a_correction_may_take_back_but_not_below_zero(books: Books) -> None:
     books.add(100)
     books.add(-30, "correction")
     assert books.balance.paid_micros == 70
-    with pytest.raises(InsufficientCredits):
+    with pytest.raises(CorrectionTooLarge, match=r"can't take \$0\.000071 away: \$0\.00007 can be spent\.$"):
         books.add(-71, "correction")
     assert books.balance.paid_micros == 70
+
+
+def test_a_correction_takes_back_a_grant_too(books: Books) -> None:
+    """Paid credits first, each book's part back to where it came from; what is held stays held."""
+    books.add(50)
+    books.add(1_000, "grant")
+    books.hold(40)
+    books.add(-200, "correction")
+    assert numbers(books.balance) == (810, 0, 40, 0)
+    with pytest.raises(CorrectionTooLarge, match=r"\$0\.00081 can be spent \(\$0\.00004 more are held for unfinished"):
+        books.add(-811, "correction")
+    books.add(-810, "correction")
+    books.add(7, "correction")
+    assert numbers(books.balance) == (0, 7, 40, 0)
+    books.settle("release")
+    assert numbers(books.balance) == (40, 7, 0, 0)
+    house = select(entries.c.book, func.sum(entries.c.amount_micros)).group_by(entries.c.book)
+    booked = books.database.read_sync(lambda tx: {book: int(total) for book, total in tx.execute(house)})
+    assert (booked["grants"], booked["payments"]) == (-40, -7)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,12 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     assert paid.json()["balance"] == {"credits": 5, "free_credits": 0.04, "held": 0, "available": 5.04}
     none = await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": -1})
     assert none.status_code == 400
+    set_right = {"amount": -5.03, "kind": "correction"}
+    taken = await client.post(f"/console/api/admin/accounts/{account}/credits", json=set_right)
+    assert taken.json()["balance"] == {"credits": 0, "free_credits": 0.01, "held": 0, "available": 0.01}
+    more = await client.post(f"/console/api/admin/accounts/{account}/credits", json=set_right)
+    assert (more.status_code, more.json()["code"]) == (409, "correction_too_large")
+    await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": 5.03})
     second = await client.post(f"/console/api/admin/accounts/{account}/keys", json={"name": "second"})
     assert second.json()["api_key"].startswith("rk_")
     nobody = await client.post("/console/api/admin/accounts/acc_nobody/keys", json={})
@@ -239,7 +245,7 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     everybody = (await client.get("/console/api/admin/requests")).json()["data"]
     assert [row["account_id"] for row in everybody] == [account]
     records = (await client.get("/console/api/admin/audit?limit=3")).json()["records"]
-    assert [each["action"] for each in records] == ["key.create", "credits.payment", "account.limits"]
+    assert [each["action"] for each in records] == ["key.create", "credits.grant", "credits.correction"]
     assert {each["actor"] for each in records} == {studio.key_id}
     older = (await client.get(f"/console/api/admin/audit?before={records[-1]['id']}")).json()["records"]
     assert older[0]["id"] < records[-1]["id"]

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, func, select, text
 
-from rekontext.accounts import InsufficientCredits, SpendCapReached, integrity, ledger
+from rekontext.accounts import CorrectionTooLarge, InsufficientCredits, SpendCapReached, integrity, ledger
 from rekontext.database import AccountId, Database, JobId
 from rekontext.database.tables import entries, jobs, metadata, transfers
 from rekontext.jobs import (
@@ -158,7 +158,7 @@ class History(RuleBasedStateMachine):
             self.database.transact_sync(
                 lambda tx: ledger.add(tx, account, -micros, source="correction", actor="test", now=now)
             )
-        except InsufficientCredits:
+        except CorrectionTooLarge:
             return
         self.paid_in -= micros
 

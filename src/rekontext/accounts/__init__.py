@@ -9,6 +9,7 @@ from rekontext.accounts.audit import AuditRecord
 from rekontext.accounts.errors import (
     AccountRefused,
     AccountUnknown,
+    CorrectionTooLarge,
     InsufficientCredits,
     KeyRefused,
     ModelNotAllowed,
@@ -38,6 +39,7 @@ __all__ = [
     "ApiKey",
     "AuditRecord",
     "Balance",
+    "CorrectionTooLarge",
     "InsufficientCredits",
     "KeyPolicy",
     "KeyRefused",

@@ -77,6 +77,22 @@ class InsufficientCredits(AccountRefused):
         self.price_micros = price_micros
 
 
+class CorrectionTooLarge(AccountRefused):
+    """The correction takes away more than can be spent."""
+
+    code = "correction_too_large"
+
+    def __init__(self, *, available_micros: int, held_micros: int, taken_micros: int) -> None:
+        held = f" ({format_usd(held_micros)} more are held for unfinished edits)" if held_micros else ""
+        super().__init__(
+            f"A correction can't take {format_usd(taken_micros)} away: "
+            f"{format_usd(available_micros)} can be spent{held}."
+        )
+        self.available_micros = available_micros
+        self.held_micros = held_micros
+        self.taken_micros = taken_micros
+
+
 class SpendCapReached(AccountRefused):
     """The account's monthly cap would be passed."""
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from rekontext.accounts.errors import AccountUnknown, InsufficientCredits, SpendCapReached
+from rekontext.accounts.errors import AccountUnknown, CorrectionTooLarge, InsufficientCredits, SpendCapReached
 from rekontext.accounts.money import AMOUNT_MICROS_MAX, format_usd
 from rekontext.database.tables import AccountId, JobId, balances, entries, transfers
 
@@ -151,18 +151,30 @@ def add(
 ) -> Balance:
     """Put credits on an account: bought ("payment"), given ("grant") or set right ("correction", may be negative).
 
+    A negative correction takes paid credits first, then free ones, each back to where they came from; what is held for
+    unfinished edits stays.
+
     Raises:
         AccountUnknown: there is no such account.
-        InsufficientCredits: the correction takes more than there is.
+        CorrectionTooLarge: the correction takes more than can be spent.
         ValueError: the amount is out of range.
     """
     if not 0 < (abs(amount_micros) if source == "correction" else amount_micros) <= AMOUNT_MICROS_MAX:
-        raise ValueError(f"{format_usd(amount_micros)} can't be added as a {source}; allowed: more than $0.00")
-    held = lock(tx, account)
+        raise ValueError(
+            f"{format_usd(amount_micros)} can't be added as a {source}; "
+            "allowed: more than $0.00, or a correction of less"
+        )
+    before = lock(tx, account)
+    if before.available_micros + amount_micros < 0:
+        raise CorrectionTooLarge(
+            available_micros=before.available_micros, held_micros=before.held_micros, taken_micros=-amount_micros
+        )
     own, house = _BOOKS_OF[source]
-    if held.paid_micros + amount_micros < 0:
-        raise InsufficientCredits(available_micros=held.paid_micros, price_micros=-amount_micros)
-    _post(tx, account, source, {own: amount_micros, house: -amount_micros}, amount_micros, None, actor, note, now)
+    rest = min(before.paid_micros + amount_micros, 0) if source == "correction" else 0
+    changes: dict[Book, int] = {own: amount_micros - rest, house: rest - amount_micros}
+    if rest:
+        changes |= {"free": rest, "grants": -rest}
+    _post(tx, account, source, changes, amount_micros, None, actor, note, now)
     return balance(tx, account)
 
 

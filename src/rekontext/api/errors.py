@@ -23,6 +23,7 @@ from starlette.routing import Match
 from rekontext.accounts import (
     AccountRefused,
     AccountUnknown,
+    CorrectionTooLarge,
     InsufficientCredits,
     KeyRefused,
     ModelNotAllowed,
@@ -242,6 +243,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
     AccountUnknown: 404,
     InsufficientCredits: 406,
     SpendCapReached: 406,
+    CorrectionTooLarge: 409,
     NameTaken: 409,
     TooManyKeys: 409,
     JobUnknown: 404,

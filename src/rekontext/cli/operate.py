@@ -152,7 +152,10 @@ def add_credits(
     account: AccountName,
     amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="US dollars, such as 10 or 0.5.")],
     kind: Annotated[
-        Kind, typer.Option(help="Bought, given, or set right; only a correction may be negative.")
+        Kind,
+        typer.Option(
+            help="Bought, given, or set right. A negative correction takes paid credits first, then given ones."
+        ),
     ] = Kind.grant,
     note: Annotated[str, typer.Option(help="For the books.")] = "",
     data_dir: DataDir = None,

@@ -70,7 +70,7 @@ export function accounts(place) {
       about: `${money(account.balance.available)} can be spent.`,
       submit: "Put on the account",
       fields: [
-        { name: "amount", label: "Amount", kind: "number", help: "In US dollars. Only a correction may be negative." },
+        { name: "amount", label: "Amount", kind: "number", help: "In US dollars. Only a correction may be negative: it takes paid credits first, then free ones." },
         {
           name: "kind",
           label: "Kind",
