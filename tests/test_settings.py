@@ -110,6 +110,46 @@ def test_a_slip_of_the_pen_in_dotenv_is_found() -> None:
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('A=1\n\n# b\nREKONTEXT_DATABASE_URL="postgresql://geheim\nB=2\n', "line 4 of "),
+        ("REKONTEXT_SECRET='geheim\n", "line 1 of "),
+        ('REKONTEXT_SECRET="geheim"geheim\n', "line 1 of "),
+        ("REKONTEXT_SECRET geheim\n", "line 1 of "),
+        ('A="geheim\nREKONTEXT_DATABASE_URL="geheim"\n', "line 1 of "),
+        ('A=1\n\n\nB="geheim\nREKONTEXT_MODEL="\n', "value at line 4 of "),
+        ("A='geheim\nexport REKONTEXT_MODEL=x'\n", "value at line 1 of "),
+    ],
+)
+def test_a_line_of_dotenv_that_would_be_left_out_stops_the_start(content: str, says: str) -> None:
+    """Else a service starts on another database than it was told. The line isn't shown: it may hold a secret."""
+    Path(".env").write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert says in str(caught.value)
+    assert str(Path(".env").absolute()) in str(caught.value)
+    assert "geheim" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dotenv_may_have_what_others_put_there() -> None:
+    """Comments, exports, quotes, and other programs' values over several lines."""
+    lines = [
+        "# a comment",
+        "",
+        'export REKONTEXT_PORT="81"  # mine',
+        "REKONTEXT_HOST='b'",
+        'KEY="-----BEGIN',
+        "abc=",
+        '-----END"',
+        "REKONTEXT_MODEL=it's",
+    ]
+    Path(".env").write_text("\n".join(lines))
+    settings = load_settings()
+    assert (settings.port, settings.host, settings.model) == (81, "b", "it's")
+
+
 def test_every_setting_has_a_variable() -> None:
     """No field is out of reach, and only ours are taken."""
     names = [variable(name) for name in Settings.model_fields]

@@ -7,7 +7,9 @@ directory, its default here. Knows nothing of what the values are used for.
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from ipaddress import ip_network
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
@@ -28,6 +31,8 @@ _DAY: Final = 24 * _HOUR
 
 _SECRET_CHARACTERS_MIN: Final = 32
 _STORES: Final = ("file", "s3", "gs", "az")
+_DOTENV: Final = ".env"
+_SWALLOWED: Final = re.compile(rf"^\s*(?:export\s+)?{PREFIX}\w+\s*=", re.MULTILINE | re.IGNORECASE)
 _PRIVATE: Final = ("secret", "database_url", "rate_limits_url")
 """Settings whose values are never shown: they are secrets, or may hold a password."""
 
@@ -45,7 +50,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=_DOTENV,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -201,7 +206,7 @@ def load_settings(**flags: object) -> Settings:
     """Read the settings. A flag that is None was not given.
 
     Raises:
-        SettingsError: a value is wrong, or a `REKONTEXT_*` name is none of ours.
+        SettingsError: a value is wrong, a `REKONTEXT_*` name is none of ours, or a line of .env can't be read.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     strangers = unknown_names([*os.environ, *_dotenv_names()])
@@ -226,9 +231,30 @@ def variable(setting: str) -> str:
 
 def _dotenv_names() -> Iterable[str]:
     try:
-        return DotEnvSettingsSource(Settings, env_file=".env").env_vars
+        if Path(_DOTENV).is_file():
+            _require_readable(Path(_DOTENV).read_text(encoding="utf-8"))
+        return DotEnvSettingsSource(Settings, env_file=_DOTENV).env_vars
     except (OSError, UnicodeDecodeError) as fault:
         raise SettingsError(f"the .env file can't be read: {fault}") from fault
+
+
+def _require_readable(dotenv: str) -> None:
+    """Stop at a line that would be left out: without its setting, a start might make a new, empty database.
+
+    Raises:
+        SettingsError: the sentence has the line's number, and nothing of the line, which may hold a secret.
+    """
+    for binding in parse_stream(io.StringIO(dotenv)):
+        text = binding.original.string.lstrip()
+        line = binding.original.line + binding.original.string.removesuffix(text).count("\n")
+        where = f"line {line} of {Path(_DOTENV).absolute()}"
+        if binding.error:
+            raise SettingsError(
+                f"{where} can't be read; allowed: NAME=VALUE, with a quote at both ends of the value or at none"
+            )
+        # A quote that is closed by another line's makes one value of both.
+        if _SWALLOWED.search(text.partition("\n")[2]):
+            raise SettingsError(f"the value at {where} has the lines of other settings in it: close its quote")
 
 
 def _unknown(strangers: list[str]) -> str:
