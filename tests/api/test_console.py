@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from rekontext.accounts import keys
+from rekontext.contract import EditRefused
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
@@ -202,6 +203,7 @@ async def test_admin_is_for_admins(studio: Studio) -> None:
             ("POST", "accounts"),
             ("GET", "queue"),
             ("GET", "requests"),
+            ("GET", "requests/0"),
             ("GET", "audit"),
             ("GET", f"accounts/{studio.account}/keys"),
             ("POST", f"accounts/{studio.account}/keys"),
@@ -249,6 +251,43 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     assert {each["actor"] for each in records} == {studio.key_id}
     older = (await client.get(f"/console/api/admin/audit?before={records[-1]['id']}")).json()["records"]
     assert older[0]["id"] < records[-1]["id"]
+
+
+async def test_an_admin_looks_up_a_customer_s_request(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """By the id that the customer has from `x-request-id`, whole and in the list, with what an operator asks first."""
+    opened = (await client.post("/console/api/admin/accounts", json={"name": "alice", "credits": 1})).json()
+    account = opened["account"]["id"]
+    async with studio.client(opened["api_key"]) as alice:
+        done = (await alice.post(V1, json=GOOD)).headers["x-request-id"]
+        studio.fleet.fault = EditRefused("not this one")
+        failed = (await alice.post(V1, json=GOOD)).headers["x-request-id"]
+        found = (await alice.get(f"/console/api/requests?search= {failed} ")).json()["data"]
+        assert [row["request_id"] for row in found] == [failed]
+        assert "account_id" not in found[0]
+        refused = await alice.get(f"/console/api/admin/requests/{failed}")
+        assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing")
+    own = await client.get(f"/console/api/requests?search={failed}")
+    assert own.json()["data"] == []
+
+    whole = (await client.get(f"/console/api/admin/requests/{failed}")).json()
+    asked = {"account_id": account, "attempt": 1, "faults": 0, "worker": None, "error_code": "edit_refused"}
+    assert {name: whole[name] for name in asked} == asked
+    assert whole["parameters"]["guidance"] == 7.0
+    for query, ids in (
+        (f"search={failed}", [failed]),
+        (f"account_id={account}", [failed, done]),
+        (f"account_id={account}&search=NIGHT&status=COMPLETED", [done]),
+        (f"account_id={studio.account}", []),
+        (f"account_id={studio.account}&search={failed}", []),
+        ("account_id=acc_nobody", []),
+    ):
+        page = (await client.get(f"/console/api/admin/requests?{query}")).json()
+        assert [row["request_id"] for row in page["data"]] == ids, query
+        assert page["total"] == len(ids)
+    row = (await client.get(f"/console/api/admin/requests?search={failed}")).json()["data"][0]
+    assert {name: row[name] for name in asked} == asked
+    nothing = await client.get("/console/api/admin/requests/0")
+    assert (nothing.status_code, nothing.json()["code"]) == (404, "request_not_found")
 
 
 async def test_a_limit_that_isn_t_sent_stays(client: httpx2.AsyncClient, studio: Studio) -> None:

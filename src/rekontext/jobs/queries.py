@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, or_, select
 
 from rekontext.database import AccountId, JobId
 from rekontext.database.tables import jobs
@@ -114,6 +114,7 @@ def history(
     states: Sequence[State] = (),
     model_contains: str | None = None,
     prompt_contains: str | None = None,
+    or_is: JobId | None = None,
     accepted_from: datetime | None = None,
     accepted_before: datetime | None = None,
     sort_by: Literal["accepted_at", "model", "price"] = "accepted_at",
@@ -125,6 +126,7 @@ def history(
 
     Args:
         model_contains, prompt_contains: to be found in it; capitals or not is the same, on both databases.
+        or_is: the job with this id is found whatever its prompt.
 
     Raises:
         ValueError: the page or its size is out of range.
@@ -141,7 +143,8 @@ def history(
     if model_contains:
         conditions.append(jobs.c.model.icontains(model_contains, autoescape=True))
     if prompt_contains:
-        conditions.append(jobs.c.parameters["prompt"].as_string().icontains(prompt_contains, autoescape=True))
+        has_words = jobs.c.parameters["prompt"].as_string().icontains(prompt_contains, autoescape=True)
+        conditions.append(has_words if or_is is None else or_(has_words, jobs.c.id == or_is))
     if accepted_from is not None:
         conditions.append(jobs.c.accepted_at >= accepted_from)
     if accepted_before is not None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from rekontext.api.parts import Parts
 from rekontext.api.rows import Rows, day_end, day_start, page
 from rekontext.database import AccountId, JobId
-from rekontext.jobs import State, history, queries
+from rekontext.jobs import Job, State, history, queries
 
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 PageSize = Annotated[int, Query(ge=1, le=100)]
@@ -43,6 +43,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/requests", summary="Everybody's requests")
     async def all_requests(
         request: Request,
+        account_id: Annotated[str | None, Query(max_length=64)] = None,
         status: State | None = None,
         model: str | None = None,
         accepted_from: Annotated[date | None, Query(alias="from")] = None,
@@ -52,7 +53,24 @@ def add(routes: APIRouter, parts: Parts) -> None:
         per_page: PageSize = 20,
     ) -> dict[str, object]:
         await parts.caller(request, "admin")
-        return await _page(request, None, status, model, accepted_from, accepted_to, search, page_number, per_page)
+        return await _page(
+            request,
+            None if account_id is None else AccountId(account_id),
+            status,
+            model,
+            accepted_from,
+            accepted_to,
+            search,
+            page_number,
+            per_page,
+            is_operator=True,
+        )
+
+    @routes.get("/admin/requests/{request_id}", summary="Anybody's request, whole")
+    async def any_request(request: Request, request_id: str) -> dict[str, object]:
+        await parts.caller(request, "admin")
+        job = await parts.database.read(lambda tx: queries.get(tx, JobId(request_id)))
+        return _rows(request).whole(job) | _for_operators(job)
 
     def _rows(request: Request) -> Rows:
         return Rows(documents=parts.documents, origin=parts.origins.of(request))
@@ -67,6 +85,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         search: str | None,
         number: int,
         size: int,
+        *,
+        is_operator: bool = False,
     ) -> dict[str, object]:
         found = await parts.database.read(
             lambda tx: history(
@@ -75,6 +95,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
                 states=() if status is None else (status,),
                 model_contains=model,
                 prompt_contains=search,
+                or_is=JobId(search.strip()) if search else None,
                 accepted_from=None if first is None else day_start(first),
                 accepted_before=None if last is None else day_end(last),
                 page=number,
@@ -82,6 +103,17 @@ def add(routes: APIRouter, parts: Parts) -> None:
             )
         )
         rows = _rows(request)
-        if account is None:
-            return page(found, lambda job: rows.console(job) | {"account_id": job.account}, number=number, size=size)
+        if is_operator:
+            return page(found, lambda job: rows.console(job) | _for_operators(job), number=number, size=size)
         return page(found, rows.console, number=number, size=size)
+
+
+def _for_operators(job: Job) -> dict[str, object]:
+    """What an operator asks first of a request that is another account's. The worker is known while the job runs."""
+    return {
+        "account_id": job.account,
+        "attempt": job.attempt,
+        "faults": job.faults,
+        "worker": job.worker,
+        "error_code": job.error_code,
+    }

@@ -18,7 +18,8 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
         load(1);
       },
     },
-    field("Prompt", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt" })),
+    field("Search", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt, or an id" })),
+    isAdmin && field("Account", h("input.input", { name: "account_id", placeholder: "acc_…" })),
     field(
       "Status",
       h(
@@ -62,7 +63,7 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
       },
     ].filter(Boolean);
     return [
-      table(title, columns, found.data, { open: isAdmin ? null : openRequest, empty: "No request matches." }),
+      table(title, columns, found.data, { open: (row) => openRequest(row, base), empty: "No request matches." }),
       pager(found, load),
     ];
   });
@@ -80,12 +81,12 @@ function thumbnail(row) {
     : h("span.row-picture", {});
 }
 
-function openRequest({ request_id: id }) {
+function openRequest({ request_id: id }, base) {
   dialog(
     "Request",
     () => {
       const place = h("div.form", {}, loading());
-      getJson(`console/api/requests/${id}`).then(
+      getJson(`${base}/${id}`).then(
         (row) => fill(place, whole(row)),
         (fault) => fill(place, failed(fault)),
       );
@@ -125,6 +126,9 @@ function whole(row) {
             `${metrics.steps}${metrics.passes < metrics.steps ? `, ${metrics.passes} computed` : ""}`,
           ],
           ["Request id", h("code", {}, row.request_id)],
+          row.account_id && ["Account", h("code", {}, row.account_id)],
+          row.worker && ["Worker", h("code", {}, row.worker)],
+          row.faults > 0 && ["Faults of ours", String(row.faults)],
         ]),
         h(
           "div.row-start",
