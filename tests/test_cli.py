@@ -270,6 +270,17 @@ def test_doctor_tries_the_store_and_the_rate_limits(monkeypatch: pytest.MonkeyPa
     assert "set REKONTEXT_RATE_LIMITS_URL" in _findings("broken")["rate limits"]
 
 
+def test_doctor_tries_the_store_in_the_data_folder_too() -> None:
+    """It may be another disk than the folder's, or another user's. One that isn't there is left to the first start."""
+    assert "(to be made)" in _findings("ok")["store"]
+    assert not Path("data").exists()
+    Path("data/store").mkdir(parents=True)
+    assert "written, read and removed" in _findings("ok")["store"]
+    assert list(Path("data/store").iterdir()) == []
+    Path("data/store/doctor").write_bytes(b"in the way")
+    assert f"{Path.cwd()}/data/store: the store could not write" in _findings("broken")["store"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

@@ -266,15 +266,17 @@ def _store(settings: Settings) -> Finding:
         await store.get(_TRIED_KEY)
         await store.delete(_TRIED_KEY)
 
-    subject, name = "store", variable("store_url")
-    if settings.store_url is None:  # the disk's own finding says whether it can be written
-        return Finding(subject=subject, verdict="ok", says=f"{settings.data_dir.absolute() / 'store'}")
+    subject, folder = "store", settings.data_dir.absolute() / "store"
+    if settings.store_url is None and not folder.exists():  # made by the first start; the disk's finding says if it can
+        return Finding(subject=subject, verdict="ok", says=f"{folder} (to be made)")
+    where = "" if settings.store_url else f"{folder}: "
     try:
         asyncio.run(try_it())
     except Exception as fault:  # each store fails in ways of its own
         why = str(fault).strip().partition("\n")[0] or type(fault).__name__
-        return Finding(subject=subject, verdict="broken", says=f"{why}; see {name} and the store's credentials")
-    return Finding(subject=subject, verdict="ok", says="an object can be written, read and removed")
+        todo = f"see {variable('store_url')} and the store's credentials" if settings.store_url else "let this user write there"
+        return Finding(subject=subject, verdict="broken", says=f"{where}{why}; {todo}")
+    return Finding(subject=subject, verdict="ok", says=f"{where}an object can be written, read and removed")
 
 
 def _memory(settings: Settings) -> Finding:
