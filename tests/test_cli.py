@@ -381,6 +381,39 @@ def test_serve_ends_with_0_when_it_is_told_to(served: subprocess.Popen[str]) -> 
     assert served.wait(timeout=30) == 0
 
 
+def _greeting(*options: str) -> str:
+    """What a server says before it loads its model, which here takes for ever; then it is killed."""
+    script = (
+        "import sys, threading\n"
+        "from rekontext.cli import main\n"
+        "from rekontext.fleet import LocalFleet\n"
+        "LocalFleet._open = lambda self: threading.Event().wait()\n"
+        "main(['serve', '--port', '0', *sys.argv[1:]])\n"
+    )
+    command = [sys.executable, "-c", script, *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}) as process:
+        watchdog = Timer(60, process.kill)
+        watchdog.start()
+        try:
+            return _read_until(process, "Loading")
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def test_the_greeting_names_an_account_that_there_is(run: Run) -> None:
+    """And how to make the admin key that an account opened before the first start doesn't have."""
+    run(["accounts", "create", "team one"])
+    said = _greeting()
+    assert "For another API key: rekontext keys create 'team one'" in said
+    assert "There is no admin key: add --scope admin --scope edit --scope read" in said
+    made = run(["keys", "create", "team one", "--scope", "admin", "--scope", "edit", "--scope", "read", "--json"])
+    assert json.loads(made.out)["scopes"] == ["admin", "edit", "read"]
+    assert "admin" not in _greeting()
+    run(["keys", "revoke", json.loads(made.out)["id"]])
+    assert "There is no admin key" in _greeting()
+
+
 def test_serve_need_not_wait_for_a_model_that_is_being_loaded() -> None:
     """Which takes minutes for a large one; here it takes for ever."""
     script = (

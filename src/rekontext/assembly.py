@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI
+from sqlalchemy import Connection
 
 from rekontext import __version__
-from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, parse_usd, peppers
+from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, peppers, registry
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
 from rekontext.api.documents import Documents
@@ -59,12 +60,16 @@ class Service:
 
     Attributes:
         first_key: of the account that was made because there was none; to be shown this once.
+        oldest_account: its name.
+        is_administered: whether there is an open key with the scope admin.
         drain: lets running edits end, for `shutdown_grace_s`; begun once, however often it is asked for.
     """
 
     app: FastAPI
     parts: Parts
     first_key: NewKey | None
+    oldest_account: str
+    is_administered: bool
     drain: Callable[[], asyncio.Task[None]]
 
     def hang_up(self) -> None:
@@ -333,12 +338,24 @@ def assemble(
     # Last: a start that fails must not make a key that nobody gets to see.
     acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
     first_credits = _micros(settings.first_credits_usd)
+
+    def open_first(tx: Connection) -> tuple[NewKey | None, str, bool]:
+        first_key = acts.open_first(tx, credits_micros=first_credits)
+        return first_key, registry.oldest(tx).name, keys.is_administered(tx, now=clock.now())
+
     try:
-        first_key = database.transact_sync(lambda tx: acts.open_first(tx, credits_micros=first_credits))
+        first_key, oldest_account, is_administered = database.transact_sync(open_first)
     except PepperChanged as fault:
         database.close()
         raise wrong_secret(settings) from fault
-    return Service(app=app, parts=parts, first_key=first_key, drain=drain)
+    return Service(
+        app=app,
+        parts=parts,
+        first_key=first_key,
+        oldest_account=oldest_account,
+        is_administered=is_administered,
+        drain=drain,
+    )
 
 
 def _tariff(settings: Settings) -> Tariff:

@@ -215,3 +215,22 @@ def test_a_policy_that_means_nothing_is_refused(policy: dict[str, object], compl
     """By the name of the field."""
     with pytest.raises(ValueError, match=complaint):
         KeyPolicy(**policy)  # type: ignore[arg-type]
+
+
+def test_whether_somebody_may_administer(make: Maker) -> None:
+    """Only an open key counts, and only its scope: a name may say anything."""
+
+    def is_administered() -> bool:
+        return make.database.read_sync(lambda tx: keys.is_administered(tx, now=make.clock.now()))
+
+    make(KeyPolicy(name='"admin"'))
+    assert not is_administered()
+    brief = KeyPolicy(scopes=frozenset({"admin"}), expires_at=make.clock.now() + timedelta(seconds=60))
+    make(brief)
+    assert is_administered()
+    make.clock.advance(60)
+    assert not is_administered()
+    key = make(KeyPolicy(scopes=frozenset({"edit", "read", "admin"}))).key
+    assert is_administered()
+    make.database.transact_sync(lambda tx: keys.revoke(tx, key.id, now=make.clock.now()))
+    assert not is_administered()

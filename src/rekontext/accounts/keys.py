@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, Self, get_args
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Text, bindparam, cast, func, insert, select, update
 
 from rekontext.accounts.errors import AccountUnknown, KeyRefused, ModelNotAllowed, ScopeMissing
 from rekontext.database.tables import AccountId, KeyId, api_keys
@@ -224,9 +224,14 @@ def of_account(tx: Connection, account: AccountId) -> Sequence[ApiKey]:
 
 def count_open(tx: Connection, account: AccountId, *, now: datetime) -> int:
     """How many of the account's keys open something."""
-    is_open = api_keys.c.revoked_at.is_(None) & (api_keys.c.expires_at.is_(None) | (api_keys.c.expires_at > now))
-    query = select(func.count()).select_from(api_keys).where(api_keys.c.account_id == account, is_open)
+    query = select(func.count()).select_from(api_keys).where(api_keys.c.account_id == account, _is_open(now))
     return tx.execute(query).scalar_one()
+
+
+def is_administered(tx: Connection, *, now: datetime) -> bool:
+    """Whether any account has an open key with the scope admin."""
+    is_admin = cast(api_keys.c.scopes, Text).contains('"admin"')
+    return tx.execute(select(api_keys.c.id).where(_is_open(now), is_admin).limit(1)).first() is not None
 
 
 def get(tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
@@ -254,6 +259,10 @@ def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | No
         return found
     tx.execute(update(api_keys).where(api_keys.c.id == key).values(revoked_at=now))
     return replace(found, revoked_at=now)
+
+
+def _is_open(now: datetime) -> ColumnElement[bool]:
+    return api_keys.c.revoked_at.is_(None) & (api_keys.c.expires_at.is_(None) | (api_keys.c.expires_at > now))
 
 
 def _check_bounds(policy: KeyPolicy) -> None:

@@ -138,6 +138,12 @@ def every(tx: Connection) -> Sequence[Account]:
     return [Account(**row) for row in tx.execute(query).mappings()]
 
 
+def oldest(tx: Connection) -> Account:
+    """The account that was opened first, where there is any."""
+    query = select(accounts).order_by(accounts.c.created_at, accounts.c.id).limit(1)
+    return Account(**tx.execute(query).mappings().one())
+
+
 def set_limits(tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
     """Replace the limits that are given; None lifts the cap, or takes the service's default.
 

@@ -274,7 +274,11 @@ def _store(settings: Settings) -> Finding:
         asyncio.run(try_it())
     except Exception as fault:  # each store fails in ways of its own
         why = str(fault).strip().partition("\n")[0] or type(fault).__name__
-        todo = f"see {variable('store_url')} and the store's credentials" if settings.store_url else "let this user write there"
+        todo = (
+            f"see {variable('store_url')} and the store's credentials"
+            if settings.store_url
+            else "let this user write there"
+        )
         return Finding(subject=subject, verdict="broken", says=f"{where}{why}; {todo}")
     return Finding(subject=subject, verdict="ok", says=f"{where}an object can be written, read and removed")
 

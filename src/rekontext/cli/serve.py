@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rekontext.api.http1 import make_room, server_config
-from rekontext.api.logs import configure
+from rekontext.api.logs import configure, printable
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import ModelCard
@@ -136,7 +137,10 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
         lines.append(f'It may do everything, on the account "owner" with ${settings.first_credits_usd} of credits.')
         lines.append(f"It is kept in {escape(str(settings.data_dir))} as a hash only; write it down.")
     else:
-        lines.append("For another API key: rekontext keys create owner")
+        another = f"rekontext keys create {shlex.quote(printable(service.oldest_account))}"
+        lines.append(f"For another API key: {escape(another)}")
+        if not service.is_administered:
+            lines.append("There is no admin key: add --scope admin --scope edit --scope read to make one.")
     lines.append(f"Loading {escape(settings.model)} …")
     return "\n".join(lines)
 
