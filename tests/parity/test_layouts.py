@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -338,7 +339,7 @@ def test_a_broken_file_says_what_is_wrong(
 )
 @pytest.mark.parametrize("layout", ["folder", "file"])
 def test_parts_of_different_models_are_not_opened_together(
-    folder: Path, single: Path, tmp_path: Path, part: str, other: dict[str, int], message: str, layout: str
+    folder: Path, single: Path, tmp_path: Path, part: str, other: dict[str, Any], message: str, layout: str
 ) -> None:
     """Each opens by itself; the first edit would fail."""
     stranger, copy = tmp_path / "stranger", tmp_path / "copy"
