@@ -517,12 +517,22 @@ def test_servers_on_free_ports_have_names_of_their_own(run: Run, monkeypatch: py
 
 def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:
     """One line with the reason and exit code 1, not a server that is never ready."""
-    command = [*SCRIPT, "serve", "--model", "./nowhere", "--port", "0"]
+    Path("empty").mkdir()
+    command = [*SCRIPT, "serve", "--model", "./empty", "--port", "0"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: the model ./nowhere can't be loaded")
+    assert last.startswith("error: the model ./empty can't be loaded")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nope", "nowhere.safetensors", "~/no/where", "~nobody-here/x", "a/b/c"])
+def test_a_model_that_is_not_there_stops_serve_before_a_key_is_made(run: Run, name: str) -> None:
+    """The key is shown once, by a start that ends well."""
+    outcome = run(["serve", "--model", name, "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert f"the model {name} can't be loaded: there is no such folder or file" in outcome.err
+    assert not Path("data").exists()
 
 
 def test_serve_says_when_the_port_is_taken(run: Run) -> None:

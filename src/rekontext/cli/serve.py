@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shlex
 import signal
 import socket
@@ -27,6 +28,7 @@ from rekontext.secret import SecretError
 from rekontext.settings import KEY_VARIABLE, Settings, SettingsError, load_settings
 
 _BACKLOG = 2048
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LAST_ANSWERS_S = 5
 
 
@@ -46,12 +48,13 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
     """Serve until SIGINT or SIGTERM; running edits then get `shutdown_grace_s` to end.
 
     Raises:
-        CommandFailed: a setting is wrong, the address is taken, or the model can't be loaded.
+        CommandFailed: a setting is wrong, the address is taken, or the model isn't there or can't be loaded.
     """
     try:
         settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
+    _require_model(settings.model)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
     loaded: list[ModelCard] = []
@@ -104,6 +107,19 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
         return assemble(settings, fleet=fleet, on_ready=ready, on_broken=stop)
     except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
+
+
+def _require_model(model: str) -> None:
+    """Stop at a path that isn't there, before the first start makes a key. All else is the engine's to find out.
+
+    Raises:
+        CommandFailed: it is no path that exists, and can't be a hub id.
+    """
+    path = os.path.expanduser(model)  # noqa: PTH111 - Path's own raises for a "~name" whose home isn't known
+    if model == "mini" or _HUB_ID.fullmatch(model) or Path(path).exists():
+        return
+    why = "there is no such folder or file, and it is no hub id (owner/name)"
+    raise CommandFailed(f"the model {model} can't be loaded: {why}", exit_code=1)
 
 
 def _listen(settings: Settings) -> socket.socket:
