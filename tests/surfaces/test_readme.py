@@ -37,25 +37,43 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.mark.parametrize(("language", "holding"), [("sh", "curl"), ("python", "requests.post")])
-def test_the_first_request_works_as_written(language: str, holding: str, served: Served, tmp_path: Path) -> None:
-    """From the folder of a clone, with the key in the environment, it leaves the edited photo behind."""
+def run_sample(
+    language: str, holding: str, served: Served, folder: Path, *, key: str
+) -> subprocess.CompletedProcess[str]:
+    """From the folder of a clone, with this key in the environment."""
     if language == "sh" and shutil.which("curl") is None:
         pytest.skip("curl is missing")
     code = sample(language, holding)
     assert ORIGIN in code
-    (tmp_path / "src").symlink_to(ROOT / "src")
+    (folder / "src").symlink_to(ROOT / "src")
     interpreter = ["sh", "-e", "-c"] if language == "sh" else [sys.executable, "-c"]
-    done = subprocess.run(
+    return subprocess.run(
         [*interpreter, code.replace(ORIGIN, served.url)],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "REKONTEXT_KEY": served.key},
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "REKONTEXT_KEY": key},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+FIRST = pytest.mark.parametrize(("language", "holding"), [("sh", "curl"), ("python", "requests.post")])
+
+
+@FIRST
+def test_the_first_request_works_as_written(language: str, holding: str, served: Served, tmp_path: Path) -> None:
+    """It leaves the edited photo behind."""
+    done = run_sample(language, holding, served, tmp_path, key=served.key)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "night.png") as picture:
         assert picture.format == "PNG"
         picture.load()
+
+
+@FIRST
+def test_the_first_request_fails_aloud(language: str, holding: str, served: Served, tmp_path: Path) -> None:
+    """Without a key, which is the first mistake that one makes, what is left behind is no success."""
+    done = run_sample(language, holding, served, tmp_path, key="")
+    assert done.returncode != 0
+    assert "401" in done.stderr

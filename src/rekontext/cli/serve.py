@@ -164,8 +164,8 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
 def _ready(card: ModelCard, url: str) -> str:
     size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} on {card.device}"
     return (
-        f"[green]Ready[/]: {escape(card.name)}, {size}. Try it:\n"
-        f'  curl {url}/v1/flux-kontext-dev -H "x-api-key: ${KEY_VARIABLE}" \\\n'
+        f"[green]Ready[/]: {escape(card.name)}, {size}. Try it in another terminal, with a key in {KEY_VARIABLE}:\n"
+        f'  curl --fail-with-body {url}/v1/flux-kontext-dev -H "x-api-key: ${KEY_VARIABLE}" \\\n'
         '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png'
     )
 
