@@ -185,6 +185,13 @@ def _findings(verdict: str) -> dict[str, str]:
     return {each.subject: each.says for each in examine("/nowhere/model") if each.verdict == verdict}
 
 
+def test_doctor_looks_where_serve_would(run: Run) -> None:
+    """The data folder is a flag of both."""
+    run(["accounts", "create", "alice", "--data-dir", "kept"])
+    said = run(["doctor", "--model", "/nowhere/model", "--data-dir", "kept"]).out
+    assert f"{Path.cwd()}/kept/rekontext.db" in "".join(said.split())
+
+
 def test_doctor_opens_the_database(run: Run) -> None:
     """A file that is there may still be damaged."""
     assert "to be made" in _findings("ok")["database"]
@@ -458,6 +465,25 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     assert "A correction can't take $13.00 away: $12.00 can be spent." in too_much.err
 
 
+def test_keys_and_accounts_are_listed_for_narrow_windows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a pipe there are 80 columns: whatever is copied or looked for stands whole on a line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    first = json.loads(run(["accounts", "create", "alice", "--json"]).out)
+    options = ["--scope", "read", "--scope", "edit", "--scope", "admin", "--requests-per-minute", "600"]
+    made = json.loads(run(["keys", "create", "alice", "--expires-in-days", "30", *options, "--json"]).out)
+    run(["keys", "revoke", first["key_id"]])
+    revoked_at = json.loads(run(["keys", "list", "alice", "--json"]).out)["keys"][0]["revoked_at"]
+    lines = run(["keys", "list", "alice"]).out.splitlines()
+    assert lines[0] == f"{first['key_id']}  revoked {revoked_at}"
+    assert lines[1:3] == [f"  {first['api_key'][: len(made['hint'])]}…  edit, read; answers image", "  default"]
+    assert lines[3] == f"{made['id']}  open until {made['expires_at']}"
+    assert lines[4] == f"  {made['hint']}…  admin, edit, read; 600 requests a minute; answers image"
+    listed = run(["accounts", "list"]).out.splitlines()
+    assert listed[0].startswith(f"{first['id']}  opened ")
+    assert listed[1:] == ["  $0.00 can be spent", "  alice"]
+    assert max(map(len, [*lines, *listed])) <= 80
+
+
 def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
     """Whoever holds a key names those that it makes; operators list them."""
     run(["accounts", "create", "alice"])
@@ -483,6 +509,8 @@ def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
             "less than or equal to 36500",
         ),
         (["keys", "create", "bob", "--expires-in-days", "nan"], "'--expires-in-days'"),
+        (["keys", "create", "bob", "--expires-in-days", "0"], "--expires-in-days is 0: the key would never open"),
+        (["keys", "create", "bob", "--expires-in-days", "1e-12"], "--expires-in-days is 1e-12"),
     ],
 )
 def test_an_operator_s_mistake_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:

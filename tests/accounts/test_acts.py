@@ -36,7 +36,7 @@ def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Act
 
     def more(tx: Connection) -> None:
         made = acts.create_key(tx, account.id, KeyPolicy(name="ci"))
-        acts.revoke_key(tx, made.key.id)
+        assert acts.revoke_key(tx, made.key.id) == acts.revoke_key(tx, made.key.id)
         acts.add_credits(tx, account.id, 7, source="payment", note="invoice 1")
         acts.set_limits(tx, account.id, monthly_cap_micros=1_000_000, in_flight_max=3)
 

@@ -111,7 +111,10 @@ class Acts:
         return made
 
     def revoke_key(self, tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
-        """Close a key for good. Raises as `keys.revoke`."""
+        """Close a key for good; one that is closed stays as it is. Raises as `keys.revoke`."""
+        found = keys.get(tx, key, account=account)
+        if found.revoked_at is not None:
+            return found
         revoked = keys.revoke(tx, key, now=self.now(), account=account)
         self._record(tx, "key.revoke", key, account=revoked.account)
         return revoked

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Connection
 
 from rekontext.accounts import (
@@ -70,7 +68,8 @@ def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
 
     found = _transact(data_dir, look)
     rows = [_account(account) | _balance(balance) for account, balance in found]
-    _say_table(as_json, "accounts", rows, ("id", "name", "available", "held", "created_at"))
+    blocks = [_account_block(account, balance) for account, balance in found] or ["There is no account."]
+    _say(as_json, {"accounts": rows}, "\n".join(blocks))
 
 
 def webhook_secret(account: str, *, replace: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -103,7 +102,7 @@ def create_key(
         sync_response=sync_response,
         requests_per_minute=requests_per_minute,
         models=frozenset(models) or None,
-        expires_at=None if expires_in_days is None else SystemClock().now() + timedelta(days=expires_in_days),
+        expires_at=None if expires_in_days is None else SystemClock().now() + _life(expires_in_days),
     )
     made = _transact(data_dir, lambda tx, acts: acts.create_key(tx, registry.find(tx, account).id, policy))
     _say(as_json, _key(made.key) | {"api_key": made.secret}, f"API key: {made.secret}\n{_ONCE}")
@@ -112,8 +111,9 @@ def create_key(
 def list_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     """An account's keys, without the keys themselves."""
     found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id))
-    rows = [_key(each) for each in found]
-    _say_table(as_json, "keys", rows, ("id", "name", "hint", "scopes", "sync_response", "expires_at", "revoked_at"))
+    now = SystemClock().now()
+    blocks = [_key_block(each, now) for each in found] or ["The account has no API key."]
+    _say(as_json, {"keys": [_key(each) for each in found]}, "\n".join(blocks))
 
 
 def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
@@ -150,8 +150,7 @@ def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir:
 def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     """What an account has."""
     balance = _transact(data_dir, lambda tx, _: ledger.balance(tx, registry.find(tx, account).id))
-    held = f", {format_usd(balance.held_micros)} more are held for unfinished edits" if balance.held_micros else ""
-    _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent{held}.")
+    _say(as_json, _balance(balance), f"{_spendable(balance)}.")
 
 
 def _settings(data_dir: Path | None) -> Settings:
@@ -208,6 +207,13 @@ def _transact(
         database.close()
 
 
+def _life(days: float) -> timedelta:
+    life = timedelta(days=days)
+    if not life:
+        raise CommandFailed(f"--expires-in-days is {days:g}: the key would never open anything; allowed: more than 0")
+    return life
+
+
 def _policy(**values: Any) -> KeyPolicy:
     try:
         return KeyPolicy(**values)
@@ -259,30 +265,32 @@ def _key(key: ApiKey) -> dict[str, object]:
     }
 
 
+def _spendable(balance: Balance) -> str:
+    held = f", {format_usd(balance.held_micros)} more are held for unfinished edits" if balance.held_micros else ""
+    return f"{format_usd(balance.available_micros)} can be spent{held}"
+
+
+def _account_block(account: Account, balance: Balance) -> str:
+    """For narrow windows and pipes: what may be long, its name, has a line of its own."""
+    return f"{account.id}  opened {moment(account.created_at)}\n  {_spendable(balance)}\n  {printable(account.name)}"
+
+
+def _key_block(key: ApiKey, now: datetime) -> str:
+    """As `_account_block`."""
+    policy = key.policy
+    if key.revoked_at is not None:
+        state = f"revoked {moment(key.revoked_at)}"
+    elif policy.expires_at is None:
+        state = "open"
+    else:
+        state = f"{'open until' if policy.expires_at > now else 'expired'} {moment(policy.expires_at)}"
+    what = ", ".join(sorted(policy.scopes))
+    if policy.requests_per_minute is not None:
+        what += f"; {policy.requests_per_minute} requests a minute"
+    if policy.models is not None:
+        what += f"; {', '.join(sorted(policy.models))} only"
+    return f"{key.id}  {state}\n  {key.hint}…  {what}; answers {policy.sync_response}\n  {printable(policy.name)}"
+
+
 def _say(as_json: bool, document: Mapping[str, object], sentence: str) -> None:
     typer.echo(json.dumps(document) if as_json else sentence)
-
-
-def _say_table(as_json: bool, name: str, rows: Sequence[Mapping[str, object]], shown: Sequence[str]) -> None:
-    if as_json:
-        typer.echo(json.dumps({name: list(rows)}))
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in shown:
-        table.add_column(
-            column.replace("_", " "), overflow="fold", no_wrap=column == "id", min_width=_widest(column, rows)
-        )
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in shown))
-    Console(highlight=False, markup=False).print(table)
-
-
-def _widest(column: str, rows: Sequence[Mapping[str, object]]) -> int | None:
-    """Ids are copied from the table, so they stay whole in a narrow window."""
-    return max((len(str(row[column])) for row in rows), default=None) if column == "id" else None
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(value)
-    return "" if value is None else printable(str(value))

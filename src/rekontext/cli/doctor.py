@@ -41,13 +41,13 @@ class Finding:
     says: str
 
 
-def run_doctor(*, model: str | None) -> None:
+def run_doctor(*, model: str | None, data_dir: Path | None) -> None:
     """Print what was found.
 
     Raises:
         CommandFailed: something is broken (exit code 1).
     """
-    findings = list(examine(model))
+    findings = list(examine(model, data_dir))
     table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "what was found"):
         table.add_column(heading, overflow="fold")
@@ -59,11 +59,11 @@ def run_doctor(*, model: str | None) -> None:
         raise CommandFailed(f"broken: {', '.join(broken)}; the lines above say what to do", exit_code=1)
 
 
-def examine(model: str | None) -> Iterator[Finding]:
+def examine(model: str | None, data_dir: Path | None = None) -> Iterator[Finding]:
     """Look at everything; each finding stands by itself."""
     yield Finding(subject="python", verdict="ok", says=f"{platform.python_version()} at {sys.executable}")
     try:
-        settings = load_settings(model=model)
+        settings = load_settings(model=model, data_dir=data_dir)
     except SettingsError as fault:
         yield Finding(subject="settings", verdict="broken", says=str(fault))
         return

@@ -140,11 +140,11 @@ def gallery(
 
 
 @app.command()
-def doctor(model: Model = None) -> None:
+def doctor(model: Model = None, data_dir: operate.DataDir = None) -> None:
     """Check whether this machine is ready, and say what to do where it is not."""
     from rekontext.cli.doctor import run_doctor
 
-    run_doctor(model=model)
+    run_doctor(model=model, data_dir=data_dir)
 
 
 @app.command()

@@ -151,7 +151,7 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
         lines.append(f"Your API key, shown this once: [bold]{first.secret}[/]")
         lines.append(f"  export {KEY_VARIABLE}={first.secret}")
         lines.append(f'It may do everything, on the account "owner" with ${settings.first_credits_usd} of credits.')
-        lines.append(f"It is kept in {escape(str(settings.data_dir))} as a hash only; write it down.")
+        lines.append("It is kept as a hash only; write it down.")
     else:
         another = f"rekontext keys create {shlex.quote(printable(service.oldest_account))}"
         lines.append(f"For another API key: {escape(another)}")
