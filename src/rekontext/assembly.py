@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -28,9 +29,11 @@ from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
 from rekontext.api.posting import WebhookPost
+from rekontext.api.room import Room
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
+from rekontext.database.copies import sqlite_file
 from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper, Workbench
 from rekontext.pictures import (
     AllowList,
@@ -250,6 +253,7 @@ def assemble(
         dispatcher=dispatcher,
         deliverer=deliverer,
         objects=store,
+        room=Room(_folders(settings)),
         fleet=fleet,
         forecast=forecast,
         edits=edits,
@@ -356,6 +360,14 @@ def assemble(
         is_administered=is_administered,
         drain=drain,
     )
+
+
+def _folders(settings: Settings) -> list[Path]:
+    """Where the database and the pictures are, of those that are on this machine's disks."""
+    file = sqlite_file(settings.database)
+    folders = [] if file is None else [file.parent]
+    scheme, _, place = settings.store.partition("://")
+    return [*folders, Path(place)] if scheme == "file" else folders
 
 
 def _tariff(settings: Settings) -> Tariff:

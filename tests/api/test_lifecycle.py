@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any, Final
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import httpx2
 import orjson
@@ -12,7 +15,7 @@ import pytest
 from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
-from rekontext.api import health
+from rekontext.api import health, room
 from rekontext.contract import EditRefused, EngineFault
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
@@ -227,6 +230,54 @@ async def test_nothing_is_ready_without_the_database(studio: Studio, monkeypatch
         assert (answer.json()["not_ready"], answer.headers["retry-after"]) == (["database"], "1")
         assert neither.json()["not_ready"] == ["model", "database"]
         assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_nothing_is_ready_on_a_full_disk(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database still reads; but no edit can be accepted. When there is room again, that is seen."""
+    tried: list[Path] = []
+
+    def full(*, dir: Path) -> BinaryIO:
+        tried.append(dir)
+        return Path("/dev/full").open("wb")
+
+    now_s = 0.0
+    monkeypatch.setattr(studio.service.parts.room, "_monotonic", lambda: now_s)
+    async with studio.open() as client:
+        assert (await client.get("/readyz")).status_code == 200
+        with monkeypatch.context() as broken:
+            broken.setattr("rekontext.api.room.tempfile.TemporaryFile", full)
+            assert (await client.get("/readyz")).status_code == 200, "the outcome counts for a while"
+            now_s += room.KEPT_S
+            answers = [await client.get("/readyz") for _ in range(3)]
+            assert (answers[0].status_code, answers[0].json()["not_ready"]) == (503, ["disk"])
+            assert answers[0].json()["error"] == "The disk is full or can't be written."
+            assert tried == [studio.options.data_dir], "one trial is enough for some seconds"
+        now_s += room.KEPT_S
+        assert (await client.get("/readyz")).status_code == 200
+    assert not list(studio.options.data_dir.glob("tmp*"))
+
+
+async def test_a_folder_that_is_gone_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is tried; a disk that hangs is tried by one at a time, and said to be full meanwhile."""
+    assert await room.Room([]).is_there()
+    assert await room.Room([tmp_path]).is_there()
+    assert not await room.Room([tmp_path, tmp_path / "gone"]).is_there()
+    trials = 0
+    may_go_on = threading.Event()
+
+    def hang(_folders: Sequence[Path]) -> bool:
+        nonlocal trials
+        trials += 1
+        return may_go_on.wait(10)
+
+    monkeypatch.setattr(room, "_all_take", hang)
+    monkeypatch.setattr(room, "LOOK_S_MAX", 0.01)
+    hanging = room.Room([tmp_path])
+    assert [await hanging.is_there() for _ in range(2)] == [False, False]
+    monkeypatch.setattr(room, "LOOK_S_MAX", 10.0)
+    may_go_on.set()
+    assert await hanging.is_there()
+    assert trials == 1
 
 
 async def test_readiness_is_told_soon_when_the_database_says_nothing(

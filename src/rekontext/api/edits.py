@@ -287,10 +287,11 @@ class Edits:
             raise DeadlineUnmeetable(deadline_s=deadline_s, finish_s=estimate.finish_s)
 
 
-Missing = Literal["model", "database"]
+Missing = Literal["model", "database", "disk"]
 _MISSING: Final[dict[Missing, str]] = {
     "model": "the model is still loading; edits sent now wait for it",
     "database": "the database can't be reached",
+    "disk": "the disk is full or can't be written",
 }
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from rekontext.api.documents import shown_name
 from rekontext.api.edits import Missing, NotReady
+from rekontext.api.room import Room
 from rekontext.contract import Fleet
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.tables import accounts
@@ -31,7 +32,7 @@ class Ready(BaseModel):
     parameters: int
 
 
-def router(fleet: Fleet, database: Database) -> APIRouter:
+def router(fleet: Fleet, database: Database, room: Room) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
     @routes.get("/healthz", summary="The process is alive")
@@ -40,14 +41,16 @@ def router(fleet: Fleet, database: Database) -> APIRouter:
 
     @routes.get(
         "/readyz",
-        summary="The model is loaded and the database answers",
-        responses={503: {"description": "`not_ready` lists what is missing: model, database"}},
+        summary="The model is loaded, the database answers, and there is room to write",
+        responses={503: {"description": "`not_ready` lists what is missing: model, database, disk"}},
     )
     async def readyz() -> Ready:
-        has_database = await _answers(database)
+        has_database, has_room = await asyncio.gather(_answers(database), room.is_there())
         missing: list[Missing] = [] if fleet.is_ready else ["model"]
         if not has_database:
             missing.append("database")
+        if not has_room:
+            missing.append("disk")
         if missing:
             raise NotReady(missing)
         card = fleet.card

@@ -15,6 +15,7 @@ from rekontext.api.forecast import Forecast
 from rekontext.api.links import Links
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
+from rekontext.api.room import Room
 from rekontext.contract import Fleet
 from rekontext.database import Database
 from rekontext.jobs import Deliverer, Desk, Dispatcher, Objects
@@ -52,6 +53,7 @@ class Parts:
     dispatcher: Dispatcher
     deliverer: Deliverer
     objects: Objects
+    room: Room
     fleet: Fleet
     forecast: Forecast
     edits: Edits
