@@ -19,7 +19,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-_COMPANIONS: Final = ("-wal", "-shm")
+_COMPANIONS: Final = ("-wal", "-shm", "-journal")
 # SQLite's own locks: every connection has a part of these bytes (https://www.sqlite.org/fileformat2.html#lockbyte).
 _LOCK_OFFSET: Final = 0x4000_0000
 _LOCK_BYTES: Final = 512
