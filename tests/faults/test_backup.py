@@ -149,10 +149,12 @@ def test_a_backup_is_put_where_nothing_was(studio: Studio, tmp_path: Path) -> No
     assert rekontext(data_dir, "restore", good).returncode == 0
     assert [path.name for path in data_dir.iterdir()] == [DATABASE]
     (data_dir / DATABASE).write_bytes(b"not a database at all" * 1000)
+    (data_dir / f"{DATABASE}-journal").write_bytes(b"of it")
     assert rekontext(data_dir, "restore", good).returncode == 0
     shutil.copy(studio.options.data_dir / "secret", data_dir)
     assert studio.account in rekontext(data_dir, "accounts", "list").stdout
-    assert len(list(data_dir.glob("replaced-*"))) == 1
+    [folder] = data_dir.glob("replaced-*")
+    assert sorted(files(folder)) == [DATABASE, f"{DATABASE}-journal"]
 
 
 def test_postgresql_is_left_to_its_own_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
