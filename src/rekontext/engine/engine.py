@@ -336,9 +336,9 @@ class Engine:
         except BaseException as fault:
             _log.exception("the engine broke")
             with self._changed:
-                self.broken.set_exception(fault)
                 for ticket in list(self._tickets.values()):
                     self._fail(ticket, EngineBroken(f"the engine broke: {type(fault).__name__}: {fault}"))
+                self.broken.set_exception(fault)
 
     def _loop(self) -> None:
         """The thread's work: drop what was cancelled, start what is due, run one step, again."""
