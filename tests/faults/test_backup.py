@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, select
 
 from rekontext.accounts import integrity, ledger
 from rekontext.assembly import open_database
+from rekontext.cli import main
 from rekontext.database.tables import jobs
 from tests.api.studio import Studio
 from tests.faults.server import settings
@@ -25,6 +27,7 @@ from tests.faults.test_server_killed import GOOD, ROOT, running
 pytestmark = pytest.mark.anyio
 
 DATABASE: Final = "rekontext.db"
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def rekontext(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -38,6 +41,21 @@ def rekontext(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedPro
         text=True,
         timeout=60,
     )
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The same in this process, for what needs no other: a process takes seconds to start."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def run(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments), "--data-dir", str(data_dir)])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(arguments, ended.value.code, out, err)
+
+    return run
 
 
 def state(data_dir: Path) -> tuple[list[str], int]:
@@ -112,11 +130,11 @@ async def test_what_is_restored_after_a_kill_is_the_backup(studio: Studio, tmp_p
     assert state(elsewhere) == ([*before, *after], 10_000_000 - 5 * 40_000)
 
 
-def test_a_copy_that_is_no_good_is_not_put_back(studio: Studio, tmp_path: Path) -> None:
+def test_a_copy_that_is_no_good_is_not_put_back(studio: Studio, tmp_path: Path, here: Command) -> None:
     """The database stays as it is, and the line names the file."""
     data_dir = studio.options.data_dir
     good = tmp_path / "good.db"
-    assert rekontext(data_dir, "backup", good).returncode == 0
+    assert here(data_dir, "backup", good).returncode == 0
     damaged, strange, newer = (tmp_path / name for name in ("damaged.db", "strange.db", "newer.db"))
     content = bytearray(good.read_bytes())
     content[-8192:] = b"\xa5" * 8192
@@ -134,7 +152,7 @@ def test_a_copy_that_is_no_good_is_not_put_back(studio: Studio, tmp_path: Path) 
         (tmp_path / "nothing.db", "there is no file"),
         (data_dir / "secret", "can't be copied"),
     ):
-        outcome = rekontext(data_dir, "restore", copy)
+        outcome = here(data_dir, "restore", copy)
         assert (outcome.stdout, outcome.stderr.count("\n")) == ("", 1)
         assert outcome.returncode > 0
         assert str(copy) in outcome.stderr
@@ -142,26 +160,26 @@ def test_a_copy_that_is_no_good_is_not_put_back(studio: Studio, tmp_path: Path) 
         assert sorted(path.name for path in data_dir.iterdir()) == there
 
 
-def test_a_backup_is_put_where_nothing_was(studio: Studio, tmp_path: Path) -> None:
+def test_a_backup_is_put_where_nothing_was(studio: Studio, tmp_path: Path, here: Command) -> None:
     """On a new machine, say; a damaged database is moved aside like any other."""
     good, data_dir = tmp_path / "good.db", tmp_path / "new"
-    assert rekontext(studio.options.data_dir, "backup", good).returncode == 0
-    assert rekontext(data_dir, "restore", good).returncode == 0
+    assert here(studio.options.data_dir, "backup", good).returncode == 0
+    assert here(data_dir, "restore", good).returncode == 0
     assert [path.name for path in data_dir.iterdir()] == [DATABASE]
     (data_dir / DATABASE).write_bytes(b"not a database at all" * 1000)
     (data_dir / f"{DATABASE}-journal").write_bytes(b"of it")
-    assert rekontext(data_dir, "restore", good).returncode == 0
+    assert here(data_dir, "restore", good).returncode == 0
     shutil.copy(studio.options.data_dir / "secret", data_dir)
-    assert studio.account in rekontext(data_dir, "accounts", "list").stdout
+    assert studio.account in here(data_dir, "accounts", "list").stdout
     [folder] = data_dir.glob("replaced-*")
     assert sorted(files(folder)) == [DATABASE, f"{DATABASE}-journal"]
 
 
-def test_postgresql_is_left_to_its_own_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_postgresql_is_left_to_its_own_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Command) -> None:
     """Both commands say which."""
     monkeypatch.setenv("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/b")
     for command in ("backup", "restore"):
-        outcome = rekontext(tmp_path, command, tmp_path / "copy.db")
+        outcome = here(tmp_path, command, tmp_path / "copy.db")
         assert outcome.returncode == 2
         assert "pg_dump" in outcome.stderr
         assert "geheim" not in outcome.stderr
