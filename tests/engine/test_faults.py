@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import NotFinite
+from rekontext.engine.costs import CostModel
 from rekontext.engine.engine import EngineBroken
 from rekontext.engine.placement import is_out_of_memory
 from rekontext.engine.preview import Previewer
@@ -116,19 +116,18 @@ def test_what_a_failed_pass_held_is_free_though_its_caller_keeps_the_error(
 
 def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that has just started would refuse deadlines and promise minutes."""
-    honest, passes = stages.velocities, [0]
+    honest, learned = CostModel.learn, []
 
-    def velocities(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
-        passes[0] += 1
-        if passes[0] == 1:
-            time.sleep(3)
-        return honest(model, edits)
+    def learn(self: CostModel, stage: str, tokens: int, seconds: float) -> None:
+        if stage == "step":
+            learned.append((tokens, seconds))
+        honest(self, stage, tokens, seconds)
 
-    monkeypatch.setattr(stages, "velocities", velocities)
+    monkeypatch.setattr(CostModel, "learn", learn)
     monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
     with Engine.open(str(folder), device="cpu", compiled=True) as engine:
-        assert len(engine.costs.seconds["step"]) == 2
-        assert max(engine.costs.seconds["step"].values()) < 2
+        assert len(learned) == 4, "each of two shapes once while it compiles, and once more"
+        assert engine.costs.seconds["step"] == dict(learned[2:])
 
 
 def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
