@@ -32,7 +32,7 @@ from sklearn.datasets import load_sample_image
 from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
-from rekontext.engine.checkpoint import mini_folder
+from rekontext.models import mini_folder
 from tests.parity.asking import asked_of_diffusers
 from tests.small_model import Shape, build
 

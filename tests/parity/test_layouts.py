@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from rekontext.engine import CheckpointError, checkpoint
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.memory import Sizes
+from rekontext.models import is_hub_id
 from tests.small_model import SHAPES, Shape, build
 
 State = dict[str, Tensor]
@@ -375,6 +377,24 @@ def test_no_such_model(name: str) -> None:
     """What begins as a path does is one, even if it would else pass for owner/name."""
     with pytest.raises(CheckpointError, match=f"no model at '{name}'"):
         opened(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "black-forest-labs/FLUX.1-Kontext-dev",
+        *(f"o/{name}" for name in ("a", "_", "a.b", "a-b", ".a", "a.", "-a", "a-", "a--b", "a..b", "a.git", "a b", "")),
+        *("o", "o/a/b", "/a", "-o/a", "o-/a", "o.git/a", "o--p/a", "o/" + "a" * 96, "o/" + "a" * 97),
+    ],
+)
+def test_hub_ids_are_those_that_the_hub_allows(name: str) -> None:
+    """As its library has it, which a service without the engine does without."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not is_hub_id(name)
+    else:
+        assert is_hub_id(name) is (name.count("/") == 1)
 
 
 def opened(model: str) -> Parts:

@@ -11,7 +11,7 @@ import pytest
 
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.engine import Engine
-from rekontext.models import mini_path
+from rekontext.models import mini_folder
 from training.edits import EDITS, KNOWN
 from training.exam import ASKED, Mark, autoencoder_alone, exact, judge, photos, picture_of, psnr
 from training.photos import Pixels
@@ -62,7 +62,7 @@ def test_tonal_edits_come_close_to_the_exact_ones(marks: list[Mark]) -> None:
 
 
 def test_the_autoencoder_alone_keeps_the_photos() -> None:
-    assert np.mean(autoencoder_alone(mini_path())) >= 29
+    assert np.mean(autoencoder_alone(mini_folder())) >= 29
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_every_aspect_ratio_gives_a_picture_of_the_photo(engine: Engine, aspect_
 def test_plain_diffusers_loads_the_model_unchanged() -> None:
     from diffusers import FluxKontextPipeline
 
-    pipeline = FluxKontextPipeline.from_pretrained(mini_path())
+    pipeline = FluxKontextPipeline.from_pretrained(mini_folder())
     assert pipeline.transformer.config.guidance_embeds
 
 
 def test_the_model_is_small_enough_to_ship() -> None:
-    assert sum(file.stat().st_size for file in mini_path().rglob("*") if file.is_file()) <= BYTES_MAX
+    assert sum(file.stat().st_size for file in mini_folder().rglob("*") if file.is_file()) <= BYTES_MAX

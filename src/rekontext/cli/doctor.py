@@ -20,6 +20,7 @@ from rich.table import Table
 
 from rekontext import __version__
 from rekontext.cli.failure import CommandFailed
+from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 
 Verdict = Literal["ok", "note", "broken"]
@@ -106,25 +107,23 @@ def _device(settings: Settings) -> Finding:
             says=f"{settings.device} was asked for and torch sees no GPU; install a driver or unset REKONTEXT_DEVICE",
         )
     says = f"no GPU; {os.cpu_count()} CPU cores, enough for mini only"
-    return Finding(subject="device", verdict="ok" if settings.model == "mini" else "note", says=says)
+    return Finding(subject="device", verdict="ok" if settings.model == MINI else "note", says=says)
 
 
 def _model(settings: Settings) -> Finding:
     """Opens a model that is cheap to open; of a large one only looks whether it is there."""
-    if settings.model != "mini":
+    if settings.model != MINI:
         return _large_model(settings.model)
     from rekontext.engine import Engine
 
     try:
-        card = Engine.open("mini", device="cpu").card
+        card = Engine.open(MINI, device="cpu").card
     except ValueError as fault:
         return Finding(subject="model", verdict="broken", says=f"mini: {fault}; install rekontext again")
     return Finding(subject="model", verdict="ok", says=f"mini opens: {card.parameters / 1e6:.1f} M parameters")
 
 
 def _large_model(name: str) -> Finding:
-    from rekontext.engine.checkpoint import is_hub_id, local_path
-
     path = local_path(name)
     if path.exists():
         return Finding(subject="model", verdict="ok", says=f"{path} is there (not opened)")
@@ -144,7 +143,7 @@ def _gpu_memory(settings: Settings) -> Finding:
     import torch
 
     from rekontext.engine import CheckpointError
-    from rekontext.engine.checkpoint import local_path, model_sizes
+    from rekontext.engine.checkpoint import model_sizes
     from rekontext.engine.fp8 import missing_units
     from rekontext.engine.memory import Sizes, plans
 
@@ -162,7 +161,7 @@ def _gpu_memory(settings: Settings) -> Finding:
     possible = plans(sizes, free_bytes, has_fp8=not missing_units(torch.device("cuda")))
     fitting = [plan for plan in possible if plan.fits]
     table = "; ".join(f"{plan} ({'fits' if plan.fits else 'does not fit'})" for plan in possible)
-    if not fitting and settings.model != "mini":
+    if not fitting and settings.model != MINI:
         return Finding(
             subject=subject, verdict="broken", says=f"{whose} does not fit: {table}; free memory or take a larger GPU"
         )
@@ -287,7 +286,7 @@ def _memory(settings: Settings) -> Finding:
     free = _available_memory_bytes()
     if free is None:
         return Finding(subject="memory", verdict="note", says="this system does not tell how much is free")
-    if settings.model == "mini" and free < _MINI_NEEDS_BYTES:
+    if settings.model == MINI and free < _MINI_NEEDS_BYTES:
         needed = _MINI_NEEDS_BYTES / _GIB
         return Finding(
             subject="memory",

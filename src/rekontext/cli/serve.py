@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import shlex
 import signal
 import socket
@@ -24,11 +23,11 @@ from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet
+from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
 from rekontext.settings import KEY_VARIABLE, Settings, SettingsError, load_settings
 
 _BACKLOG = 2048
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LAST_ANSWERS_S = 5
 
 
@@ -115,8 +114,7 @@ def _require_model(model: str) -> None:
     Raises:
         CommandFailed: it is no path that exists, and can't be a hub id.
     """
-    path = os.path.expanduser(model)  # noqa: PTH111 - Path's own raises for a "~name" whose home isn't known
-    if model == "mini" or _HUB_ID.fullmatch(model) or Path(path).exists():
+    if model == MINI or is_hub_id(model) or local_path(model).exists():
         return
     why = "there is no such folder or file, and it is no hub id (owner/name)"
     raise CommandFailed(f"the model {model} can't be loaded: {why}", exit_code=1)

@@ -13,11 +13,9 @@ A `rekontext.json` beside the weights may carry what no published layout has: se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from math import gcd, prod
 from pathlib import Path
 from types import NoneType
@@ -28,7 +26,6 @@ from accelerate import cpu_offload  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
@@ -45,8 +42,8 @@ from rekontext.engine.memory import Placement, Sizes
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from rekontext.models import MINI, is_hub_id, local_path, mini_folder
 
-MINI: Final = "mini"
 KONTEXT_HUB_ID: Final = "black-forest-labs/FLUX.1-Kontext-dev"
 TEXT_FOLDERS: Final = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 """Of CLIP, its tokenizer, T5, its tokenizer."""
@@ -144,11 +141,6 @@ class Parts:
     placement: Placement = field(default_factory=Placement)
 
 
-def mini_folder() -> Path:
-    """Where the embedded model lies, in diffusers' layout."""
-    return Path(str(resources.files("rekontext") / "models" / MINI))
-
-
 def open_model(
     model: str,
     *,
@@ -166,20 +158,6 @@ def open_model(
         if where.is_dir():
             return _open_folder(where, name, device, dtype, placement)
         return _open_file(where, device, dtype, placement)
-
-
-def local_path(model: str) -> Path:
-    """Where a model lies if its name is a path; nothing need be there."""
-    return Path(os.path.expanduser(model))  # noqa: PTH111 - Path's own raises for a "~name" whose home isn't known
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a name is owner/name as the hub allows it; one that begins as paths do isn't."""
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return model.count("/") == 1 and model[0] not in "./~"
 
 
 def facts_of(model: str) -> Facts:
@@ -527,7 +505,7 @@ def _download(hub_id: str) -> Path:
     """Fetch a hub repository (or take it from the local cache), safetensors in its folders and configuration only."""
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*/*.safetensors", "*.model", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"the model {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
             "check the name, the network, and for gated models that HF_TOKEN is set"

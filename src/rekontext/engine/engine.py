@@ -46,7 +46,7 @@ from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.batching import Batching, BatchMode
 from rekontext.engine.canvas import PIXELS_PER_TOKEN
-from rekontext.engine.checkpoint import MINI, Parts
+from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
@@ -57,6 +57,7 @@ from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
 from rekontext.engine.tuning import choose_attention, choose_gelu, costs_file_of
+from rekontext.models import MINI
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
 """Until the first step was measured."""

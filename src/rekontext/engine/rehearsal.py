@@ -23,7 +23,6 @@ from PIL import Image
 
 from rekontext.contract import AspectRatio, EditRequest, Preview, Progress
 from rekontext.engine.canvas import Canvas
-from rekontext.engine.checkpoint import MINI
 from rekontext.engine.edit import plan
 from rekontext.engine.engine import Engine
 from rekontext.engine.placement import open_placed
@@ -31,6 +30,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.replay import GREEDY, STEP_SECONDS, Arrival, Load, Outcome, Promise, Verdict, compare
 from rekontext.engine.scheduler import Policy
 from rekontext.engine.ticket import Ticket
+from rekontext.models import MINI
 
 _CANVAS: Final = Canvas(area=128 * 128)
 _PHOTO: Final = Image.radial_gradient("L").convert("RGB")
