@@ -20,6 +20,7 @@ from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import NotFinite
 from rekontext.engine.costs import CostModel
+from rekontext.engine.device import DeviceLost
 from rekontext.engine.engine import EngineBroken
 from rekontext.engine.placement import is_out_of_memory
 from rekontext.engine.preview import Previewer
@@ -67,19 +68,19 @@ def test_a_broken_engine_ends_every_edit_and_takes_no_more(
         raise RuntimeError("an illegal memory access was encountered")
 
     def raises(*_: object, **__: object) -> None:
-        raise EngineBroken("no device any more")
+        raise DeviceLost("no device any more")
 
     monkeypatch.setattr(stages, "velocities", velocities)
     tickets = [engine.submit(request()) for _ in range(3)]
     assert begun.wait(60)
     if where == "device":
-        monkeypatch.setattr(engine, "_need_device", raises)
+        monkeypatch.setattr(engine._device, "need", raises)
     else:
         monkeypatch.setattr(engine._scheduler, "next", raises)
     may_go_on.set()
     faults = [ticket.future.exception(60) for ticket in tickets]
     assert sum(isinstance(fault, EngineBroken) and "no device any more" in str(fault) for fault in faults) == 2
-    assert isinstance(engine.broken.exception(60), EngineBroken)
+    assert isinstance(engine.broken.exception(60), DeviceLost)
     with pytest.raises(EngineBroken):
         engine.submit(request())
 
@@ -151,11 +152,11 @@ def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
     monkeypatch.setattr(stages, "prepare", prepared)
     monkeypatch.setattr(stages, "velocities", velocities)
     with ThreadPoolExecutor(1) as side:
-        monkeypatch.setattr(engine, "_side", side)
+        monkeypatch.setattr(engine._device, "_second", side)
         first, second = engine.submit(request("first")), engine.submit(request("second", steps=50))
         assert first.result(60).steps == 4
         assert second.result(60).steps == 50
-    monkeypatch.setattr(engine, "_side", None)
+    monkeypatch.setattr(engine._device, "_second", None)
     assert was_prepared_in_time == [True]
 
 

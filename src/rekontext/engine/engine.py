@@ -1,9 +1,8 @@
 """The engine: an opened model, the thread that owns its device, and the edits that are under way on it.
 
 One thread runs transformer steps, one at a time, of whichever edit the scheduler names (and of others of its shape,
-where a shared pass was measured to pay). Everything around the steps (encoding, decoding) runs on a GPU beside it, on
-a second thread, so that the device's main work doesn't wait for it; on a CPU between steps, on the same thread, which
-then has all cores.
+where a shared pass was measured to pay). Everything around the steps (encoding, decoding) runs beside them: see
+`device.py`.
 
 Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract`.
 """
@@ -14,16 +13,14 @@ import logging
 import secrets
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Final
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -49,6 +46,7 @@ from rekontext.engine.canvas import PIXELS_PER_TOKEN
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
+from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
 from rekontext.engine.memory import STARTED_EDITS_MAX, Plan
 from rekontext.engine.placement import Holding, free_memory, is_out_of_memory, open_placed
@@ -109,14 +107,7 @@ class Engine:
         self._changed = Condition()
         self._is_closing = False
         self._short_of_memory: list[Callable[[], None]] = []
-        self._side: ThreadPoolExecutor | None = None
-        self._side_stream: torch.cuda.Stream | None = None
-        self._between: deque[Callable[[], None]] = deque()
-        if transformer.device.type == "cuda":
-            self._side = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-side")
-            self._side_stream = torch.cuda.Stream(transformer.device)
-            # Weights were written on the opener's stream; the engine's streams wait for nobody.
-            torch.cuda.synchronize(transformer.device)
+        self._device = Device(transformer.device)
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -179,12 +170,12 @@ class Engine:
             compile_blocks(self.model.transformer, cache_file=compile_cache)
         choose_gelu(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
         self._save_costs()
-        if not compiled and self._side_stream is None:
+        if not compiled and not self._device.has_second:
             return
         # What these take says what compiling and loading kernels takes, not what an edit does.
         known = deepcopy(self.costs.seconds)
         self.warm_up()
-        if compiled and self._side_stream is not None and self._batching.mode != "off":
+        if compiled and self._device.has_second and self._batching.mode != "off":
             self._warm_up_together()
         self.costs.seconds = known
         if compiled:
@@ -310,7 +301,7 @@ class Engine:
         request = EditRequest(id="", prompt="", photo=None, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
         plan = stages.plan(self.model, request)
         stages.velocities(self.model, [stages.prepare(self.model, request, plan) for _ in range(2)])
-        self._synchronize()
+        self._device.synchronize()
         self.forget()
 
     def forget(self) -> None:
@@ -326,8 +317,7 @@ class Engine:
                 ticket.is_cancelled = True
             self._changed.notify_all()
         self._thread.join()
-        if self._side is not None:
-            self._side.shutdown(wait=True)
+        self._device.close()
         self._save_costs()
 
     def _run(self) -> None:
@@ -346,19 +336,19 @@ class Engine:
         while True:
             if self._short_of_memory:
                 self._fall()
-            while self._between:
-                self._between.popleft()()
+            while self._device.between:
+                self._device.between.popleft()()
             with self._changed:
                 self._drop_cancelled()
                 ticket = self._next_step()
-                while ticket is None and not self._short_of_memory and not self._between:
+                while ticket is None and not self._short_of_memory and not self._device.between:
                     if self._is_closing and not self._tickets:
                         return
                     self._changed.wait()
                     self._drop_cancelled()
                     ticket = self._next_step()
                 # What waits between steps may turn out to be shorter than the edit whose turn it would be.
-                group = [] if ticket is None or self._between else self._group(ticket)
+                group = [] if ticket is None or self._device.between else self._group(ticket)
             if group:
                 self._step(group)
 
@@ -400,7 +390,7 @@ class Engine:
         """On a GPU: prepare who comes after, while steps run; one at a time, and a place stays free for a newcomer."""
         tickets = self._tickets.values()
         if (
-            self._side is None
+            not self._device.has_second
             or any(each.is_beside and each.edit is None for each in tickets)
             or sum(each.is_started for each in tickets) >= STARTED_EDITS_MAX - 1
         ):
@@ -420,7 +410,7 @@ class Engine:
         started = time.perf_counter()
         try:
             is_measured = self._pass(edits)
-            self._synchronize()
+            self._device.synchronize()
             held.clear()
         except Exception as error:
             is_short = is_out_of_memory(error)
@@ -433,12 +423,12 @@ class Engine:
                 else:
                     self._fail(group[0], error)
                 if is_short and not self._short_of_memory:
-                    self._between.append(lambda: free_memory(self.model.transformer.device))
+                    self._device.between.append(lambda: free_memory(self.model.transformer.device))
             # The caller keeps the error, which keeps this frame.
             held.clear()
             edits.clear()
             traceback.clear_frames(error.__traceback__)
-            self._need_device(error)
+            self._device.need(error)
             return
         took_s = (time.perf_counter() - started) / len(group)
         news: list[tuple[Ticket, Progress]] = []
@@ -476,7 +466,7 @@ class Engine:
                 shape,
                 alone=lambda: [stages.velocities(self.model, [edit])[0] for edit in edits],
                 together=lambda: stages.velocities(self.model, edits),
-                clock=self._clock,
+                clock=self._device.clock,
             )
         else:
             found = stages.velocities(self.model, edits)
@@ -489,8 +479,7 @@ class Engine:
         request = replace(ticket.request, photo=unpark(ticket.parked))
         edit = stages.prepare(self.model, request, ticket.plan)
         edit.request = ticket.request
-        if self._side_stream is not None:
-            self._side_stream.synchronize()  # so far it was only queued
+        self._device.synchronize()  # so far it was only queued
         took_s = time.perf_counter() - started
         ticket.took("prepare", took_s)
         with self._changed:
@@ -547,16 +536,8 @@ class Engine:
 
         def run() -> None:
             try:
-                if self._side_stream is None:
+                with self._device.on_stream():
                     work(ticket)
-                else:
-                    with torch.cuda.stream(self._side_stream):
-                        try:
-                            work(ticket)
-                        finally:
-                            # Also when it failed: what it still reads was allocated on the other stream, and goes
-                            # back there as soon as nobody holds it.
-                            self._side_stream.synchronize()
             except Exception as error:
                 with self._changed:
                     if is_out_of_memory(error) and self._holding.can_fall:
@@ -565,24 +546,21 @@ class Engine:
                         return
                     self._fail(ticket, error)
                     fault = error
-                    self._between.append(lambda: self._need_device(fault))
+                    self._device.between.append(lambda: self._device.need(fault))
                 traceback.clear_frames(error.__traceback__)
             with self._changed:
                 ticket.is_beside = False
                 self._changed.notify_all()
 
-        if self._side is None:
-            self._between.append(run)
-        else:
-            self._side.submit(run)
+        self._device.beside(run)
 
     def _fall(self) -> None:
         """Memory ran out: hold the model as the next plan says, and do again what failed."""
         with self._changed:
             again, self._short_of_memory = self._short_of_memory, []
-        self._synchronize()
+        self._device.synchronize()
         # Text encoders are moved by the thread that encodes, so that nothing is encoding meanwhile.
-        self._holding.fall(beside=lambda work: work() if self._side is None else self._side.submit(work).result())
+        self._holding.fall(beside=self._device.while_second_waits)
         if self._holding.dtype != self.card.dtype:
             self._save_costs()
             self.card = replace(self.card, dtype=self._holding.dtype)
@@ -622,20 +600,3 @@ class Engine:
     @property
     def _costs_file(self) -> Path | None:
         return self._costs_path and costs_file_of(self._costs_path, self.card)
-
-    def _need_device(self, fault: Exception) -> None:
-        """After a fault that ended one edit: raise it where the device has failed, which would end all others too."""
-        if self._side_stream is None:
-            return
-        try:
-            torch.cuda.synchronize(self.model.transformer.device)
-        except Exception as lost:
-            raise EngineBroken(f"the device has failed: {lost}") from fault
-
-    def _clock(self) -> float:
-        self._synchronize()
-        return time.perf_counter()
-
-    def _synchronize(self) -> None:
-        if self._side_stream is not None:
-            torch.cuda.current_stream(self.model.transformer.device).synchronize()
