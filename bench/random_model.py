@@ -18,8 +18,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from rekontext.engine.canvas import KONTEXT_AREA, Canvas
-from rekontext.engine.checkpoint import Parts, laid_out
+from rekontext.engine.checkpoint import Parts
 from rekontext.engine.layouts import diffusers_recipe
+from rekontext.engine.pretrained import laid_out
 from rekontext.engine.schedule import Schedule
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from tests.small_model import clip_tokenizer, t5_tokenizer

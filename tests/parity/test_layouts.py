@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rekontext.engine import CheckpointError, checkpoint
+from rekontext.engine import CheckpointError, checkpoint, pretrained
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.memory import Sizes
@@ -75,7 +75,7 @@ def test_a_lone_files_text_encoders_are_the_published_models(
         asked.append((hub_id, allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
     without_text(single.parent)
     assert model_sizes(str(single)).text_encoder_parameters == Sizes().text_encoder_parameters
     assert not asked
@@ -87,8 +87,7 @@ def test_a_lone_files_text_encoders_are_the_published_models(
         )
     ]
     assert_same(found, expected)
-    for ours, theirs in ((found.clip, expected.clip), (found.t5, expected.t5)):
-        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert_same_text(found, expected)
 
 
 def test_text_encoders_that_cannot_be_had_are_told_before_the_transformer_is_read(
@@ -105,7 +104,7 @@ def test_text_encoders_that_cannot_be_had_are_told_before_the_transformer_is_rea
     monkeypatch.setattr(checkpoint, "load_transformer", read)
     without_text(single.parent)
     for download in (refused, lambda *_, **__: str(single.parent)):
-        monkeypatch.setattr(checkpoint, "snapshot_download", download)
+        monkeypatch.setattr(pretrained, "snapshot_download", download)
         with pytest.raises(CheckpointError, match=r"text encoders of .*dev\.safetensors .* accept the licence at"):
             opened(str(single))
     (single.parent / "tokenizer").mkdir()
@@ -116,7 +115,7 @@ def test_text_encoders_that_cannot_be_had_are_told_before_the_transformer_is_rea
 def test_a_folder_never_takes_another_models_text_encoders(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: str(folder))
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     without_text(copy)
@@ -135,6 +134,107 @@ def test_comfyui_prefix(folder: Path, single: Path) -> None:
     """ComfyUI writes the original's tensors under a prefix."""
     rewrite(single, lambda state: {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()})
     assert_same(opened(str(folder)), opened(str(single)))
+
+
+@pytest.fixture
+def comfyui(folder: Path, single: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same model in ComfyUI's folders. Tokenizers come from the hub, and no weights of text encoders."""
+
+    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        assert hub_id == "black-forest-labs/FLUX.1-Kontext-dev"
+        assert allow_patterns == [
+            "text_encoder/config.json",
+            "tokenizer/*",
+            "text_encoder_2/config.json",
+            "tokenizer_2/*",
+        ]
+        return str(fetched)
+
+    fetched = single.parent / "fetched"
+    for name in pretrained.TEXT_FOLDERS:
+        shutil.copytree(folder / name, fetched / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    models = single.parent / "models"
+    for name in ("diffusion_models", "text_encoders", "vae"):
+        (models / name).mkdir(parents=True)
+    file = models / "diffusion_models" / "flux1-dev-kontext.safetensors"
+    single.rename(file)
+    (single.parent / "rekontext.json").rename(file.parent / "rekontext.json")
+    (single.parent / "ae.safetensors").rename(models / "vae" / "ae.safetensors")
+    clip = load_file(folder / "text_encoder" / "model.safetensors")
+    clip = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in clip.items()}
+    beside = {"logit_scale": torch.tensor(4.6), "text_model.embeddings.position_ids": torch.arange(32)[None]}
+    save_file(clip | beside, models / "text_encoders" / "clip_l.safetensors")
+    shutil.copy(folder / "text_encoder_2" / "model.safetensors", models / "text_encoders" / "t5xxl_fp16.safetensors")
+    return file
+
+
+def test_comfyuis_folders(folder: Path, comfyui: Path) -> None:
+    """A file's autoencoder and text encoders are found where ComfyUI has them."""
+    found, expected = opened(str(comfyui)), opened(str(folder))
+    assert_same(found, expected)
+    assert_same_text(found, expected)
+    assert model_sizes(str(comfyui)) == model_sizes(str(folder))
+
+
+def test_of_several_t5_files_the_one_in_fp8_is_the_last_choice(folder: Path, comfyui: Path) -> None:
+    wide = comfyui.parent.parent / "text_encoders" / "t5xxl_fp16.safetensors"
+    small: State = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, tensor in load_file(wide).items():
+        scale = tensor.abs().max() / 448
+        small[name] = (tensor / scale).to(torch.float8_e4m3fn) if tensor.ndim == 2 else tensor
+        if tensor.ndim == 2:
+            small[name.removesuffix("weight") + "scale_weight"] = scale
+    save_file(small, wide.with_name("t5xxl_fp8_e4m3fn_scaled.safetensors"))
+    expected = opened(str(folder))
+    assert_same_text(opened(str(comfyui)), expected)
+    wide.unlink()
+    for ours, theirs in zip(opened(str(comfyui)).t5.parameters(), expected.t5.parameters(), strict=True):
+        assert torch.all((ours - theirs).abs() <= theirs.abs() / 16 + theirs.abs().max() / 448 / 16)
+
+
+def test_text_encoders_beside_a_file_come_before_comfyuis(folder: Path, comfyui: Path) -> None:
+    """Then nothing is fetched: the fixture would refuse to."""
+    for name in pretrained.TEXT_FOLDERS:
+        shutil.copytree(folder / name, comfyui.parent / name)
+    (comfyui.parent.parent / "text_encoders" / "clip_l.safetensors").write_bytes(b"x")
+    shutil.rmtree(comfyui.parent.parent.parent / "fetched")
+    assert_same_text(opened(str(comfyui)), opened(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "text_encoders/clip_l",
+            without("text_model.final_layer_norm.weight"),
+            r"clip_l\.safetensors: missing tensors: .*final_layer_norm\.weight",
+        ),
+        (
+            "text_encoders/t5xxl_fp16",
+            with_vector("shared.weight"),
+            r"t5xxl_fp16\.safetensors: .*shared\.weight has shape \[3\], expected \[45, 32\]",
+        ),
+        (
+            "text_encoders/t5xxl_fp16",
+            lambda state: {name: tensor.char() for name, tensor in state.items()},
+            r"t5xxl_fp16\.safetensors: .* is stored as I8: only bfloat16",
+        ),
+        ("vae/ae", without("decoder.conv_in.weight"), r"vae/ae\.safetensors: missing tensor: decoder\.conv_in"),
+    ],
+)
+def test_a_broken_file_among_comfyuis_says_what_is_wrong(
+    comfyui: Path, file: str, change: Callable[[State], State], message: str
+) -> None:
+    rewrite(comfyui.parent.parent / f"{file}.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        opened(str(comfyui))
+
+
+def test_tokenizers_that_cannot_be_had_are_told(comfyui: Path) -> None:
+    shutil.rmtree(comfyui.parent.parent.parent / "fetched" / "tokenizer")
+    with pytest.raises(CheckpointError, match=r"the tokenizers of .*kontext\.safetensors are neither beside it nor"):
+        opened(str(comfyui))
 
 
 def test_sharded_folder(folder: Path, tmp_path: Path) -> None:
@@ -403,7 +503,7 @@ def opened(model: str) -> Parts:
 
 
 def without_text(folder: Path) -> None:
-    for name in checkpoint.TEXT_FOLDERS:
+    for name in pretrained.TEXT_FOLDERS:
         shutil.rmtree(folder / name)
 
 
@@ -431,6 +531,12 @@ def assert_same(one: Parts, other: Parts) -> None:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert one.transformer.config == other.transformer.config
+
+
+def assert_same_text(one: Parts, other: Parts) -> None:
+    """Bit for bit, both text encoders."""
+    for left, right in ((one.clip, other.clip), (one.t5, other.t5)):
+        assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
 
 
 def rewrite(path: Path, change: Callable[[State], State]) -> None:

@@ -10,12 +10,13 @@ from typing import Final
 
 import torch
 
-from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, offload_encoder, open_model
+from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, open_model
 from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, Placement, Plan, plans
 from rekontext.engine.packed import can_pack
 from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
+from rekontext.engine.pretrained import offload_encoder
 from rekontext.engine.tensors import CheckpointError
 
 FP8: Final = "fp8"
