@@ -157,7 +157,9 @@ def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
         assert first.result(60).steps == 4
         assert second.result(60).steps == 50
     monkeypatch.setattr(engine._device, "_second", None)
-    assert was_prepared_in_time == [True]
+    # More than once where the two were found to share passes by then.
+    assert was_prepared_in_time
+    assert all(was_prepared_in_time)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from PIL import Image
 from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, OnProgress, Preview
-from rekontext.database import DatabaseUnavailable, JobId
-from rekontext.jobs import Event, EventHub, JobUnknown, State, events
+from rekontext.database import AccountId, DatabaseUnavailable, JobId
+from rekontext.jobs import Event, EventHub, JobUnknown, Standing, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
@@ -187,6 +187,28 @@ async def test_a_listener_of_an_ended_job_hears_its_end_even_after_a_restart(pla
     restarted = Plant(office=plant.office, objects=plant.objects, worker="restarted")
     heard = await all_of(restarted.desk.listen(job.id, account=ALICE, after="worker-5"))
     assert [(event.kind, event.data) for event in heard] == [("ended", {"status": "COMPLETED"})]
+
+
+async def test_what_a_slow_look_saw_is_not_told_after_what_came_later(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job doesn't seem to go back into the queue because a database took its time."""
+    job = plant.office.accept().job
+    honest = plant.desk.standing
+
+    async def slow(job: JobId, *, account: AccountId | None) -> Standing:
+        seen = await honest(job, account=account)
+        if plant.hub.newest(job) is None:
+            plant.hub.publish(job, "processing", {"attempt": 1})
+        return seen
+
+    monkeypatch.setattr(plant.desk, "standing", slow)
+    listening = asyncio.create_task(all_of(plant.desk.listen(job.id, account=ALICE)))
+    async with asyncio.timeout(20):
+        while plant.hub.newest(job.id) is None:
+            await asyncio.sleep(0.001)
+    plant.hub.publish(job.id, "ended", {"status": "COMPLETED"})
+    assert [event.kind for event in await listening] == ["processing", "ended"]
 
 
 async def test_many_listeners_hear_each_place_once(plant: Plant) -> None:

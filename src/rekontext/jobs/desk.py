@@ -182,12 +182,12 @@ class Desk:
 
     async def _look(self, job: JobId, account: AccountId | None) -> None:
         """Publish what only the database knows: the place in the queue, and an end in another process."""
+        known = self._hub.newest(job)
         standing = await self.standing(job, account=account)
         if standing.job.state.is_terminal:
             if not self._hub.has_ended(job):
                 self._hub.note_end(standing.job)
-        elif standing.ahead is not None:
+        elif standing.ahead is not None and self._hub.newest(job) is known:  # else what was seen may be over
             place = {"ahead": standing.ahead}
-            newest = self._hub.newest(job)
-            if newest is None or (newest.kind, newest.data) != ("queued", place):  # else each listener would tell all
+            if known is None or (known.kind, known.data) != ("queued", place):  # else each listener would tell all
                 self._hub.publish(job, "queued", place)
