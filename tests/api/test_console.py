@@ -143,6 +143,18 @@ async def test_making_a_key_counts_as_a_request(make_studio: MakeStudio) -> None
         assert answers[-1].json()["code"] == "rate_limited"
 
 
+async def test_a_key_that_would_never_open_anything_is_not_made(studio: Studio) -> None:
+    """It wouldn't count among the open ones either, of which there is a bounded number."""
+    now = SystemClock().now()
+    async with studio.open() as client:
+        for path in ("/console/api/keys", f"/console/api/admin/accounts/{studio.account}/keys"):
+            answer = await client.post(path, json={"expires_at": (now - timedelta(seconds=1)).isoformat()})
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameters")
+            assert "expires_at lies in the past (allowed: a moment to come, or nothing)" in answer.json()["error"]
+            coming = await client.post(path, json={"expires_at": (now + timedelta(days=1)).isoformat()})
+            assert coming.status_code == 201
+
+
 async def test_an_account_makes_a_bounded_number_of_keys(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are closed make room; operators are not bound."""
     monkeypatch.setattr(keys, "OPEN_MAX", 3)

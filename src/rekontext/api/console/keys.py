@@ -13,7 +13,9 @@ from sqlalchemy import Connection
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_key
+from rekontext.api.parameters import ParametersRefused, Problem
 from rekontext.api.parts import Parts
+from rekontext.api.rows import moment
 from rekontext.database import AccountId, KeyId
 
 
@@ -36,7 +38,18 @@ class KeyWanted(BaseModel):
     models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
-    def policy(self) -> KeyPolicy:
+    def policy(self, *, now: datetime) -> KeyPolicy:
+        if self.expires_at is not None and self.expires_at <= now:  # it would open nothing, and not count as a key
+            raise ParametersRefused(
+                [
+                    Problem(
+                        parameter="expires_at",
+                        value=moment(self.expires_at),
+                        reason="lies in the past",
+                        allowed_text="a moment to come, or nothing",
+                    )
+                ]
+            )
         return KeyPolicy(
             name=self.name,
             scopes=frozenset(self.scopes),
@@ -64,7 +77,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         """The answer holds the key itself, which is never shown again. Counts as a request of the key that asks."""
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
-        own, policy = caller.key.policy, wanted.policy()
+        own, policy = caller.key.policy, wanted.policy(now=parts.clock.now())
         if more := _more(policy, own, parts):
             raise KeyTooNarrow(f"This API key can't make one that has more than itself: {', '.join(more)}.")
         return await _made(caller, caller.account, policy, open_max=None if _is_operators(own) else keys.OPEN_MAX)
@@ -90,7 +103,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/admin/accounts/{account_id}/keys", summary="Make a key for an account", status_code=201)
     async def create_key_for(request: Request, account_id: str, wanted: KeyWanted) -> dict[str, object]:
         caller = await parts.caller(request, "admin")
-        return await _made(caller, AccountId(account_id), wanted.policy())
+        return await _made(caller, AccountId(account_id), wanted.policy(now=parts.clock.now()))
 
     async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:
         def look(tx: Connection) -> Sequence[ApiKey]:
