@@ -76,17 +76,21 @@ class TextFiles:
     @classmethod
     def beside(cls, file: Path) -> TextFiles:
         """What a single file has near it."""
-        folder = file.parent
-        home = folder if any((folder / name).is_dir() for name in TEXT_FOLDERS) else None
+        home = file.parent if any((file.parent / name).is_dir() for name in TEXT_FOLDERS) else None
         places = _near(file, *_COMFYUI_TEXT)
-        # The one that loses least, where there are several.
-        of_t5 = sorted(_all_of(places, "t5xxl*.safetensors"), key=lambda path: ("fp8" in path.name, path.name))
-        of_clip = _all_of(places, "clip_l.safetensors")
-        clip, t5 = (
-            next(iter(found), None) if home is None or not any((home / name).glob("*.safetensors")) else None
-            for found, name in ((of_clip, "text_encoder"), (of_t5, "text_encoder_2"))
+
+        def lone(pattern: str, folder: str) -> Path | None:
+            if home is not None and any((home / folder).glob("*.safetensors")):
+                return None
+            found = (path for place in places for path in place.glob(pattern))
+            # The one that loses least, where there are several.
+            return min(found, key=lambda path: ("fp8" in path.name, path.name), default=None)
+
+        return cls(
+            home=home,
+            clip=lone("clip_l.safetensors", "text_encoder"),
+            t5=lone("t5xxl*.safetensors", "text_encoder_2"),
         )
-        return cls(home=home, clip=clip, t5=t5)
 
     def fetched(self, file: Path) -> TextFiles:
         """With a home: what isn't beside `file` is taken from the published model on the hub, without the rest of it.
@@ -171,7 +175,8 @@ def open_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
 
 def find_autoencoder(file: Path) -> Path:
     """The `ae.safetensors` that belongs to a single file; where there is none, where it should be."""
-    return next(iter(_all_of(_near(file, "vae"), "ae.safetensors")), file.parent / "ae.safetensors")
+    paths = [place / "ae.safetensors" for place in _near(file, "vae")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def open_original_autoencoder(path: Path, changes: dict[str, Any], dtype: torch.dtype) -> AutoencoderKL:
@@ -269,10 +274,6 @@ def _near(file: Path, *folders: str) -> list[Path]:
     """The file's folder, and if ComfyUI's are around it, those of the given names."""
     around = file.parent.parent if file.parent.name in _COMFYUI_MODELS else None
     return [file.parent, *(around / name for name in folders if around is not None)]
-
-
-def _all_of(places: list[Path], pattern: str) -> list[Path]:
-    return [path for place in places for path in sorted(place.glob(pattern))]
 
 
 def _folders(home: Path) -> tuple[Path, ...]:
