@@ -228,7 +228,7 @@ class DeadlineUnmeetable(EditRefused):
 
     def __init__(self, *, deadline_s: float, finish_s: float) -> None:
         super().__init__(
-            f"deadline_s is {deadline_s:g}, but the edit would be done in {finish_s:.1f} s at the earliest"
+            f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s"
         )
         self.finish_s = finish_s
 

@@ -168,6 +168,22 @@ def test_estimates_are_exact_when_nobody_else_comes() -> None:
     assert len(scheduler) == 2
 
 
+@pytest.mark.parametrize("took_s", [0, 1])
+def test_what_cancelled_edits_would_have_needed_is_not_expected_to_come(took_s: int) -> None:
+    """Whoever submits and cancels in a loop must not make others be told of long waits, or be refused."""
+    scheduler = Scheduler()
+    for number in range(60):
+        now_s = 10 * number
+        scheduler.add(number, account="a", work_s=10, now_s=now_s)
+        if took_s:
+            scheduler.served(number, took_s=took_s, remaining_s=10 - took_s, now_s=now_s + took_s)
+        scheduler.remove(number)
+    for number in range(3):
+        scheduler.add(f"meant {number}", account="b", work_s=20, now_s=600)
+    told = [scheduler.estimates(600)[f"meant {number}"].finish_s for number in range(3)]
+    assert told == pytest.approx([20, 40, 60], rel=0.15 if took_s else 1e-9)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 100), st.integers(-2, 2)), max_size=30))
 def test_every_edit_is_in_the_order_once_and_the_first_is_next(edits: list[tuple[str, float, int]]) -> None:
     scheduler = Scheduler()

@@ -21,6 +21,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import copysign, exp, inf, log
@@ -70,6 +71,7 @@ class Waiting:
         remaining_s: device seconds that it still needs.
         factor: what its priority makes of each of them.
         number: the edits in order of arrival.
+        arrival: what is remembered of its coming; nothing of one that is only thought of.
         served: whether a step of it ran already.
         promised_s: when it was expected to be done as it came in, if others were before it.
         promised_as: its class then.
@@ -81,6 +83,7 @@ class Waiting:
     remaining_s: float
     factor: float
     number: int
+    arrival: _Arrival | None = None
     served: bool = False
     promised_s: float | None = None
     promised_as: int = _ORDINARY
@@ -118,7 +121,7 @@ class Scheduler:
         newcomer = self._newcomer(id, account=account, work_s=work_s, now_s=now_s, priority=priority)
         self._waiting[id] = newcomer
         self._number += 1
-        self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
+        newcomer.arrival = self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
         self._use.half_life_s = self.policy.half_life_edits * self._arrivals.typical_s
         estimate = self.estimates(now_s, of=[id])[id]
         if estimate.position:
@@ -133,8 +136,10 @@ class Scheduler:
         self._use.add(edit.account, took_s / self.weight(edit.account), now_s)
 
     def remove(self, id: Hashable) -> None:
-        """The edit is cancelled."""
-        del self._waiting[id]
+        """The edit is cancelled: what it would still have needed never came."""
+        edit = self._waiting.pop(id)
+        if edit.arrival is not None:
+            self._arrivals.cut(edit.arrival, by_s=edit.remaining_s)
 
     def done(self, id: Hashable, *, now_s: float) -> None:
         """The edit is done. How far off its first estimate was corrects the later ones."""
@@ -293,33 +298,53 @@ class _DecayingUse:
         return {account: use[account] for account in self._use}
 
 
+@dataclass(kw_only=True, eq=False)
+class _Arrival:
+    """An edit that came in, as long as it is remembered."""
+
+    at_s: float
+    account: str
+    length: float
+    work_s: float
+
+
 class _Arrivals:
     """The last `size` arrivals: how much work comes in per second."""
 
     def __init__(self, size: int) -> None:
-        self._arrivals: deque[tuple[float, str, float, float]] = deque(maxlen=size)
+        self._arrivals: deque[_Arrival] = deque(maxlen=size)
         self._sums: dict[frozenset[str], tuple[_Sums, _Sums]] = {}
 
     @property
     def typical_s(self) -> float:
         """The mean length of edits by how long the device works on them, which many tiny ones don't change."""
-        works_s = [work_s for _, _, _, work_s in self._arrivals]
+        works_s = [arrival.work_s for arrival in self._arrivals]
         return sum(work_s * work_s for work_s in works_s) / (sum(works_s) or 1.0) or 1.0
 
-    def add(self, account: str, *, length: float, work_s: float, now_s: float) -> None:
-        self._arrivals.append((now_s, account, length, work_s))
+    def add(self, account: str, *, length: float, work_s: float, now_s: float) -> _Arrival:
+        arrival = _Arrival(at_s=now_s, account=account, length=length, work_s=work_s)
+        self._arrivals.append(arrival)
+        self._sums.clear()
+        return arrival
+
+    def cut(self, arrival: _Arrival, *, by_s: float) -> None:
+        """It turned out to be so many seconds less work, perhaps none."""
+        arrival.work_s -= by_s
+        if arrival.work_s <= 0:
+            with suppress(ValueError):  # it is forgotten already
+                self._arrivals.remove(arrival)
         self._sums.clear()
 
     def rates(self, greedy: frozenset[str], *, now_s: float) -> _Rates:
         """What comes in, given which accounts are greedy."""
-        if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0][0]:
+        if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0].at_s:
             return _Rates(_Sums([]), _Sums([]), elapsed_s=1.0)
         if greedy not in self._sums:
             came: tuple[list[tuple[float, float]], list[tuple[float, float]]] = [], []
-            for _, account, length, work_s in self._arrivals:
-                came[account in greedy].append((length, work_s))
+            for arrival in self._arrivals:
+                came[arrival.account in greedy].append((arrival.length, arrival.work_s))
             self._sums[greedy] = _Sums(came[False]), _Sums(came[True])
-        return _Rates(*self._sums[greedy], elapsed_s=now_s - self._arrivals[0][0])
+        return _Rates(*self._sums[greedy], elapsed_s=now_s - self._arrivals[0].at_s)
 
 
 class _Sums:
