@@ -227,9 +227,7 @@ class DeadlineUnmeetable(EditRefused):
     """The edit can't be done by the time its caller needs it."""
 
     def __init__(self, *, deadline_s: float, finish_s: float) -> None:
-        super().__init__(
-            f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s"
-        )
+        super().__init__(f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s")
         self.finish_s = finish_s
 
 

@@ -181,7 +181,7 @@ def test_what_cancelled_edits_would_have_needed_is_not_expected_to_come(took_s: 
     for number in range(3):
         scheduler.add(f"meant {number}", account="b", work_s=20, now_s=600)
     told = [scheduler.estimates(600)[f"meant {number}"].finish_s for number in range(3)]
-    assert told == pytest.approx([20, 40, 60], rel=0.15 if took_s else 1e-9)
+    assert told == pytest.approx([20, 40, 60], rel=0.25 if took_s else 1e-9)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 100), st.integers(-2, 2)), max_size=30))
