@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from rekontext.api.http1 import HEAD_BYTES_MAX, Connection
+from rekontext.api.http1 import HEAD_BYTES_MAX, Connection, server_config
 from tests.api.studio import Studio
 from tests.faults.test_drain import ORDER
 from tests.surfaces.served import Served, serve
@@ -47,6 +47,11 @@ def head(served: Served, *lines: str, method: str = "POST", path: str = V1, vers
 
 def order_head(served: Served, *lines: str) -> bytes:
     return head(served, "content-type: application/json", f"content-length: {len(BODY)}", *lines)
+
+
+def send_for_ever(connection: socket.socket) -> NoReturn:
+    while True:
+        connection.sendall(bytes(2**16))
 
 
 def to_the_end(connection: socket.socket) -> bytes:
@@ -125,6 +130,48 @@ def test_who_waits_for_us_may_be_silent(hasty: Served) -> None:
         connection.settimeout(Hasty.silence_s_max * 5)
         with pytest.raises(TimeoutError):
             connection.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        pytest.param(["content-type: application/json"], 401, id="no key"),
+        pytest.param(["content-type: text/plain", "x-api-key: {key}"], 415, id="no such type"),
+        pytest.param(["content-type: application/json", "x-api-key: {key}", "x-long: " + "a" * 2**20], 400, id="head"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_refusal_reaches_who_is_still_sending(served: Served, lines: list[str], status: int, version: str) -> None:
+    """Also one that wants the connection closed, which would else be reset under its answer (RFC 9112, 9.6)."""
+    size = 8 * 2**20
+    first = [f"POST {V1} HTTP/{version}", "host: studio", "connection: close", f"content-length: {size}"]
+    with dialled(served) as connection:
+        connection.sendall("\r\n".join([*first, *(line.format(key=served.key) for line in lines), "", ""]).encode())
+        for _ in range(128):
+            connection.sendall(bytes(size // 128))
+        assert to_the_end(connection).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_who_never_stops_sending_is_cut_off(hasty: Served) -> None:
+    """It had its answer, and time to read it."""
+    with dialled(hasty) as connection:
+        connection.sendall(b"POST /v1/flux-kontext-dev HTTP/1.0\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            send_for_ever(connection)
+
+
+def test_a_connection_may_be_idle_between_requests(hasty: Served) -> None:
+    """For longer than clients and proxies keep one, so that they are the ones who close it: 60 seconds is usual."""
+    assert server_config(hasty.studio.app, answers_s=1).timeout_keep_alive > 60
+    get = head(hasty, method="GET", path="/healthz")
+    with dialled(hasty) as connection:
+        connection.sendall(get)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(Hasty.silence_s_max * 5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.sendall(get)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_one_connection_too_many_is_told_so(tmp_path: Path) -> None:

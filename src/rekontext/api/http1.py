@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, Literal, cast
 
 import h11
 import orjson
@@ -21,6 +22,9 @@ from rekontext.sources import random_id
 
 HEAD_BYTES_MAX: Final = 2**16
 SILENCE_S_MAX: Final = 30.0
+IDLE_S_MAX: Final = 75
+"""Longer than clients and proxies (60 seconds) keep an idle connection: whoever closes first must not be us, or a
+request that is just being sent is lost."""
 CONNECTIONS_MAX: Final = 4096
 _OTHER_FILES: Final = 512
 _log = structlog.get_logger(__name__)
@@ -29,12 +33,43 @@ _Owed = Literal["head", "body", "rest"]
 """What we wait for: a request's head, more of its body, or the rest of one that was answered before its end."""
 
 
+class _Parting:
+    """A transport that closes so that an answer arrives, even if its caller is still sending.
+
+    A socket that is closed while bytes come in resets the connection, and the answer is lost with it. So it is closed
+    for writing only, and what comes is dropped until the caller closes, too, or took too long (RFC 9112, 9.6).
+    """
+
+    def __init__(self, transport: asyncio.Transport, *, is_sent_to: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._is_sent_to = is_sent_to
+        self.has_begun = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.has_begun or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self.is_closing() and self._is_sent_to() and self._transport.can_write_eof():
+            self.has_begun = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        elif not self.has_begun:
+            self._transport.close()
+
+    def hang_up(self) -> None:
+        self._transport.close()
+
+
 class Connection(H11Protocol):
     """One connection. It is closed when its caller owes us something and takes too long.
 
     Attributes:
-        silence_s_max: a whole head has so many seconds, the rest of a body that nobody reads any more the same; a body
-            that is read has them from one piece to the next.
+        silence_s_max: a whole head has so many seconds, from the opening of the connection or, after an answer, from
+            its first byte; the rest of a body that nobody reads any more the same; a body that is read has them from
+            one piece to the next.
         connections_max: one more than these is answered 503 and closed.
     """
 
@@ -45,9 +80,11 @@ class Connection(H11Protocol):
         super().__init__(*args, **named)
         self._owed: _Owed | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._has_answered = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._parting = _Parting(transport, is_sent_to=lambda: self.conn.their_state in (h11.SEND_BODY, h11.ERROR))
+        super().connection_made(cast(asyncio.Transport, self._parting))
         if len(self.connections) > self.connections_max:
             _log.warning("connections_full", connections=len(self.connections))
             self._refuse(503, "too_many_connections", "There are too many connections for one more. Retry later.")
@@ -59,12 +96,19 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if not self._parting.has_begun:
+            super().data_received(data)
         self._watch(came=True)
 
     def on_response_complete(self) -> None:
+        self._has_answered = True
         super().on_response_complete()
         self._watch()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._parting.has_begun:  # nobody is waited for any more
+            self._parting.hang_up()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -90,9 +134,12 @@ class Connection(H11Protocol):
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:  # there is nobody to answer any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _watch(self, *, came: bool = False) -> None:
-        owed = None if self.transport.is_closing() else self._owes()
+        owed = self._owes()
         if owed != self._owed or (owed == "body" and came):
             self._stop_timer()
             self._owed = owed
@@ -100,9 +147,12 @@ class Connection(H11Protocol):
                 self._timer = self.loop.call_later(self.silence_s_max, self._took_too_long)
 
     def _owes(self) -> _Owed | None:
+        if self.transport.is_closing():
+            return "rest" if self._parting.has_begun else None
         match self.conn.their_state:
             case h11.IDLE:
-                return "head"
+                # After an answer nothing is owed until the next request begins: uvicorn waits for that.
+                return None if self._has_answered and not self.conn.trailing_data[0] else "head"
             case h11.SEND_BODY:
                 return "rest" if self.conn.our_state is h11.DONE else "body"
             case _:
@@ -110,10 +160,10 @@ class Connection(H11Protocol):
 
     def _took_too_long(self) -> None:
         self._timer = self._owed = None
-        if self.flow.read_paused:  # it is we who don't read
+        if self.flow.read_paused and not self._parting.has_begun:  # it is we who don't read
             self._watch()
         else:
-            self.transport.close()
+            self._parting.hang_up()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -133,6 +183,7 @@ def server_config(app: ASGIApp, *, answers_s: int, http: type[Connection] = Conn
         http=http,
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES_MAX,
+        timeout_keep_alive=IDLE_S_MAX,
         log_config=None,
         access_log=False,  # the service writes its own, without the signatures in queries
         proxy_headers=False,  # the service reads them itself, from proxies that are trusted
