@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -220,11 +220,19 @@ class Fleet(Protocol):
 
 
 class EditRefused(ValueError):
-    """The caller asked for something that can't be done. The message says what is allowed instead."""
+    """The caller asked for something that can't be done. The message says what is allowed instead.
+
+    Attributes:
+        code: names the kind, for programs.
+    """
+
+    code: ClassVar[str] = "edit_refused"
 
 
 class DeadlineUnmeetable(EditRefused):
     """The edit can't be done by the time its caller needs it."""
+
+    code: ClassVar[str] = "deadline_unmeetable"
 
     def __init__(self, *, deadline_s: float, finish_s: float) -> None:
         super().__init__(f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s")

@@ -428,7 +428,7 @@ TABLE = [
     bad_picture("ftp URL", "ftp://example.com/cat.jpg", "scheme"),
     bad_picture("loopback URL", "http://127.0.0.1:1/cat.jpg", "not a public address", "unreachable_picture"),
     bad_picture("metadata URL", "http://169.254.169.254/latest", "not a public address", "unreachable_picture"),
-    bad_picture("link of ours, mangled", "http://studio/files///[x", "opens nothing"),
+    bad_picture("link of ours, mangled", "http://studio/files///[x", "opens nothing", "unreachable_picture"),
     bad_picture("URL without a host", "http:///cat.jpg", "URL", "unreachable_picture"),
     bad_picture("URL with a bad port", "http://example.com:99999/", "URL", "unreachable_picture"),
     bad_picture("URL with a bad name", f"http://{'a' * 80}.example/", "fetched", "unreachable_picture"),

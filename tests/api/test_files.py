@@ -167,7 +167,7 @@ async def test_a_link_that_was_changed_opens_nothing(client: httpx2.AsyncClient,
     answer = await client.get(forged)
     assert (answer.status_code, answer.json()["code"]) == (403, "link_refused")
     refused = await client.post(V1, json=GOOD | {"input_image": forged})
-    assert (refused.status_code, refused.json()["code"]) == (400, "unreadable_picture")
+    assert (refused.status_code, refused.json()["code"]) == (400, "unreachable_picture")
 
 
 async def test_a_good_link_to_a_file_that_is_gone(client: httpx2.AsyncClient, studio: Studio) -> None:
@@ -187,8 +187,11 @@ async def test_a_good_link_to_a_file_that_is_gone(client: httpx2.AsyncClient, st
         ({"data_urls": "data:image/png;base64,AAAA"}, "no list of texts"),
         ({"data_urls": []}, "0 files"),
         ({"data_urls": [URI] * 17}, "17 files"),
-        ({"data_urls": ["https://example.com/cat.jpg"]}, "no data URI"),
-        ({"data_urls": ["data:image/svg+xml;base64,PHN2Zz4="]}, "no jpeg, png, gif or webp"),
+        ({"data_urls": ["https://example.com/cat.jpg"]}, "data_urls[0] is no data URI"),
+        (
+            {"data_urls": [URI, "data:image/svg+xml;base64,PHN2Zz4="]},
+            "data_urls[1] can't be used: ",
+        ),
     ],
 )
 async def test_what_can_t_be_uploaded(client: httpx2.AsyncClient, body: dict[str, object], says: str) -> None:

@@ -16,7 +16,7 @@ from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from rekontext.api import health, room
-from rekontext.contract import EditRefused, EngineFault
+from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio, gone
@@ -398,3 +398,29 @@ async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio) -> None
         answer = await client.post(URL, json=GOOD)
     assert (answer.status_code, answer.json()["code"]) == (400, "edit_refused")
     assert answer.json()["error"] == "This model takes at most 24 words."
+
+
+@pytest.mark.parametrize("refusal", ["engine", "photo", "deadline"])
+async def test_a_refused_edit_is_told_the_same_way_to_who_waits_and_who_comes_back(
+    studio: Studio, refusal: str
+) -> None:
+    """One code for each kind, and a sentence, on both surfaces."""
+    order = dict(GOOD)
+    if refusal == "engine":
+        studio.fleet.fault = EditRefused("this model takes at most 24 words")
+    elif refusal == "deadline":
+        studio.fleet.fault = DeadlineUnmeetable(deadline_s=1, finish_s=2)
+    else:
+        order["input_image"] = base64.b64encode(photo_bytes(200, 200)[:-900]).decode()
+    async with studio.open() as client:
+        waited = (await client.post(URL, json=order)).json()
+        submitted = (await client.post("/v2/flux-kontext-dev", json=order)).json()
+        async with asyncio.timeout(20):
+            while (answer := await client.get(submitted["response_url"])).status_code == 202:
+                pass
+    result = answer.json()
+    assert result["code"] == waited["code"]
+    assert result["error"][0].isupper()
+    assert result["error"].endswith(".")
+    kinds = {"engine": "edit_refused", "photo": "unreadable_picture", "deadline": "deadline_unmeetable"}
+    assert waited["code"] == kinds[refusal]

@@ -24,6 +24,7 @@ async def test_a_page_of_another_origin_may_call_with_a_key(client: httpx2.Async
             "x-api-key": "",
             "access-control-request-method": "POST",
             "access-control-request-headers": "content-type,idempotency-key,x-api-key",
+            "access-control-request-private-network": "true",
         },
     )
     assert asked.status_code == 200

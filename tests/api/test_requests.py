@@ -214,7 +214,7 @@ async def test_a_failed_job_is_a_422_and_free(studio: Studio) -> None:
         for url in (submitted["status_url"], submitted["response_url"]):
             answer = await client.get(url)
             assert (answer.status_code, answer.json()["status"]) == (422, "FAILED")
-            assert answer.json()["error"] == "this model takes at most 24 words"
+            assert answer.json()["error"] == "This model takes at most 24 words."
             assert "cost" not in answer.json()["metrics"]
         assert (await client.get("/v1/get-user-credits")).json()["free-credits"] == 10
 

@@ -148,17 +148,31 @@ def test_an_embedded_profile_is_converted_to_srgb() -> None:
     assert furthest(pixels(encoded(gradient(), icc_profile=b"no profile")), gradient()) == 0
 
 
-def test_a_wide_gamut_profile_changes_the_numbers() -> None:
-    """Pure red of a wider gamut is not sRGB's (255, 0, 0) half-tone for half-tone."""
-    wide = _linear_profile()
+@pytest.mark.parametrize("name", ["line", "sRGB"])
+def test_a_linear_profile_changes_the_numbers(name: str) -> None:
+    """Whatever it is called: what linear files come with is often called sRGB, with more behind it."""
+    wide = _linear_profile(name)
     decoded = pixels(encoded(Image.new("RGB", (1, 1), (64, 64, 64)), icc_profile=wide))
     level = decoded.getpixel((0, 0))
     assert isinstance(level, tuple)
     assert 130 <= level[0] <= 145, "linear 64/255 is sRGB 137"
 
 
-def _linear_profile() -> bytes:
-    """sRGB's primaries with a linear curve: the built-in profile with each curve rewritten to gamma 1.0."""
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_gray_profile_holds_where_a_gray_picture_is_transparent_too(mode: str) -> None:
+    gray = Image.new(mode, (1, 1), 64 if mode == "L" else (64, 255))
+    found = pixels(encoded(gray, icc_profile=_linear_profile("gray", model=b"GRAY"))).getpixel((0, 0))
+    assert isinstance(found, tuple)
+    assert 130 <= found[0] <= 145
+
+
+def _linear_profile(named: str, *, model: bytes = b"RGB ") -> bytes:
+    """sRGB's primaries with a linear curve: the built-in profile with each curve rewritten to gamma 1.0.
+
+    Args:
+        named: four letters.
+        model: of colours; gray takes the red curve.
+    """
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = int.from_bytes(profile[128:132], "big")
     for entry in range(132, 132 + 12 * count, 12):
@@ -169,7 +183,10 @@ def _linear_profile() -> bytes:
             profile[entry + 8 : entry + 12] = (12).to_bytes(4, "big")
         if name == b"desc":
             where = profile.find("sRGB".encode("utf-16-be"), start)
-            profile[where : where + 8] = "line".encode("utf-16-be")
+            profile[where : where + 8] = named.encode("utf-16-be")
+        if name == b"rTRC" and model == b"GRAY":
+            profile[entry : entry + 4] = b"kTRC"
+    profile[16:20] = model
     return bytes(profile)
 
 

@@ -136,7 +136,15 @@ def described(output: Output) -> dict[str, Any]:
 
 def error(job: Job) -> str | None:
     """Why there is no picture."""
-    return CANCELLED if job.state is State.CANCELLED else job.error
+    if job.state is State.CANCELLED:
+        return CANCELLED
+    return None if job.error is None else as_sentence(job.error)
+
+
+def as_sentence(text: str) -> str:
+    """With a capital and a full stop, as every error is told."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def shown_name(card: ModelCard) -> str:

@@ -242,7 +242,12 @@ class Edits:
             raise
         if accepted.replayed:  # by a request that came at the same moment
             await self._drop(key)
-            return Submitted(job=accepted.job, balance=accepted.balance, replayed=True, estimate=None)
+            return Submitted(
+                job=accepted.job,
+                balance=accepted.balance,
+                replayed=True,
+                estimate=self._forecast.of_job(accepted.job, ahead=accepted.ahead),
+            )
         shown = {"prompt": order.prompt} if self._log_prompts else {}
         _log.info("edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown)
         return Submitted(

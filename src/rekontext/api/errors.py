@@ -37,6 +37,7 @@ from rekontext.accounts import (
 from rekontext.api.auth import MissingKey
 from rekontext.api.bodies import MalformedBody, UnsupportedContentType
 from rekontext.api.connection import CallerGone
+from rekontext.api.documents import as_sentence
 from rekontext.api.edits import (
     Busy,
     DeadlineExceeded,
@@ -80,7 +81,7 @@ class Failure:
 
 def failure_of(fault: Exception) -> Failure:
     """The answer that a failure gets. Whatever is not listed is our own fault, and its text stays with us."""
-    sentence = _sentence(str(fault))
+    sentence = as_sentence(str(fault))
     match fault:
         case ParametersRefused():
             status = 413 if fault.code == PictureTooLarge.code else 400
@@ -89,10 +90,8 @@ def failure_of(fault: Exception) -> Failure:
             return failure_of(ParametersRefused([picture_problem(fault)]))
         case RequestValidationError():
             return failure_of(ParametersRefused([_query_problem(error) for error in fault.errors()]))
-        case DeadlineUnmeetable():
-            return Failure(status=400, code="deadline_unmeetable", sentence=sentence)
         case EditRefused():
-            return Failure(status=400, code="edit_refused", sentence=sentence)
+            return Failure(status=400, code=fault.code, sentence=sentence)
         case InvalidIdempotencyKey():
             return Failure(status=400, code="invalid_idempotency_key", sentence=sentence)
         case MalformedBody():
@@ -256,7 +255,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
 
 def _refusal(fault: AccountRefused | JobRefused) -> Failure:
     """What accounts and jobs refuse, in their own words and under their own codes."""
-    sentence = _sentence(str(fault))
+    sentence = as_sentence(str(fault))
     if isinstance(fault, RateLimited):
         headers = _retry(fault.retry_after_s) | {
             "ratelimit-limit": str(fault.limit),
@@ -273,21 +272,18 @@ def _refusal(fault: AccountRefused | JobRefused) -> Failure:
 
 
 def _failed_job(fault: JobFailed) -> Failure:
-    """How a job failed, to the caller who waited for it. A refusal that begins with a parameter's name is about it."""
-    job, sentence = fault.job, _sentence(str(fault))
-    match job.error_code:
-        case "edit_refused" if str(fault).startswith("input_image can't be used: "):
+    """How a job failed, to the caller who waited for it."""
+    sentence, code = as_sentence(str(fault)), fault.job.error_code or "engine_fault"
+    match code:
+        case PictureRefused.code:
             reason = str(fault).removeprefix("input_image ").rstrip(".")
-            problem = Problem(
-                parameter="input_image", value=None, reason=reason, says_allowed=True, code=PictureRefused.code
-            )
+            problem = Problem(parameter="input_image", value=None, reason=reason, says_allowed=True, code=code)
             return failure_of(ParametersRefused([problem]))
-        case "edit_refused":
-            return Failure(status=400, code="edit_refused", sentence=sentence)
+        case EditRefused.code | DeadlineUnmeetable.code:
+            return Failure(status=400, code=code, sentence=sentence)
         case "edit_timeout" | "queue_timeout":
-            return Failure(status=504, code=job.error_code, sentence=sentence)
-        case code:
-            return Failure(status=500, code=code or "engine_fault", sentence=sentence)
+            return Failure(status=504, code=code, sentence=sentence)
+    return Failure(status=500, code=code, sentence=sentence)
 
 
 def _query_problem(error: Mapping[str, object]) -> Problem:
@@ -318,9 +314,4 @@ def _routing_failure(fault: HTTPException) -> Failure:
             sentence = f"This path does not take this method; it takes {headers['Allow']}."
             return Failure(status=405, code="method_not_allowed", sentence=sentence, headers=headers)
         case status:
-            return Failure(status=status, code=f"http_{status}", sentence=_sentence(fault.detail), headers=headers)
-
-
-def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+            return Failure(status=status, code=f"http_{status}", sentence=as_sentence(fault.detail), headers=headers)

@@ -48,7 +48,7 @@ def router(parts: Parts) -> APIRouter:
         """Send pictures as data URIs or as files; use the URLs in the answer as `input_image` within their time."""
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
-        photos = [await _read(source, parts) for source in await _sources(request, parts)]
+        photos = [await _read(where, source, parts) for where, source in await _sources(request, parts)]
         origin = parts.origins.of(request)
         urls = [await _keep(photo, name, caller, origin, parts) for photo, name in photos]
         return {"file_urls": urls, "message": "Files uploaded successfully"}
@@ -73,31 +73,31 @@ def link_route(parts: Parts) -> Route:
     return Route("/files/{key:path}", file)
 
 
-async def _sources(request: Request, parts: Parts) -> list[str | Upload]:
-    """The files of a request: a list of data URIs in JSON, or every file of a form."""
+async def _sources(request: Request, parts: Parts) -> list[tuple[str, str | Upload]]:
+    """The files of a request and where each stands: a list of data URIs in JSON, or every file of a form."""
     body = await read_body(request, parts.threads, bytes_max=parts.limits.body_bytes_max)
-    sources: list[str | Upload]
+    sources: list[tuple[str, str | Upload]]
     if isinstance(body, dict):
         given = body.get("data_urls")
         if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
             raise ParametersRefused([_problem(given, "is missing" if given is None else "is no list of texts")])
-        sources = list(given)
+        sources = [(f"data_urls[{index}]", each) for index, each in enumerate(given)]
     else:
-        fields = (value if isinstance(value, Upload) else nameless_file(value) for _, value in body)
-        sources = [file for file in fields if file is not None]
+        fields = ((name, value if isinstance(value, Upload) else nameless_file(value)) for name, value in body)
+        sources = [(name, file) for name, file in fields if file is not None]
     if not 1 <= len(sources) <= FILES_MAX:
         raise MalformedBody(f"the request has {len(sources)} files; allowed: 1 to {FILES_MAX}")
     return sources
 
 
-async def _read(source: str | Upload, parts: Parts) -> tuple[Photo, str]:
-    """A checked picture and its name."""
+async def _read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:
+    """A checked picture and its name. `where` it stood, to say so if it is wrong."""
     if isinstance(source, str) and not source[:5].lower() == "data:":
-        raise ParametersRefused([_problem(source, "has an entry that is no data URI")])
+        raise ParametersRefused([_problem(source, "is no data URI", where=where)])
     try:
         photo = await parts.photos.read(source.data if isinstance(source, Upload) else source)
     except PictureRefused as fault:
-        raise ParametersRefused([_problem(source, f"can't be used: {fault}", code=fault.code)]) from fault
+        raise ParametersRefused([_problem(source, f"can't be used: {fault}", where=where, code=fault.code)]) from fault
     name = _plain(source.name) if isinstance(source, Upload) else ""
     return photo, name or f"upload.{photo.format}"
 
@@ -144,8 +144,8 @@ def _is_known(etag: str, if_none_match: str) -> bool:
     return etag in known or "*" in known
 
 
-def _problem(value: object, reason: str, *, code: str = "invalid_parameters") -> Problem:
-    allowed = f"1 to {FILES_MAX} data URIs of jpeg, png, gif or webp pictures"
+def _problem(value: object, reason: str, *, where: str = "data_urls", code: str = "invalid_parameters") -> Problem:
+    allowed = f"1 to {FILES_MAX} data URIs of jpeg, png, gif or webp pictures, or files in a form"
     return Problem(
-        parameter="data_urls", value=shown(value), reason=reason, says_allowed=True, code=code, allowed_text=allowed
+        parameter=where, value=shown(value), reason=reason, says_allowed=True, code=code, allowed_text=allowed
     )

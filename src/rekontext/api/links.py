@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from rekontext.jobs import Asset, Objects
-from rekontext.pictures import LinkRefused, LinkSigner, ObjectMissing, PictureRefused
+from rekontext.pictures import LinkRefused, LinkSigner, ObjectMissing, PictureUnreachable
 from rekontext.sources import Clock
 
 FOLDER: Final = "/files/"
@@ -67,7 +67,7 @@ class Links:
         A server has many names, so a link that we signed is ours whatever host stands in it.
 
         Raises:
-            PictureRefused: it has our origin, but the link opens nothing.
+            PictureUnreachable: it has our origin, but the link opens nothing.
         """
         try:
             parts = urlsplit(url)
@@ -82,4 +82,4 @@ class Links:
         except (LinkRefused, FileGone) as fault:
             if isinstance(fault, LinkRefused) and not url.startswith(f"{origin}{FOLDER}"):
                 return None
-            raise PictureRefused(f"the link to a file of this server opens nothing: {fault}") from fault
+            raise PictureUnreachable(f"the link to a file of this server opens nothing: {fault}") from fault

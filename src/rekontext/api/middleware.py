@@ -133,7 +133,13 @@ class OpenToPages:
         self._app = app
         self._prefixes = prefixes
         self._open = CORSMiddleware(
-            app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=headers, max_age=_DAY_S
+            app,
+            allow_origins=["*"],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,  # a page on the internet calling a server of its reader's own network
+            expose_headers=headers,
+            max_age=_DAY_S,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

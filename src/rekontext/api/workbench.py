@@ -113,7 +113,16 @@ class EditWorkbench:
         try:
             return decode(inspect(data, self._limits))
         except PictureRefused as fault:
-            raise EditRefused(f"input_image can't be used: {fault}") from fault
+            raise PhotoRefused(fault) from fault
+
+
+class PhotoRefused(EditRefused):
+    """The photo turned out to be damaged as it was decoded."""
+
+    code = PictureRefused.code
+
+    def __init__(self, fault: PictureRefused) -> None:
+        super().__init__(f"input_image can't be used: {fault}")
 
 
 def _shown_source(order: EditOrder) -> str:

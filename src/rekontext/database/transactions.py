@@ -114,6 +114,8 @@ class Database:
             @event.listens_for(made, "connect")
             def prepare(connection: Any, _record: object) -> None:
                 connection.isolation_level = None  # the driver starts no transaction behind our back
+                # SQLite's own knows the letters of ASCII only.
+                connection.create_function("lower", 1, _lower, deterministic=True)
                 for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "foreign_keys = ON", *pragmas):
                     connection.execute(f"PRAGMA {pragma}")
 
@@ -238,3 +240,7 @@ def _is_damaged(error: DBAPIError) -> bool:
 def _is_standby(error: DBAPIError, is_read: bool) -> bool:
     """Whether PostgreSQL takes no writes just now, as after a failover. A read that writes is our own mistake."""
     return not is_read and getattr(error.orig, "sqlstate", None) == _READ_ONLY_SQLSTATE
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value

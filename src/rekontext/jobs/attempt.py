@@ -76,7 +76,7 @@ class Attempts:
                 result = await self.fleet.edit(await self._request(job), on_progress=on_progress)
                 outputs = await self._store(job, result, stored)
         except EditRefused as refusal:
-            return Failed(code="edit_refused", error=str(refusal), retry=False)
+            return Failed(code=refusal.code, error=str(refusal), retry=False)
         except TimeoutError:
             return Failed(
                 code="edit_timeout", error=f"The edit was not done within {self.run_s_max:.0f} s.", retry=True

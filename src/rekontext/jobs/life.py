@@ -35,7 +35,7 @@ class Accepted:
 
     Attributes:
         replayed: an earlier request with the same idempotency key made this job; nothing was held again.
-        ahead: waiting jobs before this one, None for a replay.
+        ahead: waiting jobs before this one, None for one that doesn't wait any more.
     """
 
     job: Job
@@ -65,7 +65,8 @@ class JobLife:
             earlier = idempotency.claim(tx, order.account, order.idempotency, job=order.job, now=now)
             if earlier is not None:
                 job = queries.get(tx, earlier, account=order.account)
-                return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=None)
+                ahead = queries.ahead(tx, job) if job.state is State.QUEUED else None
+                return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=ahead)
         # The lock makes accepts of one account come one after the other, which makes the count below exact.
         account, balance = registry.lock(tx, order.account)
         limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from PIL import Image, ImageCms, ImageMath
+from PIL import Image, ImageChops, ImageCms, ImageMath
 
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -20,6 +20,8 @@ _PILLOW_NAMES: Final[dict[PhotoFormat, str]] = {"jpeg": "JPEG", "png": "PNG", "g
 PIXELS_MAX: Final = 89_000_000
 _READABLE: Final = "jpeg, png, gif or webp"
 _PROFILE_BYTES_MAX: Final = 4 * 2**20
+_ROUNDING: Final = 2
+"""By how many levels of 255 a conversion from sRGB to sRGB may be off."""
 _EXIF_ORIENTATION: Final = 0x0112
 _PNG_BITS_AT: Final = 24
 """Where a PNG says how many bits a channel has."""
@@ -161,8 +163,9 @@ def _flat_rgb(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return _to_srgb(picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB"), profile)
     layered = picture.convert("RGBA")
+    colours = picture.convert("L") if picture.mode in ("L", "LA") else layered.convert("RGB")  # as the profile has them
     flat = Image.new("RGB", layered.size, "white")
-    flat.paste(_to_srgb(layered.convert("RGB"), profile), mask=layered.getchannel("A"))
+    flat.paste(_to_srgb(colours, profile), mask=layered.getchannel("A"))
     return flat
 
 
@@ -178,15 +181,23 @@ def _to_srgb(picture: Image.Image, profile_bytes: object) -> Image.Image:
     """Apply an embedded colour profile. One that is damaged or fits another colour model is left out of account."""
     if isinstance(profile_bytes, bytes) and 0 < len(profile_bytes) <= _PROFILE_BYTES_MAX:
         try:
-            profile = ImageCms.ImageCmsProfile(BytesIO(profile_bytes))
-            if picture.mode != "RGB" or "sRGB" not in ImageCms.getProfileDescription(profile):
-                target = ImageCms.createProfile("sRGB")
+            profile, target = ImageCms.ImageCmsProfile(BytesIO(profile_bytes)), ImageCms.createProfile("sRGB")
+            if picture.mode != "RGB" or not _is_like(profile, target):
                 converted = ImageCms.profileToProfile(picture, profile, target, outputMode="RGB")
                 if converted is not None:
                     return _bare(converted)
         except (ImageCms.PyCMSError, OSError, ValueError):
             pass
     return _bare(picture.convert("RGB"))
+
+
+def _is_like(profile: ImageCms.ImageCmsProfile, target: Any) -> bool:
+    """Whether colours stay as they are, but for rounding. Names tell nothing: "sRGB" is in those of linear profiles."""
+    colours = bytes(value for level in range(0, 256, 15) for value in (level, level, level))
+    colours += b"\xff\0\0\0\xff\0\0\0\xff"
+    probe = Image.frombytes("RGB", (len(colours) // 3, 1), colours)
+    converted = ImageCms.profileToProfile(probe, profile, target, outputMode="RGB")
+    return converted is not None and max(ImageChops.difference(probe, converted).tobytes()) <= _ROUNDING
 
 
 def _bare(picture: Image.Image) -> Image.Image:
