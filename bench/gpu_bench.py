@@ -219,6 +219,7 @@ class Step:
             guidance=torch.full((self.batch,), GUIDANCE, device=device, dtype=torch.float32),
             img_ids=torch.cat(self.positions).to(device, dtype),
             txt_ids=torch.zeros(self.text.shape[1], 3, device=device, dtype=dtype),
+            joint_attention_kwargs={},  # as the pipeline has it: for None its blocks would be compiled once more
             return_dict=False,
         )[0]
         return velocity[:, : self.latents.shape[1]]

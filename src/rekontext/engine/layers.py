@@ -235,9 +235,12 @@ class DoubleStreamBlock(nn.Module):
         image_qkv = self.img_attn.project(modulated_norm(image_bnd, image_mod[0]), of_image)
         mixed = self.attend(*(joined(*pair, rotation) for pair in zip(text_qkv, image_qkv, strict=True)))
 
-        image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(mixed[:, text_tokens:]))
+        # Whole in memory, as they are for one edit: of several edits the products would else be other kernels, whose
+        # bits differ.
+        of_text_bnd, of_image_bnd = mixed[:, :text_tokens].contiguous(), mixed[:, text_tokens:].contiguous()
+        image_bnd = torch.addcmul(image_bnd, image_mod[0].gate, self.img_attn.proj(of_image_bnd))
         image_bnd = torch.addcmul(image_bnd, image_mod[1].gate, self._mlp(self.img_mlp, image_bnd, image_mod[1]))
-        text_bnd = torch.addcmul(text_bnd, text_mod[0].gate, self.txt_attn.proj(mixed[:, :text_tokens]))
+        text_bnd = torch.addcmul(text_bnd, text_mod[0].gate, self.txt_attn.proj(of_text_bnd))
         text_bnd = torch.addcmul(text_bnd, text_mod[1].gate, self._mlp(self.txt_mlp, text_bnd, text_mod[1]))
         return image_bnd, text_bnd
 
