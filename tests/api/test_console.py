@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from datetime import timedelta
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import pytest
 
 from rekontext.accounts import keys
 from rekontext.contract import EditRefused
+from rekontext.database.transactions import LONG_READERS
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
@@ -55,6 +58,28 @@ async def test_usage_by_day(client: httpx2.AsyncClient) -> None:
     assert usage["days"][0]["latency_ms"] is None
     wrong = await client.get("/console/api/usage?days=93")
     assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "days")
+
+
+async def test_histories_leave_the_threads_of_keys_alone(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """Pages that look through a whole history wait for each other, and nobody else for them."""
+    may_end = threading.Event()
+    database = studio.service.parts.database
+    pages = (
+        "/console/api/usage",
+        "/console/api/requests",
+        "/console/api/deliveries",
+        "/console/api/admin/accounts",
+        "/console/api/admin/requests",
+        "/inference-request/request-history",
+    )
+    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(30))) for _ in range(LONG_READERS)]
+    asked = [asyncio.ensure_future(client.get(page)) for page in pages]
+    for _ in pages:
+        assert (await client.get("/console/api/me")).status_code == 200
+    assert [page for page, answer in zip(pages, asked, strict=True) if answer.done()] == []
+    may_end.set()
+    assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * len(pages)
+    await asyncio.gather(*long)
 
 
 async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) -> None:

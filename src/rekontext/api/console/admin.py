@@ -76,7 +76,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         def look(tx: Connection) -> list[tuple[Account, Balance]]:
             return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
 
-        found = await parts.database.read(look)
+        found = await parts.database.read_long(look)
         return {
             "accounts": [
                 described(account, parts) | {"balance": described_balance(balance)}
@@ -120,7 +120,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
             return unfinished_by_state(tx), places
 
-        counts, found = await parts.database.read(look)
+        counts, found = await parts.database.read_long(look)
         return {
             "queued": counts[State.QUEUED],
             "processing": counts[State.PROCESSING],
