@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,32 @@ async def test_a_machine_that_slept_goes_on_where_it_was(plant: Plant) -> None:
         gate.open.set()
         done = await plant.ended(job)
     assert (done.state, done.attempt, done.faults) == (State.COMPLETED, 1, 0)
+
+
+async def test_leases_begin_when_they_are_written(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waited for the database longer than a lease lasts takes none of its own jobs away."""
+    transact, lease_s = plant.office.database.transact, plant.office.patience.lease_s
+
+    async def stalled(work: object) -> object:
+        plant.office.clock.advance(lease_s + 1)
+        return await transact(work)  # type: ignore[arg-type]
+
+    gate = Gate()
+    plant = Plant(office=plant.office, objects=plant.objects, running_max=1, fleet=FakeFleet(behaviours=[gate]))
+    job = plant.office.accept().job
+    with monkeypatch.context() as patch:
+        patch.setattr(plant.office.database, "transact", stalled)
+        await plant.dispatcher.claim()
+    for _ in range(2):
+        claimed = plant.office.job(job.id)
+        assert claimed.lease_until == plant.office.clock.now() + timedelta(seconds=lease_s)
+        with monkeypatch.context() as patch:
+            patch.setattr(plant.office.database, "transact", stalled)
+            await plant.dispatcher.heartbeat()
+    assert plant.office.recover() == []
+    gate.open.set()
+    await plant.dispatcher.close(drain_s=10)
+    assert plant.office.job(job.id).state is State.COMPLETED
 
 
 async def test_a_closing_dispatcher_waits_for_no_database_for_long(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -195,16 +195,17 @@ class Dispatcher:
             # So many that no account, whosever they are, takes more of the places than it may.
             most = max((places for account, places in held.items() if account not in served), default=0)
             limit = ceil((_PER_FREE_PLACE * free - most) / (_PER_FREE_PLACE + 1))
-            claim = partial(
-                self._life.claim, worker=self._worker, limit=limit, now=self._clock.now(), besides=sorted(served)
-            )
-            self._claiming = asyncio.create_task(self._take(claim))
+            self._claiming = asyncio.create_task(self._take(limit, besides=sorted(served)))
             jobs = await asyncio.shield(self._claiming)
             if len(jobs) < limit:
                 self._more_may_wait = bool(served)
                 return
 
-    async def _take(self, claim: Callable[[Connection], list[Job]]) -> list[Job]:
+    async def _take(self, limit: int, *, besides: Sequence[AccountId]) -> list[Job]:
+        def claim(tx: Connection) -> list[Job]:
+            # The moment is the transaction's: one that waited for it would give a lease that is shorter, or over.
+            return self._life.claim(tx, worker=self._worker, limit=limit, now=self._clock.now(), besides=besides)
+
         jobs = await self._database.transact(claim)
         for job in jobs:
             self._start(job)
@@ -230,9 +231,9 @@ class Dispatcher:
         leases = list(self._running)
         if not leases:
             return
-        now = self._clock.now()
         try:
-            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=now))
+            # The moment is the transaction's, as in `claim`.
+            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()))
         except DatabaseUnavailable:
             # Others may take these jobs from now on, so the work on them is for nothing.
             for running in list(self._running.values()):
