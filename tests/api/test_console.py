@@ -126,6 +126,20 @@ async def test_a_key_is_shown_once_and_revoked_for_good(client: httpx2.AsyncClie
         assert (await reader.get("/console/api/requests")).json()["code"] == "invalid_api_key"
 
 
+async def test_a_key_that_is_not_there_has_a_code_of_its_own(client: httpx2.AsyncClient) -> None:
+    """The account is known."""
+    answer = await client.delete("/console/api/keys/nope")
+    assert (answer.status_code, answer.json()["code"]) == (404, "key_unknown")
+
+
+async def test_a_key_lists_models_of_bounded_names(client: httpx2.AsyncClient) -> None:
+    """A list of keys has a bounded length."""
+    for name, status in (("m" * 200, 201), ("m" * 201, 400)):
+        answer = await client.post("/console/api/keys", json={"models": [name]})
+        assert answer.status_code == status
+    assert answer.json()["errors"][0]["parameter"].startswith("models")
+
+
 @pytest.mark.parametrize(
     ("maker", "wanted", "more"),
     [

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Insert, func, insert, select
+from sqlalchemy import Connection, Insert, func, insert, select, update
 from structlog.testing import capture_logs
 
-from rekontext.database import DatabaseUnavailable
-from rekontext.database.tables import assets, idempotency_keys, transfers, webhook_deliveries
+from rekontext.accounts import KeyPolicy
+from rekontext.accounts import keys as api_keys
+from rekontext.database import DatabaseUnavailable, KeyId
+from rekontext.database.tables import assets, idempotency_keys, jobs, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
 from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
+from tests.fakes import FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
 
-NOTHING = Swept(inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, assets=0, orphans=0)
+NOTHING = Swept(inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0)
 HOUR = 3600
 RETENTION = Retention(inputs_s=HOUR, records_s=30 * HOUR, idempotency_s=20 * HOUR, assets_s=5 * HOUR)
 
@@ -100,11 +104,49 @@ async def test_everything_at_once_after_a_long_pause(office: Office, store: Pict
     await run_a_job(office, store, key="k")
     office.clock.advance(1000 * HOUR)
     assert await sweeper.sweep() == Swept(
-        inputs=1, outputs=1, records=1, idempotency_keys=0, deliveries=0, assets=0, orphans=0
+        inputs=1, outputs=1, records=1, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0
     )
     assert await keys(store) == []
     counted = select(func.count()).select_from(idempotency_keys)
     assert office.database.read_sync(lambda tx: tx.execute(counted).scalar_one()) == 0
+
+
+async def test_closed_keys_go_as_late_as_the_records(
+    office: Office, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revoked or expired so long ago, and named by no job; however many."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.KEYS_PER_TRANSACTION", 2)
+    now = office.clock.now()
+    hour, revoked = timedelta(hours=1), ["revoked", "revoked too", "named"]
+    policies = {"open": None, "expires": now + hour, "outlives": now + 2 * hour} | dict.fromkeys(revoked)
+
+    def make(tx: Connection) -> None:
+        randomness = FakeRandomness()
+        for name, expires_at in policies.items():
+            policy = KeyPolicy(expires_at=expires_at)
+            api_keys.create(tx, ALICE, policy, key=KeyId(name), pepper=b"p" * 16, randomness=randomness, now=now)
+        for name in revoked:
+            api_keys.revoke(tx, KeyId(name), now=now + hour)
+        tx.execute(update(jobs).values(key_id="named"))
+
+    def left() -> set[str]:
+        found = office.database.read_sync(lambda tx: api_keys.of_account(tx, ALICE, now=office.clock.now()))
+        return {key.id for key in found}
+
+    job = office.start()
+    office.database.transact_sync(make)
+    office.clock.advance(31 * HOUR - 1)
+    assert await sweeper.sweep() == NOTHING
+    office.clock.advance(1)
+    assert (await sweeper.sweep()).api_keys == 3
+    assert left() == {"open", "outlives", "named"}
+    office.clock.advance(HOUR)
+    office.complete(job.lease)
+    assert (await sweeper.sweep()).api_keys == 1
+    office.clock.advance(30 * HOUR)
+    swept = await sweeper.sweep()
+    assert (swept.records, swept.api_keys) == (1, 1)
+    assert left() == {"open"}
 
 
 async def test_unfinished_jobs_keep_everything(office: Office, store: PictureStore, sweeper: Sweeper) -> None:

@@ -109,9 +109,9 @@ def create_key(
 
 
 def list_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
-    """An account's keys, without the keys themselves."""
-    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id))
+    """An account's open keys and the newest closed ones, without the keys themselves."""
     now = SystemClock().now()
+    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id, now=now))
     blocks = [_key_block(each, now) for each in found] or ["The account has no API key."]
     _say(as_json, {"keys": [_key(each) for each in found]}, "\n".join(blocks))
 

@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, select, update
 
 from rekontext.database import Database
-from rekontext.database.tables import assets, idempotency_keys, jobs, webhook_deliveries
+from rekontext.database.tables import api_keys, assets, idempotency_keys, jobs, webhook_deliveries
 from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 BATCH: Final = 200
 BATCHES_PER_SWEEP_MAX: Final = 50
+KEYS_PER_TRANSACTION: Final = 5
+"""For each that is removed the database looks through all jobs for its name, and other writes wait."""
 FAILURES_PER_SWEEP_MAX: Final = 10
 """Of each kind: then the store may well be away, and each failure takes its time."""
 ORPHAN_AGE_S: Final = 3600.0
@@ -69,6 +71,16 @@ ASSETS: Final = (
     .limit(bindparam("limit"))
     .offset(bindparam("skipped"))
 )
+# Those that jobs name go after these.
+CLOSED_KEYS: Final = (
+    select(api_keys.c.id)
+    .where(
+        (api_keys.c.revoked_at <= bindparam("before", type_=api_keys.c.revoked_at.type))
+        | (api_keys.c.expires_at <= bindparam("before", type_=api_keys.c.expires_at.type)),
+        api_keys.c.id.not_in(select(jobs.c.key_id).where(jobs.c.key_id.is_not(None)).distinct()),
+    )
+    .limit(bindparam("limit"))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,7 @@ class Retention:
 
     Attributes:
         inputs_s: input pictures, after their job ended.
-        records_s: jobs with their parameters and prompts, and the webhook log, after the end.
+        records_s: jobs with their parameters and prompts, and the webhook log, after the end; closed API keys too.
         idempotency_s: idempotency keys, after their first use.
         assets_s: uploaded files.
     """
@@ -97,6 +109,7 @@ class Swept:
     records: int
     idempotency_keys: int
     deliveries: int
+    api_keys: int
     assets: int
     orphans: int
 
@@ -135,6 +148,7 @@ class Sweeper:
                 "idempotency_keys", lambda: self._delete(_delete_keys, kept.idempotency_s)
             ),
             deliveries=await self._guarded("deliveries", lambda: self._delete(_delete_deliveries, kept.records_s)),
+            api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             orphans=await self._guarded("orphans", self._orphans),
         )
@@ -254,6 +268,18 @@ class Sweeper:
                 await look()
         await look()
         return unknown
+
+    async def _api_keys(self) -> int:
+        # Not sooner than an order takes that came with the key while it was open.
+        before = self._before(max(self._retention.records_s, ORPHAN_AGE_S))
+        rows = await self._database.read_long(partial(_rows, CLOSED_KEYS, {"before": before, "limit": BATCH}))
+        removed = 0
+        for start in range(0, len(rows), KEYS_PER_TRANSACTION):
+            closed = [row.id for row in rows[start : start + KEYS_PER_TRANSACTION]]
+            removed += await self._database.transact(
+                partial(_changed, delete(api_keys).where(api_keys.c.id.in_(closed)))
+            )
+        return removed
 
     async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
         def work(tx: Connection) -> int:

@@ -26,6 +26,9 @@ def _in_utc(when: datetime) -> datetime:
         raise ValueError("lies beyond the years 1 to 9999 in UTC") from fault
 
 
+ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX)]
+
+
 class KeyWanted(BaseModel):
     """A key to be made."""
 
@@ -35,7 +38,7 @@ class KeyWanted(BaseModel):
     scopes: Annotated[list[Scope], Field(min_length=1)] = ["edit", "read"]
     sync_response: SyncResponse = "image"
     requests_per_minute: Annotated[int | None, Field(ge=1, le=keys.REQUESTS_PER_MINUTE_MAX)] = None
-    models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
+    models: Annotated[list[ModelName] | None, Field(min_length=1, max_length=100)] = None
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
     def policy(self, *, now: datetime) -> KeyPolicy:
@@ -107,7 +110,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:
         def look(tx: Connection) -> Sequence[ApiKey]:
-            return keys.of_account(tx, registry.get(tx, account).id)
+            return keys.of_account(tx, registry.get(tx, account).id, now=parts.clock.now())
 
         found = await parts.database.read(look)
         return {"keys": [described_key(each, current=caller.key) for each in reversed(found)]}
