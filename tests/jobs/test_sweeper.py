@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from rekontext.accounts import KeyPolicy
 from rekontext.accounts import keys as api_keys
-from rekontext.database import DatabaseUnavailable, KeyId
+from rekontext.database import DatabaseUnavailable, JobId, KeyId
 from rekontext.database.tables import assets, idempotency_keys, jobs, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
@@ -225,10 +225,10 @@ async def test_uploads_are_looked_through_now_and_then(
     for seconds, looks in ((0, 1), (HOUR - 1, 1), (1, 2), (60, 2)):
         office.clock.advance(seconds)
         await sweeper.sweep()
-        assert listed.count("assets") == looks
+        assert (listed.count("assets"), listed.count("outputs")) == (looks, looks)
     office.clock.set_back(24 * HOUR)
     await sweeper.sweep()
-    assert listed.count("assets") == 3
+    assert (listed.count("assets"), listed.count("outputs")) == (3, 3)
 
 
 async def test_orphans_that_cannot_be_removed_hide_no_upload(
@@ -243,6 +243,23 @@ async def test_orphans_that_cannot_be_removed_hide_no_upload(
         await store.put(key, b"in", content_type="image/png")
     office.clock.advance(20_000 * HOUR)
     assert [(await sweeper.sweep()).orphans for _ in range(2)] == [0, 1]
+
+
+async def test_outputs_of_jobs_that_a_restored_backup_does_not_know_go(
+    office: Office, store: PictureStore, sweeper: Sweeper
+) -> None:
+    """Each of their pictures, an hour after it was written; those of known jobs stay, whatever became of the job."""
+    office.patience = Patience(outputs_s=50_000 * HOUR)
+    job = await run_a_job(office, store)
+    kept = [output_key(job.id, 1, "0.png"), output_key(job.id, 2, "0.png")]
+    for attempt in (1, 2):
+        await store.put(output_key(JobId("unknown"), attempt, "0.png"), b"out", content_type="image/png")
+    written = [found.written_at async for found in store.list("outputs")]
+    office.clock.advance(max(0.0, (min(written) - office.clock.now()).total_seconds()) + HOUR - 1)
+    assert (await sweeper.sweep()).orphans == 0
+    office.clock.advance(2 * HOUR)
+    assert (await sweeper.sweep()).orphans == 2
+    assert [key for key in await keys(store) if key.startswith("outputs")] == kept
 
 
 async def test_assets_and_old_deliveries_go(office: Office, store: PictureStore, sweeper: Sweeper) -> None:

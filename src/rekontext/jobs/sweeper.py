@@ -20,7 +20,7 @@ from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindpara
 
 from rekontext.database import Database
 from rekontext.database.tables import api_keys, assets, idempotency_keys, jobs, webhook_deliveries
-from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, Objects, input_key, output_folder
+from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -127,7 +127,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
-        self._uploads_seen_at = datetime.min.replace(tzinfo=UTC)
+        self._many_seen_at = datetime.min.replace(tzinfo=UTC)
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -227,15 +227,16 @@ class Sweeper:
         return True
 
     async def _orphans(self) -> int:
-        """Remove pictures that were stored for an order or an upload which was never written down.
+        """Remove pictures of orders and uploads that were never written down, or that a restored backup doesn't know.
 
-        Uploads are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
+        Uploads and outputs are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
         """
         now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
         orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, before=now - age)
-        is_seeing_uploads = not timedelta() <= now - self._uploads_seen_at < age
-        if is_seeing_uploads:
+        is_seeing_many = not timedelta() <= now - self._many_seen_at < age
+        if is_seeing_many:
             orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, before=now - age)
+            orphans += await self._unknown(OUTPUTS_FOLDER, jobs.c.id, before=now - age)
         removed = failures = 0
         for key in orphans:
             if key in self._stuck:
@@ -248,17 +249,17 @@ class Sweeper:
             if failures == FAILURES_PER_SWEEP_MAX:
                 return removed
         self._stuck.clear()
-        if is_seeing_uploads:  # to the last: else the next sweep looks again
-            self._uploads_seen_at = now
+        if is_seeing_many:  # to the last: else the next sweep looks again
+            self._many_seen_at = now
         return removed
 
     async def _unknown(self, folder: str, ids: Column[str], *, before: datetime) -> list[str]:
-        """Keys of a folder, written until `before`, that aren't among the ids of its table."""
+        """Keys of a folder, written until `before`, whose owners aren't among the ids of a table."""
         unknown, batch = list[str](), list[str]()
 
         async def look() -> None:
-            known = await self._database.read(partial(_known, ids, [key.removeprefix(f"{folder}/") for key in batch]))
-            unknown.extend(key for key in batch if key.removeprefix(f"{folder}/") not in known)
+            known = await self._database.read(partial(_known, ids, [_owner(key) for key in batch]))
+            unknown.extend(key for key in batch if _owner(key) not in known)
             batch.clear()
 
         async for stored in self._objects.list(folder):
@@ -316,6 +317,11 @@ def _clear(rows: Sequence[Row[Any]], **values: None) -> Update:
 
 def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
     return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
+
+
+def _owner(key: str) -> str:
+    """The id of the job or the upload that an object is of."""
+    return key.split("/")[1]
 
 
 def _known(ids: Column[str], asked: Sequence[str], tx: Connection) -> set[str]:
