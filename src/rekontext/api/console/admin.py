@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
-from rekontext.accounts import Account, Balance, audit, ledger, parse_usd, registry
+from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_balance, described_model
@@ -72,11 +72,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/accounts", summary="Every account")
     async def list_accounts(request: Request) -> dict[str, object]:
         await parts.caller(request, "admin")
-
-        def look(tx: Connection) -> list[tuple[Account, Balance]]:
-            return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
-
-        found = await parts.database.read_long(look)
+        found = await parts.database.read_long(registry.every_with_balance)
         return {
             "accounts": [
                 described(account, parts) | {"balance": described_balance(balance)}
