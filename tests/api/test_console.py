@@ -132,6 +132,36 @@ async def test_a_key_that_is_not_there_has_a_code_of_its_own(client: httpx2.Asyn
     assert (answer.status_code, answer.json()["code"]) == (404, "key_unknown")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("keys", {"requests_per_minute": 5.0}, 201),
+        ("keys", {"requests_per_minute": None}, 201),
+        ("keys", {"requests_per_minute": True}, 400),
+        ("keys", {"requests_per_minute": "5"}, 400),
+        ("keys", {"requests_per_minute": 5.5}, 400),
+        ("keys", {"name": "\u0000"}, 400),
+        ("keys", {"models": ["a\u0000"]}, 400),
+        ("admin/accounts", {"name": "a\u0000"}, 400),
+        ("admin/accounts", {"name": "Bob", "credits": True}, 400),
+        ("admin/accounts", {"name": "Bob", "credits": 1.5}, 201),
+        ("admin/accounts/{account}/credits", {"amount": True}, 400),
+        ("admin/accounts/{account}/credits", {"amount": 1, "note": "a\u0000"}, 400),
+        ("admin/accounts/{account}", {"in_flight_max": 5.0}, 200),
+        ("admin/accounts/{account}", {"in_flight_max": None}, 200),
+        ("admin/accounts/{account}", {"in_flight_max": True}, 400),
+        ("admin/accounts/{account}", {"in_flight_max": "5"}, 400),
+    ],
+)
+async def test_bodies_are_meant_as_they_stand(
+    client: httpx2.AsyncClient, studio: Studio, path: str, body: dict[str, object], status: int
+) -> None:
+    """A number is a JSON number, true is none, and text that a database can't keep is refused in words."""
+    method = "PATCH" if "in_flight_max" in body else "POST"
+    answer = await client.request(method, f"/console/api/{path.format(account=studio.account)}", json=body)
+    assert answer.status_code == status, answer.text
+
+
 async def test_a_key_lists_models_of_bounded_names(client: httpx2.AsyncClient) -> None:
     """A list of keys has a bounded length."""
     for name, status in (("m" * 200, 201), ("m" * 201, 400)):

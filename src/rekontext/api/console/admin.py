@@ -15,6 +15,7 @@ from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_balance, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
+from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId
@@ -30,7 +31,7 @@ class AccountWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S")]
+    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S"), Storable]
     credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
 
 
@@ -40,7 +41,7 @@ class LimitsWanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
-    in_flight_max: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=100_000), Whole] = None
 
     def limits(self) -> Limits:
         """Those that were sent."""
@@ -59,7 +60,7 @@ class CreditsWanted(BaseModel):
 
     amount: Usd
     kind: Source = "grant"
-    note: Annotated[str, Field(max_length=1000)] = ""
+    note: Annotated[str, Field(max_length=1000), Storable] = ""
 
     @model_validator(mode="after")
     def _right_way(self) -> Self:
