@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     keep_inputs_s: Kept = Field(default=_HOUR, description="input pictures, after the end")
     keep_outputs_s: Kept = Field(default=7 * _DAY, description="output pictures, and links to them")
     keep_uploads_s: Kept = Field(default=7 * _DAY, description="uploaded pictures, and links to them")
-    keep_records_s: Kept = Field(default=31 * _DAY, description="jobs with their prompts, and the webhook log")
+    keep_records_s: Kept = Field(
+        default=31 * _DAY, description="jobs with their prompts, the webhook log, and closed keys"
+    )
     keep_idempotency_keys_s: Kept = _DAY
 
     body_bytes_max: int = Field(default=32 * _MIB, ge=1024, le=2**31)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from rekontext.accounts import (
-    AccountUnknown,
     ApiKey,
     KeyPolicy,
     KeyRefused,
+    KeyUnknown,
     ModelNotAllowed,
     NewKey,
     ScopeMissing,
@@ -141,7 +141,7 @@ def test_a_revoked_key_is_refused_for_good(make: Maker) -> None:
 def test_one_account_cannot_revoke_another_ones_key(make: Maker) -> None:
     """It doesn't even learn that the key exists."""
     new = make()
-    with pytest.raises(AccountUnknown):
+    with pytest.raises(KeyUnknown):
         make.database.transact_sync(
             lambda tx: keys.revoke(tx, new.key.id, now=make.clock.now(), account=AccountId("acc_mallory"))
         )
@@ -175,9 +175,23 @@ def test_an_account_sees_its_keys_in_order(make: Maker) -> None:
     make.clock.advance(1)
     second = make().key
     make.database.transact_sync(lambda tx: keys.revoke(tx, first.id, now=make.clock.now()))
-    listed = make.database.read_sync(lambda tx: keys.of_account(tx, make.account))
+    listed = make.database.read_sync(lambda tx: keys.of_account(tx, make.account, now=make.clock.now()))
     assert [key.id for key in listed] == [first.id, second.id]
     assert listed[0].revoked_at is not None
+
+
+def test_of_the_closed_keys_the_newest_are_listed(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revoked or expired; an open one always is, however old."""
+    monkeypatch.setattr(keys, "CLOSED_SHOWN_MAX", 2)
+    made = list[KeyId]()
+    for _ in range(5):
+        made.append(make(KeyPolicy(expires_at=make.clock.now() + timedelta(hours=1))).key.id if made else make().key.id)
+        make.clock.advance(1)
+    make.database.transact_sync(lambda tx: keys.revoke(tx, made[2], now=make.clock.now()))
+    for closed, listed in ((0, made), (3 * 3600, [made[0], made[3], made[4]])):
+        now = make.clock.advance(closed)
+        found = make.database.read_sync(lambda tx, now=now: keys.of_account(tx, make.account, now=now))  # type: ignore[misc]
+        assert [key.id for key in found] == listed
 
 
 @pytest.mark.parametrize(
@@ -185,6 +199,7 @@ def test_an_account_sees_its_keys_in_order(make: Maker) -> None:
     [
         ({"name": ""}, "1 to 200 characters, this one has 0"),
         ({"name": "x" * 201}, "1 to 200 characters, this one has 201"),
+        ({"models": frozenset({"x" * 201})}, "at most 200 characters, this one has 201"),
         ({"requests_per_minute": 3_000_000_000}, "requests_per_minute is 3000000000; allowed: 1 to 1000000"),
     ],
 )

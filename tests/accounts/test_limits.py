@@ -130,6 +130,24 @@ async def test_a_redis_that_hangs_holds_up_few_and_not_for_long(redis: RedisServ
 
 
 @pytest.mark.anyio
+async def test_a_slow_redis_holds_up_no_queue(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has no answer for too long, with the wait for a turn, is counted here; those behind need not wait."""
+
+    async def slow(*_asked: object) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr("rekontext.accounts.limits.AwaitableLimiter.hit", slow)
+    monkeypatch.setattr("rekontext.accounts.limits._REQUEST_S_MAX", 0.1)
+    async with limiter_on("redis://127.0.0.1:1/0", clock) as limiter:
+        async with asyncio.timeout(10):
+            counted = await asyncio.gather(*(limiter.count(KEY, requests_per_minute=1000) for _ in range(100)))
+        assert sorted(each.remaining for each in counted) == list(range(900, 1000))
+        async with asyncio.timeout(0.5):
+            await limiter.count(KEY, requests_per_minute=1000)
+
+
+@pytest.mark.anyio
 async def test_a_clock_that_was_set_back_does_not_keep_redis_away(redis: RedisServer, clock: FakeClock) -> None:
     """The time since the failure would be below zero for as long as it was set back."""
     async with limiter_on(redis.url, clock) as limiter:

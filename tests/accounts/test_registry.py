@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from rekontext.accounts import AccountUnknown, Balance, NameTaken, audit, ledger, registry
 from rekontext.database import AccountId, Database
@@ -46,6 +46,26 @@ def test_names_are_unique(database: Database, alice: AccountId, clock: FakeClock
             lambda tx: registry.create(tx, "Alice", account=AccountId("b"), randomness=randomness, now=clock.now())
         )
     assert [account.id for account in database.read_sync(registry.every)] == [alice]
+
+
+def test_accounts_are_listed_with_what_they_have_in_one_question(
+    database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness
+) -> None:
+    """However many there are; the oldest first."""
+    bob, asked = AccountId("acc_bob"), list[str]()
+    now = clock.advance(1)
+
+    def open_bob(tx: Connection) -> None:
+        registry.create(tx, "Bob", account=bob, randomness=randomness, now=now)
+        ledger.add(tx, bob, 7, source="payment", actor="test", now=now)
+
+    def look(tx: Connection) -> list[tuple[AccountId, int]]:
+        event.listen(tx, "before_cursor_execute", lambda *sent: asked.append(sent[2]))
+        return [(account.id, balance.paid_micros) for account, balance in registry.every_with_balance(tx)]
+
+    database.transact_sync(open_bob)
+    assert database.read_sync(look) == [(alice, 0), (bob, 7)]
+    assert len(asked) == 1
 
 
 def test_limits_can_be_changed_and_lifted(database: Database, alice: AccountId) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from datetime import timedelta
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import pytest
 
 from rekontext.accounts import keys
 from rekontext.contract import EditRefused
+from rekontext.database.transactions import LONG_READERS
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
@@ -57,6 +60,28 @@ async def test_usage_by_day(client: httpx2.AsyncClient) -> None:
     assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "days")
 
 
+async def test_histories_leave_the_threads_of_keys_alone(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """Pages that look through a whole history wait for each other, and nobody else for them."""
+    may_end = threading.Event()
+    database = studio.service.parts.database
+    pages = (
+        "/console/api/usage",
+        "/console/api/requests",
+        "/console/api/deliveries",
+        "/console/api/admin/accounts",
+        "/console/api/admin/requests",
+        "/inference-request/request-history",
+    )
+    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(30))) for _ in range(LONG_READERS)]
+    asked = [asyncio.ensure_future(client.get(page)) for page in pages]
+    for _ in pages:
+        assert (await client.get("/console/api/me")).status_code == 200
+    assert [page for page, answer in zip(pages, asked, strict=True) if answer.done()] == []
+    may_end.set()
+    assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * len(pages)
+    await asyncio.gather(*long)
+
+
 async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) -> None:
     """By state, day, words of the prompt; page by page, the newest first."""
     for prompt in ("make it night", "make it 100% blue", "blur the background"):
@@ -99,6 +124,50 @@ async def test_a_key_is_shown_once_and_revoked_for_good(client: httpx2.AsyncClie
         revoked = await client.delete(f"/console/api/keys/{key['id']}")
         assert revoked.json()["key"]["revoked_at"] is not None
         assert (await reader.get("/console/api/requests")).json()["code"] == "invalid_api_key"
+
+
+async def test_a_key_that_is_not_there_has_a_code_of_its_own(client: httpx2.AsyncClient) -> None:
+    """The account is known."""
+    answer = await client.delete("/console/api/keys/nope")
+    assert (answer.status_code, answer.json()["code"]) == (404, "key_unknown")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("keys", {"requests_per_minute": 5.0}, 201),
+        ("keys", {"requests_per_minute": None}, 201),
+        ("keys", {"requests_per_minute": True}, 400),
+        ("keys", {"requests_per_minute": "5"}, 400),
+        ("keys", {"requests_per_minute": 5.5}, 400),
+        ("keys", {"name": "\u0000"}, 400),
+        ("keys", {"models": ["a\u0000"]}, 400),
+        ("admin/accounts", {"name": "a\u0000"}, 400),
+        ("admin/accounts", {"name": "Bob", "credits": True}, 400),
+        ("admin/accounts", {"name": "Bob", "credits": 1.5}, 201),
+        ("admin/accounts/{account}/credits", {"amount": True}, 400),
+        ("admin/accounts/{account}/credits", {"amount": 1, "note": "a\u0000"}, 400),
+        ("admin/accounts/{account}", {"in_flight_max": 5.0}, 200),
+        ("admin/accounts/{account}", {"in_flight_max": None}, 200),
+        ("admin/accounts/{account}", {"in_flight_max": True}, 400),
+        ("admin/accounts/{account}", {"in_flight_max": "5"}, 400),
+    ],
+)
+async def test_bodies_are_meant_as_they_stand(
+    client: httpx2.AsyncClient, studio: Studio, path: str, body: dict[str, object], status: int
+) -> None:
+    """A number is a JSON number, true is none, and text that a database can't keep is refused in words."""
+    method = "PATCH" if "in_flight_max" in body else "POST"
+    answer = await client.request(method, f"/console/api/{path.format(account=studio.account)}", json=body)
+    assert answer.status_code == status, answer.text
+
+
+async def test_a_key_lists_models_of_bounded_names(client: httpx2.AsyncClient) -> None:
+    """A list of keys has a bounded length."""
+    for name, status in (("m" * 200, 201), ("m" * 201, 400)):
+        answer = await client.post("/console/api/keys", json={"models": [name]})
+        assert answer.status_code == status
+    assert answer.json()["errors"][0]["parameter"].startswith("models")
 
 
 @pytest.mark.parametrize(

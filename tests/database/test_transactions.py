@@ -70,6 +70,21 @@ def test_reads_do_not_wait_for_a_writer(database: Database) -> None:
     assert database.read_sync(actions) == ["slow"]
 
 
+def test_reads_do_not_wait_for_long_ones(database: Database) -> None:
+    """Keys and polls are answered however many histories are looked through."""
+    may_end = threading.Event()
+
+    async def scene() -> list[str]:
+        long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(10))) for _ in range(20)]
+        seen = await asyncio.wait_for(database.read(actions), 5)
+        may_end.set()
+        assert await asyncio.gather(*long) == [True] * 20
+        return seen
+
+    database.transact_sync(lambda tx: note(tx, "written"))
+    assert asyncio.run(scene()) == ["written"]
+
+
 def test_cancelling_the_caller_does_not_split_a_transaction(database: Database) -> None:
     """Once begun it commits as a whole, whoever is still listening."""
     writing, may_commit = threading.Event(), threading.Event()

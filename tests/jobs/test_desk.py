@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, OnProgress, Preview
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
-from rekontext.jobs import Event, EventHub, JobUnknown, Standing, State, events
+from rekontext.jobs import Accepted, Event, EventHub, JobUnknown, Standing, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
@@ -208,6 +208,23 @@ async def test_what_a_slow_look_saw_is_not_told_after_what_came_later(
     await asyncio.wait_for(looked.wait(), 20)
     plant.hub.publish(job.id, "ended", {"status": "COMPLETED"})
     assert [event.kind for event in await listening] == ["processing", "ended"]
+
+
+async def test_a_job_that_is_claimed_before_its_submit_returns_is_not_told_to_wait(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dispatcher may be quicker than the news of the commit."""
+    transact = plant.office.database.transact
+
+    async def overtaken(work: Callable[[Connection], Accepted]) -> Accepted:
+        accepted = await transact(work)
+        plant.hub.publish(accepted.job.id, "processing", {"attempt": 1})
+        return accepted
+
+    monkeypatch.setattr(plant.office.database, "transact", overtaken)
+    accepted = await plant.desk.submit(plant.office.order())
+    plant.hub.publish(accepted.job.id, "ended", {"status": "COMPLETED"})
+    assert [event.kind for event in await all_of(plant.hub.listen(accepted.job.id))] == ["processing", "ended"]
 
 
 async def test_many_listeners_hear_each_place_once(plant: Plant) -> None:

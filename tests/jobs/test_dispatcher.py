@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from rekontext.contract import EditRefused, EditRequest, EngineFault, OnProgress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, Patience, State, input_key
-from rekontext.jobs.dispatcher import SETTLE_TRIES_MIN
 from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
@@ -382,16 +382,47 @@ async def test_a_machine_that_slept_goes_on_where_it_was(plant: Plant) -> None:
     assert (done.state, done.attempt, done.faults) == (State.COMPLETED, 1, 0)
 
 
+async def test_leases_begin_when_they_are_written(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waited for the database longer than a lease lasts takes none of its own jobs away."""
+    transact, lease_s = plant.office.database.transact, plant.office.patience.lease_s
+
+    async def stalled(work: object) -> object:
+        plant.office.clock.advance(lease_s + 1)
+        return await transact(work)  # type: ignore[arg-type]
+
+    gate = Gate()
+    plant = Plant(office=plant.office, objects=plant.objects, running_max=1, fleet=FakeFleet(behaviours=[gate]))
+    job = plant.office.accept().job
+    with monkeypatch.context() as patch:
+        patch.setattr(plant.office.database, "transact", stalled)
+        await plant.dispatcher.claim()
+    for _ in range(2):
+        claimed = plant.office.job(job.id)
+        assert claimed.lease_until == plant.office.clock.now() + timedelta(seconds=lease_s)
+        with monkeypatch.context() as patch:
+            patch.setattr(plant.office.database, "transact", stalled)
+            await plant.dispatcher.heartbeat()
+    assert plant.office.recover() == []
+    gate.open.set()
+    await plant.dispatcher.close(drain_s=10)
+    assert plant.office.job(job.id).state is State.COMPLETED
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+@pytest.mark.parametrize("drain_s", [0, 0.1])
 async def test_a_closing_dispatcher_waits_for_no_database_for_long(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, is_silent: bool, drain_s: float
 ) -> None:
     """Somebody wants the process to go: the lease runs out by itself, and another runs the job."""
+    monkeypatch.setattr("rekontext.jobs.dispatcher.CLOSING_S_MAX", 0.1)
     gate, tried = Gate(), 0
     plant = Plant(office=plant.office, objects=plant.objects, poll_s=0.001, fleet=FakeFleet(behaviours=[gate]))
 
     async def away(_work: object) -> None:
         nonlocal tried
         tried += 1
+        if is_silent:
+            await asyncio.Event().wait()
         raise DatabaseUnavailable("gone")
 
     async with plant.at_work():
@@ -399,9 +430,29 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
         await asyncio.wait_for(gate.begun.wait(), 10)
         with monkeypatch.context() as broken:
             broken.setattr(plant.office.database, "transact", away)
-            await asyncio.wait_for(plant.dispatcher.close(), 10)
-    assert tried >= SETTLE_TRIES_MIN
+            if drain_s:
+                gate.open.set()
+            await asyncio.wait_for(plant.dispatcher.close(drain_s=drain_s), 10)
+    assert tried > 0
     assert plant.office.job(job.id).state is State.PROCESSING
+
+
+async def test_a_closing_dispatcher_waits_for_no_claim_for_long(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that swallows every word keeps no process alive."""
+    monkeypatch.setattr("rekontext.jobs.dispatcher.CLOSING_S_MAX", 0.1)
+    asked = asyncio.Event()
+
+    async def silent(_work: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(plant.office.database, "transact", silent)
+    claiming = asyncio.create_task(plant.dispatcher.claim())
+    await asyncio.wait_for(asked.wait(), 10)
+    for _ in range(2):
+        await asyncio.wait_for(plant.dispatcher.close(), 10)
+    claiming.cancel()
+    await asyncio.wait([claiming])
 
 
 async def test_two_dispatchers_share_the_work(office: Office, store: PictureStore) -> None:

@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete, event
 
 from rekontext.accounts import AccountUnknown, InsufficientCredits, SpendCapReached, ledger
 from rekontext.database import AccountId, JobId
+from rekontext.database.tables import idempotency_keys
 from rekontext.jobs import (
     Accepted,
     Bounds,
@@ -422,6 +423,29 @@ def test_the_same_key_with_another_body_is_refused(office: Office) -> None:
     with pytest.raises(IdempotencyKeyReused, match="'k' was used for a different request"):
         office.accept(office.order(key="k", body="another"))
     assert office.money() == (9, 1, 0)
+
+
+def test_a_key_that_is_swept_while_it_is_asked_for_is_free(office: Office) -> None:
+    """On PostgreSQL that may happen after it was found to be taken."""
+    first, again = office.accept(office.order(key="k")), office.order(key="k", body="another")
+
+    def accept(tx: Connection) -> Accepted:
+        looks = 0
+
+        @event.listens_for(tx, "before_cursor_execute")
+        def sweep(_connection: object, _cursor: object, sent: str, *_: object) -> None:
+            nonlocal looks
+            looks += sent.startswith("SELECT idempotency_keys")
+            if looks == 1:
+                looks += 1
+                tx.execute(delete(idempotency_keys))
+
+        return office.life.accept(tx, again, now=office.clock.now())
+
+    accepted = office.database.transact_sync(accept)
+    assert (accepted.replayed, accepted.job.id) == (False, again.job)
+    assert accepted.job.id != first.job.id
+    assert office.accept(replace(again, job=JobId("third"))).job.id == again.job
 
 
 def test_keys_of_different_accounts_are_different_keys(office: Office) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Insert, func, insert, select
+from sqlalchemy import Connection, Insert, func, insert, select, update
 from structlog.testing import capture_logs
 
-from rekontext.database import DatabaseUnavailable
-from rekontext.database.tables import assets, idempotency_keys, transfers, webhook_deliveries
+from rekontext.accounts import KeyPolicy
+from rekontext.accounts import keys as api_keys
+from rekontext.database import DatabaseUnavailable, JobId, KeyId
+from rekontext.database.tables import assets, idempotency_keys, jobs, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
 from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
+from tests.fakes import FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
 
-NOTHING = Swept(inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, assets=0, orphans=0)
+NOTHING = Swept(inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0)
 HOUR = 3600
 RETENTION = Retention(inputs_s=HOUR, records_s=30 * HOUR, idempotency_s=20 * HOUR, assets_s=5 * HOUR)
 
@@ -100,11 +104,49 @@ async def test_everything_at_once_after_a_long_pause(office: Office, store: Pict
     await run_a_job(office, store, key="k")
     office.clock.advance(1000 * HOUR)
     assert await sweeper.sweep() == Swept(
-        inputs=1, outputs=1, records=1, idempotency_keys=0, deliveries=0, assets=0, orphans=0
+        inputs=1, outputs=1, records=1, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0
     )
     assert await keys(store) == []
     counted = select(func.count()).select_from(idempotency_keys)
     assert office.database.read_sync(lambda tx: tx.execute(counted).scalar_one()) == 0
+
+
+async def test_closed_keys_go_as_late_as_the_records(
+    office: Office, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revoked or expired so long ago, and named by no job; however many."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.KEYS_PER_TRANSACTION", 2)
+    now = office.clock.now()
+    hour, revoked = timedelta(hours=1), ["revoked", "revoked too", "named"]
+    policies = {"open": None, "expires": now + hour, "outlives": now + 2 * hour} | dict.fromkeys(revoked)
+
+    def make(tx: Connection) -> None:
+        randomness = FakeRandomness()
+        for name, expires_at in policies.items():
+            policy = KeyPolicy(expires_at=expires_at)
+            api_keys.create(tx, ALICE, policy, key=KeyId(name), pepper=b"p" * 16, randomness=randomness, now=now)
+        for name in revoked:
+            api_keys.revoke(tx, KeyId(name), now=now + hour)
+        tx.execute(update(jobs).values(key_id="named"))
+
+    def left() -> set[str]:
+        found = office.database.read_sync(lambda tx: api_keys.of_account(tx, ALICE, now=office.clock.now()))
+        return {key.id for key in found}
+
+    job = office.start()
+    office.database.transact_sync(make)
+    office.clock.advance(31 * HOUR - 1)
+    assert await sweeper.sweep() == NOTHING
+    office.clock.advance(1)
+    assert (await sweeper.sweep()).api_keys == 3
+    assert left() == {"open", "outlives", "named"}
+    office.clock.advance(HOUR)
+    office.complete(job.lease)
+    assert (await sweeper.sweep()).api_keys == 1
+    office.clock.advance(30 * HOUR)
+    swept = await sweeper.sweep()
+    assert (swept.records, swept.api_keys) == (1, 1)
+    assert left() == {"open"}
 
 
 async def test_unfinished_jobs_keep_everything(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
@@ -183,10 +225,10 @@ async def test_uploads_are_looked_through_now_and_then(
     for seconds, looks in ((0, 1), (HOUR - 1, 1), (1, 2), (60, 2)):
         office.clock.advance(seconds)
         await sweeper.sweep()
-        assert listed.count("assets") == looks
+        assert (listed.count("assets"), listed.count("outputs")) == (looks, looks)
     office.clock.set_back(24 * HOUR)
     await sweeper.sweep()
-    assert listed.count("assets") == 3
+    assert (listed.count("assets"), listed.count("outputs")) == (3, 3)
 
 
 async def test_orphans_that_cannot_be_removed_hide_no_upload(
@@ -201,6 +243,23 @@ async def test_orphans_that_cannot_be_removed_hide_no_upload(
         await store.put(key, b"in", content_type="image/png")
     office.clock.advance(20_000 * HOUR)
     assert [(await sweeper.sweep()).orphans for _ in range(2)] == [0, 1]
+
+
+async def test_outputs_of_jobs_that_a_restored_backup_does_not_know_go(
+    office: Office, store: PictureStore, sweeper: Sweeper
+) -> None:
+    """Each of their pictures, an hour after it was written; those of known jobs stay, whatever became of the job."""
+    office.patience = Patience(outputs_s=50_000 * HOUR)
+    job = await run_a_job(office, store)
+    kept = [output_key(job.id, 1, "0.png"), output_key(job.id, 2, "0.png")]
+    for attempt in (1, 2):
+        await store.put(output_key(JobId("unknown"), attempt, "0.png"), b"out", content_type="image/png")
+    written = [found.written_at async for found in store.list("outputs")]
+    office.clock.advance(max(0.0, (min(written) - office.clock.now()).total_seconds()) + HOUR - 1)
+    assert (await sweeper.sweep()).orphans == 0
+    office.clock.advance(2 * HOUR)
+    assert (await sweeper.sweep()).orphans == 2
+    assert [key for key in await keys(store) if key.startswith("outputs")] == kept
 
 
 async def test_assets_and_old_deliveries_go(office: Office, store: PictureStore, sweeper: Sweeper) -> None:

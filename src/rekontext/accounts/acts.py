@@ -90,7 +90,7 @@ class Acts:
         Raises:
             AccountUnknown: there is no such account.
             TooManyKeys: it has `open_max` already.
-            ValueError: the name or the rate is out of bounds.
+            ValueError: the name, the rate or a model's name is out of bounds.
             PepperChanged: the key would be unknown to whoever has the right one.
         """
         peppers.require(tx, self.pepper)

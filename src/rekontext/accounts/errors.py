@@ -52,9 +52,15 @@ class TooManyKeys(AccountRefused):
 
 
 class AccountUnknown(AccountRefused):
-    """No such account or key."""
+    """No such account."""
 
     code = "account_unknown"
+
+
+class KeyUnknown(AccountRefused):
+    """No such key."""
+
+    code = "key_unknown"
 
 
 class NameTaken(AccountRefused):

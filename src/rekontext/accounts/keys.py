@@ -18,7 +18,7 @@ from typing import Final, Literal, Self, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Text, bindparam, cast, func, insert, select, update
 
-from rekontext.accounts.errors import AccountUnknown, KeyRefused, ModelNotAllowed, ScopeMissing
+from rekontext.accounts.errors import KeyRefused, KeyUnknown, ModelNotAllowed, ScopeMissing
 from rekontext.database.tables import AccountId, KeyId, api_keys
 from rekontext.sources import Randomness
 
@@ -34,8 +34,11 @@ _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowerca
 _RANDOM_CHARACTERS: Final = 32
 _CHECKSUM_CHARACTERS: Final = 6
 _HINT_CHARACTERS: Final = 4
+MODEL_CHARACTERS_MAX: Final = 200
 OPEN_MAX: Final = 100
 """Open keys that an account may make for itself. Each has a limit of requests of its own, so they have one too."""
+CLOSED_SHOWN_MAX: Final = 100
+"""Revoked and expired keys of an account that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ def create(
     """Make a key for an account that exists. The secret can't be had again later.
 
     Raises:
-        ValueError: the name or the rate is out of bounds.
+        ValueError: the name, the rate or a model's name is out of bounds.
     """
     _check_bounds(policy)
     secret = make_secret(randomness)
@@ -216,9 +219,20 @@ def authenticate(tx: Connection, secret: str, *, pepper: bytes, now: datetime) -
     return key
 
 
-def of_account(tx: Connection, account: AccountId) -> Sequence[ApiKey]:
-    """Every key of the account, revoked ones too, oldest first."""
-    query = select(api_keys).where(api_keys.c.account_id == account).order_by(api_keys.c.created_at, api_keys.c.id)
+def of_account(tx: Connection, account: AccountId, *, now: datetime) -> Sequence[ApiKey]:
+    """The account's open keys and the newest `CLOSED_SHOWN_MAX` closed ones, oldest first."""
+    is_its = api_keys.c.account_id == account
+    closed = (
+        select(api_keys.c.id)
+        .where(is_its, ~_is_open(now))
+        .order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
+        .limit(CLOSED_SHOWN_MAX)
+    )
+    query = (
+        select(api_keys)
+        .where(is_its, _is_open(now) | api_keys.c.id.in_(closed))
+        .order_by(api_keys.c.created_at, api_keys.c.id)
+    )
     return [ApiKey.from_row(row) for row in tx.execute(query).mappings()]
 
 
@@ -241,14 +255,14 @@ def get(tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiK
         account: if given, the key must be this account's.
 
     Raises:
-        AccountUnknown: there is no such key.
+        KeyUnknown: there is no such key.
     """
     query = select(api_keys).where(api_keys.c.id == key)
     if account is not None:
         query = query.where(api_keys.c.account_id == account)
     row = tx.execute(query).mappings().first()
     if row is None:
-        raise AccountUnknown(f"there is no API key {key!r}")
+        raise KeyUnknown(f"there is no API key {key!r}")
     return ApiKey.from_row(row)
 
 
@@ -272,6 +286,9 @@ def _check_bounds(policy: KeyPolicy) -> None:
     rate = policy.requests_per_minute
     if rate is not None and rate > REQUESTS_PER_MINUTE_MAX:
         raise ValueError(f"requests_per_minute is {rate}; allowed: 1 to {REQUESTS_PER_MINUTE_MAX}, or none")
+    longest = max(map(len, policy.models or ()), default=0)
+    if longest > MODEL_CHARACTERS_MAX:
+        raise ValueError(f"a model's name has at most {MODEL_CHARACTERS_MAX} characters, this one has {longest}")
 
 
 def _base62(randomness: Randomness, count: int) -> list[str]:

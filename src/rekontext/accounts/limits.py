@@ -39,6 +39,8 @@ _REDIS: Final = ("redis://", "rediss://", "unix://")
 _ALLOWED: Final = "memory://, redis://HOST:PORT/NUMBER, rediss://…, unix:///SOCKET"
 _CONNECTIONS_MAX: Final = 16
 _PATIENCE_S: Final = 1.0  # for a connection and for an answer, each
+_REQUEST_S_MAX: Final = 3.0  # for a turn and all answers: hundreds at once may well wait for a Redis that is quick
+_TOO_SLOW: Final = f"Redis takes longer than {_REQUEST_S_MAX:g} s, with the wait for a turn"
 _log = structlog.get_logger(__name__)
 
 
@@ -111,16 +113,16 @@ class RequestLimiter:
     async def _ask_redis(self, shared: _SharedCounts, item: RateLimitItem, key: str) -> tuple[bool, WindowStats] | None:
         """Redis' answer, None without one."""
         before = self._failed_at
-        async with self._turns:
-            if self._failed_at is not None and self._failed_at != before:
-                return None  # it failed while this request waited for its turn
-            try:
+        try:
+            async with asyncio.timeout(_REQUEST_S_MAX), self._turns:
+                if self._failed_at is not None and self._failed_at != before:
+                    return None  # it failed while this request waited for its turn
                 answer = await shared.hit(item, key)
-            except CountsNotShared as fault:
-                if self._failed_at is None:
-                    _log.error("rate_limits_not_shared", fault=str(fault))
-                self._failed_at = self._clock.now()
-                return None
+        except (CountsNotShared, TimeoutError) as fault:
+            if self._failed_at is None:
+                _log.error("rate_limits_not_shared", fault=str(fault) or _TOO_SLOW)
+            self._failed_at = self._clock.now()
+            return None
         if self._failed_at is not None:
             _log.info("rate_limits_shared_again")
         self._failed_at = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypedDict, Unpack
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts import ledger
@@ -49,12 +49,8 @@ class Limits(TypedDict, total=False):
 
 
 _BY_ID: Final = select(accounts).where(accounts.c.id == bindparam("account"))
-_WITH_BALANCE_LOCKED: Final = (
-    select(accounts, *ledger.BALANCE_COLUMNS)
-    .join(balances, balances.c.account_id == accounts.c.id)
-    .where(accounts.c.id == bindparam("account"))
-    .with_for_update(of=balances)
-)
+_WITH_BALANCE: Final = select(accounts, *ledger.BALANCE_COLUMNS).join(balances, balances.c.account_id == accounts.c.id)
+_WITH_BALANCE_LOCKED: Final = _WITH_BALANCE.where(accounts.c.id == bindparam("account")).with_for_update(of=balances)
 
 
 def create(
@@ -113,9 +109,7 @@ def lock(tx: Connection, account: AccountId) -> tuple[Account, Balance]:
     row = tx.execute(_WITH_BALANCE_LOCKED, {"account": account}).mappings().first()
     if row is None:
         raise AccountUnknown(f"there is no account {account!r}")
-    values = dict(row)
-    held = {column.name: values.pop(column.name) for column in ledger.BALANCE_COLUMNS}
-    return Account(**values), Balance(**held)
+    return _with_balance(row)
 
 
 def find(tx: Connection, name_or_id: str) -> Account:
@@ -136,6 +130,12 @@ def every(tx: Connection) -> Sequence[Account]:
     """All accounts, oldest first."""
     query = select(accounts).order_by(accounts.c.created_at, accounts.c.id)
     return [Account(**row) for row in tx.execute(query).mappings()]
+
+
+def every_with_balance(tx: Connection) -> Sequence[tuple[Account, Balance]]:
+    """All accounts with what they have, oldest first."""
+    query = _WITH_BALANCE.order_by(accounts.c.created_at, accounts.c.id)
+    return [_with_balance(row) for row in tx.execute(query).mappings()]
 
 
 def oldest(tx: Connection) -> Account:
@@ -165,6 +165,12 @@ def replace_webhook_secret(tx: Connection, account: AccountId, *, randomness: Ra
     """
     tx.execute(update(accounts).where(accounts.c.id == account).values(webhook_secret=webhook_secret(randomness)))
     return get(tx, account)
+
+
+def _with_balance(row: RowMapping) -> tuple[Account, Balance]:
+    values = dict(row)
+    held = {column.name: values.pop(column.name) for column in ledger.BALANCE_COLUMNS}
+    return Account(**values), Balance(**held)
 
 
 def _check_limits(monthly_cap_micros: int | None, in_flight_max: int | None) -> None:

@@ -112,12 +112,16 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _printable(text: str) -> str:
-    if not text.strip():
-        raise ValueError("blank")
+def _without_nul(text: str) -> str:
     if "\x00" in text:
         raise ValueError("NUL character")
     return text
+
+
+def _printable(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    return _without_nul(text)
 
 
 def _callable(url: str) -> str:
@@ -129,6 +133,8 @@ def _callable(url: str) -> str:
 
 
 Whole = BeforeValidator(_whole)
+Storable = AfterValidator(_without_nul)
+"""Of a text; PostgreSQL keeps none with NUL in it."""
 
 
 class KontextParameters(BaseModel):

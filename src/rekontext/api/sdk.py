@@ -140,7 +140,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
                     )
                 ]
             )
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: history(
                 tx,
                 caller.account,
@@ -171,7 +171,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         end_date: date | None = None,
     ) -> dict[str, object]:
         caller = await parts.caller(request, "read")
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: history(
                 tx,
                 caller.account,
@@ -187,7 +187,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/inference-request/recent-generations", summary="The newest pictures of a model")
     async def recent_generations(request: Request, model_name: str) -> dict[str, object]:
         caller = await parts.caller(request, "read")
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: history(
                 tx, caller.account, states=(State.COMPLETED,), model_contains=model_name, per_page=_RECENT
             )
@@ -239,7 +239,7 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/webhook/dispatch-logs", summary="What a webhook was sent")
     async def dispatch_logs(request: Request, webhook_id: str) -> dict[str, object]:
         caller = await parts.caller(request, "read")
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: endpoints.deliveries(tx, caller.account, endpoint=EndpointId(webhook_id))
         )
         return {"logs": [described_delivery(each) for each in found]}

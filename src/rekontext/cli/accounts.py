@@ -62,11 +62,7 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
 
 def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
     """Every account with what it has."""
-
-    def look(tx: Connection, _: Acts) -> list[tuple[Account, Balance]]:
-        return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
-
-    found = _transact(data_dir, look)
+    found = _transact(data_dir, lambda tx, _: registry.every_with_balance(tx))
     rows = [_account(account) | _balance(balance) for account, balance in found]
     blocks = [_account_block(account, balance) for account, balance in found] or ["There is no account."]
     _say(as_json, {"accounts": rows}, "\n".join(blocks))
@@ -109,9 +105,9 @@ def create_key(
 
 
 def list_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
-    """An account's keys, without the keys themselves."""
-    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id))
+    """An account's open keys and the newest closed ones, without the keys themselves."""
     now = SystemClock().now()
+    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id, now=now))
     blocks = [_key_block(each, now) for each in found] or ["The account has no API key."]
     _say(as_json, {"keys": [_key(each) for each in found]}, "\n".join(blocks))
 

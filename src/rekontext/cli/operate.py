@@ -117,7 +117,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(account: AccountName, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """An account's keys, without the keys themselves."""
+    """An account's keys, without the keys themselves: those that are open, and the newest 100 that are closed."""
     from rekontext.cli import accounts
 
     accounts.list_keys(account, data_dir=data_dir, as_json=as_json)

@@ -2,8 +2,9 @@
 
 Two kinds of database stand behind it. SQLite, embedded: every write goes through one thread and one connection
 (WAL, `BEGIN IMMEDIATE`), and reads have connections of their own, so that a poll never waits for a writer.
-PostgreSQL: a small pool of threads, each with a connection. A function that is given to `transact` may run more
-than once (after a deadlock, say), so it must touch nothing but the database. Knows no tables.
+PostgreSQL: a small pool of threads, each with a connection. On both, reads that may take long have a few threads of
+their own, so that keys and polls find one however many histories are looked through. A function that is given to
+`transact` may run more than once (after a deadlock, say), so it must touch nothing but the database. Knows no tables.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
 
 TRIES_MAX = 8
+LONG_READERS = 2
+"""Threads, each with a connection, for reads that may take long."""
 _ALLOWED_URLS = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
 _DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup (rekontext restore FILE)"
 _BUSY_TIMEOUT_MS = 5_000
@@ -63,6 +66,7 @@ class Database:
         self._read = read
         self._write_threads = ThreadPoolExecutor(writers, thread_name_prefix="database-write")
         self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-read")
+        self._long_read_threads = ThreadPoolExecutor(LONG_READERS, thread_name_prefix="database-long-read")
 
     @classmethod
     def open(cls, url: str, *, synchronous: Synchronous = "FULL", connections: int = 4, migrate: bool = True) -> Self:
@@ -71,7 +75,8 @@ class Database:
         Args:
             url: `sqlite:///path/to/file` or `postgresql://user:password@host/name`.
             synchronous: SQLite only. FULL survives a power cut; NORMAL may lose the last commits in one.
-            connections: for reads, and on PostgreSQL as many again for writes.
+            connections: for reads, and on PostgreSQL as many again for writes; reads that may take long have
+                `LONG_READERS` besides.
             migrate: False leaves the tables as they are.
 
         Raises:
@@ -127,7 +132,7 @@ class Database:
 
         # A transaction that reads, then writes, would fail as "locked" instead of waiting: take the lock first.
         write = engine("BEGIN IMMEDIATE", ("journal_mode = WAL", f"synchronous = {synchronous}"), 1)
-        read = engine("BEGIN", ("query_only = ON",), readers)
+        read = engine("BEGIN", ("query_only = ON",), readers + LONG_READERS)
         return cls(write=write, read=read, writers=1, readers=readers)
 
     @classmethod
@@ -135,7 +140,7 @@ class Database:
         write = create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
-            pool_size=2 * connections,
+            pool_size=2 * connections + LONG_READERS,
             max_overflow=0,
             connect_args={"options": _POSTGRES_OPTIONS, "application_name": "rekontext", **_POSTGRES_PATIENCE},
         )
@@ -166,6 +171,10 @@ class Database:
         """
         return await asyncio.wrap_future(self._read_threads.submit(_run, self._read, work, is_read=True))
 
+    async def read_long(self, work: Callable[[Connection], T]) -> T:
+        """`read` for what may look through a whole history: it waits for others of its kind, `read` never for it."""
+        return await asyncio.wrap_future(self._long_read_threads.submit(_run, self._read, work, is_read=True))
+
     def transact_sync(self, work: Callable[[Connection], T]) -> T:
         """`transact` for callers without an event loop."""
         return self._write_threads.submit(_run, self._write, work).result()
@@ -195,6 +204,7 @@ class Database:
         """Let running transactions end, then close every connection."""
         self._write_threads.shutdown(wait=True)
         self._read_threads.shutdown(wait=True)
+        self._long_read_threads.shutdown(wait=True)
         self._read.dispose()
         self._write.dispose()
 

@@ -87,7 +87,8 @@ class Desk:
         now = self._clock.now()
         accepted = await self._database.transact(lambda tx: self._life.accept(tx, order, now=now))
         if not accepted.replayed:
-            self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
+            if self._hub.newest(accepted.job.id) is None:  # else a dispatcher has it already
+                self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
             if self._works is not None:
                 self._works.wake()
         return accepted

@@ -8,13 +8,13 @@ when they come through this process (`wake`), else by polling. Knows neither HTT
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from math import ceil
 from typing import Final, Literal
 
 import structlog
@@ -36,6 +36,9 @@ from rekontext.sources import Clock
 _log = structlog.get_logger(__name__)
 
 SETTLE_TRIES_MIN: Final = 10
+CLOSING_S_MAX: Final = 10.0
+"""For how long `close` waits for the database, beyond its drain."""
+_LOOKS_WHILE_CLOSING: Final = 10
 _HEARTBEATS_PER_LEASE: Final = 3
 _FIRST_GUESS_S: Final = 5.0
 _PER_FREE_PLACE: Final = 2
@@ -50,7 +53,7 @@ class _Running:
 
     Attributes:
         stopped_for: set once; its task is cancelled then, unless it hasn't begun and sees it by itself.
-        is_settling: its ending is being written and can't be stopped any more.
+        settling_since: in loop time; then its ending is being written and can't be stopped any more.
         stored: keys of what it wrote into the store.
     """
 
@@ -59,11 +62,11 @@ class _Running:
     task: asyncio.Task[None] | None = None
     stopped_for: _Why | None = None
     has_begun: bool = False
-    is_settling: bool = False
+    settling_since: float | None = None
     stored: list[str] = field(default_factory=list)
 
     def stop(self, why: _Why) -> None:
-        if self.is_settling or self.stopped_for is not None:
+        if self.settling_since is not None or self.stopped_for is not None:
             return
         self.stopped_for = why
         if self.has_begun and self.task is not None:
@@ -110,6 +113,7 @@ class Dispatcher:
         self._claiming: asyncio.Task[list[Job]] | None = None
         self._news = asyncio.Event()
         self._closing = False
+        self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
         self._edit_s: float | None = None
         self._workers = 1
@@ -169,17 +173,35 @@ class Dispatcher:
             await self.close()
 
     async def close(self, *, drain_s: float = 0.0) -> None:
-        """Take no new jobs, let running ones end for `drain_s`, then put the rest back into the queue."""
+        """Take no new jobs, let running ones end for `drain_s`, then put the rest back into the queue.
+
+        What the database hasn't taken after `CLOSING_S_MAX` more is left: the leases run out.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._closing:
+            self._until = loop.time() + drain_s + CLOSING_S_MAX
         self._closing = True
         self.wake()
-        if self._claiming is not None:
-            await asyncio.wait([self._claiming])
         if self._running and drain_s > 0:
             await asyncio.wait(self._tasks(), timeout=drain_s)
         for running in list(self._running.values()):
             running.stop("closing")
-        if self._running:
-            await asyncio.wait(self._tasks())
+        claiming = set() if self._claiming is None else {self._claiming}
+        while coming := {*self._tasks(), *(claim for claim in claiming if not claim.done())}:
+            if loop.time() >= self._until and not self._running:
+                return
+            await asyncio.wait(coming, timeout=CLOSING_S_MAX / _LOOKS_WHILE_CLOSING)
+            self._give_up_settling()
+
+    def _give_up_settling(self) -> None:
+        """Leave endings that the database had `CLOSING_S_MAX` for. One that it takes in the end counts all the same."""
+        now = asyncio.get_running_loop().time()
+        for running in self._running.values():
+            since = running.settling_since
+            if since is not None and now >= max(self._until, since + CLOSING_S_MAX) and running.task is not None:
+                fault = "the process ends, and the database doesn't answer"
+                _log.error("settle_failed", job=running.job.id, attempt=running.job.attempt, fault=fault)
+                running.task.cancel()
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [running.task for running in self._running.values() if running.task is not None]
@@ -194,17 +216,18 @@ class Dispatcher:
             held, served = self._held(), self._served(free)
             # So many that no account, whosever they are, takes more of the places than it may.
             most = max((places for account, places in held.items() if account not in served), default=0)
-            limit = ceil((_PER_FREE_PLACE * free - most) / (_PER_FREE_PLACE + 1))
-            claim = partial(
-                self._life.claim, worker=self._worker, limit=limit, now=self._clock.now(), besides=sorted(served)
-            )
-            self._claiming = asyncio.create_task(self._take(claim))
+            limit = math.ceil((_PER_FREE_PLACE * free - most) / (_PER_FREE_PLACE + 1))
+            self._claiming = asyncio.create_task(self._take(limit, besides=sorted(served)))
             jobs = await asyncio.shield(self._claiming)
             if len(jobs) < limit:
                 self._more_may_wait = bool(served)
                 return
 
-    async def _take(self, claim: Callable[[Connection], list[Job]]) -> list[Job]:
+    async def _take(self, limit: int, *, besides: Sequence[AccountId]) -> list[Job]:
+        def claim(tx: Connection) -> list[Job]:
+            # The moment is the transaction's: one that waited for it would give a lease that is shorter, or over.
+            return self._life.claim(tx, worker=self._worker, limit=limit, now=self._clock.now(), besides=besides)
+
         jobs = await self._database.transact(claim)
         for job in jobs:
             self._start(job)
@@ -230,9 +253,9 @@ class Dispatcher:
         leases = list(self._running)
         if not leases:
             return
-        now = self._clock.now()
         try:
-            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=now))
+            # The moment is the transaction's, as in `claim`.
+            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()))
         except DatabaseUnavailable:
             # Others may take these jobs from now on, so the work on them is for nothing.
             for running in list(self._running.values()):
@@ -270,7 +293,7 @@ class Dispatcher:
         running.has_begun = True
         try:
             ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
-            running.is_settling = True
+            running.settling_since = asyncio.get_running_loop().time()
             if ending is None or not await self._settle(running.job, ending):
                 await self._attempts.clear_away(running.stored)
         except Exception:
@@ -308,7 +331,7 @@ class Dispatcher:
     async def _settle(self, job: Job, ending: Ending) -> bool:
         """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again.
 
-        Tried for as long as a lease lasts, since so long the job is ours; when closing, only so many times.
+        Tried for as long as a lease lasts, since so long the job is ours, unless `close` has waited long enough.
 
         Returns:
             False if the job was not ours any more.
@@ -316,7 +339,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._life.patience.lease_s
         tried = 0
-        while tried < SETTLE_TRIES_MIN or (loop.time() < until and not self._closing):
+        while tried < SETTLE_TRIES_MIN or loop.time() < until:
             tried += 1
             now = self._clock.now()
             try:

@@ -35,19 +35,19 @@ def claim(tx: Connection, account: AccountId, promise: Idempotency, *, job: JobI
         IdempotencyKeyReused: the earlier job was ordered with another body.
     """
     assert 0 < len(promise.key) <= KEY_CHARACTERS_MAX, f"an idempotency key of {len(promise.key)} characters"
-    claimed = tx.execute(
-        _CLAIM[tx.dialect.name],
-        {
-            "account_id": account,
-            "key": promise.key,
-            "body_digest": promise.body_digest,
-            "job_id": job,
-            "created_at": now,
-        },
-    ).first()
-    if claimed is not None:
-        return None
-    earlier = tx.execute(EARLIER, {"account": account, "key": promise.key}).one()
+    row = {
+        "account_id": account,
+        "key": promise.key,
+        "body_digest": promise.body_digest,
+        "job_id": job,
+        "created_at": now,
+    }
+    earlier = None
+    # On PostgreSQL an old key may be swept between claim and look, and is free then; one claimed since is too new.
+    while earlier is None:
+        if tx.execute(_CLAIM[tx.dialect.name], row).first() is not None:
+            return None
+        earlier = tx.execute(EARLIER, {"account": account, "key": promise.key}).first()
     if earlier.body_digest != promise.body_digest:
         raise IdempotencyKeyReused(promise.key)
     return JobId(earlier.job_id)

@@ -10,6 +10,7 @@ from rekontext.pictures.store import StoredObject
 
 INPUTS_FOLDER: Final = "inputs"
 ASSETS_FOLDER: Final = "assets"
+OUTPUTS_FOLDER: Final = "outputs"
 
 
 class Objects(Protocol):
@@ -48,7 +49,7 @@ def asset_key(asset: str) -> str:
 
 def output_folder(job: JobId) -> str:
     """Under which all that a job's attempts made lies."""
-    return f"outputs/{job}"
+    return f"{OUTPUTS_FOLDER}/{job}"
 
 
 def output_key(job: JobId, attempt: int, file_name: str) -> str:

@@ -19,14 +19,16 @@ import structlog
 from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, select, update
 
 from rekontext.database import Database
-from rekontext.database.tables import assets, idempotency_keys, jobs, webhook_deliveries
-from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, Objects, input_key, output_folder
+from rekontext.database.tables import api_keys, assets, idempotency_keys, jobs, webhook_deliveries
+from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
 
 BATCH: Final = 200
 BATCHES_PER_SWEEP_MAX: Final = 50
+KEYS_PER_TRANSACTION: Final = 5
+"""For each that is removed the database looks through all jobs for its name, and other writes wait."""
 FAILURES_PER_SWEEP_MAX: Final = 10
 """Of each kind: then the store may well be away, and each failure takes its time."""
 ORPHAN_AGE_S: Final = 3600.0
@@ -69,6 +71,16 @@ ASSETS: Final = (
     .limit(bindparam("limit"))
     .offset(bindparam("skipped"))
 )
+# Those that jobs name go after these.
+CLOSED_KEYS: Final = (
+    select(api_keys.c.id)
+    .where(
+        (api_keys.c.revoked_at <= bindparam("before", type_=api_keys.c.revoked_at.type))
+        | (api_keys.c.expires_at <= bindparam("before", type_=api_keys.c.expires_at.type)),
+        api_keys.c.id.not_in(select(jobs.c.key_id).where(jobs.c.key_id.is_not(None)).distinct()),
+    )
+    .limit(bindparam("limit"))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,7 @@ class Retention:
 
     Attributes:
         inputs_s: input pictures, after their job ended.
-        records_s: jobs with their parameters and prompts, and the webhook log, after the end.
+        records_s: jobs with their parameters and prompts, and the webhook log, after the end; closed API keys too.
         idempotency_s: idempotency keys, after their first use.
         assets_s: uploaded files.
     """
@@ -97,6 +109,7 @@ class Swept:
     records: int
     idempotency_keys: int
     deliveries: int
+    api_keys: int
     assets: int
     orphans: int
 
@@ -114,7 +127,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
-        self._uploads_seen_at = datetime.min.replace(tzinfo=UTC)
+        self._many_seen_at = datetime.min.replace(tzinfo=UTC)
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -135,6 +148,7 @@ class Sweeper:
                 "idempotency_keys", lambda: self._delete(_delete_keys, kept.idempotency_s)
             ),
             deliveries=await self._guarded("deliveries", lambda: self._delete(_delete_deliveries, kept.records_s)),
+            api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             orphans=await self._guarded("orphans", self._orphans),
         )
@@ -213,15 +227,16 @@ class Sweeper:
         return True
 
     async def _orphans(self) -> int:
-        """Remove pictures that were stored for an order or an upload which was never written down.
+        """Remove pictures of orders and uploads that were never written down, or that a restored backup doesn't know.
 
-        Uploads are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
+        Uploads and outputs are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
         """
         now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
         orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, before=now - age)
-        is_seeing_uploads = not timedelta() <= now - self._uploads_seen_at < age
-        if is_seeing_uploads:
+        is_seeing_many = not timedelta() <= now - self._many_seen_at < age
+        if is_seeing_many:
             orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, before=now - age)
+            orphans += await self._unknown(OUTPUTS_FOLDER, jobs.c.id, before=now - age)
         removed = failures = 0
         for key in orphans:
             if key in self._stuck:
@@ -234,17 +249,17 @@ class Sweeper:
             if failures == FAILURES_PER_SWEEP_MAX:
                 return removed
         self._stuck.clear()
-        if is_seeing_uploads:  # to the last: else the next sweep looks again
-            self._uploads_seen_at = now
+        if is_seeing_many:  # to the last: else the next sweep looks again
+            self._many_seen_at = now
         return removed
 
     async def _unknown(self, folder: str, ids: Column[str], *, before: datetime) -> list[str]:
-        """Keys of a folder, written until `before`, that aren't among the ids of its table."""
+        """Keys of a folder, written until `before`, whose owners aren't among the ids of a table."""
         unknown, batch = list[str](), list[str]()
 
         async def look() -> None:
-            known = await self._database.read(partial(_known, ids, [key.removeprefix(f"{folder}/") for key in batch]))
-            unknown.extend(key for key in batch if key.removeprefix(f"{folder}/") not in known)
+            known = await self._database.read(partial(_known, ids, [_owner(key) for key in batch]))
+            unknown.extend(key for key in batch if _owner(key) not in known)
             batch.clear()
 
         async for stored in self._objects.list(folder):
@@ -254,6 +269,18 @@ class Sweeper:
                 await look()
         await look()
         return unknown
+
+    async def _api_keys(self) -> int:
+        # Not sooner than an order takes that came with the key while it was open.
+        before = self._before(max(self._retention.records_s, ORPHAN_AGE_S))
+        rows = await self._database.read_long(partial(_rows, CLOSED_KEYS, {"before": before, "limit": BATCH}))
+        removed = 0
+        for start in range(0, len(rows), KEYS_PER_TRANSACTION):
+            closed = [row.id for row in rows[start : start + KEYS_PER_TRANSACTION]]
+            removed += await self._database.transact(
+                partial(_changed, delete(api_keys).where(api_keys.c.id.in_(closed)))
+            )
+        return removed
 
     async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
         def work(tx: Connection) -> int:
@@ -290,6 +317,11 @@ def _clear(rows: Sequence[Row[Any]], **values: None) -> Update:
 
 def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
     return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
+
+
+def _owner(key: str) -> str:
+    """The id of the job or the upload that an object is of."""
+    return key.split("/")[1]
 
 
 def _known(ids: Column[str], asked: Sequence[str], tx: Connection) -> set[str]:

@@ -1,31 +1,22 @@
-"""What an account did, day by day. Reads a bounded window of jobs and adds up in Python, the same on both databases."""
+"""What an account did, day by day. Added up and ranked by the database, over all its jobs of those days."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, case, func, select, tuple_
 
 from rekontext.database import AccountId
+from rekontext.database.instant import microseconds
 from rekontext.database.tables import jobs
 from rekontext.jobs.model import State
 
-JOBS_MAX: Final = 200_000
-"""Of a window with more, the newest so many are counted."""
-
-_WINDOW: Final = (
-    select(jobs.c.accepted_at, jobs.c.finished_at, jobs.c.state, jobs.c.price_micros, jobs.c.inference_s)
-    .where(
-        jobs.c.account_id == bindparam("account"),
-        jobs.c.accepted_at >= bindparam("since", type_=jobs.c.accepted_at.type),
-    )
-    .order_by(jobs.c.number.desc())
-    .limit(JOBS_MAX)
-)
+_EPOCH: Final = date(1970, 1, 1)
+_DAY: Final = 24 * 3600 * 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,54 +46,126 @@ class Usage:
     inference_s: Percentiles | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Edit:
-    day: date
-    state: State
-    price_micros: int
-    latency_s: float
-    inference_s: float
+_accepted: Final = microseconds(jobs.c.accepted_at)
+_took: Final = microseconds(jobs.c.finished_at) - _accepted
+_today: Final = bindparam("today", type_=jobs.c.number.type)
+# None is of tomorrow, nor ended before it was accepted, unless the clock was set back.
+_edits: Final = (
+    select(
+        case((_accepted // _DAY > _today, _today), else_=_accepted // _DAY).label("day"),
+        jobs.c.state,
+        jobs.c.price_micros,
+        (case((_took < 0, 0), else_=_took) / 1e6).label("latency_s"),
+        func.coalesce(jobs.c.inference_s, 0.0).label("inference_s"),
+    )
+    .where(
+        jobs.c.account_id == bindparam("account"),
+        jobs.c.accepted_at >= bindparam("since", type_=jobs.c.accepted_at.type),
+    )
+    .subquery("edits")
+)
+_COUNTS: Final = select(
+    _edits.c.day, _edits.c.state, func.count().label("edits"), func.sum(_edits.c.price_micros).label("price_micros")
+).group_by(_edits.c.day, _edits.c.state)
 
 
-def by_day(tx: Connection, account: AccountId, *, days: int, now: datetime) -> tuple[dict[date, Usage], Usage]:
-    """The last `days` days (UTC, today included), the earliest first, and all of them together."""
-    assert days > 0, f"usage of {days} days"
-    first = (now - timedelta(days=days - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    edits = [
-        _Edit(
-            day=row.accepted_at.date(),
-            state=State(row.state),
-            price_micros=row.price_micros,
-            latency_s=0.0 if row.finished_at is None else max(0.0, (row.finished_at - row.accepted_at).total_seconds()),
-            inference_s=row.inference_s or 0.0,
+def _at_ranks(seconds: ColumnElement[float]) -> Select[Any]:
+    """The completed edits that have one of the wanted ranks, in their day or in all."""
+    ranked = (
+        select(
+            _edits.c.day,
+            seconds.label("seconds"),
+            func.row_number().over(partition_by=_edits.c.day, order_by=seconds).label("rank_of_day"),
+            func.row_number().over(order_by=seconds).label("rank"),
         )
-        for row in tx.execute(_WINDOW, {"account": account, "since": first})
-    ]
-    found: dict[date, list[_Edit]] = {first.date() + timedelta(days=number): [] for number in range(days)}
-    for edit in edits:
-        found[min(edit.day, now.date())].append(edit)  # none is of tomorrow, unless the clock was set back
-    return {day: _add_up(its) for day, its in found.items()}, _add_up(edits)
-
-
-def _add_up(edits: Sequence[_Edit]) -> Usage:
-    completed = [edit for edit in edits if edit.state is State.COMPLETED]
-    return Usage(
-        edits=len(edits),
-        completed=len(completed),
-        failed=sum(edit.state is State.FAILED for edit in edits),
-        cancelled=sum(edit.state is State.CANCELLED for edit in edits),
-        cost_micros=sum(edit.price_micros for edit in completed),
-        latency_s=_percentiles([edit.latency_s for edit in completed]),
-        inference_s=_percentiles([edit.inference_s for edit in completed]),
+        .where(_edits.c.state == State.COMPLETED.value)
+        .subquery("ranked")
+    )
+    # How many there are is known; for the database to count them along would take longer than to rank them.
+    return select(ranked).where(
+        tuple_(ranked.c.day, ranked.c.rank_of_day).in_(bindparam("ranks_of_days", expanding=True))
+        | ranked.c.rank.in_(bindparam("ranks", expanding=True))
     )
 
 
-def _percentiles(seconds: list[float]) -> Percentiles | None:
-    if not seconds:
-        return None
-    ordered = sorted(seconds)
+_LATENCY: Final = _at_ranks(_edits.c.latency_s)
+_INFERENCE: Final = _at_ranks(_edits.c.inference_s)
 
-    def rank(share: float) -> float:
-        return ordered[math.ceil(share * len(ordered)) - 1]
 
-    return Percentiles(p50=rank(0.5), p95=rank(0.95), p99=rank(0.99))
+def by_day(tx: Connection, account: AccountId, *, days: int, now: datetime) -> tuple[dict[date, Usage], Usage]:
+    """The last `days` days (UTC, today included), the earliest first, and all of them together.
+
+    It looks through the account's whole history: for `Database.read_long`.
+    """
+    assert days > 0, f"usage of {days} days"
+    first = (now - timedelta(days=days - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    values = {"account": account, "since": first, "today": (now.date() - _EPOCH).days}
+    counts = {first.date() + timedelta(days=number): Counter[State]() for number in range(days)}
+    costs = Counter[date]()
+    for row in tx.execute(_COUNTS, values):
+        day = _EPOCH + timedelta(days=row.day)
+        counts[day][State(row.state)] = row.edits
+        if row.state == State.COMPLETED:
+            costs[day] = int(row.price_micros)
+    completed = {day: its[State.COMPLETED] for day, its in counts.items() if its[State.COMPLETED]}
+    latency, latency_of_all = _percentiles(tx, _LATENCY, values, completed)
+    inference, inference_of_all = _percentiles(tx, _INFERENCE, values, completed)
+    of_days = {
+        day: _usage(its, cost_micros=costs[day], latency_s=latency.get(day), inference_s=inference.get(day))
+        for day, its in counts.items()
+    }
+    of_all = _usage(
+        sum(counts.values(), Counter[State]()),
+        cost_micros=costs.total(),
+        latency_s=latency_of_all,
+        inference_s=inference_of_all,
+    )
+    return of_days, of_all
+
+
+def _usage(
+    counted: Counter[State], *, cost_micros: int, latency_s: Percentiles | None, inference_s: Percentiles | None
+) -> Usage:
+    return Usage(
+        edits=counted.total(),
+        completed=counted[State.COMPLETED],
+        failed=counted[State.FAILED],
+        cancelled=counted[State.CANCELLED],
+        cost_micros=cost_micros,
+        latency_s=latency_s,
+        inference_s=inference_s,
+    )
+
+
+def _percentiles(
+    tx: Connection, at_ranks: Select[Any], values: Mapping[str, object], completed: Mapping[date, int]
+) -> tuple[dict[date, Percentiles], Percentiles | None]:
+    """Of each day that has completed edits, and of all of them."""
+    if not completed:
+        return {}, None
+    of_days = {(day - _EPOCH).days: _ranks(edits) for day, edits in completed.items()}
+    of_all = _ranks(sum(completed.values()))
+    wanted = {
+        "ranks_of_days": [(day, rank) for day, ranks in of_days.items() for rank in ranks],
+        "ranks": of_all,
+    }
+    rows = tx.execute(at_ranks, {**values, **wanted}).all()
+    at_day = {(row.day, row.rank_of_day): row.seconds for row in rows}
+    at = {row.rank: row.seconds for row in rows}
+
+    def percentiles(seconds: list[float]) -> Percentiles:
+        p50, p95, p99 = seconds
+        return Percentiles(p50=p50, p95=p95, p99=p99)
+
+    return (
+        {
+            _EPOCH + timedelta(days=day): percentiles([at_day[day, rank] for rank in ranks])
+            for day, ranks in of_days.items()
+        },
+        percentiles([at[rank] for rank in of_all]),
+    )
+
+
+def _ranks(edits: int) -> list[int]:
+    """The nearest ranks of the percentiles among so many edits, from 1."""
+    return [(edits * percent + 99) // 100 for percent in (50, 95, 99)]

@@ -46,7 +46,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     async def account_usage(request: Request, days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 30) -> dict[str, object]:
         caller = await parts.caller(request, "read")
         now = parts.clock.now()
-        by_day, total = await parts.database.read(lambda tx: usage.by_day(tx, caller.account, days=days, now=now))
+        by_day, total = await parts.database.read_long(lambda tx: usage.by_day(tx, caller.account, days=days, now=now))
         return {
             "days": [{"date": day.isoformat(), **_usage(its)} for day, its in by_day.items()],
             "total": _usage(total),

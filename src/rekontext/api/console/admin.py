@@ -9,12 +9,13 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
-from rekontext.accounts import Account, Balance, audit, ledger, parse_usd, registry
+from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_balance, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
+from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId
@@ -30,7 +31,7 @@ class AccountWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S")]
+    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S"), Storable]
     credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
 
 
@@ -40,7 +41,7 @@ class LimitsWanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
-    in_flight_max: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=100_000), Whole] = None
 
     def limits(self) -> Limits:
         """Those that were sent."""
@@ -59,7 +60,7 @@ class CreditsWanted(BaseModel):
 
     amount: Usd
     kind: Source = "grant"
-    note: Annotated[str, Field(max_length=1000)] = ""
+    note: Annotated[str, Field(max_length=1000), Storable] = ""
 
     @model_validator(mode="after")
     def _right_way(self) -> Self:
@@ -72,11 +73,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/accounts", summary="Every account")
     async def list_accounts(request: Request) -> dict[str, object]:
         await parts.caller(request, "admin")
-
-        def look(tx: Connection) -> list[tuple[Account, Balance]]:
-            return [(account, ledger.balance(tx, account.id)) for account in registry.every(tx)]
-
-        found = await parts.database.read(look)
+        found = await parts.database.read_long(registry.every_with_balance)
         return {
             "accounts": [
                 described(account, parts) | {"balance": described_balance(balance)}
@@ -120,7 +117,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
             return unfinished_by_state(tx), places
 
-        counts, found = await parts.database.read(look)
+        counts, found = await parts.database.read_long(look)
         return {
             "queued": counts[State.QUEUED],
             "processing": counts[State.PROCESSING],

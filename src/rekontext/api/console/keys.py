@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_key
-from rekontext.api.parameters import ParametersRefused, Problem
+from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId, KeyId
@@ -26,16 +26,19 @@ def _in_utc(when: datetime) -> datetime:
         raise ValueError("lies beyond the years 1 to 9999 in UTC") from fault
 
 
+ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX), Storable]
+
+
 class KeyWanted(BaseModel):
     """A key to be made."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=keys.NAME_CHARACTERS_MAX)] = "default"
+    name: Annotated[str, Field(min_length=1, max_length=keys.NAME_CHARACTERS_MAX), Storable] = "default"
     scopes: Annotated[list[Scope], Field(min_length=1)] = ["edit", "read"]
     sync_response: SyncResponse = "image"
-    requests_per_minute: Annotated[int | None, Field(ge=1, le=keys.REQUESTS_PER_MINUTE_MAX)] = None
-    models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
+    requests_per_minute: Annotated[int | None, Field(strict=True, ge=1, le=keys.REQUESTS_PER_MINUTE_MAX), Whole] = None
+    models: Annotated[list[ModelName] | None, Field(min_length=1, max_length=100)] = None
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
     def policy(self, *, now: datetime) -> KeyPolicy:
@@ -107,7 +110,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:
         def look(tx: Connection) -> Sequence[ApiKey]:
-            return keys.of_account(tx, registry.get(tx, account).id)
+            return keys.of_account(tx, registry.get(tx, account).id, now=parts.clock.now())
 
         found = await parts.database.read(look)
         return {"keys": [described_key(each, current=caller.key) for each in reversed(found)]}

@@ -88,7 +88,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         *,
         is_operator: bool = False,
     ) -> dict[str, object]:
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: history(
                 tx,
                 account,

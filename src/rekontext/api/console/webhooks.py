@@ -105,7 +105,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     ) -> dict[str, object]:
         caller = await parts.caller(request, "read")
         endpoint = None if webhook_id is None else EndpointId(webhook_id)
-        found = await parts.database.read(
+        found = await parts.database.read_long(
             lambda tx: endpoints.deliveries(tx, caller.account, endpoint=endpoint, limit=limit)
         )
         return {"deliveries": [described_delivery(each) for each in found]}
