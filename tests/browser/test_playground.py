@@ -164,6 +164,49 @@ def test_results_survive_a_reload_and_running_edits_are_followed_again(
     expect(page.locator("#session")).to_be_hidden()
 
 
+def test_an_edit_outlasts_a_lost_connection(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """However often the server can't be reached: it is said, and the edit is followed to its picture once it can be."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    page.route("**/v2/requests/**", lambda route: route.abort())
+    run(page)
+    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    for _ in range(8):
+        with page.expect_request("**/v2/requests/**"):
+            page.evaluate("dispatchEvent(new Event('online'))")
+    page.unroute("**/v2/requests/**")
+    page.route("**/files/**", lambda route: route.abort())
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    with page.expect_request("**/files/**"):
+        site.go_on()
+    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    page.unroute("**/files/**")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator(".facts")).to_be_visible()
+
+
+def test_what_one_tab_cleared_stays_cleared(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """An edit that ends in another tab isn't put back."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".tile")).to_have_count(1)
+    other.get_by_role("button", name="Clear").click()
+    other.get_by_role("dialog").get_by_role("button", name="Clear").click()
+    expect(other.locator(".tile")).to_have_count(0)
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+    other.reload()
+    other.locator("body[data-ready]").wait_for()
+    expect(other.locator(".tile")).to_have_count(0)
+
+
 def test_wrong_parameters_are_told_at_their_fields(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:
     """Every one of them, in the API's words, and gone once it is mended."""
     refusals.append(400)

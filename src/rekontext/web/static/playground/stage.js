@@ -13,7 +13,6 @@ export class Stage {
   #bar;
   #doing;
   #shown = null;
-  #urls = new Map();
   #compare = null;
 
   /** `doing` has a function for each thing a person can do here: cancel, again, reuse, remove, share, keepSeed. */
@@ -150,7 +149,7 @@ export class Stage {
     if (this.#turn(`result ${run.id}`)) return;
     const { result } = run;
     const [{ width, height }] = result.images.length ? result.images : [{ width: 1, height: 1 }];
-    const url = this.#url(run);
+    const url = run.shown;
     this.#compared({
       before: run.photo.shown,
       after: url,
@@ -255,11 +254,6 @@ export class Stage {
     else frame.requestFullscreen();
   }
 
-  #url(run) {
-    if (!this.#urls.has(run.id)) this.#urls.set(run.id, URL.createObjectURL(run.output));
-    return this.#urls.get(run.id);
-  }
-
   /** Whether this is on stage already; else it now is. */
   #turn(what) {
     const already = this.#shown === what;
@@ -280,6 +274,7 @@ export function shapeOf(run) {
 
 function statusWords(run) {
   if (run.state === "SENDING") return ["Sending the photo …"];
+  if (run.isLost) return ["Connection lost, trying again …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
   if (run.state === "QUEUED") {
     return [

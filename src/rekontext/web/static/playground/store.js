@@ -47,6 +47,17 @@ export async function keep(run) {
   }
 }
 
+/** Keep what has become of a run, unless it was dropped meanwhile, perhaps in another tab. */
+export async function amend(run) {
+  try {
+    await within("readwrite", (store) => {
+      store.openKeyCursor(run.id).onsuccess = ({ target }) => target.result && store.put(run);
+    });
+  } catch {
+    // As above.
+  }
+}
+
 export async function drop(id) {
   try {
     await within("readwrite", (store) => store.delete(id));

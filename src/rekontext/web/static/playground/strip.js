@@ -44,7 +44,7 @@ export class Strip {
     if (button.dataset.state === run.state) return;
     button.dataset.state = run.state;
     button.title = run.request.prompt;
-    const source = run.output ? URL.createObjectURL(run.output) : run.photo.shown;
+    const source = run.shown ?? run.photo.shown;
     fill(
       button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),
