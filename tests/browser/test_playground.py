@@ -32,6 +32,22 @@ def balance(page: Page) -> str:
     return page.locator("#balance").inner_text()
 
 
+def assert_within(page: Page, frame: str, *parts: str) -> None:
+    """Each part is drawn inside the frame."""
+    outside = page.evaluate(
+        """([frame, parts]) => {
+            const box = selector => document.querySelector(selector).getBoundingClientRect();
+            const {left, right, top, bottom} = box(frame);
+            return parts.filter(part => {
+                const inner = box(part);
+                return inner.left < left || inner.right > right || inner.top < top || inner.bottom > bottom;
+            });
+        }""",
+        [frame, list(parts)],
+    )
+    assert not outside, f"{outside} lie outside of {frame}"
+
+
 def test_a_photo_is_edited_compared_and_downloaded(open_page: OpenPage, site: Site, photo: Path) -> None:
     """From a file to the edited picture, with its seed, time, cost and the divider between before and after."""
     page = open_page()
@@ -205,6 +221,24 @@ def test_what_one_tab_cleared_stays_cleared(open_page: OpenPage, site: Site, pho
     other.reload()
     other.locator("body[data-ready]").wait_for()
     expect(other.locator(".tile")).to_have_count(0)
+
+
+@pytest.mark.parametrize("size", [(100, 700), (700, 90)])
+def test_an_edit_of_an_extreme_shape_can_be_followed_and_stopped(
+    size: tuple[int, int], open_page: OpenPage, site: Site, tmp_path: Path
+) -> None:
+    """Progress and every word of it lie within the picture, and so does the way out."""
+    page = open_page(viewport={"width": 390, "height": 844})
+    photo = tmp_path / "extreme.jpg"
+    photo.write_bytes(photo_bytes(size=size))
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    assert_within(page, ".frame", ".progress", ".status", ".cancel")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".verdict")).to_be_visible()
+    assert_within(page, ".frame", ".verdict p", ".verdict button")
 
 
 def test_wrong_parameters_are_told_at_their_fields(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:

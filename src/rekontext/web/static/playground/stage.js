@@ -97,7 +97,7 @@ export class Stage {
       );
       fill(
         this.#view,
-        this.#frame(shapeOf(run), under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
+        this.#busy(run, under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
       );
       fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
     }
@@ -125,8 +125,8 @@ export class Stage {
     const words = run.state === "CANCELLED" ? "Cancelled. Nothing was charged." : run.error;
     fill(
       this.#view,
-      this.#frame(
-        shapeOf(run),
+      this.#busy(
+        run,
         under,
         h(
           "div.verdict",
@@ -157,7 +157,7 @@ export class Stage {
       height,
       alt: run.request.prompt,
       sweep: isNew,
-      fit: run.request.aspect_ratio === "match_input_image" ? "fill" : "contain",
+      fit: isMatched(run, width / height) ? "fill" : "contain",
     });
     const zoom = h(
       "button.button.small.quiet.scale.numbers",
@@ -248,6 +248,12 @@ export class Stage {
     return frame;
   }
 
+  #busy(run, ...children) {
+    const frame = this.#frame(shapeOf(run), ...children);
+    frame.classList.add("busy");
+    return frame;
+  }
+
   #fullScreen() {
     const frame = $(".frame", this.#view);
     if (document.fullscreenElement) document.exitFullscreen();
@@ -262,10 +268,18 @@ export class Stage {
   }
 }
 
+/**
+ * Whether the photo laid over a result of this shape shows the same things in the same places. The model sees a photo in
+ * the nearest shape that it knows, at most 6 % away; what is more extreme would be seen distorted.
+ */
+function isMatched({ photo, request }, ratio) {
+  return request.aspect_ratio === "match_input_image" && Math.abs(photo.width / photo.height / ratio - 1) < 0.06;
+}
+
 /** Width by height that the result will have, as far as that is known. */
 export function shapeOf(run) {
   const ratio = run.request.aspect_ratio;
-  if (ratio && ratio !== "match_input_image") {
+  if (/^\d+:\d+$/.test(ratio)) {
     const [across, down] = ratio.split(":").map(Number);
     return across / down;
   }
