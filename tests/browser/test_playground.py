@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
@@ -30,6 +31,11 @@ def run(page: Page) -> None:
 
 def balance(page: Page) -> str:
     return page.locator("#balance").inner_text()
+
+
+def linked(text: str) -> str:
+    """The path of a share link with this request."""
+    return "/#edit=" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def assert_within(page: Page, frame: str, *parts: str) -> None:
@@ -132,7 +138,7 @@ def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, ph
     site.fleet.pause_at = 3
     for running in (1, 2, 3):
         run(page)
-        expect(page.locator(".tile")).to_have_count(running)
+        expect(page.locator(".tile:is([data-state=QUEUED], [data-state=PROCESSING])")).to_have_count(running)
     expect(page.locator("#run")).to_be_disabled()
     expect(page.locator("#run")).to_contain_text("3 running")
     run(page)
@@ -286,6 +292,70 @@ def test_form_and_json_edit_one_request(open_page: OpenPage, photo: Path) -> Non
     expect(page.locator("#json-fault")).to_contain_text("Not JSON yet")
 
 
+def test_what_stands_in_the_json_is_what_is_run(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Broken text runs nothing, a name that is unknown is only left out, and what is missing is said there."""
+    page = open_page()
+    page.get_by_role("tab", name="JSON").click()
+    text = page.locator("#json")
+    page.locator("#run").click()
+    expect(page.locator("#json-fault")).to_contain_text("input_image: Missing")
+    expect(text).to_be_focused()
+    page.get_by_role("tab", name="Form").click()
+    choose(page, photo, "an older prompt")
+    page.get_by_role("tab", name="JSON").click()
+    text.fill('{"input_image": "@my photo.jpg", "prompt": "blur it"')
+    page.locator("#run").click()
+    expect(text).to_be_focused()
+    expect(page.locator(".tile")).to_have_count(0)
+    text.fill('{"input_image": "@my photo.jpg", "prompt": null}')
+    page.locator("#run").click()
+    expect(page.locator("#json-fault")).to_contain_text("prompt: Missing")
+    text.fill('{"input_image": "@my photo.jpg", "prompt": "blur it", "sharpness": 3}')
+    page.locator("#run").click()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(1)
+    assert [each.prompt for each in site.fleet.requests] == ["blur it"]
+
+
+def test_values_that_no_form_would_hold_are_told(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:
+    """By the page where it can't read them, by the service where it can."""
+    refusals += [400, 422]
+    page = open_page(linked("null"))
+    expect(page.locator("#refusal")).to_contain_text("This share link is damaged.")
+    page = open_page(linked('{"aspect_ratio": 5, "prompt": "x", "input_image": 5}'))
+    expect(page.locator("#refusal")).to_contain_text("the photo is not")
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#aspect_ratio-fault")).to_contain_text("5 is not allowed")
+
+
+def test_one_press_is_one_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Double clicks, held keys and Enter in a field buy nothing more."""
+    page = open_page()
+    choose(page, photo)
+    page.locator("#p-num_inference_steps").press("Enter")
+    page.locator("#run").dblclick()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(1)
+    page.locator("#prompt").focus()
+    page.keyboard.down("Control")
+    for _ in range(4):
+        page.keyboard.down("Enter")
+        expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+    page.keyboard.up("Control")
+    assert len(site.fleet.requests) == 2
+
+
+@pytest.mark.parametrize("scope", ["edit", "read"])
+def test_a_key_that_lacks_a_scope_pays_for_nothing(
+    scope: Scope, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Without "read" the picture couldn't be had, so the page doesn't ask for it."""
+    page = open_page(key=site.studio.new_key(scopes=frozenset({scope})).secret)
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text(f"lacks the scope '{'read' if scope == 'edit' else 'edit'}'")
+    assert not site.fleet.requests
+
+
 def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Another browser gets the same photo and settings, but nothing that would send its results elsewhere."""
     page = open_page()
@@ -303,10 +373,7 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(other.locator("#drop-full")).to_contain_text("120 × 80")
     expect(other.locator("#p-webhook_url")).to_be_empty()
     assert "#" not in other.url
-    smuggled = (
-        base64.urlsafe_b64encode(b'{"prompt": "x", "webhook_url": "https://example.com/thief"}').decode().rstrip("=")
-    )
-    third = open_page(f"/#edit={smuggled}")
+    third = open_page(linked('{"prompt": "x", "webhook_url": "https://example.com/thief"}'))
     expect(third.locator("#prompt")).to_have_value("x")
     expect(third.locator("#p-webhook_url")).to_be_empty()
 
