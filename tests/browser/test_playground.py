@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
@@ -362,6 +362,7 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     choose(page, photo, "a müder Kater 🐈")
     page.get_by_role("radio", name="16:9", exact=True).check()
     page.get_by_text("Everything else").click()
+    page.fill("#p-previews", "0")
     page.fill("#p-webhook_url", "https://example.com/mine")
     page.locator("#share").click()
     expect(page.locator(".toast")).to_contain_text("Link copied")
@@ -371,6 +372,7 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(other.locator("#prompt")).to_have_value("a müder Kater 🐈")
     expect(other.get_by_role("radio", name="16:9", exact=True)).to_be_checked()
     expect(other.locator("#drop-full")).to_contain_text("120 × 80")
+    expect(other.locator("#p-previews")).to_have_value("0")
     expect(other.locator("#p-webhook_url")).to_be_empty()
     assert "#" not in other.url
     third = open_page(linked('{"prompt": "x", "webhook_url": "https://example.com/thief"}'))
@@ -389,6 +391,173 @@ def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> No
     page.keyboard.type("invert it")
     run(page)
     expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+
+
+def test_edit_again_keeps_what_was_typed_and_needs_no_link(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """The browser has the picture, so it is sent even when the result's link has expired."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    page.fill("#prompt", "invert it")
+    page.get_by_role("tab", name="JSON").click()
+    page.clock.set_fixed_time("2100-01-01")
+    page.get_by_role("button", name="Edit again").click()
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#prompt")).to_have_value("invert it")
+    with page.expect_request("**/v2/*") as sent:
+        run(page)
+    assert '"input_image":"data:image/png;base64,' in (sent.value.post_data or "")
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+
+
+def test_the_photo_chosen_last_stays(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """A link that answers late is seen to be fetched, runs nothing, and replaces nothing."""
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/console/api/photo", lambda route: held.append(route))
+    page.fill("#prompt", "make it night")
+    page.get_by_role("button", name="use a link").click()
+    page.fill("#link", f"{site.url.replace('127.0.0.1', 'localhost')}/web/examples/cat.webp")
+    with page.expect_request("**/console/api/photo"):
+        page.locator("#link").press("Enter")
+    expect(page.locator("#fetching")).to_be_visible()
+    expect(page.get_by_role("button", name="Use", exact=True)).to_be_disabled()
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("still being fetched")
+    page.set_input_files("#file", photo)
+    expect(page.locator("#drop-full")).to_contain_text("my photo.jpg")
+    expect(page.locator("#fetching")).to_be_hidden()
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/console/api/photo")):
+        held[0].continue_()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    expect(page.locator("#drop-full")).to_contain_text("my photo.jpg")
+
+
+def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Path) -> None:
+    """Photo, prompt and values that no edit has had yet, even after an edit."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    another = photo.with_name("another.jpg")
+    another.write_bytes(photo_bytes())
+    choose(page, another, "blur it")
+    page.fill("#p-guidance", "3")
+    page.reload()
+    expect(page.locator("#drop-full")).to_contain_text("another.jpg")
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    expect(page.locator("#p-guidance")).to_have_value("3")
+
+
+def test_text_in_hand_stays_text(open_page: OpenPage, site: Site) -> None:
+    """Dragged words are the browser's, a spreadsheet's cells are pasted as words; of two dropped links one is taken."""
+    page = open_page()
+    give = """([kind, selector, given]) => {
+        const transfer = new DataTransfer();
+        for (const [type, text] of given) {
+            if (type === "file") transfer.items.add(new File([new Uint8Array(9)], "cells.png", {type: text}));
+            else transfer.setData(type, text);
+        }
+        const how = {bubbles: true, cancelable: true};
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: transfer, ...how})
+            : new DragEvent(kind, {dataTransfer: transfer, ...how});
+        return document.querySelector(selector).dispatchEvent(event);
+    }"""
+    words = [["text/plain", "make it night"]]
+    assert page.evaluate(give, ["dragover", "#prompt", words])
+    assert page.evaluate(give, ["drop", "#prompt", words])
+    assert page.evaluate(give, ["paste", "#prompt", [*words, ["file", "image/png"]]])
+    links = f"# two of them\r\n{site.url}/web/examples/cat.webp\r\n{site.url}/web/examples/rocket.webp"
+    assert not page.evaluate(give, ["drop", "body", [["text/uri-list", links]]])
+    expect(page.locator("#drop-full")).to_contain_text("cat.webp")
+
+
+def test_the_focus_stays_where_the_work_is(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """After a cancel, a removal and a clear a control has the focus; the skip link leads to what is shown."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    page.get_by_role("button", name="Cancel").press("Enter")
+    expect(page.get_by_role("button", name="Use these settings again")).to_be_focused()
+    page.locator(".tile").nth(1).click()
+    page.get_by_role("button", name="Remove from this session").press("Enter")
+    expect(page.locator(".tile")).to_have_count(1)
+    expect(page.locator(".verdict button")).to_be_focused()
+    page.get_by_role("button", name="Clear").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Clear").press("Enter")
+    expect(page.locator("#run")).to_be_focused()
+    page.get_by_role("tab", name="JSON").click()
+    page.get_by_role("link", name="Skip to the prompt").press("Enter")
+    expect(page.locator("#json")).to_be_focused()
+
+
+def test_the_new_edit_is_seen_in_a_long_row(open_page: OpenPage, photo: Path) -> None:
+    """The row scrolls to the edit that is on stage."""
+    page = open_page(viewport={"width": 320, "height": 844})
+    choose(page, photo)
+    for done in range(1, 7):
+        run(page)
+        expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(done)
+    page.locator("#strip").evaluate("row => { row.scrollLeft = row.scrollWidth }")
+    run(page)
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(7)
+    assert page.locator("#strip").evaluate("row => row.scrollLeft") < 10
+
+
+def test_pictures_that_nothing_shows_are_freed(open_page: OpenPage, photo: Path) -> None:
+    """Each edit holds its photo and its picture once, until it is removed."""
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.held = new Set();
+            const [make, free] = [URL.createObjectURL, URL.revokeObjectURL];
+            URL.createObjectURL = (blob) => { const url = make.call(URL, blob); held.add(url); return url; };
+            URL.revokeObjectURL = (url) => { held.delete(url); free.call(URL, url); };
+        }"""
+    )
+    for _ in range(3):
+        choose(page, photo)
+    expect(page.locator("#drop-full img")).to_be_visible()
+    page.wait_for_function("held.size === 1")
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    assert page.evaluate("held.size") == 2
+    page.get_by_role("button", name="Edit again").click()
+    page.wait_for_function("held.size === 3")
+    page.locator(".tile").click()
+    page.get_by_role("button", name="Remove from this session").click()
+    page.wait_for_function("held.size === 1")
+
+
+def test_a_key_whose_owner_cannot_be_asked_is_told_and_asked_again(
+    open_page: OpenPage, site: Site, refusals: list[int]
+) -> None:
+    """The page doesn't look signed out."""
+    refusals.append(503)
+    page = open_page()
+    page.route("**/console/api/me", lambda route: route.fulfill(status=503, json={"error": "Gone for a moment."}))
+    page.reload()
+    expect(page.locator("#refusal")).to_contain_text("Gone for a moment.")
+    expect(page.locator("#key-button")).to_have_text("API key")
+    page.unroute("**/console/api/me")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#balance")).to_have_text("$10.00")
+    expect(page.locator("#refusal")).to_be_hidden()
+
+
+def test_no_estimate_is_shown_for_what_cannot_be_run(open_page: OpenPage, photo: Path) -> None:
+    """The one before doesn't stay; the price does."""
+    page = open_page()
+    choose(page, photo)
+    expect(page.locator("#estimate")).to_contain_text("about")
+    page.fill("#p-num_inference_steps", "500")
+    expect(page.locator("#estimate")).to_have_text("$0.04")
 
 
 def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenPage, site: Site) -> None:

@@ -1,9 +1,9 @@
 // The playground: puts the parts together and says what follows from what.
 
-import { ApiError } from "../shared/api.js";
+import { AGAIN_MS, ApiError, pause } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h, toast } from "../shared/dom.js";
 import { seconds } from "../shared/format.js";
-import { readKey } from "../shared/key.js";
+import { readAccount, readKey } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
@@ -11,13 +11,14 @@ import { drawKnown, drawMe, drawPrice } from "./account.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { Json } from "./json.js";
 import { startValues } from "./parameters.js";
-import { PhotoRefused, fromBlob } from "./photo.js";
+import { PhotoRefused, fromBlob, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
 import { AT_ONCE_MAX, Runs, hasEnded } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { restored, shareLink, uploaded } from "./share.js";
 import { drawPhoto, installSources } from "./sources.js";
 import { Stage } from "./stage.js";
+import { keepDraft, keptDraft } from "./store.js";
 import { Strip } from "./strip.js";
 
 const LOADING_LOOK_MS = 2000;
@@ -27,6 +28,7 @@ const state = {
   photosAsked: 0,
   fetching: null, // the timer of a photo that is on its way
   me: null,
+  awaitsMe: false,
   price: null,
   estimate: null,
   selected: null,
@@ -63,6 +65,16 @@ function requestChanged({ fromJson = false } = {}) {
   for (const chip of $$(".chip")) chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
   drawCode();
   estimates.ask(form.values, state.photo);
+  keepRequest();
+}
+
+function keepRequest() {
+  const { selected } = state;
+  keepDraft("request", { account: readAccount(), selected, prompt: prompt.value, values: form.values });
+}
+
+function keepPhoto() {
+  keepDraft("photo", state.photo && { account: readAccount(), ...photoRecord(state.photo) });
 }
 
 /** Take a photo over once it is here. Resolves with whether it was taken; what is wrong with it is said in the form. */
@@ -116,6 +128,7 @@ function setPhoto(photo, { fromJson = false } = {}) {
   const earlier = state.photo;
   state.photo = photo;
   state.selected = null;
+  keepPhoto();
   drawPhoto(photo, {
     remove: () => {
       setPhoto(null);
@@ -178,6 +191,10 @@ async function run(event) {
 }
 
 async function refused(fault) {
+  if (fault instanceof PhotoRefused) {
+    refuse(fault.message);
+    return;
+  }
   if (!(fault instanceof ApiError)) throw fault;
   if (fault.status === 401) {
     const me = await signIn({ why: fault.message });
@@ -215,9 +232,10 @@ async function cancel(run) {
 async function again(run) {
   const stem = run.photo.name.replace(/(-edited)?\.[^.]*$/, "");
   const name = `${stem}-edited.${run.request.output_format ?? "png"}`;
-  await usePhoto(fromBlob(run.output, { name, url: run.result.output }));
-  prompt.value = "";
+  if (!(await usePhoto(fromBlob(run.output, { name, url: run.result.output })))) return;
+  if (prompt.value === run.request.prompt) prompt.value = ""; // what was typed since is for the next edit
   requestChanged();
+  $("#tab-form").click();
   prompt.focus();
   toast("The result is the photo now. What should change next?");
 }
@@ -235,8 +253,10 @@ function takeOver(run) {
 }
 
 async function remove(run) {
+  if (state.selected === run.id) state.selected = runs.all.find((each) => each !== run)?.id ?? null;
   await runs.remove(run);
-  if (state.selected === run.id) select(runs.all[0]?.id ?? null);
+  release(run.photo);
+  keepRequest();
 }
 
 function keepSeed(seed) {
@@ -270,9 +290,11 @@ async function share(asked, photo) {
 function select(id) {
   state.selected = id;
   draw();
+  keepRequest();
 }
 
 function draw() {
+  const isWithin = $(".stage").contains(document.activeElement);
   const run = state.selected && runs.get(state.selected);
   if (run) stage.run(run);
   else if (state.photo) stage.photo(state.photo);
@@ -283,6 +305,10 @@ function draw() {
   const running = runs.running.length;
   $("#run").disabled = running >= AT_ONCE_MAX;
   $("#run-words").textContent = running >= AT_ONCE_MAX ? `${running} running` : running ? "Run another" : "Run";
+  // What had the focus may be gone; a keyboard goes on from what took its place.
+  if (isWithin && !(document.activeElement !== document.body && document.activeElement.checkVisibility())) {
+    ($(".verdict button") ?? $('.tile[aria-current="true"]') ?? $("#run")).focus({ preventScroll: true });
+  }
 }
 
 function bringOnStage() {
@@ -338,14 +364,32 @@ async function refreshMe() {
     drawEstimate();
     if (!wasReady && state.me.model.ready) estimates.ask(form.values, state.photo);
   } catch (fault) {
-    if (fault.status === 401) toast(fault.message);
+    if (fault.status === 401) {
+      state.awaitsMe = false;
+      toast(fault.message);
+    } else if (!state.me && !state.awaitsMe) awaitMe(fault);
   }
+}
+
+/** There is a key, and the server didn't say whose: tell, and ask until it does. */
+async function awaitMe(fault) {
+  state.awaitsMe = true;
+  drawMe(null);
+  refuse(fault.message);
+  while (state.awaitsMe && !state.me) {
+    await pause(AGAIN_MS);
+    await refreshMe();
+  }
+  state.awaitsMe = false;
+  refuse(null);
 }
 
 async function signIn(how) {
   const me = await askForKey(how);
   if (me) {
     state.me = me;
+    keepRequest();
+    keepPhoto();
     drawAccount();
     runs.restore();
     estimates.ask(form.values, state.photo);
@@ -400,6 +444,11 @@ function installRest() {
     if (isAsked && !isHeld) run(event);
     else if (isAsked || target.matches("#controls input") || (isHeld && target.id === "run")) event.preventDefault();
   });
+  $(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    if ($("#view-json").hidden) prompt.focus();
+    else $("#json").focus();
+  });
   fill($("#share"), glyph("share"));
   $("#share").addEventListener("click", () => share(request(), state.photo));
   $("#key-button").addEventListener("click", async () => {
@@ -422,8 +471,8 @@ function installRest() {
       }))
     )
       return;
-    for (const each of runs.all) await runs.remove(each);
-    select(null);
+    state.selected = null;
+    for (const each of runs.all) await remove(each);
   });
   drawExamples($("#examples"), async (example) => {
     await usePhoto(exampleNamed(example.photo));
@@ -448,17 +497,30 @@ async function restoreLink() {
   return true;
 }
 
-async function start() {
-  installRest();
-  drawKnown(null, { choose: choosePrompt });
-  requestChanged();
-  const isShared = await restoreLink();
+/** What was being written when the page was left; else the latest edit. */
+async function restoreDraft() {
+  const { request: draft, photo } = await keptDraft();
   await runs.restore();
   const [latest] = runs.all;
-  if (!isShared && latest) {
+  const isMine = (part) => part?.account === readAccount();
+  if (isMine(draft)) {
+    form.set(draft.values);
+    prompt.value = draft.prompt;
+    const chosen = isMine(photo) ? await photoOf(photo) : null;
+    setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
+    if (runs.get(draft.selected)) select(draft.selected);
+  } else if (latest) {
     takeOver(latest);
     select(latest.id);
   }
+}
+
+async function start() {
+  installRest();
+  drawKnown(null, { choose: choosePrompt });
+  if (await restoreLink()) await runs.restore();
+  else await restoreDraft();
+  requestChanged();
   draw();
   await Promise.all([
     refreshMe(),

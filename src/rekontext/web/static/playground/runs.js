@@ -3,7 +3,7 @@
 import { AGAIN_MS, ENDED, SLUG, call, events, here, pause } from "../shared/api.js";
 import { readAccount } from "../shared/key.js";
 import { toJson } from "./parameters.js";
-import { fromBlob, inputImage } from "./photo.js";
+import { inputImage, photoOf, photoRecord } from "./photo.js";
 import { amend, drop, keep, kept } from "./store.js";
 
 export const AT_ONCE_MAX = 3;
@@ -205,18 +205,9 @@ export function hasEnded(run) {
   return ENDED.has(run.state);
 }
 
-/** A run as IndexedDB keeps it: object URLs die with the page, so only bytes and links stay. */
+/** A run as IndexedDB keeps it. */
 function record({ preview, shown, photo, ...run }) {
   return { ...run, photo: photoRecord(photo) };
-}
-
-export function photoRecord({ name, blob, url, origin, example }) {
-  return { name, blob, url, origin, example };
-}
-
-export async function photoOf({ name, blob, url, origin, example }) {
-  if (blob) return fromBlob(blob, { name, url, origin, example });
-  return { name, blob, url, origin, example, shown: null, width: null, height: null };
 }
 
 function shownOf(output) {

@@ -3,7 +3,7 @@
 import { getJson } from "../shared/api.js";
 import { exampleNamed } from "./examples.js";
 import { fromJson, startValues, toJson } from "./parameters.js";
-import { dataUri, fromLink } from "./photo.js";
+import { dataUri, fromLink, linkOf } from "./photo.js";
 
 const MARK = "#edit=";
 
@@ -20,7 +20,7 @@ export async function shareLink(request, photo) {
   );
   const shared = { ...values };
   if (photo?.example) shared.example = photo.example;
-  else if (photo) shared.input_image = photo.url ?? (await uploaded(photo));
+  else if (photo) shared.input_image = linkOf(photo) ?? (await uploaded(photo));
   const url = new URL(location.href);
   url.hash = MARK + encode(toJson(shared));
   return url.href;

@@ -7,6 +7,7 @@ import { pictureUrl } from "./examples.js";
 import { suffix } from "./photo.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
+const CAPTION_CHARACTERS_MAX = 200;
 
 export class Stage {
   #view;
@@ -91,7 +92,7 @@ export class Stage {
       const status = h("p.status.numbers", {});
       const cancel = h(
         "button.button.small.cancel",
-        { type: "button", onclick: () => this.#doing.cancel(run) },
+        { type: "button", onclick: () => cancel.getAttribute("aria-disabled") === "false" && this.#doing.cancel(run) },
         glyph("close"),
         "Cancel",
       );
@@ -99,7 +100,7 @@ export class Stage {
         this.#view,
         this.#busy(run, under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
       );
-      fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
+      fill(this.#bar, spoken(run.request.prompt));
     }
     const preview = $(".preview", this.#view);
     if (run.preview && preview.src !== run.preview) {
@@ -113,7 +114,8 @@ export class Stage {
     progress.setAttribute("aria-valuenow", run.step);
     fill($(".status", this.#view), ...statusWords(run));
     const cancel = $(".cancel", this.#view);
-    cancel.disabled = Boolean(run.isCancelling) || run.state === "SENDING";
+    // Not "disabled", which would take the focus away from whoever pressed it.
+    cancel.setAttribute("aria-disabled", Boolean(run.isCancelling) || run.state === "SENDING");
     cancel.lastChild.textContent = run.isCancelling ? "Cancelling …" : "Cancel";
   }
 
@@ -141,7 +143,7 @@ export class Stage {
         ),
       ),
     );
-    fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
+    fill(this.#bar, spoken(run.request.prompt));
   }
 
   #result(run) {
@@ -210,7 +212,7 @@ export class Stage {
     const passes =
       metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
     return [
-      h("p.caption", {}, `“${run.request.prompt}”`),
+      spoken(run.request.prompt),
       h(
         "dl.facts",
         {},
@@ -284,6 +286,12 @@ export function shapeOf(run) {
     return across / down;
   }
   return run.photo.width / run.photo.height;
+}
+
+/** The prompt in full; what is long scrolls, so a keyboard must reach it. */
+function spoken(prompt) {
+  const isLong = prompt.length > CAPTION_CHARACTERS_MAX || prompt.includes("\n");
+  return h("p.caption.prompt", { tabindex: isLong ? "0" : null }, `“${prompt}”`);
 }
 
 function statusWords(run) {
