@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
+from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
@@ -30,6 +31,27 @@ def run(page: Page) -> None:
 
 def balance(page: Page) -> str:
     return page.locator("#balance").inner_text()
+
+
+def linked(text: str) -> str:
+    """The path of a share link with this request."""
+    return "/#edit=" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def assert_within(page: Page, frame: str, *parts: str) -> None:
+    """Each part is drawn inside the frame."""
+    outside = page.evaluate(
+        """([frame, parts]) => {
+            const box = selector => document.querySelector(selector).getBoundingClientRect();
+            const {left, right, top, bottom} = box(frame);
+            return parts.filter(part => {
+                const inner = box(part);
+                return inner.left < left || inner.right > right || inner.top < top || inner.bottom > bottom;
+            });
+        }""",
+        [frame, list(parts)],
+    )
+    assert not outside, f"{outside} lie outside of {frame}"
 
 
 def test_a_photo_is_edited_compared_and_downloaded(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -116,7 +138,7 @@ def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, ph
     site.fleet.pause_at = 3
     for running in (1, 2, 3):
         run(page)
-        expect(page.locator(".tile")).to_have_count(running)
+        expect(page.locator(".tile:is([data-state=QUEUED], [data-state=PROCESSING])")).to_have_count(running)
     expect(page.locator("#run")).to_be_disabled()
     expect(page.locator("#run")).to_contain_text("3 running")
     run(page)
@@ -164,6 +186,67 @@ def test_results_survive_a_reload_and_running_edits_are_followed_again(
     expect(page.locator("#session")).to_be_hidden()
 
 
+def test_an_edit_outlasts_a_lost_connection(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """However often the server can't be reached: it is said, and the edit is followed to its picture once it can be."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    page.route("**/v2/requests/**", lambda route: route.abort())
+    run(page)
+    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    for _ in range(8):
+        with page.expect_request("**/v2/requests/**"):
+            page.evaluate("dispatchEvent(new Event('online'))")
+    page.unroute("**/v2/requests/**")
+    page.route("**/files/**", lambda route: route.abort())
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    with page.expect_request("**/files/**"):
+        site.go_on()
+    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    page.unroute("**/files/**")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator(".facts")).to_be_visible()
+
+
+def test_what_one_tab_cleared_stays_cleared(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """An edit that ends in another tab isn't put back."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".tile")).to_have_count(1)
+    other.get_by_role("button", name="Clear").click()
+    other.get_by_role("dialog").get_by_role("button", name="Clear").click()
+    expect(other.locator(".tile")).to_have_count(0)
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+    other.reload()
+    other.locator("body[data-ready]").wait_for()
+    expect(other.locator(".tile")).to_have_count(0)
+
+
+@pytest.mark.parametrize("size", [(100, 700), (700, 90)])
+def test_an_edit_of_an_extreme_shape_can_be_followed_and_stopped(
+    size: tuple[int, int], open_page: OpenPage, site: Site, tmp_path: Path
+) -> None:
+    """Progress and every word of it lie within the picture, and so does the way out."""
+    page = open_page(viewport={"width": 390, "height": 844})
+    photo = tmp_path / "extreme.jpg"
+    photo.write_bytes(photo_bytes(size=size))
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    assert_within(page, ".frame", ".progress", ".status", ".cancel")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".verdict")).to_be_visible()
+    assert_within(page, ".frame", ".verdict p", ".verdict button")
+
+
 def test_wrong_parameters_are_told_at_their_fields(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:
     """Every one of them, in the API's words, and gone once it is mended."""
     refusals.append(400)
@@ -209,12 +292,77 @@ def test_form_and_json_edit_one_request(open_page: OpenPage, photo: Path) -> Non
     expect(page.locator("#json-fault")).to_contain_text("Not JSON yet")
 
 
+def test_what_stands_in_the_json_is_what_is_run(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Broken text runs nothing, a name that is unknown is only left out, and what is missing is said there."""
+    page = open_page()
+    page.get_by_role("tab", name="JSON").click()
+    text = page.locator("#json")
+    page.locator("#run").click()
+    expect(page.locator("#json-fault")).to_contain_text("input_image: Missing")
+    expect(text).to_be_focused()
+    page.get_by_role("tab", name="Form").click()
+    choose(page, photo, "an older prompt")
+    page.get_by_role("tab", name="JSON").click()
+    text.fill('{"input_image": "@my photo.jpg", "prompt": "blur it"')
+    page.locator("#run").click()
+    expect(text).to_be_focused()
+    expect(page.locator(".tile")).to_have_count(0)
+    text.fill('{"input_image": "@my photo.jpg", "prompt": null}')
+    page.locator("#run").click()
+    expect(page.locator("#json-fault")).to_contain_text("prompt: Missing")
+    text.fill('{"input_image": "@my photo.jpg", "prompt": "blur it", "sharpness": 3}')
+    page.locator("#run").click()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(1)
+    assert [each.prompt for each in site.fleet.requests] == ["blur it"]
+
+
+def test_values_that_no_form_would_hold_are_told(open_page: OpenPage, photo: Path, refusals: list[int]) -> None:
+    """By the page where it can't read them, by the service where it can."""
+    refusals += [400, 422]
+    page = open_page(linked("null"))
+    expect(page.locator("#refusal")).to_contain_text("This share link is damaged.")
+    page = open_page(linked('{"aspect_ratio": 5, "prompt": "x", "input_image": 5}'))
+    expect(page.locator("#refusal")).to_contain_text("the photo is not")
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#aspect_ratio-fault")).to_contain_text("5 is not allowed")
+
+
+def test_one_press_is_one_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Double clicks, held keys and Enter in a field buy nothing more."""
+    page = open_page()
+    choose(page, photo)
+    page.locator("#p-num_inference_steps").press("Enter")
+    page.locator("#run").dblclick()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(1)
+    page.locator("#prompt").focus()
+    page.keyboard.down("Control")
+    for _ in range(4):
+        page.keyboard.down("Enter")
+        expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+    page.keyboard.up("Control")
+    assert len(site.fleet.requests) == 2
+
+
+@pytest.mark.parametrize("scope", ["edit", "read"])
+def test_a_key_that_lacks_a_scope_pays_for_nothing(
+    scope: Scope, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Without "read" the picture couldn't be had, so the page doesn't ask for it."""
+    page = open_page(key=site.studio.new_key(scopes=frozenset({scope})).secret)
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text(f"lacks the scope '{'read' if scope == 'edit' else 'edit'}'")
+    assert not site.fleet.requests
+
+
 def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Another browser gets the same photo and settings, but nothing that would send its results elsewhere."""
     page = open_page()
     choose(page, photo, "a müder Kater 🐈")
     page.get_by_role("radio", name="16:9", exact=True).check()
     page.get_by_text("Everything else").click()
+    page.fill("#p-previews", "0")
     page.fill("#p-webhook_url", "https://example.com/mine")
     page.locator("#share").click()
     expect(page.locator(".toast")).to_contain_text("Link copied")
@@ -224,12 +372,10 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(other.locator("#prompt")).to_have_value("a müder Kater 🐈")
     expect(other.get_by_role("radio", name="16:9", exact=True)).to_be_checked()
     expect(other.locator("#drop-full")).to_contain_text("120 × 80")
+    expect(other.locator("#p-previews")).to_have_value("0")
     expect(other.locator("#p-webhook_url")).to_be_empty()
     assert "#" not in other.url
-    smuggled = (
-        base64.urlsafe_b64encode(b'{"prompt": "x", "webhook_url": "https://example.com/thief"}').decode().rstrip("=")
-    )
-    third = open_page(f"/#edit={smuggled}")
+    third = open_page(linked('{"prompt": "x", "webhook_url": "https://example.com/thief"}'))
     expect(third.locator("#prompt")).to_have_value("x")
     expect(third.locator("#p-webhook_url")).to_be_empty()
 
@@ -245,6 +391,173 @@ def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> No
     page.keyboard.type("invert it")
     run(page)
     expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+
+
+def test_edit_again_keeps_what_was_typed_and_needs_no_link(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """The browser has the picture, so it is sent even when the result's link has expired."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    page.fill("#prompt", "invert it")
+    page.get_by_role("tab", name="JSON").click()
+    page.clock.set_fixed_time("2100-01-01")
+    page.get_by_role("button", name="Edit again").click()
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#prompt")).to_have_value("invert it")
+    with page.expect_request("**/v2/*") as sent:
+        run(page)
+    assert '"input_image":"data:image/png;base64,' in (sent.value.post_data or "")
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+
+
+def test_the_photo_chosen_last_stays(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """A link that answers late is seen to be fetched, runs nothing, and replaces nothing."""
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/console/api/photo", lambda route: held.append(route))
+    page.fill("#prompt", "make it night")
+    page.get_by_role("button", name="use a link").click()
+    page.fill("#link", f"{site.url.replace('127.0.0.1', 'localhost')}/web/examples/cat.webp")
+    with page.expect_request("**/console/api/photo"):
+        page.locator("#link").press("Enter")
+    expect(page.locator("#fetching")).to_be_visible()
+    expect(page.get_by_role("button", name="Use", exact=True)).to_be_disabled()
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("still being fetched")
+    page.set_input_files("#file", photo)
+    expect(page.locator("#drop-full")).to_contain_text("my photo.jpg")
+    expect(page.locator("#fetching")).to_be_hidden()
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/console/api/photo")):
+        held[0].continue_()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    expect(page.locator("#drop-full")).to_contain_text("my photo.jpg")
+
+
+def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Path) -> None:
+    """Photo, prompt and values that no edit has had yet, even after an edit."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    another = photo.with_name("another.jpg")
+    another.write_bytes(photo_bytes())
+    choose(page, another, "blur it")
+    page.fill("#p-guidance", "3")
+    page.reload()
+    expect(page.locator("#drop-full")).to_contain_text("another.jpg")
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    expect(page.locator("#p-guidance")).to_have_value("3")
+
+
+def test_text_in_hand_stays_text(open_page: OpenPage, site: Site) -> None:
+    """Dragged words are the browser's, a spreadsheet's cells are pasted as words; of two dropped links one is taken."""
+    page = open_page()
+    give = """([kind, selector, given]) => {
+        const transfer = new DataTransfer();
+        for (const [type, text] of given) {
+            if (type === "file") transfer.items.add(new File([new Uint8Array(9)], "cells.png", {type: text}));
+            else transfer.setData(type, text);
+        }
+        const how = {bubbles: true, cancelable: true};
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: transfer, ...how})
+            : new DragEvent(kind, {dataTransfer: transfer, ...how});
+        return document.querySelector(selector).dispatchEvent(event);
+    }"""
+    words = [["text/plain", "make it night"]]
+    assert page.evaluate(give, ["dragover", "#prompt", words])
+    assert page.evaluate(give, ["drop", "#prompt", words])
+    assert page.evaluate(give, ["paste", "#prompt", [*words, ["file", "image/png"]]])
+    links = f"# two of them\r\n{site.url}/web/examples/cat.webp\r\n{site.url}/web/examples/rocket.webp"
+    assert not page.evaluate(give, ["drop", "body", [["text/uri-list", links]]])
+    expect(page.locator("#drop-full")).to_contain_text("cat.webp")
+
+
+def test_the_focus_stays_where_the_work_is(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """After a cancel, a removal and a clear a control has the focus; the skip link leads to what is shown."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    page.get_by_role("button", name="Cancel").press("Enter")
+    expect(page.get_by_role("button", name="Use these settings again")).to_be_focused()
+    page.locator(".tile").nth(1).click()
+    page.get_by_role("button", name="Remove from this session").press("Enter")
+    expect(page.locator(".tile")).to_have_count(1)
+    expect(page.locator(".verdict button")).to_be_focused()
+    page.get_by_role("button", name="Clear").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Clear").press("Enter")
+    expect(page.locator("#run")).to_be_focused()
+    page.get_by_role("tab", name="JSON").click()
+    page.get_by_role("link", name="Skip to the prompt").press("Enter")
+    expect(page.locator("#json")).to_be_focused()
+
+
+def test_the_new_edit_is_seen_in_a_long_row(open_page: OpenPage, photo: Path) -> None:
+    """The row scrolls to the edit that is on stage."""
+    page = open_page(viewport={"width": 320, "height": 844})
+    choose(page, photo)
+    for done in range(1, 7):
+        run(page)
+        expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(done)
+    page.locator("#strip").evaluate("row => { row.scrollLeft = row.scrollWidth }")
+    run(page)
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(7)
+    assert page.locator("#strip").evaluate("row => row.scrollLeft") < 10
+
+
+def test_pictures_that_nothing_shows_are_freed(open_page: OpenPage, photo: Path) -> None:
+    """Each edit holds its photo and its picture once, until it is removed."""
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.held = new Set();
+            const [make, free] = [URL.createObjectURL, URL.revokeObjectURL];
+            URL.createObjectURL = (blob) => { const url = make.call(URL, blob); held.add(url); return url; };
+            URL.revokeObjectURL = (url) => { held.delete(url); free.call(URL, url); };
+        }"""
+    )
+    for _ in range(3):
+        choose(page, photo)
+    expect(page.locator("#drop-full img")).to_be_visible()
+    page.wait_for_function("held.size === 1")
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    assert page.evaluate("held.size") == 2
+    page.get_by_role("button", name="Edit again").click()
+    page.wait_for_function("held.size === 3")
+    page.locator(".tile").click()
+    page.get_by_role("button", name="Remove from this session").click()
+    page.wait_for_function("held.size === 1")
+
+
+def test_a_key_whose_owner_cannot_be_asked_is_told_and_asked_again(
+    open_page: OpenPage, site: Site, refusals: list[int]
+) -> None:
+    """The page doesn't look signed out."""
+    refusals.append(503)
+    page = open_page()
+    page.route("**/console/api/me", lambda route: route.fulfill(status=503, json={"error": "Gone for a moment."}))
+    page.reload()
+    expect(page.locator("#refusal")).to_contain_text("Gone for a moment.")
+    expect(page.locator("#key-button")).to_have_text("API key")
+    page.unroute("**/console/api/me")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#balance")).to_have_text("$10.00")
+    expect(page.locator("#refusal")).to_be_hidden()
+
+
+def test_no_estimate_is_shown_for_what_cannot_be_run(open_page: OpenPage, photo: Path) -> None:
+    """The one before doesn't stay; the price does."""
+    page = open_page()
+    choose(page, photo)
+    expect(page.locator("#estimate")).to_contain_text("about")
+    page.fill("#p-num_inference_steps", "500")
+    expect(page.locator("#estimate")).to_have_text("$0.04")
 
 
 def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenPage, site: Site) -> None:

@@ -108,6 +108,41 @@ def test_everything_fits_on_a_phone(path: str, open_page: OpenPage, site: Site, 
     assert_fits(page)
 
 
+@pytest.mark.parametrize("width", [320, 390, 1440])
+def test_what_is_long_and_what_is_open_fits_too(width: int, open_page: OpenPage, photo: Path, tmp_path: Path) -> None:
+    """Every parameter shown and changed, and a file name without a space to break it at."""
+    page = open_page(viewport={"width": width, "height": 844})
+    for summary in page.locator(".more summary").all():
+        summary.click()
+    page.fill("#p-num_inference_steps", "20")
+    page.fill("#p-seed", "1")
+    long = tmp_path / f"{'screenshot_' * 22}.jpg"
+    long.write_bytes(photo.read_bytes())
+    page.set_input_files("#file", long)
+    expect(page.locator("#drop-full")).to_be_visible()
+    assert_fits(page)
+
+
+def test_the_focus_stays_clear_of_the_bar_that_runs(open_page: OpenPage) -> None:
+    """Tab never leads behind the bar at the lower end."""
+    page = open_page(viewport={"width": 390, "height": 700})
+    for summary in page.locator(".more summary").all():
+        summary.click()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#prompt").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        covered = page.evaluate(
+            """(() => {
+                const [bar, at] = [document.querySelector(".go"), document.activeElement];
+                if (bar.contains(at) || !at.closest(".view")) return null;
+                const [{top}, {bottom}] = [bar.getBoundingClientRect(), at.getBoundingClientRect()];
+                return bottom > top + 1 ? at.outerHTML.slice(0, 120) : null;
+            })()"""
+        )
+        assert covered is None, f"the bar covers {covered}"
+
+
 def test_dark_follows_the_system_and_the_switch_is_kept(open_page: OpenPage) -> None:
     """System, light, dark; the choice survives a reload without a flash of the other."""
     background = "getComputedStyle(document.body).backgroundColor"

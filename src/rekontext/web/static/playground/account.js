@@ -2,11 +2,12 @@
 
 import { $, fill, h } from "../shared/dom.js";
 import { money, plural, seconds } from "../shared/format.js";
+import { readKey } from "../shared/key.js";
 import { EXAMPLES } from "./examples.js";
 
 export function drawMe(me) {
   const button = $("#key-button");
-  button.textContent = me ? me.account.name : "Add API key";
+  button.textContent = me ? me.account.name : readKey() ? "API key" : "Add API key";
   button.title = me ? `Key ${me.key.hint}…, sign out` : "";
   $("#balance").hidden = $("#model").hidden = !me;
   if (!me) return;

@@ -25,7 +25,7 @@ export function understood(text, photo) {
   if (document === null || typeof document !== "object" || Array.isArray(document)) {
     throw new SyntaxError("The request is one object: { … }");
   }
-  const { input_image: source, prompt = "", ...rest } = document;
+  const { input_image: source, prompt, ...rest } = document;
   const values = Object.fromEntries(
     [...BY_NAME.values()].map(({ name, default: value }) => [name, rest[name] ?? value]),
   );
@@ -33,7 +33,7 @@ export function understood(text, photo) {
   const present = photo ? (photo.url ?? `@${photo.name}`) : null;
   const link = typeof source === "string" && source !== present && !source.startsWith("@") ? source : null;
   return {
-    prompt: String(prompt),
+    prompt: String(prompt ?? ""),
     values,
     link,
     strangers,
@@ -42,29 +42,55 @@ export function understood(text, photo) {
 }
 
 /**
- * Make the text field edit the request. Returns the function that says whether its text is right.
+ * The text field that edits the request.
  *
- * @param {function} present  the photo as it stands
- * @param {function} take     gets {prompt, values, photo}; a photo that is undefined stays as it is
+ * Told by `take` of {prompt, values, photo} as they are typed, a photo that is undefined stays as it is; and by `use` of
+ * a promise of a photo, which resolves with whether that photo was taken and may throw a sentence for people.
  */
-export function installJson({ present, take }) {
-  const field = $("#json");
-  const fault = $("#json-fault");
-  let latest = 0;
-  field.addEventListener("input", async () => {
-    const mine = (latest += 1);
-    try {
-      const { prompt, values, link, strangers, isPhotoGone } = understood(field.value, present());
-      fault.textContent = strangers.length
-        ? `${strangers.join(", ")}: no parameter of this API, so it is left out.`
-        : "";
-      take({ prompt, values, photo: isPhotoGone ? null : undefined });
-      if (link === null) return;
-      const photo = await fromLink(link);
-      if (mine === latest) take({ prompt, values, photo });
-    } catch (problem) {
-      fault.textContent = problem.message;
-    }
-  });
-  return () => fault.textContent === "";
+export class Json {
+  #field = $("#json");
+  #fault = $("#json-fault");
+  #isRight = true;
+  #latest = 0;
+
+  /** `present` gives the photo as it stands. */
+  constructor({ present, take, use }) {
+    this.#field.addEventListener("input", async () => {
+      const mine = (this.#latest += 1);
+      this.#isRight = false;
+      try {
+        const { prompt, values, link, strangers, isPhotoGone } = understood(this.#field.value, present());
+        const warning = strangers.length ? `${strangers.join(", ")}: no parameter of this API, so it is left out.` : "";
+        this.#fault.textContent = warning;
+        take({ prompt, values, photo: isPhotoGone ? null : undefined });
+        if (link !== null) await use(fromLink(link));
+        if (mine === this.#latest) this.#isRight = true;
+      } catch (problem) {
+        if (mine === this.#latest) this.#fault.textContent = problem.message;
+      }
+    });
+  }
+
+  /** Whether the request is what stands here: false for broken text, and until a photo that it links to is here. */
+  get isRight() {
+    return this.#isRight;
+  }
+
+  /** Whether nothing is said against the text, not even that a part of it is left out. */
+  get isClean() {
+    return this.#isRight && this.#fault.textContent === "";
+  }
+
+  write(request) {
+    this.#latest += 1;
+    this.#isRight = true;
+    this.#field.value = written(request);
+    this.#fault.textContent = "";
+  }
+
+  /** Say what is wrong and lead there. */
+  blame(text) {
+    if (text) this.#fault.textContent = text;
+    this.#field.focus();
+  }
 }

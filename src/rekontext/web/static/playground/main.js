@@ -1,27 +1,39 @@
 // The playground: puts the parts together and says what follows from what.
 
-import { ApiError } from "../shared/api.js";
+import { AGAIN_MS, ApiError, pause } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h, toast } from "../shared/dom.js";
 import { seconds } from "../shared/format.js";
-import { readKey } from "../shared/key.js";
+import { readAccount, readKey } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
 import { drawKnown, drawMe, drawPrice } from "./account.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
-import { installJson, written } from "./json.js";
+import { Json } from "./json.js";
 import { startValues } from "./parameters.js";
-import { PhotoRefused, fromBlob } from "./photo.js";
+import { PhotoRefused, fromBlob, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
 import { AT_ONCE_MAX, Runs, hasEnded } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { restored, shareLink, uploaded } from "./share.js";
 import { drawPhoto, installSources } from "./sources.js";
 import { Stage } from "./stage.js";
+import { keepDraft, keptDraft } from "./store.js";
 import { Strip } from "./strip.js";
 
 const LOADING_LOOK_MS = 2000;
-const state = { photo: null, me: null, price: null, estimate: null, selected: null };
+const FETCHING_LOOK_MS = 200;
+const state = {
+  photo: null,
+  photosAsked: 0,
+  fetching: null, // the timer of a photo that is on its way
+  me: null,
+  awaitsMe: false,
+  price: null,
+  estimate: null,
+  selected: null,
+  isSending: false,
+};
 const prompt = $("#prompt");
 const runs = new Runs();
 const form = new Form({ main: $("#fields-main"), output: $("#fields-output"), more: $("#fields-more") }, startValues());
@@ -35,6 +47,11 @@ const estimates = new Estimates((estimate) => {
   drawEstimate();
 });
 const strip = new Strip($("#strip"), select);
+const json = new Json({
+  present: () => state.photo,
+  take: takeJson,
+  use: (loading) => takePhoto(loading, { fromJson: true }),
+});
 const drawCode = installSamples({ asked: () => ({ request: request(), photo: state.photo }), upload: linkPhoto });
 
 // The request
@@ -44,17 +61,27 @@ function request() {
 }
 
 function requestChanged({ fromJson = false } = {}) {
-  if (!fromJson) $("#json").value = written({ prompt: prompt.value, values: form.values, photo: state.photo });
+  if (!fromJson) json.write({ prompt: prompt.value, values: form.values, photo: state.photo });
   for (const chip of $$(".chip")) chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
   drawCode();
   estimates.ask(form.values, state.photo);
+  keepRequest();
 }
 
+function keepRequest() {
+  const { selected } = state;
+  keepDraft("request", { account: readAccount(), selected, prompt: prompt.value, values: form.values });
+}
+
+function keepPhoto() {
+  keepDraft("photo", state.photo && { account: readAccount(), ...photoRecord(state.photo) });
+}
+
+/** Take a photo over once it is here. Resolves with whether it was taken; what is wrong with it is said in the form. */
 async function usePhoto(loading) {
   clearFault("input_image");
   try {
-    setPhoto(await loading);
-    return true;
+    return await takePhoto(loading);
   } catch (fault) {
     if (!(fault instanceof PhotoRefused)) throw fault;
     $("#input_image-fault").textContent = fault.message;
@@ -62,9 +89,46 @@ async function usePhoto(loading) {
   }
 }
 
+/** Take a photo over once it is here, unless another was chosen meanwhile. May throw `PhotoRefused`. */
+async function takePhoto(loading, how) {
+  const mine = awaitPhoto(true);
+  try {
+    const photo = await loading;
+    if (mine === state.photosAsked) {
+      setPhoto(photo, how);
+      return true;
+    }
+    release(photo);
+  } catch (fault) {
+    if (mine === state.photosAsked) {
+      awaitPhoto(false);
+      throw fault;
+    }
+  }
+  return false;
+}
+
+/** Say whether a photo is on its way; whichever was before comes too late now. Returns its number. */
+function awaitPhoto(isOnItsWay) {
+  clearTimeout(state.fetching);
+  state.fetching = isOnItsWay ? setTimeout(() => $("#fetching").removeAttribute("hidden"), FETCHING_LOOK_MS) : null;
+  if (!isOnItsWay) $("#fetching").hidden = true;
+  $("#take-link").disabled = isOnItsWay;
+  return (state.photosAsked += 1);
+}
+
+/** Free what a photo holds of the browser, unless it is the one to be edited or an edit's. */
+function release(photo) {
+  if (!photo?.shown || photo === state.photo || runs.all.some((run) => run.photo === photo)) return;
+  URL.revokeObjectURL(photo.shown);
+}
+
 function setPhoto(photo, { fromJson = false } = {}) {
+  awaitPhoto(false);
+  const earlier = state.photo;
   state.photo = photo;
   state.selected = null;
+  keepPhoto();
   drawPhoto(photo, {
     remove: () => {
       setPhoto(null);
@@ -73,25 +137,43 @@ function setPhoto(photo, { fromJson = false } = {}) {
   });
   requestChanged({ fromJson });
   draw();
+  release(earlier);
 }
 
 // Running
 
 async function run(event) {
   event?.preventDefault();
+  if (state.isSending) return;
   clearFaults();
   refuse(null);
+  if (!$("#view-json").hidden && !json.isRight) {
+    json.blame();
+    return;
+  }
+  if (state.fetching) {
+    refuse("The photo is still being fetched.", { isFault: false });
+    return;
+  }
   const missing = [];
   if (!state.photo)
     missing.push({ parameter: "input_image", value: null, allowed: "choose, drop, paste or link a photo" });
   if (!prompt.value.trim()) missing.push({ parameter: "prompt", value: null, allowed: "say what should change" });
   if (missing.length) {
-    showFaults(missing)?.focus();
+    blame(missing);
     return;
   }
   if (runs.running.length >= AT_ONCE_MAX) return;
   if (!readKey() && !(await signIn({ why: "Edits are counted against an account, so the server asks for a key." })))
     return;
+  if (!state.me) await refreshMe();
+  const lacking = ["edit", "read"].find((scope) => state.me && !state.me.key.scopes.includes(scope));
+  if (lacking) {
+    // The server would take an edit from a key with "edit" alone, and not give its picture.
+    refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
+    return;
+  }
+  state.isSending = true;
   try {
     const starting = runs.start(request(), state.photo);
     select(runs.all[0].id);
@@ -102,29 +184,41 @@ async function run(event) {
     draw();
     await refused(fault);
     return;
+  } finally {
+    state.isSending = false;
   }
   estimates.ask(form.values, state.photo);
 }
 
 async function refused(fault) {
+  if (fault instanceof PhotoRefused) {
+    refuse(fault.message);
+    return;
+  }
   if (!(fault instanceof ApiError)) throw fault;
   if (fault.status === 401) {
     const me = await signIn({ why: fault.message });
-    if (me) refuse("Signed in. Run it once more.");
+    if (me) refuse("Signed in. Run it once more.", { isFault: false });
     return;
   }
-  const wait = fault.retryAfter ? ` Come back in ${seconds(Number(fault.retryAfter))}.` : "";
-  refuse(fault.message + wait);
-  showFaults(fault.errors)?.focus();
-  if (!$("#view-json").hidden) {
-    $("#json-fault").textContent = fault.errors.map((each) => `${each.parameter}: ${faultInWords(each)}`).join("\n");
-  }
+  const isSaid = !fault.retryAfter || / in \d+ s\b/.test(fault.message);
+  refuse(fault.message + (isSaid ? "" : ` Come back in ${seconds(Number(fault.retryAfter))}.`));
+  blame(fault.errors);
+  refreshMe(); // another tab may have spent the credits
 }
 
-function refuse(text) {
+/** Say what is wrong where the request is written, and lead there. */
+function blame(errors) {
+  const control = showFaults(errors);
+  if ($("#view-json").hidden) control?.focus();
+  else if (errors.length) json.blame(errors.map((each) => `${each.parameter}: ${faultInWords(each)}`).join("\n"));
+}
+
+function refuse(text, { isFault = true } = {}) {
   const banner = $("#refusal");
   banner.hidden = text === null;
-  fill(banner, text && glyph("warn"), text && h("span", {}, text));
+  banner.classList.toggle("neutral", !isFault);
+  fill(banner, text && isFault && glyph("warn"), text && h("span", {}, text));
 }
 
 async function cancel(run) {
@@ -138,9 +232,10 @@ async function cancel(run) {
 async function again(run) {
   const stem = run.photo.name.replace(/(-edited)?\.[^.]*$/, "");
   const name = `${stem}-edited.${run.request.output_format ?? "png"}`;
-  await usePhoto(fromBlob(run.output, { name, url: run.result.output }));
-  prompt.value = "";
+  if (!(await usePhoto(fromBlob(run.output, { name, url: run.result.output })))) return;
+  if (prompt.value === run.request.prompt) prompt.value = ""; // what was typed since is for the next edit
   requestChanged();
+  $("#tab-form").click();
   prompt.focus();
   toast("The result is the photo now. What should change next?");
 }
@@ -158,8 +253,10 @@ function takeOver(run) {
 }
 
 async function remove(run) {
+  if (state.selected === run.id) state.selected = runs.all.find((each) => each !== run)?.id ?? null;
   await runs.remove(run);
-  if (state.selected === run.id) select(runs.all[0]?.id ?? null);
+  release(run.photo);
+  keepRequest();
 }
 
 function keepSeed(seed) {
@@ -193,9 +290,11 @@ async function share(asked, photo) {
 function select(id) {
   state.selected = id;
   draw();
+  keepRequest();
 }
 
 function draw() {
+  const isWithin = $(".stage").contains(document.activeElement);
   const run = state.selected && runs.get(state.selected);
   if (run) stage.run(run);
   else if (state.photo) stage.photo(state.photo);
@@ -206,6 +305,10 @@ function draw() {
   const running = runs.running.length;
   $("#run").disabled = running >= AT_ONCE_MAX;
   $("#run-words").textContent = running >= AT_ONCE_MAX ? `${running} running` : running ? "Run another" : "Run";
+  // What had the focus may be gone; a keyboard goes on from what took its place.
+  if (isWithin && !(document.activeElement !== document.body && document.activeElement.checkVisibility())) {
+    ($(".verdict button") ?? $('.tile[aria-current="true"]') ?? $("#run")).focus({ preventScroll: true });
+  }
 }
 
 function bringOnStage() {
@@ -261,14 +364,32 @@ async function refreshMe() {
     drawEstimate();
     if (!wasReady && state.me.model.ready) estimates.ask(form.values, state.photo);
   } catch (fault) {
-    if (fault.status === 401) toast(fault.message);
+    if (fault.status === 401) {
+      state.awaitsMe = false;
+      toast(fault.message);
+    } else if (!state.me && !state.awaitsMe) awaitMe(fault);
   }
+}
+
+/** There is a key, and the server didn't say whose: tell, and ask until it does. */
+async function awaitMe(fault) {
+  state.awaitsMe = true;
+  drawMe(null);
+  refuse(fault.message);
+  while (state.awaitsMe && !state.me) {
+    await pause(AGAIN_MS);
+    await refreshMe();
+  }
+  state.awaitsMe = false;
+  refuse(null);
 }
 
 async function signIn(how) {
   const me = await askForKey(how);
   if (me) {
     state.me = me;
+    keepRequest();
+    keepPhoto();
     drawAccount();
     runs.restore();
     estimates.ask(form.values, state.photo);
@@ -278,6 +399,7 @@ async function signIn(how) {
 }
 
 function takeJson({ prompt: text, values, photo }) {
+  awaitPhoto(false); // what is written now says which photo is meant
   prompt.value = text;
   form.set(values);
   if (photo !== undefined) setPhoto(photo, { fromJson: true });
@@ -300,8 +422,7 @@ async function linkPhoto() {
 function installRest() {
   installTheme();
   installSources(usePhoto);
-  const isJsonRight = installJson({ present: () => state.photo, take: takeJson });
-  $("#json").addEventListener("blur", () => isJsonRight() && requestChanged());
+  $("#json").addEventListener("blur", () => json.isClean && requestChanged());
   installTabs($("#views"), (id) => {
     $("#view-form").hidden = id !== "form";
     $("#view-json").hidden = id !== "json";
@@ -312,8 +433,21 @@ function installRest() {
     requestChanged();
   });
   $("#controls").addEventListener("submit", run);
+  // An edit costs money: one press is one edit, and Enter in a field isn't a press.
+  $("#run").addEventListener("click", (event) => {
+    if (event.detail > 1) event.preventDefault();
+  });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("dialog[open]")) run(event);
+    if (event.key !== "Enter" || $("dialog[open]")) return;
+    const { target, repeat: isHeld } = event;
+    const isAsked = event.ctrlKey || event.metaKey;
+    if (isAsked && !isHeld) run(event);
+    else if (isAsked || target.matches("#controls input") || (isHeld && target.id === "run")) event.preventDefault();
+  });
+  $(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    if ($("#view-json").hidden) prompt.focus();
+    else $("#json").focus();
   });
   fill($("#share"), glyph("share"));
   $("#share").addEventListener("click", () => share(request(), state.photo));
@@ -337,8 +471,8 @@ function installRest() {
       }))
     )
       return;
-    for (const each of runs.all) await runs.remove(each);
-    select(null);
+    state.selected = null;
+    for (const each of runs.all) await remove(each);
   });
   drawExamples($("#examples"), async (example) => {
     await usePhoto(exampleNamed(example.photo));
@@ -363,17 +497,30 @@ async function restoreLink() {
   return true;
 }
 
-async function start() {
-  installRest();
-  drawKnown(null, { choose: choosePrompt });
-  requestChanged();
-  const isShared = await restoreLink();
+/** What was being written when the page was left; else the latest edit. */
+async function restoreDraft() {
+  const { request: draft, photo } = await keptDraft();
   await runs.restore();
   const [latest] = runs.all;
-  if (!isShared && latest) {
+  const isMine = (part) => part?.account === readAccount();
+  if (isMine(draft)) {
+    form.set(draft.values);
+    prompt.value = draft.prompt;
+    const chosen = isMine(photo) ? await photoOf(photo) : null;
+    setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
+    if (runs.get(draft.selected)) select(draft.selected);
+  } else if (latest) {
     takeOver(latest);
     select(latest.id);
   }
+}
+
+async function start() {
+  installRest();
+  drawKnown(null, { choose: choosePrompt });
+  if (await restoreLink()) await runs.restore();
+  else await restoreDraft();
+  requestChanged();
   draw();
   await Promise.all([
     refreshMe(),

@@ -5,6 +5,7 @@ import { readKey } from "../shared/key.js";
 
 export const TYPES = ["image/jpeg", "image/png", "image/gif", "image/webp"];
 const BYTES_MAX = 20 * 2 ** 20;
+const LINK_LEFT_MS = 60_000;
 
 export class PhotoRefused extends Error {}
 
@@ -69,9 +70,26 @@ export async function fromHere(url, { name, ...more }) {
   return fromBlob(await response.blob(), { name, ...more });
 }
 
-/** What `input_image` gets: the link, or the bytes as a data URI. */
+/** What `input_image` gets: the link, or the bytes as a data URI where there is none or it opens nothing any more. */
 export async function inputImage(photo) {
-  return photo.url ?? dataUri(photo.blob);
+  return linkOf(photo) ?? dataUri(photo.blob);
+}
+
+/** The photo's link; null where there is none, or its time is up and the bytes are here. */
+export function linkOf({ url, blob }) {
+  const expires = blob && isHere(url) && new URL(url).searchParams.get("expires");
+  return expires && Number(expires) * 1000 < Date.now() + LINK_LEFT_MS ? null : url;
+}
+
+/** A photo as IndexedDB keeps it: object URLs die with the page, so only bytes and links stay. */
+export function photoRecord({ name, blob, url, origin, example }) {
+  return { name, blob, url, origin, example };
+}
+
+/** The photo of a record; without a picture to show where there are no bytes, or none that can still be read. */
+export async function photoOf({ name, blob, url, origin, example }) {
+  const unseen = { name, blob, url, origin, example, shown: null, width: null, height: null };
+  return blob ? fromBlob(blob, { name, url, origin, example }).catch(() => unseen) : unseen;
 }
 
 export function dataUri(blob) {

@@ -29,7 +29,10 @@ export class Estimates {
     const mine = (this.#latest += 1);
     const { min, max } = BY_NAME.get("num_inference_steps");
     const isRight = values.num_inference_steps >= min && values.num_inference_steps <= max;
-    if (!readKey() || !isRight) return;
+    if (!readKey() || !isRight) {
+      this.#told(null);
+      return;
+    }
     this.#timer = setTimeout(async () => {
       const query = new URLSearchParams();
       for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);

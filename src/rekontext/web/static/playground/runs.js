@@ -1,13 +1,12 @@
 // The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
-import { ApiError, SLUG, call, events, here, outcome } from "../shared/api.js";
+import { AGAIN_MS, ENDED, SLUG, call, events, here, pause } from "../shared/api.js";
 import { readAccount } from "../shared/key.js";
 import { toJson } from "./parameters.js";
-import { fromBlob, inputImage } from "./photo.js";
-import { drop, keep, kept } from "./store.js";
+import { inputImage, photoOf, photoRecord } from "./photo.js";
+import { amend, drop, keep, kept } from "./store.js";
 
 export const AT_ONCE_MAX = 3;
-const ENDED = new Set(["COMPLETED", "FAILED", "CANCELLED"]);
 
 /**
  * @typedef {object} Run
@@ -17,6 +16,8 @@ const ENDED = new Set(["COMPLETED", "FAILED", "CANCELLED"]);
  * @property {string} state       SENDING or one of the five states of a job
  * @property {?object} result     the server's document of a completed edit
  * @property {?Blob} output       the picture
+ * @property {?string} shown      blob: URL of the picture, until the run is removed
+ * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
  */
 
 export class Runs extends EventTarget {
@@ -28,7 +29,7 @@ export class Runs extends EventTarget {
     const account = readAccount();
     for (const record of await kept()) {
       if (record.account !== account || this.#runs.has(record.id)) continue;
-      const run = { ...record, photo: await photoOf(record.photo), preview: null };
+      const run = { ...record, photo: await photoOf(record.photo), preview: null, shown: shownOf(record.output) };
       this.#runs.set(run.id, run);
       if (!ENDED.has(run.state)) {
         if (run.requestId) this.#follow(run);
@@ -67,7 +68,9 @@ export class Runs extends EventTarget {
       preview: null,
       result: null,
       output: null,
+      shown: null,
       error: null,
+      isLost: false,
       began: Date.now(),
     };
     this.#runs.set(run.id, run);
@@ -92,6 +95,7 @@ export class Runs extends EventTarget {
       this.dispatchEvent(new CustomEvent("change", { detail: null }));
       throw fault;
     }
+    if (!this.#runs.has(run.id)) return run; // removed while it was being sent
     await keep(record(run));
     this.#follow(run);
     return run;
@@ -111,23 +115,32 @@ export class Runs extends EventTarget {
     this.#stops.get(run.id)?.abort();
     this.#runs.delete(run.id);
     await drop(run.id);
+    URL.revokeObjectURL(run.shown);
     this.dispatchEvent(new CustomEvent("change", { detail: null }));
   }
 
   async #follow(run) {
     const stop = new AbortController();
+    const { signal } = stop;
+    const lost = () => this.#change(run, { isLost: true });
     this.#stops.set(run.id, stop);
     try {
-      for await (const { event, data } of events(run.requestId, { signal: stop.signal })) this.#hear(run, event, data);
+      for (;;) {
+        for await (const { event, data } of events(run.requestId, { signal, lost })) await this.#hear(run, event, data);
+        if (hasEnded(run)) return;
+        // It is done, and its picture is yet to be had: the stream tells of it again, with a fresh link.
+        lost();
+        await pause(AGAIN_MS, signal);
+      }
     } catch (fault) {
-      if (fault.name === "AbortError") return;
-      await this.#lost(run, fault);
+      if (fault.name !== "AbortError") this.#end(run, { state: "FAILED", error: fault.message });
     } finally {
       this.#stops.delete(run.id);
     }
   }
 
-  #hear(run, event, data) {
+  async #hear(run, event, data) {
+    run.isLost = false;
     switch (event) {
       case "queued":
         this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds, etaAt: Date.now() });
@@ -148,23 +161,13 @@ export class Runs extends EventTarget {
         this.#change(run, { preview: data.image });
         break;
       case "done":
-        this.#ended(run, data);
+        await this.#ended(run, data);
         break;
       default: // newer servers may tell more
     }
   }
 
-  /** The stream can't be had any more: the job may still have ended well, so ask once. */
-  async #lost(run, fault) {
-    try {
-      const document = await outcome(run.requestId);
-      if (ENDED.has(document.status)) await this.#ended(run, document);
-      else this.#end(run, { state: "FAILED", error: fault.message });
-    } catch (second) {
-      this.#end(run, { state: "FAILED", error: second instanceof ApiError ? second.message : fault.message });
-    }
-  }
-
+  /** End the run as the server's document says; a picture that the server can't give just now is asked for later. */
   async #ended(run, document) {
     if (document.status !== "COMPLETED") {
       this.#end(run, { state: document.status, error: document.error });
@@ -172,16 +175,20 @@ export class Runs extends EventTarget {
     }
     try {
       const response = await fetch(here(document.output));
-      if (!response.ok) throw new Error(`status ${response.status}`);
-      this.#end(run, { state: "COMPLETED", result: document, output: await response.blob() });
+      if (response.ok) {
+        const output = await response.blob();
+        this.#end(run, { state: "COMPLETED", result: document, output, shown: shownOf(output) });
+      } else if (response.status < 500) {
+        this.#end(run, { state: "FAILED", error: "The edit is done, but its picture is gone from the server." });
+      }
     } catch {
-      this.#end(run, { state: "FAILED", error: "The edit is done, but its picture could not be loaded." });
+      // The connection broke off.
     }
   }
 
   #end(run, how) {
-    this.#change(run, { ...how, preview: null, ended: Date.now() });
-    keep(record(run));
+    this.#change(run, { ...how, preview: null, isLost: false, ended: Date.now() });
+    amend(record(run));
   }
 
   #change(run, what) {
@@ -198,13 +205,11 @@ export function hasEnded(run) {
   return ENDED.has(run.state);
 }
 
-/** A run as IndexedDB keeps it: object URLs die with the page, so only bytes and links stay. */
-function record({ preview, photo, ...run }) {
-  const { name, blob, url, origin, example } = photo;
-  return { ...run, photo: { name, blob, url, origin, example } };
+/** A run as IndexedDB keeps it. */
+function record({ preview, shown, photo, ...run }) {
+  return { ...run, photo: photoRecord(photo) };
 }
 
-async function photoOf({ name, blob, url, origin, example }) {
-  if (blob) return fromBlob(blob, { name, url, origin, example });
-  return { name, blob, url, origin, example, shown: null, width: null, height: null };
+function shownOf(output) {
+  return output && URL.createObjectURL(output);
 }

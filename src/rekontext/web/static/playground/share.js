@@ -2,8 +2,8 @@
 
 import { getJson } from "../shared/api.js";
 import { exampleNamed } from "./examples.js";
-import { BY_NAME, fromJson, toJson } from "./parameters.js";
-import { dataUri, fromLink } from "./photo.js";
+import { fromJson, startValues, toJson } from "./parameters.js";
+import { dataUri, fromLink, linkOf } from "./photo.js";
 
 const MARK = "#edit=";
 
@@ -12,14 +12,15 @@ const NOT_SHARED = new Set(["webhook_url", "priority", "deadline_s"]);
 
 /** The link that restores this request. A photo that only this browser has is uploaded first. May throw `ApiError`. */
 export async function shareLink(request, photo) {
+  const starts = startValues(); // what the link's page begins with
   const values = Object.fromEntries(
     Object.entries(request).filter(
-      ([name, value]) => !NOT_SHARED.has(name) && value !== null && BY_NAME.get(name)?.default !== value,
+      ([name, value]) => !NOT_SHARED.has(name) && value !== null && starts[name] !== value,
     ),
   );
   const shared = { ...values };
   if (photo?.example) shared.example = photo.example;
-  else if (photo) shared.input_image = photo.url ?? (await uploaded(photo));
+  else if (photo) shared.input_image = linkOf(photo) ?? (await uploaded(photo));
   const url = new URL(location.href);
   url.hash = MARK + encode(toJson(shared));
   return url.href;
@@ -43,13 +44,14 @@ export async function restored() {
   let shared;
   try {
     shared = fromJson(decode(location.hash.slice(MARK.length)));
+    if (shared === null || typeof shared !== "object" || Array.isArray(shared)) throw new TypeError("not a request");
   } catch {
     return { request: {}, photo: null, problem: "This share link is damaged." };
   }
   const { input_image: link, example, ...rest } = shared;
   const request = Object.fromEntries(Object.entries(rest).filter(([name]) => !NOT_SHARED.has(name)));
   try {
-    const photo = example ? await exampleNamed(example) : link ? await fromLink(link) : null;
+    const photo = example ? await exampleNamed(example) : link ? await fromLink(String(link)) : null;
     return { request, photo, problem: null };
   } catch (fault) {
     return { request, photo: null, problem: `The settings are restored, the photo is not. ${fault.message}` };

@@ -12,10 +12,7 @@ export function installSources(use) {
     if (file.files[0]) use(fromBlob(file.files[0], { name: file.files[0].name }));
     file.value = "";
   });
-  $("#use-link").addEventListener("click", () => {
-    $("#link-row").hidden = false;
-    $("#link").focus();
-  });
+  $("#use-link").addEventListener("click", openLink);
   const takeLink = async () => {
     if (await use(fromLink($("#link").value))) $("#link").value = "";
   };
@@ -26,29 +23,42 @@ export function installSources(use) {
     takeLink();
   });
 
+  // Dragged text stays the browser's: it may be on its way into the prompt.
+  const isPhoto = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
   let depth = 0;
   document.addEventListener("dragenter", (event) => {
+    if (!isPhoto(event)) return;
     event.preventDefault();
     depth += 1;
     document.body.classList.add("dragging");
   });
-  document.addEventListener("dragleave", () => {
+  document.addEventListener("dragleave", (event) => {
+    if (!isPhoto(event)) return;
     depth -= 1;
     if (depth <= 0) document.body.classList.remove("dragging");
   });
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("dragover", (event) => isPhoto(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {
+    if (!isPhoto(event)) return;
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dragging");
     take(event.dataTransfer, use);
   });
   document.addEventListener("paste", (event) => {
-    const hasPicture = [...event.clipboardData.files].some(({ type }) => TYPES.includes(type));
-    if (hasPicture || !event.target.closest("input, textarea")) {
+    const { files, types } = event.clipboardData;
+    const hasPicture = [...files].some(({ type }) => TYPES.includes(type));
+    const isField = event.target.closest("input, textarea");
+    // A spreadsheet's cells come as text and as a picture of them; in a field the text is meant.
+    if (!isField || (hasPicture && !types.includes("text/plain"))) {
       if (take(event.clipboardData, use)) event.preventDefault();
     }
   });
+}
+
+function openLink() {
+  $("#link-row").hidden = false;
+  $("#link").focus();
 }
 
 /** A picture or a link out of a drop or a paste. */
@@ -59,9 +69,10 @@ function take(transfer, use) {
     use(fromBlob(first, { name: pasted }));
     return true;
   }
-  const text = transfer.getData("text/uri-list") || transfer.getData("text/plain");
-  if (!/^(https?:|data:image)/.test(text.trim())) return false;
-  use(fromLink(text));
+  const lines = (transfer.getData("text/uri-list") || transfer.getData("text/plain")).split(/\r?\n/);
+  const link = lines.find((line) => line.trim() && !line.startsWith("#")) ?? ""; // "#" begins a comment there
+  if (!/^(https?:|data:image)/.test(link.trim())) return false;
+  use(fromLink(link));
   return true;
 }
 
@@ -82,6 +93,8 @@ export function drawPhoto(photo, { remove }) {
       {},
       h("b", { title: photo.name }, photo.name),
       h("span.help.numbers", {}, size, photo.blob && ` · ${bytes(photo.blob.size)}`),
+      " ",
+      h("button.link", { type: "button", onclick: openLink }, "Use a link"),
     ),
     h(
       "div",

@@ -7,13 +7,13 @@ import { pictureUrl } from "./examples.js";
 import { suffix } from "./photo.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
+const CAPTION_CHARACTERS_MAX = 200;
 
 export class Stage {
   #view;
   #bar;
   #doing;
   #shown = null;
-  #urls = new Map();
   #compare = null;
 
   /** `doing` has a function for each thing a person can do here: cancel, again, reuse, remove, share, keepSeed. */
@@ -92,15 +92,15 @@ export class Stage {
       const status = h("p.status.numbers", {});
       const cancel = h(
         "button.button.small.cancel",
-        { type: "button", onclick: () => this.#doing.cancel(run) },
+        { type: "button", onclick: () => cancel.getAttribute("aria-disabled") === "false" && this.#doing.cancel(run) },
         glyph("close"),
         "Cancel",
       );
       fill(
         this.#view,
-        this.#frame(shapeOf(run), under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
+        this.#busy(run, under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
       );
-      fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
+      fill(this.#bar, spoken(run.request.prompt));
     }
     const preview = $(".preview", this.#view);
     if (run.preview && preview.src !== run.preview) {
@@ -114,7 +114,8 @@ export class Stage {
     progress.setAttribute("aria-valuenow", run.step);
     fill($(".status", this.#view), ...statusWords(run));
     const cancel = $(".cancel", this.#view);
-    cancel.disabled = Boolean(run.isCancelling) || run.state === "SENDING";
+    // Not "disabled", which would take the focus away from whoever pressed it.
+    cancel.setAttribute("aria-disabled", Boolean(run.isCancelling) || run.state === "SENDING");
     cancel.lastChild.textContent = run.isCancelling ? "Cancelling …" : "Cancel";
   }
 
@@ -126,8 +127,8 @@ export class Stage {
     const words = run.state === "CANCELLED" ? "Cancelled. Nothing was charged." : run.error;
     fill(
       this.#view,
-      this.#frame(
-        shapeOf(run),
+      this.#busy(
+        run,
         under,
         h(
           "div.verdict",
@@ -142,7 +143,7 @@ export class Stage {
         ),
       ),
     );
-    fill(this.#bar, h("p.caption", {}, `“${run.request.prompt}”`));
+    fill(this.#bar, spoken(run.request.prompt));
   }
 
   #result(run) {
@@ -150,7 +151,7 @@ export class Stage {
     if (this.#turn(`result ${run.id}`)) return;
     const { result } = run;
     const [{ width, height }] = result.images.length ? result.images : [{ width: 1, height: 1 }];
-    const url = this.#url(run);
+    const url = run.shown;
     this.#compared({
       before: run.photo.shown,
       after: url,
@@ -158,7 +159,7 @@ export class Stage {
       height,
       alt: run.request.prompt,
       sweep: isNew,
-      fit: run.request.aspect_ratio === "match_input_image" ? "fill" : "contain",
+      fit: isMatched(run, width / height) ? "fill" : "contain",
     });
     const zoom = h(
       "button.button.small.quiet.scale.numbers",
@@ -211,7 +212,7 @@ export class Stage {
     const passes =
       metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
     return [
-      h("p.caption", {}, `“${run.request.prompt}”`),
+      spoken(run.request.prompt),
       h(
         "dl.facts",
         {},
@@ -249,15 +250,16 @@ export class Stage {
     return frame;
   }
 
+  #busy(run, ...children) {
+    const frame = this.#frame(shapeOf(run), ...children);
+    frame.classList.add("busy");
+    return frame;
+  }
+
   #fullScreen() {
     const frame = $(".frame", this.#view);
     if (document.fullscreenElement) document.exitFullscreen();
     else frame.requestFullscreen();
-  }
-
-  #url(run) {
-    if (!this.#urls.has(run.id)) this.#urls.set(run.id, URL.createObjectURL(run.output));
-    return this.#urls.get(run.id);
   }
 
   /** Whether this is on stage already; else it now is. */
@@ -268,18 +270,33 @@ export class Stage {
   }
 }
 
+/**
+ * Whether the photo laid over a result of this shape shows the same things in the same places. The model sees a photo in
+ * the nearest shape that it knows, at most 6 % away; what is more extreme would be seen distorted.
+ */
+function isMatched({ photo, request }, ratio) {
+  return request.aspect_ratio === "match_input_image" && Math.abs(photo.width / photo.height / ratio - 1) < 0.06;
+}
+
 /** Width by height that the result will have, as far as that is known. */
 export function shapeOf(run) {
   const ratio = run.request.aspect_ratio;
-  if (ratio && ratio !== "match_input_image") {
+  if (/^\d+:\d+$/.test(ratio)) {
     const [across, down] = ratio.split(":").map(Number);
     return across / down;
   }
   return run.photo.width / run.photo.height;
 }
 
+/** The prompt in full; what is long scrolls, so a keyboard must reach it. */
+function spoken(prompt) {
+  const isLong = prompt.length > CAPTION_CHARACTERS_MAX || prompt.includes("\n");
+  return h("p.caption.prompt", { tabindex: isLong ? "0" : null }, `“${prompt}”`);
+}
+
 function statusWords(run) {
   if (run.state === "SENDING") return ["Sending the photo …"];
+  if (run.isLost) return ["Connection lost, trying again …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
   if (run.state === "QUEUED") {
     return [

@@ -8,6 +8,7 @@ export class Strip {
   #place;
   #choose;
   #tiles = new Map();
+  #selected = null;
 
   constructor(place, choose) {
     this.#place = place;
@@ -27,6 +28,16 @@ export class Strip {
     const now = [...this.#place.children];
     if (now.length !== tiles.length || tiles.some((tile, at) => tile !== now[at]))
       this.#place.replaceChildren(...tiles);
+    if (selected !== this.#selected) this.#reveal(this.#tiles.get(selected));
+    this.#selected = selected;
+  }
+
+  /** Scroll the row, and only the row, until the tile is seen. */
+  #reveal(tile) {
+    if (!tile) return;
+    const [row, own] = [this.#place.getBoundingClientRect(), tile.getBoundingClientRect()];
+    if (own.left < row.left) this.#place.scrollLeft -= row.left - own.left;
+    else if (own.right > row.right) this.#place.scrollLeft += own.right - row.right;
   }
 
   #make(run) {
@@ -44,7 +55,7 @@ export class Strip {
     if (button.dataset.state === run.state) return;
     button.dataset.state = run.state;
     button.title = run.request.prompt;
-    const source = run.output ? URL.createObjectURL(run.output) : run.photo.shown;
+    const source = run.shown ?? run.photo.shown;
     fill(
       button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),

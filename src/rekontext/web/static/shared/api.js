@@ -4,6 +4,8 @@ import { readKey } from "./key.js";
 
 export const SLUG = "flux-kontext-dev";
 export const ROOT = new URL(".", document.baseURI);
+export const ENDED = new Set(["COMPLETED", "FAILED", "CANCELLED"]);
+export const AGAIN_MS = 10_000;
 
 export class ApiError extends Error {
   constructor({ status, error, code, errors, retryAfter, requestId }) {
@@ -80,13 +82,24 @@ export async function outcome(requestId) {
 
 /**
  * A job's events until its end, over fetch because EventSource can't send a key.
- * Yields {event, data}; takes up the stream again where it broke off, a few times.
+ * Yields {event, data}. Where the stream breaks off, `lost` is told, and it is taken up again, however long that takes;
+ * the outcome is asked too, for there are proxies that let no stream pass. Throws what no further try can mend: a 4xx.
  */
-export async function* events(requestId, { signal, triesMax = 5 } = {}) {
+export async function* events(requestId, { signal, lost = () => {} } = {}) {
   let last = null;
-  for (let tries = 0; tries < triesMax; tries += 1) {
-    if (tries) await pause(Math.min(500 * 2 ** tries, 8000), signal);
+  for (let tries = 0; ; tries += 1) {
     try {
+      if (tries) {
+        lost();
+        await pause(Math.min(500 * 2 ** tries, AGAIN_MS), signal);
+      }
+      if (tries > 1) {
+        const document = await outcome(requestId);
+        if (ENDED.has(document.status)) {
+          yield { event: "done", data: document };
+          return;
+        }
+      }
       const headers = { accept: "text/event-stream", ...(last ? { "last-event-id": last } : {}) };
       const response = await call(`v2/requests/${requestId}/events`, { headers, signal });
       for await (const message of messages(response.body)) {
@@ -100,7 +113,6 @@ export async function* events(requestId, { signal, triesMax = 5 } = {}) {
       if (fault.name === "AbortError" || (fault.status >= 400 && fault.status < 500)) throw fault;
     }
   }
-  throw new ApiError({ status: 0, code: "unreachable", error: "The stream of events broke off." });
 }
 
 async function* messages(stream) {
@@ -127,12 +139,20 @@ function message(block) {
   return found;
 }
 
-function pause(milliseconds, signal) {
+/** Wait, or go on at once when the network is back or somebody looks at the page again. Throws when `signal` aborts. */
+export function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal?.addEventListener("abort", () => {
+    const heard = new AbortController();
+    const then = (settle, value) => {
       clearTimeout(timer);
-      reject(signal.reason);
-    });
+      heard.abort();
+      settle(value);
+    };
+    const timer = setTimeout(() => then(resolve), milliseconds);
+    const listen = (target, name, what) => target?.addEventListener(name, what, { signal: heard.signal });
+    listen(window, "online", () => then(resolve));
+    listen(document, "visibilitychange", () => document.visibilityState === "visible" && then(resolve));
+    listen(signal, "abort", () => then(reject, signal.reason));
+    if (signal?.aborted) then(reject, signal.reason);
   });
 }
