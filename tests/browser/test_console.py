@@ -140,6 +140,27 @@ def test_a_key_is_made_shown_once_and_revoked(
     assert refused.status_code == 401
 
 
+def test_copying_in_a_dialog_needs_no_https(open_page: OpenPage) -> None:
+    """A new key is copied without the clipboard interface; what can't be copied isn't said to be; both in plain sight."""
+    page = open_page("/console")
+    go_to(page, "keys")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name").fill("website")
+    page.get_by_role("button", name="Make the key").click()
+    secret = page.locator("#secret").inner_text()
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no https')) }")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("dialog[open] .toast")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == secret
+    expect(page.get_by_role("button", name="Copy")).to_be_focused()
+    page.evaluate("() => { document.execCommand = () => false }")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("dialog[open] .toast").last).to_contain_text("Could not copy")
+    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="Revoke website").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
 def test_a_webhook_is_added_tested_and_switched_off(open_page: OpenPage, refusals: list[int]) -> None:
     """Its address is checked, its secret shown once, its deliveries are logged and can be sent again."""
     with receiver() as address:
