@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import OpenPage
@@ -80,6 +81,36 @@ def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", name="Console")).to_be_visible()
     assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").find(site.key) == -1
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_another_tab_changes_who_pays(path: str, open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Who is shown is whose key is sent, in every tab; what was not sent yet stays."""
+    stranger = site.studio.new_account("stranger", credits_micros=CREDITS_MICROS)
+    page = open_page(path, key=None)
+    other = page.context.new_page()
+    other.goto(f"{site.url}/console")
+    other.get_by_label("API key").fill(site.key)
+    other.keyboard.press("Enter")
+    shown = page.locator("#key-button")
+    expect(shown).to_have_text("owner")
+    if path == "/":
+        page.locator("body[data-ready]").wait_for()
+        page.set_input_files("#file", photo)
+        page.fill("#prompt", "make it night")
+    other.evaluate("key => localStorage.setItem('rekontext.key', key)", stranger.secret)
+    expect(shown).to_have_text("stranger")
+    if path == "/":
+        expect(page.locator(".toast").last).to_contain_text("paid by stranger")
+        expect(page.locator("#prompt")).to_have_value("make it night")
+        expect(page.locator("#balance")).to_have_text("$1.00")
+    other.reload()
+    other.locator("#key-button").click()
+    other.get_by_role("button", name="Sign out").click()
+    if path == "/":
+        expect(shown).to_have_text("Add API key")
+    else:
+        expect(page.get_by_role("button", name="Sign in")).to_be_visible()
 
 
 def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, site: Site, photo: Path) -> None:

@@ -2,7 +2,7 @@
 
 import { ApiError } from "../shared/api.js";
 import { $, fill, h } from "../shared/dom.js";
-import { keepAccount, keepKey, readKey } from "../shared/key.js";
+import { keepAccount, keepKey, readKey, whenKeyChanges } from "../shared/key.js";
 import { confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { accounts, auditLog, queue } from "./admin.js";
 import { files } from "./files.js";
@@ -150,6 +150,7 @@ function begin() {
 async function start() {
   installTheme();
   addEventListener("hashchange", () => me && show());
+  whenKeyChanges(() => location.reload());
   $("#key-button").addEventListener("click", async () => {
     if (
       await confirmed({ title: me.account.name, text: `This page uses the key ${me.key.hint}… .`, action: "Sign out" })
