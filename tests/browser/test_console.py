@@ -18,12 +18,12 @@ from tests.browser.site import Site
 CREDITS_MICROS = 1_000_000
 
 
-def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None) -> None:
+def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, **more: str) -> None:
     """An edit by a program of this account."""
     answer = httpx2.post(
         f"{site.url}/v1/flux-kontext-dev",
         headers={"x-api-key": key or site.key},
-        data={"prompt": prompt, "num_inference_steps": "5"},
+        data={"prompt": prompt, "num_inference_steps": "5"} | more,
         files={"input_image": photo.read_bytes()},
     )
     assert answer.status_code == 200, answer.text
@@ -142,6 +142,41 @@ def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, s
     one.get_by_role("link", name="Open in the playground").click()
     expect(page.locator("#prompt")).to_have_value("make it night")
     expect(page.locator("#p-num_inference_steps")).to_have_value("5")
+
+
+def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """In the list, in the request whole, and in the playground: numbers of JavaScript would round it."""
+    seed = "9007199254740993"
+    edit(site, photo, "make it night", seed=seed)
+    page = open_page("/console#requests")
+    expect(rows(page)).to_contain_text(seed)
+    page.get_by_role("button", name="Open the request: make it night").click()
+    one = page.get_by_role("dialog", name="Request")
+    expect(one.locator("dd", has_text=seed)).to_be_visible()
+    one.get_by_role("link", name="Open in the playground").click()
+    expect(page.locator("#p-seed")).to_have_value(seed)
+    page.set_input_files("#file", photo)
+    expect(page.locator("#drop-full")).to_be_visible()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".facts")).to_contain_text(seed)
+    expect(page.locator("a[download]")).to_have_attribute("download", f"my photo-{seed}.png")
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("money(0.0255)", "$0.0255"),
+        ("money(1.5)", "$1.50"),
+        ("money(0.000025)", "$0.000025"),
+        ("seconds(119.7)", "2 min 0 s"),
+        ("seconds(7200)", "2 h 0 min"),
+        ("seconds(9.25)", "9.3 s"),
+    ],
+)
+def test_numbers_are_shown_as_they_are(call: str, shown: str, open_page: OpenPage) -> None:
+    """Parts of a cent aren't rounded away, and no minute has 60 seconds."""
+    page = open_page("/console", key=None)
+    assert page.evaluate(f"import('/web/shared/format.js').then(({{money, seconds}}) => {call})") == shown
 
 
 def test_a_key_is_made_shown_once_and_revoked(

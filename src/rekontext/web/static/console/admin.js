@@ -3,6 +3,7 @@
 import { getJson } from "../shared/api.js";
 import { h } from "../shared/dom.js";
 import { ago, count, moment, money, seconds } from "../shared/format.js";
+import { toJson } from "../shared/json.js";
 import { keysOf } from "./keys.js";
 import { ask, badge, button, card, dialog, heading, showOnce, table, within } from "./parts.js";
 
@@ -201,6 +202,6 @@ export function auditLog(place) {
 
 function details(values) {
   return Object.entries(values ?? {})
-    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : toJson(value)}`)
     .join("  ");
 }

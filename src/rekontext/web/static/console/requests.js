@@ -3,6 +3,7 @@
 import { getJson, here } from "../shared/api.js";
 import { copy, fill, h } from "../shared/dom.js";
 import { ago, moment, money, seconds } from "../shared/format.js";
+import { toJson } from "../shared/json.js";
 import { badge, button, definition, dialog, failed, heading, loading, pager, table, within } from "./parts.js";
 
 const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
@@ -145,7 +146,7 @@ function whole(row) {
         .filter(([name]) => name !== "prompt")
         .map(([name, value]) => [
           h("code", {}, name),
-          h("code", {}, typeof value === "string" ? value : JSON.stringify(value)),
+          h("code", {}, typeof value === "string" ? value : toJson(value)),
         ]),
     ),
   ];
@@ -182,7 +183,7 @@ function stages(timings) {
 
 function playgroundLink(row) {
   const { input_image: _, ...asked } = row.parameters ?? {};
-  const bytes = new TextEncoder().encode(JSON.stringify({ prompt: row.prompt, ...asked }));
+  const bytes = new TextEncoder().encode(toJson({ prompt: row.prompt, ...asked }));
   const text = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
   return `./#edit=${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
 }

@@ -3,6 +3,7 @@
 import { getJson } from "../shared/api.js";
 import { fill, h, toast } from "../shared/dom.js";
 import { ago, moment, seconds } from "../shared/format.js";
+import { fromJson, toJson } from "../shared/json.js";
 import { confirmed } from "../shared/shell.js";
 import { ask, badge, button, definition, dialog, heading, showOnce, table, within } from "./parts.js";
 
@@ -230,7 +231,7 @@ export function webhooks(place) {
 /** The signed text, laid out; as it is where it isn't JSON. */
 function readable(body) {
   try {
-    return JSON.stringify(typeof body === "string" ? JSON.parse(body) : body, null, 2);
+    return toJson(typeof body === "string" ? fromJson(body) : body, 2);
   } catch {
     return body;
   }

@@ -1,8 +1,8 @@
 // The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
 import { ApiError, SLUG, call, events, here, outcome } from "../shared/api.js";
+import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
-import { toJson } from "./parameters.js";
 import { fromBlob, inputImage } from "./photo.js";
 import { drop, keep, kept } from "./store.js";
 

@@ -1,8 +1,9 @@
 // A request in the fragment of a link: it never reaches a server's log, and holds no key.
 
 import { getJson } from "../shared/api.js";
+import { fromJson, toJson } from "../shared/json.js";
 import { exampleNamed } from "./examples.js";
-import { BY_NAME, fromJson, toJson } from "./parameters.js";
+import { BY_NAME } from "./parameters.js";
 import { dataUri, fromLink } from "./photo.js";
 
 const MARK = "#edit=";
