@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site
@@ -142,6 +142,45 @@ def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, s
     one.get_by_role("link", name="Open in the playground").click()
     expect(page.locator("#prompt")).to_have_value("make it night")
     expect(page.locator("#p-num_inference_steps")).to_have_value("5")
+
+
+def test_the_overview_knows_what_was_spent_meanwhile(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Credits are asked for whenever it is shown, as usage is."""
+    page = open_page("/console")
+    expect(card(page, "Can be spent")).to_have_text("$10.00")
+    go_to(page, "requests")
+    edit(site, photo, "make it night")
+    go_to(page, "overview")
+    expect(card(page, "Can be spent")).to_have_text("$9.96")
+    expect(card(page, "Cost")).to_have_text("$0.04")
+
+
+def test_a_revoked_key_leads_to_the_sign_in(open_page: OpenPage, site: Site, refusals: list[int]) -> None:
+    """With the server's words, instead of trying again what can't succeed."""
+    refusals.append(401)
+    second = site.studio.new_key().secret
+    page = open_page("/console", key=second)
+    headers = {"x-api-key": site.key}
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers=headers).json()["keys"]
+    [other] = [key["id"] for key in keys if not key["is_current"]]
+    assert httpx2.delete(f"{site.url}/console/api/keys/{other}", headers=headers).status_code == 200
+    page.locator('#side a[href="#requests"]').click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
+    expect(page.locator("#side")).to_be_hidden()
+
+
+def test_going_back_closes_what_is_open(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """A dialog belongs to its view."""
+    edit(site, photo, "make it night")
+    page = open_page("/console")
+    go_to(page, "keys")
+    go_to(page, "requests")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.go_back()
+    page.locator("body[data-ready=keys]").wait_for()
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -343,6 +382,50 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     log = page.locator("main tbody")
     expect(log).to_contain_text("amount")
     expect(log).to_contain_text(me["account"]["id"])
+
+
+def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Another look moves neither the focus nor the table, and answers slower than the pause between looks are shown."""
+    site.fleet.pause_at = 3
+    taken = httpx2.post(
+        f"{site.url}/v2/flux-kontext-dev",
+        headers={"x-api-key": site.key},
+        data={"prompt": "make it night"},
+        files={"input_image": photo.read_bytes()},
+    )
+    assert taken.is_success
+    page = open_page("/console", viewport={"width": 390, "height": 800})
+    looks: list[Route] = []
+    page.route("**/admin/queue", lambda route: looks.append(route))
+    page.clock.install()
+    with page.expect_request("**/admin/queue"):
+        page.locator('#side a[href="#queue"]').click()
+    page.clock.run_for(9000)
+    assert len(looks) == 1, "it looked again before it had seen anything"
+    looks[0].continue_()
+    region = page.get_by_role("region", name="Unfinished edits")
+    region.focus()
+    region.evaluate("region => { region.scrollLeft = 120; region.dataset.old = '' }")
+    with page.expect_request("**/admin/queue"):
+        page.clock.run_for(2500)
+    looks[1].continue_()
+    expect(page.locator(".table-place:not([data-old])")).to_be_focused()
+    assert region.evaluate("region => region.scrollLeft") == 120
+
+
+def test_the_next_page_of_a_list_begins_at_its_top(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """And has the focus, so that arrows scroll it and Tab goes on in it."""
+    for number in range(21):
+        edit(site, photo, f"make it night {number}")
+    page = open_page("/console#requests")
+    expect(rows(page)).to_have_count(20)
+    page.get_by_role("button", name="Older").click()
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_role("region", name="Requests")).to_be_focused()
+    page.get_by_role("button", name="Newer").focus()
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(20)
+    expect(rows(page).first).to_be_in_viewport()
 
 
 def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, photo: Path) -> None:

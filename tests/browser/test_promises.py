@@ -139,7 +139,9 @@ def test_states_are_seen_in_forced_colours(open_page: OpenPage) -> None:
     expect(console.locator('#side a[href="#overview"]')).to_have_css("outline-style", "solid")
     expect(console.locator('#side a[href="#keys"]')).to_have_css("outline-style", "none")
     swatch = console.locator(".swatch").first
-    expect(swatch).not_to_have_css("background-color", console.evaluate("getComputedStyle(document.body).backgroundColor"))
+    expect(swatch).not_to_have_css(
+        "background-color", console.evaluate("getComputedStyle(document.body).backgroundColor")
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,7 +5,7 @@ import { h } from "../shared/dom.js";
 import { ago, count, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { keysOf } from "./keys.js";
-import { ask, badge, button, card, dialog, heading, showOnce, table, within } from "./parts.js";
+import { ask, badge, button, card, dialog, heading, repeated, showOnce, table, turn, within } from "./parts.js";
 
 const BASE = "console/api/admin";
 const LOOK_EVERY_MS = 2000;
@@ -125,7 +125,7 @@ export function accounts(place) {
   load();
 }
 
-/** Looks again every two seconds while it is on screen. Returns what ends that. */
+/** Looks again two seconds after each look while it is on screen. Returns what ends that. */
 export function queue(place) {
   const list = h("div", {});
   const load = within(list, async () => {
@@ -158,9 +158,7 @@ export function queue(place) {
     ];
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
-  load();
-  const timer = setInterval(() => document.visibilityState === "visible" && load(), LOOK_EVERY_MS);
-  return () => clearInterval(timer);
+  return repeated(load, { everyMs: LOOK_EVERY_MS });
 }
 
 function progress(job) {
@@ -191,8 +189,9 @@ export function auditLog(place) {
       h(
         "div.pager",
         {},
-        before && button("Newest", () => load(), { kind: "small" }),
-        records.length === 50 && button("Older", () => load(records.at(-1).id), { kind: "small" }),
+        before && button("Newest", (event) => turn(event.target, () => load()), { kind: "small" }),
+        records.length === 50 &&
+          button("Older", (event) => turn(event.target, () => load(records.at(-1).id)), { kind: "small" }),
       ),
     ];
   });

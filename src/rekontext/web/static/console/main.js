@@ -1,7 +1,7 @@
 // The console: who is signed in, which view is shown, and the way between them. Views are in the address after "#".
 
 import { ApiError } from "../shared/api.js";
-import { $, fill, h } from "../shared/dom.js";
+import { $, $$, fill, h } from "../shared/dom.js";
 import { keepAccount, keepKey, readKey, whenKeyChanges } from "../shared/key.js";
 import { confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { accounts, auditLog, queue } from "./admin.js";
@@ -60,9 +60,14 @@ function drawSide(current) {
   $('#side [aria-current="page"]')?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-async function show({ moveFocus = true } = {}) {
+function leaveView() {
   leave?.();
   leave = null;
+  for (const dialog of $$("dialog[open]").reverse()) dialog.close();
+}
+
+async function show({ moveFocus = true } = {}) {
+  leaveView();
   const place = $("#place");
   const allowed = Object.keys(VIEWS).filter((id) => mayShow(VIEWS[id]));
   const wanted = location.hash.slice(1);
@@ -142,6 +147,15 @@ function signInPage(problem = "") {
   key.focus();
 }
 
+/** The key was good when the page was opened and isn't any more: revoked, or expired. */
+function keyRefused(why) {
+  if (!me) return;
+  leaveView();
+  me = null;
+  $("#side").hidden = $("#key-button").hidden = $("#model").hidden = true;
+  signInPage(why);
+}
+
 function begin() {
   drawMe();
   show({ moveFocus: false });
@@ -150,6 +164,7 @@ function begin() {
 async function start() {
   installTheme();
   addEventListener("hashchange", () => me && show());
+  document.addEventListener("keyrefused", (event) => keyRefused(event.detail));
   whenKeyChanges(() => location.reload());
   $("#key-button").addEventListener("click", async () => {
     if (
