@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -183,6 +184,57 @@ def test_going_back_closes_what_is_open(open_page: OpenPage, site: Site, photo: 
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def test_filters_are_there_after_going_back(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """And after a reload; the view's own link shows everything again."""
+    edit(site, photo, "make it night")
+    edit(site, photo, "blur it")
+    page = open_page("/console#requests")
+    page.get_by_label("Search").fill("blur")
+    page.get_by_label("Search").press("Enter")
+    page.get_by_label("Status").select_option("COMPLETED")
+    expect(rows(page)).to_have_count(1)
+    page.get_by_role("button", name="Open the request: blur it").click()
+    page.get_by_role("dialog", name="Request").get_by_role("link", name="Open in the playground").click()
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    page.go_back()
+    for _ in range(2):
+        expect(rows(page)).to_have_count(1)
+        expect(page.get_by_label("Search")).to_have_value("blur")
+        expect(page.get_by_label("Status")).to_have_value("COMPLETED")
+        page.reload()
+    page.locator('#side a[href="#requests"]').click()
+    expect(rows(page)).to_have_count(2)
+
+
+def test_a_day_of_the_filter_is_the_reader_s_day(open_page: OpenPage) -> None:
+    """As the times in the list are, and whole."""
+    page = open_page("/console#requests", timezone_id="Asia/Kathmandu")
+    page.get_by_label("From").fill("2026-03-28")
+    with page.expect_request("**/requests?*to=*") as asked:
+        page.get_by_label("To").fill("2026-03-29")
+    query = parse_qs(urlsplit(asked.value.url).query)
+    assert (query["from"], query["to"]) == (["2026-03-27T18:15:00.000Z"], ["2026-03-29T18:15:00.000Z"])
+
+
+def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Until it has ended, without taking the focus from a row."""
+    site.fleet.pause_at = 3
+    taken = httpx2.post(
+        f"{site.url}/v2/flux-kontext-dev",
+        headers={"x-api-key": site.key},
+        data={"prompt": "make it night"},
+        files={"input_image": photo.read_bytes()},
+    )
+    assert taken.is_success
+    page = open_page("/console#requests")
+    expect(rows(page)).to_contain_text("processing")
+    row = page.get_by_role("button", name="Open the request: make it night")
+    row.focus()
+    site.go_on()
+    expect(rows(page)).to_contain_text("completed")
+    expect(row).to_be_focused()
+
+
 def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
     """In the list, in the request whole, and in the playground: numbers of JavaScript would round it."""
     seed = "9007199254740993"
@@ -246,7 +298,7 @@ def test_a_key_is_made_shown_once_and_revoked(
 
 
 def test_copying_in_a_dialog_needs_no_https(open_page: OpenPage) -> None:
-    """A new key is copied without the clipboard interface; what can't be copied isn't said to be; both in plain sight."""
+    """Nor the clipboard interface, to copy a new key; what can't be copied isn't said to be; both in plain sight."""
     page = open_page("/console")
     go_to(page, "keys")
     page.get_by_role("button", name="New key").click()

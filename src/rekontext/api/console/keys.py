@@ -26,6 +26,9 @@ def _in_utc(when: datetime) -> datetime:
         raise ValueError("lies beyond the years 1 to 9999 in UTC") from fault
 
 
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
 class KeyWanted(BaseModel):
     """A key to be made."""
 
@@ -36,7 +39,7 @@ class KeyWanted(BaseModel):
     sync_response: SyncResponse = "image"
     requests_per_minute: Annotated[int | None, Field(ge=1, le=keys.REQUESTS_PER_MINUTE_MAX)] = None
     models: Annotated[list[str] | None, Field(min_length=1, max_length=100)] = None
-    expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
+    expires_at: Moment | None = None
 
     def policy(self, *, now: datetime) -> KeyPolicy:
         if self.expires_at is not None and self.expires_at <= now:  # it would open nothing, and not count as a key

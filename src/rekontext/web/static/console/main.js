@@ -70,7 +70,7 @@ async function show({ moveFocus = true } = {}) {
   leaveView();
   const place = $("#place");
   const allowed = Object.keys(VIEWS).filter((id) => mayShow(VIEWS[id]));
-  const wanted = location.hash.slice(1);
+  const [wanted] = location.hash.slice(1).split("?"); // behind it the view keeps what it was asked for
   const id = allowed.includes(wanted) ? wanted : allowed[0];
   if (!id) {
     fill(
