@@ -69,6 +69,8 @@ def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]
     """A wrong key is told; a right one is kept until signing out, and never in the address."""
     refusals.append(401)
     page = open_page("/console", key=None)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#key-fault")).to_have_text("Give a key to sign in.")
     page.get_by_label("API key").fill("rk_wrong")
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
@@ -297,6 +299,29 @@ def test_a_key_is_made_shown_once_and_revoked(
     assert refused.status_code == 401
 
 
+def test_the_last_day_of_a_key_is_the_maker_s_and_is_shown(open_page: OpenPage, site: Site) -> None:
+    """It ends with that day where it was made."""
+    page = open_page("/console#keys", timezone_id="Asia/Kathmandu")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name").fill("website")
+    page.get_by_label("Valid until").fill("2099-03-29")
+    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("button", name="I have it").click()
+    expect(rows(page).filter(has_text="website")).to_contain_text("29 Mar 2099, 23:59")
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers={"x-api-key": site.key}).json()["keys"]
+    assert {key["expires_at"] for key in keys} == {None, "2099-03-29T18:14:59.000Z"}
+
+
+def test_a_key_that_only_reads_is_offered_nothing_to_change(open_page: OpenPage, site: Site) -> None:
+    """The server would refuse it."""
+    page = open_page("/console#keys", key=site.studio.new_key(scopes=frozenset({"read"})).secret)
+    expect(rows(page)).to_have_count(2)
+    expect(page.get_by_role("button", name="New key")).to_have_count(0)
+    expect(page.get_by_role("button", name="Revoke")).to_have_count(0)
+    go_to(page, "webhooks")
+    expect(page.get_by_role("button", name="New webhook")).to_have_count(0)
+
+
 def test_copying_in_a_dialog_needs_no_https(open_page: OpenPage) -> None:
     """Nor the clipboard interface, to copy a new key; what can't be copied isn't said to be; both in plain sight."""
     page = open_page("/console")
@@ -333,6 +358,7 @@ def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -
     form.get_by_label("Address").fill("nowhere")
     form.get_by_role("button", name="Add it").click()
     expect(form.locator("form > .fault")).not_to_be_empty()
+    expect(form.get_by_label("Address")).to_have_attribute("aria-invalid", "true")
     form.get_by_label("Address").fill(address)
     form.get_by_role("button", name="Add it").click()
     expect(page.locator("#secret")).to_contain_text("whsec_")
@@ -346,6 +372,10 @@ def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -
     expect(delivery.locator("pre")).to_contain_text('"type": "webhook.test"')
     delivery.get_by_role("button", name="Send it again").click()
     expect(page.locator(".toast").last).to_have_text("It is on its way again")
+    log = page.get_by_role("button", name="Log")
+    log.click()
+    expect(page.get_by_role("heading", name=f"Deliveries to {address}")).to_be_visible()
+    expect(log).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Switch off").click()
     expect(page.locator(".hook")).to_contain_text("inactive")
 
@@ -416,6 +446,7 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     form.get_by_label("Amount").fill("3.5")
     form.get_by_role("button", name="Put on the account").click()
     expect(shop).to_contain_text("$5.50")
+    expect(page.locator(".toast").last).to_have_text("print shop can spend $5.50 now")
 
     shop.get_by_role("button", name="Limits").click()
     form = page.get_by_role("dialog", name="Limits of print shop")
@@ -433,7 +464,7 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     go_to(page, "audit")
     log = page.locator("main tbody")
     expect(log).to_contain_text("amount")
-    expect(log).to_contain_text(me["account"]["id"])
+    expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
 
 
 def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:

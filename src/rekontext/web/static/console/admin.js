@@ -1,7 +1,7 @@
 // What operators see: every account, the queue live, the audit log.
 
 import { getJson } from "../shared/api.js";
-import { h } from "../shared/dom.js";
+import { h, toast } from "../shared/dom.js";
 import { ago, count, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { keysOf } from "./keys.js";
@@ -9,6 +9,8 @@ import { ask, badge, button, card, dialog, heading, repeated, showOnce, table, t
 
 const BASE = "console/api/admin";
 const LOOK_EVERY_MS = 2000;
+const IDS = /\b([a-z]+_)?[0-9a-f]{32}\b/g;
+const ID_CHARACTERS = 12;
 
 export function accounts(place) {
   const list = h("div", {});
@@ -88,7 +90,9 @@ export function accounts(place) {
       act: ({ note, ...json }) =>
         getJson(`${BASE}/accounts/${account.id}/credits`, { method: "POST", json: { ...json, note: note ?? "" } }),
     });
-    if (done) load();
+    if (!done) return;
+    toast(`${account.name} can spend ${money(done.balance.available)} now`);
+    load();
   };
   const limit = async (account) => {
     const done = await ask({
@@ -142,11 +146,11 @@ export function queue(place) {
       table(
         "Unfinished edits",
         [
-          { title: "Request", cell: (job) => h("code", {}, job.request_id.slice(0, 12)) },
-          { title: "Account", cell: (job) => h("code", {}, job.account_id) },
+          { title: "Request", cell: (job) => shortId(job.request_id) },
+          { title: "Account", cell: (job) => shortId(job.account_id) },
           { title: "Status", cell: (job) => badge(job.status) },
           { title: "Progress", kind: "wide", cell: progress },
-          { title: "Place", kind: "number", cell: (job) => job.queue_position ?? "–" },
+          { title: "Place", kind: "number", cell: (job) => (job.status === "QUEUED" ? (job.queue_position ?? "–") : "–") },
           { title: "Left", kind: "number", cell: (job) => seconds(job.eta_seconds) },
           { title: "Worker", cell: (job) => job.worker ?? "–" },
           { title: "Try", kind: "number", cell: (job) => job.attempt },
@@ -178,10 +182,10 @@ export function auditLog(place) {
         "Audit log",
         [
           { title: "When", cell: (each) => h("time", { title: each.at }, moment(each.at)) },
-          { title: "Who", cell: (each) => each.actor },
+          { title: "Who", cell: (each) => shortId(each.actor) },
           { title: "Did", cell: (each) => h("b", {}, each.action) },
-          { title: "To", cell: (each) => h("code", {}, each.subject ?? "–") },
-          { title: "Details", kind: "wide", cell: (each) => h("code.details", {}, details(each.details)) },
+          { title: "To", cell: (each) => (each.subject ? shortId(each.subject) : "–") },
+          { title: "Details", kind: "wide", cell: (each) => h("code.details", { title: details(each.details) }, shortened(details(each.details))) },
         ],
         records,
         { empty: "Nothing was recorded." },
@@ -197,6 +201,15 @@ export function auditLog(place) {
   });
   place.append(heading("Audit log", "Who changed accounts, keys and credits. It can't be changed."), list);
   load();
+}
+
+/** Enough of an id to know it again; the whole one when pointed at. */
+function shortId(id) {
+  return h("code", { title: id }, shortened(id));
+}
+
+function shortened(text) {
+  return text.replaceAll(IDS, (id) => `${id.slice(0, ID_CHARACTERS)}…`);
 }
 
 function details(values) {

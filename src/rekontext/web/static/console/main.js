@@ -113,6 +113,11 @@ function signInPage(problem = "") {
   });
   const onDevice = h("input", { type: "checkbox", id: "key-keep", checked: true });
   const go = h("button.button.primary", { type: "submit" }, "Sign in");
+  const wrong = (text) => {
+    fault.textContent = text;
+    key.setAttribute("aria-invalid", "true");
+    key.focus();
+  };
   const form = h(
     "form.sign-in",
     {
@@ -120,6 +125,10 @@ function signInPage(problem = "") {
       onsubmit: async (event) => {
         event.preventDefault();
         const given = key.value.trim();
+        if (!given) {
+          wrong("Give a key to sign in.");
+          return;
+        }
         go.disabled = true;
         try {
           me = await whoIs(given);
@@ -128,9 +137,7 @@ function signInPage(problem = "") {
           begin();
         } catch (error) {
           if (!(error instanceof ApiError)) throw error;
-          fault.textContent = error.message;
-          key.setAttribute("aria-invalid", "true");
-          key.focus();
+          wrong(error.message);
         } finally {
           go.disabled = false;
         }

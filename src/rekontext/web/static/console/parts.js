@@ -3,7 +3,8 @@
 import { ApiError } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h } from "../shared/dom.js";
 
-export function heading(title, about, ...actions) {
+export function heading(title, about, ...possible) {
+  const actions = possible.filter(Boolean);
   return h(
     "header.view-head",
     {},
@@ -186,7 +187,8 @@ export function dialog(title, build, { wide = false } = {}) {
 /**
  * Ask for fields and do something with them. What the server finds wrong is said next to the field.
  *
- * @param {object[]} fields {name, label, help, kind, options, value}; kind is text, number, date, select, or checks
+ * @param {object[]} fields {name, label, help, kind, options, value}; kind is text, number, date, select, or checks;
+ *   refusedBy(fault) says of a fault that names no parameter whether it is this field's
  * @param {function} act    gets the values, may throw `ApiError`; its result is what the dialog resolves with
  */
 export async function ask({ title, about, fields, submit, act }) {
@@ -210,6 +212,7 @@ export async function ask({ title, about, fields, submit, act }) {
           } catch (fault) {
             if (!(fault instanceof ApiError)) throw fault;
             problem.textContent = fault.message;
+            drawn.find((each) => each.refusedBy?.(fault))?.mark();
             for (const { parameter, allowed } of fault.errors) {
               drawn.find((each) => String(parameter).split(".").includes(each.name))?.fail(allowed);
             }
@@ -227,7 +230,7 @@ export async function ask({ title, about, fields, submit, act }) {
   return result;
 }
 
-function drawField({ name, label, help, kind = "text", options, value, placeholder }) {
+function drawField({ name, label, help, kind = "text", options, value, placeholder, refusedBy }) {
   const id = `ask-${name}`;
   const fault = h("p.fault", { id: `${id}-fault` });
   const described = { "aria-describedby": `${id}-help ${id}-fault` };
@@ -272,6 +275,7 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
   }
   const title =
     kind === "checks" ? h("span.label", { id: `${id}-label` }, label) : h("label.label", { for: id }, label);
+  const mark = () => control.setAttribute("aria-invalid", "true");
   return {
     name,
     element: h("div.ask", {}, title, control, help && h("p.help", { id: `${id}-help` }, help), fault),
@@ -282,8 +286,10 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
     },
     fail: (allowed) => {
       fault.textContent = `Allowed: ${allowed}.`;
-      control.setAttribute("aria-invalid", "true");
+      mark();
     },
+    mark,
+    refusedBy,
   };
 }
 
