@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 import httpx2
@@ -99,6 +99,14 @@ async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) 
     assert await found("status=COMPLETED&per_page=1&page=2") == ["make it 100% blue"]
     assert await found("status=FAILED") == []
     assert await found("to=2020-01-01") == []
+    now = datetime.now(UTC)
+    today, hour = now.date().isoformat(), timedelta(hours=1)
+    assert len(await found(f"from={today}&to={today}")) == 3
+    assert len(await found(f"from={_moment(now - hour)}&to={_moment(now + hour)}")) == 3
+    assert await found(f"from={_moment(now + hour)}") == await found(f"to={_moment(now - hour)}") == []
+    assert await found("to=2020-01-01T00:00:00Z") == []
+    wrong = await client.get("/console/api/requests?from=yesterday")
+    assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "from")
     page = (await client.get("/console/api/requests?per_page=2")).json()
     assert (page["total"], page["total_pages"], page["page"]) == (3, 2, 1)
     row = page["data"][0]
@@ -108,6 +116,10 @@ async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) 
     assert whole["parameters"]["guidance"] == 7.0
     assert "origin" not in whole["parameters"]
     assert whole["images"][0]["width"] == 48
+
+
+def _moment(when: datetime) -> str:
+    return when.astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat()
 
 
 async def test_a_key_is_shown_once_and_revoked_for_good(client: httpx2.AsyncClient, studio: Studio) -> None:

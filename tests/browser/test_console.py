@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
-from playwright.sync_api import Locator, Page, expect
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site
@@ -17,12 +19,12 @@ from tests.browser.site import Site
 CREDITS_MICROS = 1_000_000
 
 
-def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None) -> None:
+def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, **more: str) -> None:
     """An edit by a program of this account."""
     answer = httpx2.post(
         f"{site.url}/v1/flux-kontext-dev",
         headers={"x-api-key": key or site.key},
-        data={"prompt": prompt, "num_inference_steps": "5"},
+        data={"prompt": prompt, "num_inference_steps": "5"} | more,
         files={"input_image": photo.read_bytes()},
     )
     assert answer.status_code == 200, answer.text
@@ -67,6 +69,8 @@ def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]
     """A wrong key is told; a right one is kept until signing out, and never in the address."""
     refusals.append(401)
     page = open_page("/console", key=None)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#key-fault")).to_have_text("Give a key to sign in.")
     page.get_by_label("API key").fill("rk_wrong")
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
@@ -80,6 +84,36 @@ def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", name="Console")).to_be_visible()
     assert page.evaluate("JSON.stringify([localStorage, sessionStorage])").find(site.key) == -1
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_another_tab_changes_who_pays(path: str, open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Who is shown is whose key is sent, in every tab; what was not sent yet stays."""
+    stranger = site.studio.new_account("stranger", credits_micros=CREDITS_MICROS)
+    page = open_page(path, key=None)
+    other = page.context.new_page()
+    other.goto(f"{site.url}/console")
+    other.get_by_label("API key").fill(site.key)
+    other.keyboard.press("Enter")
+    shown = page.locator("#key-button")
+    expect(shown).to_have_text("owner")
+    if path == "/":
+        page.locator("body[data-ready]").wait_for()
+        page.set_input_files("#file", photo)
+        page.fill("#prompt", "make it night")
+    other.evaluate("key => localStorage.setItem('rekontext.key', key)", stranger.secret)
+    expect(shown).to_have_text("stranger")
+    if path == "/":
+        expect(page.locator(".toast").last).to_contain_text("paid by stranger")
+        expect(page.locator("#prompt")).to_have_value("make it night")
+        expect(page.locator("#balance")).to_have_text("$1.00")
+    other.reload()
+    other.locator("#key-button").click()
+    other.get_by_role("button", name="Sign out").click()
+    if path == "/":
+        expect(shown).to_have_text("Add API key")
+    else:
+        expect(page.get_by_role("button", name="Sign in")).to_be_visible()
 
 
 def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -113,6 +147,131 @@ def test_a_user_sees_credits_usage_and_each_request_whole(open_page: OpenPage, s
     expect(page.locator("#p-num_inference_steps")).to_have_value("5")
 
 
+def test_the_overview_knows_what_was_spent_meanwhile(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Credits are asked for whenever it is shown, as usage is."""
+    page = open_page("/console")
+    expect(card(page, "Can be spent")).to_have_text("$10.00")
+    go_to(page, "requests")
+    edit(site, photo, "make it night")
+    go_to(page, "overview")
+    expect(card(page, "Can be spent")).to_have_text("$9.96")
+    expect(card(page, "Cost")).to_have_text("$0.04")
+
+
+def test_a_revoked_key_leads_to_the_sign_in(open_page: OpenPage, site: Site, refusals: list[int]) -> None:
+    """With the server's words, instead of trying again what can't succeed."""
+    refusals.append(401)
+    second = site.studio.new_key().secret
+    page = open_page("/console", key=second)
+    headers = {"x-api-key": site.key}
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers=headers).json()["keys"]
+    [other] = [key["id"] for key in keys if not key["is_current"]]
+    assert httpx2.delete(f"{site.url}/console/api/keys/{other}", headers=headers).status_code == 200
+    page.locator('#side a[href="#requests"]').click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
+    expect(page.locator("#side")).to_be_hidden()
+
+
+def test_going_back_closes_what_is_open(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """A dialog belongs to its view."""
+    edit(site, photo, "make it night")
+    page = open_page("/console")
+    go_to(page, "keys")
+    go_to(page, "requests")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.go_back()
+    page.locator("body[data-ready=keys]").wait_for()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_filters_are_there_after_going_back(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """And after a reload; the view's own link shows everything again."""
+    edit(site, photo, "make it night")
+    edit(site, photo, "blur it")
+    page = open_page("/console#requests")
+    page.get_by_label("Search").fill("blur")
+    page.get_by_label("Search").press("Enter")
+    page.get_by_label("Status").select_option("COMPLETED")
+    expect(rows(page)).to_have_count(1)
+    page.get_by_role("button", name="Open the request: blur it").click()
+    page.get_by_role("dialog", name="Request").get_by_role("link", name="Open in the playground").click()
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    page.go_back()
+    for _ in range(2):
+        expect(rows(page)).to_have_count(1)
+        expect(page.get_by_label("Search")).to_have_value("blur")
+        expect(page.get_by_label("Status")).to_have_value("COMPLETED")
+        page.reload()
+    page.locator('#side a[href="#requests"]').click()
+    expect(rows(page)).to_have_count(2)
+
+
+def test_a_day_of_the_filter_is_the_reader_s_day(open_page: OpenPage) -> None:
+    """As the times in the list are, and whole."""
+    page = open_page("/console#requests", timezone_id="Asia/Kathmandu")
+    page.get_by_label("From").fill("2026-03-28")
+    with page.expect_request("**/requests?*to=*") as asked:
+        page.get_by_label("To").fill("2026-03-29")
+    query = parse_qs(urlsplit(asked.value.url).query)
+    assert (query["from"], query["to"]) == (["2026-03-27T18:15:00.000Z"], ["2026-03-29T18:15:00.000Z"])
+
+
+def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Until it has ended, without taking the focus from a row."""
+    site.fleet.pause_at = 3
+    taken = httpx2.post(
+        f"{site.url}/v2/flux-kontext-dev",
+        headers={"x-api-key": site.key},
+        data={"prompt": "make it night"},
+        files={"input_image": photo.read_bytes()},
+    )
+    assert taken.is_success
+    page = open_page("/console#requests")
+    expect(rows(page)).to_contain_text("processing")
+    row = page.get_by_role("button", name="Open the request: make it night")
+    row.focus()
+    site.go_on()
+    expect(rows(page)).to_contain_text("completed")
+    expect(row).to_be_focused()
+
+
+def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """In the list, in the request whole, and in the playground: numbers of JavaScript would round it."""
+    seed = "9007199254740993"
+    edit(site, photo, "make it night", seed=seed)
+    page = open_page("/console#requests")
+    expect(rows(page)).to_contain_text(seed)
+    page.get_by_role("button", name="Open the request: make it night").click()
+    one = page.get_by_role("dialog", name="Request")
+    expect(one.locator("dd", has_text=seed)).to_be_visible()
+    one.get_by_role("link", name="Open in the playground").click()
+    expect(page.locator("#p-seed")).to_have_value(seed)
+    page.set_input_files("#file", photo)
+    expect(page.locator("#drop-full")).to_be_visible()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".facts")).to_contain_text(seed)
+    expect(page.locator("a[download]")).to_have_attribute("download", f"my photo-{seed}.png")
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("money(0.0255)", "$0.0255"),
+        ("money(1.5)", "$1.50"),
+        ("money(0.000025)", "$0.000025"),
+        ("seconds(119.7)", "2 min 0 s"),
+        ("seconds(7200)", "2 h 0 min"),
+        ("seconds(9.25)", "9.3 s"),
+    ],
+)
+def test_numbers_are_shown_as_they_are(call: str, shown: str, open_page: OpenPage) -> None:
+    """Parts of a cent aren't rounded away, and no minute has 60 seconds."""
+    page = open_page("/console", key=None)
+    assert page.evaluate(f"import('/web/shared/format.js').then(({{money, seconds}}) => {call})") == shown
+
+
 def test_a_key_is_made_shown_once_and_revoked(
     open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
 ) -> None:
@@ -140,6 +299,50 @@ def test_a_key_is_made_shown_once_and_revoked(
     assert refused.status_code == 401
 
 
+def test_the_last_day_of_a_key_is_the_maker_s_and_is_shown(open_page: OpenPage, site: Site) -> None:
+    """It ends with that day where it was made."""
+    page = open_page("/console#keys", timezone_id="Asia/Kathmandu")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name").fill("website")
+    page.get_by_label("Valid until").fill("2099-03-29")
+    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("button", name="I have it").click()
+    expect(rows(page).filter(has_text="website")).to_contain_text("29 Mar 2099, 23:59")
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers={"x-api-key": site.key}).json()["keys"]
+    assert {key["expires_at"] for key in keys} == {None, "2099-03-29T18:14:59.000Z"}
+
+
+def test_a_key_that_only_reads_is_offered_nothing_to_change(open_page: OpenPage, site: Site) -> None:
+    """The server would refuse it."""
+    page = open_page("/console#keys", key=site.studio.new_key(scopes=frozenset({"read"})).secret)
+    expect(rows(page)).to_have_count(2)
+    expect(page.get_by_role("button", name="New key")).to_have_count(0)
+    expect(page.get_by_role("button", name="Revoke")).to_have_count(0)
+    go_to(page, "webhooks")
+    expect(page.get_by_role("button", name="New webhook")).to_have_count(0)
+
+
+def test_copying_in_a_dialog_needs_no_https(open_page: OpenPage) -> None:
+    """Nor the clipboard interface, to copy a new key; what can't be copied isn't said to be; both in plain sight."""
+    page = open_page("/console")
+    go_to(page, "keys")
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Name").fill("website")
+    page.get_by_role("button", name="Make the key").click()
+    secret = page.locator("#secret").inner_text()
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no https')) }")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("dialog[open] .toast")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == secret
+    expect(page.get_by_role("button", name="Copy")).to_be_focused()
+    page.evaluate("() => { document.execCommand = () => false }")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("dialog[open] .toast").last).to_contain_text("Could not copy")
+    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="Revoke website").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
 def test_a_webhook_is_added_tested_and_switched_off(open_page: OpenPage, refusals: list[int]) -> None:
     """Its address is checked, its secret shown once, its deliveries are logged and can be sent again."""
     with receiver() as address:
@@ -155,6 +358,7 @@ def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -
     form.get_by_label("Address").fill("nowhere")
     form.get_by_role("button", name="Add it").click()
     expect(form.locator("form > .fault")).not_to_be_empty()
+    expect(form.get_by_label("Address")).to_have_attribute("aria-invalid", "true")
     form.get_by_label("Address").fill(address)
     form.get_by_role("button", name="Add it").click()
     expect(page.locator("#secret")).to_contain_text("whsec_")
@@ -168,6 +372,10 @@ def _a_webhook_is_used(open_page: OpenPage, address: str, refusals: list[int]) -
     expect(delivery.locator("pre")).to_contain_text('"type": "webhook.test"')
     delivery.get_by_role("button", name="Send it again").click()
     expect(page.locator(".toast").last).to_have_text("It is on its way again")
+    log = page.get_by_role("button", name="Log")
+    log.click()
+    expect(page.get_by_role("heading", name=f"Deliveries to {address}")).to_be_visible()
+    expect(log).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Switch off").click()
     expect(page.locator(".hook")).to_contain_text("inactive")
 
@@ -238,6 +446,7 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     form.get_by_label("Amount").fill("3.5")
     form.get_by_role("button", name="Put on the account").click()
     expect(shop).to_contain_text("$5.50")
+    expect(page.locator(".toast").last).to_have_text("print shop can spend $5.50 now")
 
     shop.get_by_role("button", name="Limits").click()
     form = page.get_by_role("dialog", name="Limits of print shop")
@@ -255,7 +464,51 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     go_to(page, "audit")
     log = page.locator("main tbody")
     expect(log).to_contain_text("amount")
-    expect(log).to_contain_text(me["account"]["id"])
+    expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
+
+
+def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Another look moves neither the focus nor the table, and answers slower than the pause between looks are shown."""
+    site.fleet.pause_at = 3
+    taken = httpx2.post(
+        f"{site.url}/v2/flux-kontext-dev",
+        headers={"x-api-key": site.key},
+        data={"prompt": "make it night"},
+        files={"input_image": photo.read_bytes()},
+    )
+    assert taken.is_success
+    page = open_page("/console", viewport={"width": 390, "height": 800})
+    looks: list[Route] = []
+    page.route("**/admin/queue", lambda route: looks.append(route))
+    page.clock.install()
+    with page.expect_request("**/admin/queue"):
+        page.locator('#side a[href="#queue"]').click()
+    page.clock.run_for(9000)
+    assert len(looks) == 1, "it looked again before it had seen anything"
+    looks[0].continue_()
+    region = page.get_by_role("region", name="Unfinished edits")
+    region.focus()
+    region.evaluate("region => { region.scrollLeft = 120; region.dataset.old = '' }")
+    with page.expect_request("**/admin/queue"):
+        page.clock.run_for(2500)
+    looks[1].continue_()
+    expect(page.locator(".table-place:not([data-old])")).to_be_focused()
+    assert region.evaluate("region => region.scrollLeft") == 120
+
+
+def test_the_next_page_of_a_list_begins_at_its_top(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """And has the focus, so that arrows scroll it and Tab goes on in it."""
+    for number in range(21):
+        edit(site, photo, f"make it night {number}")
+    page = open_page("/console#requests")
+    expect(rows(page)).to_have_count(20)
+    page.get_by_role("button", name="Older").click()
+    expect(rows(page)).to_have_count(1)
+    expect(page.get_by_role("region", name="Requests")).to_be_focused()
+    page.get_by_role("button", name="Newer").focus()
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(20)
+    expect(rows(page).first).to_be_in_viewport()
 
 
 def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, photo: Path) -> None:

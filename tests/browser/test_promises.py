@@ -161,6 +161,24 @@ def test_dark_follows_the_system_and_the_switch_is_kept(open_page: OpenPage) -> 
     assert page.evaluate(background) == dark
 
 
+def test_states_are_seen_in_forced_colours(open_page: OpenPage) -> None:
+    """What is chosen has an outline, a switch is the system's, and the bar with Run hides what scrolls under it."""
+    outline = "each => getComputedStyle(each).outlineStyle"
+    page = open_page(forced_colors="active")
+    expect(page.get_by_role("tab", name="Form")).to_have_css("outline-style", "solid")
+    expect(page.get_by_role("tab", name="JSON")).to_have_css("outline-style", "none")
+    assert [each.evaluate(outline) for each in page.locator(".ratio").all()[:2]] == ["solid", "none"]
+    expect(page.locator(".switch")).to_have_css("appearance", "auto")
+    expect(page.locator(".go")).not_to_have_css("background-color", "rgba(0, 0, 0, 0)")
+    console = open_page("/console", forced_colors="active")
+    expect(console.locator('#side a[href="#overview"]')).to_have_css("outline-style", "solid")
+    expect(console.locator('#side a[href="#keys"]')).to_have_css("outline-style", "none")
+    swatch = console.locator(".swatch").first
+    expect(swatch).not_to_have_css(
+        "background-color", console.evaluate("getComputedStyle(document.body).backgroundColor")
+    )
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_playground_has_no_serious_accessibility_fault(
     scheme: str, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]

@@ -27,6 +27,7 @@ def _in_utc(when: datetime) -> datetime:
 
 
 ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX), Storable]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class KeyWanted(BaseModel):
@@ -39,7 +40,7 @@ class KeyWanted(BaseModel):
     sync_response: SyncResponse = "image"
     requests_per_minute: Annotated[int | None, Field(strict=True, ge=1, le=keys.REQUESTS_PER_MINUTE_MAX), Whole] = None
     models: Annotated[list[ModelName] | None, Field(min_length=1, max_length=100)] = None
-    expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
+    expires_at: Moment | None = None
 
     def policy(self, *, now: datetime) -> KeyPolicy:
         if self.expires_at is not None and self.expires_at <= now:  # it would open nothing, and not count as a key

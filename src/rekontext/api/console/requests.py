@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Callable
+from datetime import date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BeforeValidator
 
+from rekontext.api.console.keys import Moment
 from rekontext.api.parts import Parts
 from rekontext.api.rows import Rows, day_end, day_start, page
 from rekontext.database import AccountId, JobId
@@ -17,21 +20,39 @@ PageSize = Annotated[int, Query(ge=1, le=100)]
 Search = Annotated[str | None, Query(max_length=200)]
 
 
+def _or_day(moment_of: Callable[[date], datetime]) -> BeforeValidator:
+    """Reads a day as the moment that `moment_of` gives; all else is left to whatever reads moments."""
+
+    def read(value: object) -> object:
+        try:
+            return moment_of(date.fromisoformat(str(value)))
+        except ValueError:
+            return value
+
+    return BeforeValidator(read)
+
+
+From = Annotated[Moment, _or_day(day_start)]
+To = Annotated[Moment, _or_day(day_end)]
+
+
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/requests", summary="Requests, the newest first")
     async def requests(
         request: Request,
         status: State | None = None,
         model: str | None = None,
-        accepted_from: Annotated[date | None, Query(alias="from")] = None,
-        accepted_to: Annotated[date | None, Query(alias="to")] = None,
+        accepted_from: Annotated[From | None, Query(alias="from", description="a moment, or a day in UTC")] = None,
+        accepted_before: Annotated[
+            To | None, Query(alias="to", description="a moment, or a day in UTC, which is included")
+        ] = None,
         search: Search = None,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
     ) -> dict[str, object]:
         caller = await parts.caller(request, "read")
         return await _page(
-            request, caller.account, status, model, accepted_from, accepted_to, search, page_number, per_page
+            request, caller.account, status, model, accepted_from, accepted_before, search, page_number, per_page
         )
 
     @routes.get("/requests/{request_id}", summary="One request, whole")
@@ -46,8 +67,10 @@ def add(routes: APIRouter, parts: Parts) -> None:
         account_id: Annotated[str | None, Query(max_length=64)] = None,
         status: State | None = None,
         model: str | None = None,
-        accepted_from: Annotated[date | None, Query(alias="from")] = None,
-        accepted_to: Annotated[date | None, Query(alias="to")] = None,
+        accepted_from: Annotated[From | None, Query(alias="from", description="a moment, or a day in UTC")] = None,
+        accepted_before: Annotated[
+            To | None, Query(alias="to", description="a moment, or a day in UTC, which is included")
+        ] = None,
         search: Search = None,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
@@ -59,7 +82,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             status,
             model,
             accepted_from,
-            accepted_to,
+            accepted_before,
             search,
             page_number,
             per_page,
@@ -80,8 +103,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         account: AccountId | None,
         status: State | None,
         model: str | None,
-        first: date | None,
-        last: date | None,
+        accepted_from: datetime | None,
+        accepted_before: datetime | None,
         search: str | None,
         number: int,
         size: int,
@@ -96,8 +119,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
                 model_contains=model,
                 prompt_contains=search,
                 or_is=JobId(search.strip()) if search else None,
-                accepted_from=None if first is None else day_start(first),
-                accepted_before=None if last is None else day_end(last),
+                accepted_from=accepted_from,
+                accepted_before=accepted_before,
                 page=number,
                 per_page=size,
             )

@@ -1,13 +1,16 @@
 // What operators see: every account, the queue live, the audit log.
 
 import { getJson } from "../shared/api.js";
-import { h } from "../shared/dom.js";
+import { h, toast } from "../shared/dom.js";
 import { ago, count, moment, money, seconds } from "../shared/format.js";
+import { toJson } from "../shared/json.js";
 import { keysOf } from "./keys.js";
-import { ask, badge, button, card, dialog, heading, showOnce, table, within } from "./parts.js";
+import { ask, badge, button, card, dialog, heading, repeated, showOnce, table, turn, within } from "./parts.js";
 
 const BASE = "console/api/admin";
 const LOOK_EVERY_MS = 2000;
+const IDS = /\b([a-z]+_)?[0-9a-f]{32}\b/g;
+const ID_CHARACTERS = 12;
 
 export function accounts(place) {
   const list = h("div", {});
@@ -87,7 +90,9 @@ export function accounts(place) {
       act: ({ note, ...json }) =>
         getJson(`${BASE}/accounts/${account.id}/credits`, { method: "POST", json: { ...json, note: note ?? "" } }),
     });
-    if (done) load();
+    if (!done) return;
+    toast(`${account.name} can spend ${money(done.balance.available)} now`);
+    load();
   };
   const limit = async (account) => {
     const done = await ask({
@@ -124,7 +129,7 @@ export function accounts(place) {
   load();
 }
 
-/** Looks again every two seconds while it is on screen. Returns what ends that. */
+/** Looks again two seconds after each look while it is on screen. Returns what ends that. */
 export function queue(place) {
   const list = h("div", {});
   const load = within(list, async () => {
@@ -141,11 +146,11 @@ export function queue(place) {
       table(
         "Unfinished edits",
         [
-          { title: "Request", cell: (job) => h("code", {}, job.request_id.slice(0, 12)) },
-          { title: "Account", cell: (job) => h("code", {}, job.account_id) },
+          { title: "Request", cell: (job) => shortId(job.request_id) },
+          { title: "Account", cell: (job) => shortId(job.account_id) },
           { title: "Status", cell: (job) => badge(job.status) },
           { title: "Progress", kind: "wide", cell: progress },
-          { title: "Place", kind: "number", cell: (job) => job.queue_position ?? "–" },
+          { title: "Place", kind: "number", cell: (job) => (job.status === "QUEUED" ? (job.queue_position ?? "–") : "–") },
           { title: "Left", kind: "number", cell: (job) => seconds(job.eta_seconds) },
           { title: "Worker", cell: (job) => job.worker ?? "–" },
           { title: "Try", kind: "number", cell: (job) => job.attempt },
@@ -157,9 +162,7 @@ export function queue(place) {
     ];
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
-  load();
-  const timer = setInterval(() => document.visibilityState === "visible" && load(), LOOK_EVERY_MS);
-  return () => clearInterval(timer);
+  return repeated(load, { everyMs: LOOK_EVERY_MS });
 }
 
 function progress(job) {
@@ -179,10 +182,10 @@ export function auditLog(place) {
         "Audit log",
         [
           { title: "When", cell: (each) => h("time", { title: each.at }, moment(each.at)) },
-          { title: "Who", cell: (each) => each.actor },
+          { title: "Who", cell: (each) => shortId(each.actor) },
           { title: "Did", cell: (each) => h("b", {}, each.action) },
-          { title: "To", cell: (each) => h("code", {}, each.subject ?? "–") },
-          { title: "Details", kind: "wide", cell: (each) => h("code.details", {}, details(each.details)) },
+          { title: "To", cell: (each) => (each.subject ? shortId(each.subject) : "–") },
+          { title: "Details", kind: "wide", cell: (each) => h("code.details", { title: details(each.details) }, shortened(details(each.details))) },
         ],
         records,
         { empty: "Nothing was recorded." },
@@ -190,8 +193,9 @@ export function auditLog(place) {
       h(
         "div.pager",
         {},
-        before && button("Newest", () => load(), { kind: "small" }),
-        records.length === 50 && button("Older", () => load(records.at(-1).id), { kind: "small" }),
+        before && button("Newest", (event) => turn(event.target, () => load()), { kind: "small" }),
+        records.length === 50 &&
+          button("Older", (event) => turn(event.target, () => load(records.at(-1).id)), { kind: "small" }),
       ),
     ];
   });
@@ -199,8 +203,17 @@ export function auditLog(place) {
   load();
 }
 
+/** Enough of an id to know it again; the whole one when pointed at. */
+function shortId(id) {
+  return h("code", { title: id }, shortened(id));
+}
+
+function shortened(text) {
+  return text.replaceAll(IDS, (id) => `${id.slice(0, ID_CHARACTERS)}…`);
+}
+
 function details(values) {
   return Object.entries(values ?? {})
-    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : toJson(value)}`)
     .join("  ");
 }

@@ -4,6 +4,7 @@ import { fill, h, s } from "../shared/dom.js";
 
 const HIGH = 190;
 const BAR_WIDE_MAX = 40;
+const LABEL_WIDE = 48;
 const EDGE = { left: 44, right: 8, top: 10, bottom: 22 };
 
 /**
@@ -95,7 +96,10 @@ function drawing({ days, series, show, kind, wide, words }) {
   const every = Math.max(1, Math.ceil(64 / band));
   days.forEach((day, at) => {
     if ((days.length - 1 - at) % every === 0) {
-      picture.append(s("text", { class: "tick middle", x: x(at) + band / 2, y: HIGH - 5 }, shortDay(day.date)));
+      // In a narrow band a label reaches beyond it: the last one, beyond the picture.
+      const isCut = at === days.length - 1 && band / 2 + EDGE.right < LABEL_WIDE / 2;
+      const [anchor, beside] = isCut ? ["end", wide] : ["middle", x(at) + band / 2];
+      picture.append(s("text", { class: `tick ${anchor}`, x: beside, y: HIGH - 5 }, shortDay(day.date)));
     }
   });
   if (kind === "bars") bars(picture, { days, series, x, y, band });
@@ -152,9 +156,10 @@ function lines(picture, { days, series, x, y, band }) {
         isDown = false;
         return;
       }
+      const isAlone = (of(days[at - 1] ?? {}) ?? null) === null && (of(days[at + 1] ?? {}) ?? null) === null;
       path += `${isDown ? "L" : "M"}${x(at) + band / 2} ${y(value)}`;
       isDown = true;
-      picture.append(s("circle", { class: `point ${tone}`, cx: x(at) + band / 2, cy: y(value), r: 2 }));
+      picture.append(s("circle", { class: `point ${tone}`, cx: x(at) + band / 2, cy: y(value), r: isAlone ? 4 : 2 }));
     });
     picture.append(s("path", { class: `line ${tone}`, d: path || "M0 0" }));
   }

@@ -8,9 +8,10 @@ import { ask, badge, button, heading, showOnce, table, within } from "./parts.js
 
 export function keys(place, me) {
   const list = h("div", {});
+  const mayChange = me.key.scopes.includes("edit");
   const load = within(list, async () => {
     const { keys: found } = await getJson("console/api/keys");
-    return table("Keys", columns(revoke), found, { empty: "No keys." });
+    return table("Keys", columns(mayChange ? revoke : null), found, { empty: "No keys." });
   });
   const revoke = async (key) => {
     const text = key.is_current
@@ -32,7 +33,7 @@ export function keys(place, me) {
     heading(
       "Keys",
       "A program sends its key with every request. Give each program its own.",
-      button("New key", create, { kind: "primary", picture: "plus" }),
+      mayChange && button("New key", create, { kind: "primary", picture: "plus" }),
     ),
     list,
   );
@@ -76,6 +77,7 @@ function columns(revoke) {
     { title: "May", cell: (key) => key.scopes.join(", ") },
     { title: "Per minute", kind: "number", cell: (key) => key.requests_per_minute ?? "–" },
     { title: "Made", kind: "number", cell: (key) => h("time", { title: moment(key.created_at) }, ago(key.created_at)) },
+    { title: "Valid until", kind: "number", cell: (key) => moment(key.expires_at) },
     { title: "State", cell: (key) => badge(stateOf(key)) },
   ];
   if (revoke) {
@@ -133,13 +135,19 @@ async function newKey(path, scopes) {
         kind: "number",
         help: "Empty: as the account allows.",
       },
-      { name: "expires_at", label: "Valid until", kind: "date", help: "Empty: until it is revoked." },
+      { name: "expires_at", label: "Valid until", kind: "date", help: "The end of that day. Empty: until it is revoked." },
     ],
     act: ({ expires_at: day, ...wanted }) =>
-      getJson(path, { method: "POST", json: present({ ...wanted, expires_at: day && `${day}T23:59:59Z` }) }),
+      getJson(path, { method: "POST", json: present({ ...wanted, expires_at: day && dayEnd(day) }) }),
   });
   if (made) await showOnce(`Key ${made.key.name}`, "Copy it now: it is not shown again.", made.api_key);
   return made;
+}
+
+/** The last second of a day where the reader is. */
+function dayEnd(day) {
+  const end = new Date(`${day}T23:59:59`);
+  return Number.isNaN(end.getTime()) ? day : end.toISOString();
 }
 
 function present(values) {

@@ -1,8 +1,8 @@
 // The console: who is signed in, which view is shown, and the way between them. Views are in the address after "#".
 
 import { ApiError } from "../shared/api.js";
-import { $, fill, h } from "../shared/dom.js";
-import { keepAccount, keepKey, readKey } from "../shared/key.js";
+import { $, $$, fill, h } from "../shared/dom.js";
+import { keepAccount, keepKey, readKey, whenKeyChanges } from "../shared/key.js";
 import { confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { accounts, auditLog, queue } from "./admin.js";
 import { files } from "./files.js";
@@ -60,12 +60,17 @@ function drawSide(current) {
   $('#side [aria-current="page"]')?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-async function show({ moveFocus = true } = {}) {
+function leaveView() {
   leave?.();
   leave = null;
+  for (const dialog of $$("dialog[open]").reverse()) dialog.close();
+}
+
+async function show({ moveFocus = true } = {}) {
+  leaveView();
   const place = $("#place");
   const allowed = Object.keys(VIEWS).filter((id) => mayShow(VIEWS[id]));
-  const wanted = location.hash.slice(1);
+  const [wanted] = location.hash.slice(1).split("?"); // behind it the view keeps what it was asked for
   const id = allowed.includes(wanted) ? wanted : allowed[0];
   if (!id) {
     fill(
@@ -108,6 +113,11 @@ function signInPage(problem = "") {
   });
   const onDevice = h("input", { type: "checkbox", id: "key-keep", checked: true });
   const go = h("button.button.primary", { type: "submit" }, "Sign in");
+  const wrong = (text) => {
+    fault.textContent = text;
+    key.setAttribute("aria-invalid", "true");
+    key.focus();
+  };
   const form = h(
     "form.sign-in",
     {
@@ -115,6 +125,10 @@ function signInPage(problem = "") {
       onsubmit: async (event) => {
         event.preventDefault();
         const given = key.value.trim();
+        if (!given) {
+          wrong("Give a key to sign in.");
+          return;
+        }
         go.disabled = true;
         try {
           me = await whoIs(given);
@@ -123,9 +137,7 @@ function signInPage(problem = "") {
           begin();
         } catch (error) {
           if (!(error instanceof ApiError)) throw error;
-          fault.textContent = error.message;
-          key.setAttribute("aria-invalid", "true");
-          key.focus();
+          wrong(error.message);
         } finally {
           go.disabled = false;
         }
@@ -142,6 +154,15 @@ function signInPage(problem = "") {
   key.focus();
 }
 
+/** The key was good when the page was opened and isn't any more: revoked, or expired. */
+function keyRefused(why) {
+  if (!me) return;
+  leaveView();
+  me = null;
+  $("#side").hidden = $("#key-button").hidden = $("#model").hidden = true;
+  signInPage(why);
+}
+
 function begin() {
   drawMe();
   show({ moveFocus: false });
@@ -150,6 +171,8 @@ function begin() {
 async function start() {
   installTheme();
   addEventListener("hashchange", () => me && show());
+  document.addEventListener("keyrefused", (event) => keyRefused(event.detail));
+  whenKeyChanges(() => location.reload());
   $("#key-button").addEventListener("click", async () => {
     if (
       await confirmed({ title: me.account.name, text: `This page uses the key ${me.key.hint}… .`, action: "Sign out" })

@@ -1,15 +1,17 @@
 // What the account has and what it did lately.
 
 import { getJson } from "../shared/api.js";
-import { h } from "../shared/dom.js";
+import { fill, h } from "../shared/dom.js";
 import { count, money, plural, seconds } from "../shared/format.js";
+import { whoIs } from "../shared/shell.js";
 import { chart } from "./charts.js";
 import { card, heading, within } from "./parts.js";
 
 const RANGES = [7, 30, 90];
 
 export function overview(place, me) {
-  const charts = h("div", {});
+  const [credits, charts] = [h("div", {}), h("div", {})];
+  const loadCredits = within(credits, async () => creditsOf(await whoIs()));
   const load = within(charts, async (days) => drawn(await getJson(`console/api/usage?days=${days}`), days));
   const choice = h(
     "div.segments",
@@ -23,32 +25,36 @@ export function overview(place, me) {
       ),
     ),
   );
-  const { balance, account } = me;
   place.append(
     heading(
       "Overview",
-      `${account.name} · up to ${plural(me.requests_per_minute ?? 0, "request")} a minute, ${plural(account.in_flight_max, "edit")} at once`,
+      `${me.account.name} · up to ${plural(me.requests_per_minute ?? 0, "request")} a minute, ${plural(me.account.in_flight_max, "edit")} at once`,
     ),
-    h(
-      "dl.cards",
-      {},
-      card(
-        "Can be spent",
-        money(balance.available),
-        balance.free_credits ? `${money(balance.free_credits)} of it free` : null,
-      ),
-      card("Held for running edits", money(balance.held)),
-      card(
-        "Spent this month",
-        money(me.spent_this_month),
-        account.monthly_cap === null ? "no cap" : `of ${money(account.monthly_cap)}`,
-      ),
-      card("Price of an edit", money(me.price_per_edit)),
-    ),
+    fill(credits, creditsOf(me)),
     h("div.sub-head", {}, h("h2", {}, "Usage"), choice),
     charts,
   );
+  loadCredits(); // edits and payments may have changed what was known when the page was opened
   load(30);
+}
+
+function creditsOf({ account, balance, ...me }) {
+  return h(
+    "dl.cards",
+    {},
+    card(
+      "Can be spent",
+      money(balance.available),
+      balance.free_credits ? `${money(balance.free_credits)} of it free` : null,
+    ),
+    card("Held for running edits", money(balance.held)),
+    card(
+      "Spent this month",
+      money(me.spent_this_month),
+      account.monthly_cap === null ? "no cap" : `of ${money(account.monthly_cap)}`,
+    ),
+    card("Price of an edit", money(me.price_per_edit)),
+  );
 }
 
 function drawn({ days, total }) {

@@ -1,9 +1,10 @@
 // What the views are built from: headings, cards, tables, pages, badges, dialogs with fields.
 
 import { ApiError } from "../shared/api.js";
-import { copy, fill, glyph, h } from "../shared/dom.js";
+import { $, $$, copy, fill, glyph, h } from "../shared/dom.js";
 
-export function heading(title, about, ...actions) {
+export function heading(title, about, ...possible) {
+  const actions = possible.filter(Boolean);
   return h(
     "header.view-head",
     {},
@@ -92,7 +93,11 @@ export function table(caption, columns, rows, { open = null, empty = "Nothing he
 export function pager({ page, total_pages: pages, total }, go) {
   if (pages <= 1) return h("p.pager.faint.numbers", {}, `${total} in all`);
   const step = (label, to, isOff) =>
-    h("button.button.small", { type: "button", disabled: isOff, onclick: () => go(to) }, label);
+    h(
+      "button.button.small",
+      { type: "button", disabled: isOff, onclick: (event) => turn(event.target, () => go(to)) },
+      label,
+    );
   return h(
     "nav.pager",
     { "aria-label": "Pages of the list" },
@@ -100,6 +105,15 @@ export function pager({ page, total_pages: pages, total }, go) {
     step("Newer", page - 1, page <= 1),
     step("Older", page + 1, page >= pages),
   );
+}
+
+/** Go to another page of the list that `button` belongs to; the button is gone then, so its table has the focus. */
+export async function turn(button, go) {
+  const place = button.closest(".pager").parentElement;
+  await go();
+  const table = $(".table-place", place);
+  table?.focus({ preventScroll: true });
+  table?.scrollIntoView({ block: "start" });
 }
 
 export function card(name, value, note) {
@@ -173,7 +187,8 @@ export function dialog(title, build, { wide = false } = {}) {
 /**
  * Ask for fields and do something with them. What the server finds wrong is said next to the field.
  *
- * @param {object[]} fields {name, label, help, kind, options, value}; kind is text, number, date, select, or checks
+ * @param {object[]} fields {name, label, help, kind, options, value}; kind is text, number, date, select, or checks;
+ *   refusedBy(fault) says of a fault that names no parameter whether it is this field's
  * @param {function} act    gets the values, may throw `ApiError`; its result is what the dialog resolves with
  */
 export async function ask({ title, about, fields, submit, act }) {
@@ -197,6 +212,7 @@ export async function ask({ title, about, fields, submit, act }) {
           } catch (fault) {
             if (!(fault instanceof ApiError)) throw fault;
             problem.textContent = fault.message;
+            drawn.find((each) => each.refusedBy?.(fault))?.mark();
             for (const { parameter, allowed } of fault.errors) {
               drawn.find((each) => String(parameter).split(".").includes(each.name))?.fail(allowed);
             }
@@ -214,7 +230,7 @@ export async function ask({ title, about, fields, submit, act }) {
   return result;
 }
 
-function drawField({ name, label, help, kind = "text", options, value, placeholder }) {
+function drawField({ name, label, help, kind = "text", options, value, placeholder, refusedBy }) {
   const id = `ask-${name}`;
   const fault = h("p.fault", { id: `${id}-fault` });
   const described = { "aria-describedby": `${id}-help ${id}-fault` };
@@ -259,6 +275,7 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
   }
   const title =
     kind === "checks" ? h("span.label", { id: `${id}-label` }, label) : h("label.label", { for: id }, label);
+  const mark = () => control.setAttribute("aria-invalid", "true");
   return {
     name,
     element: h("div.ask", {}, title, control, help && h("p.help", { id: `${id}-help` }, help), fault),
@@ -269,8 +286,10 @@ function drawField({ name, label, help, kind = "text", options, value, placehold
     },
     fail: (allowed) => {
       fault.textContent = `Allowed: ${allowed}.`;
-      control.setAttribute("aria-invalid", "true");
+      mark();
     },
+    mark,
+    refusedBy,
   };
 }
 
@@ -301,10 +320,12 @@ export function within(place, load) {
     else place.setAttribute("aria-busy", "true");
     try {
       const content = await load(...how);
-      if (mine === latest) fill(place, content);
+      if (mine === latest) refill(place, content);
     } catch (fault) {
       if (!(fault instanceof ApiError)) throw fault;
-      if (mine === latest)
+      if (fault.status === 401 && place.isConnected)
+        document.dispatchEvent(new CustomEvent("keyrefused", { detail: fault.message }));
+      else if (mine === latest)
         fill(
           place,
           failed(fault, () => again(...how)),
@@ -314,4 +335,39 @@ export function within(place, load) {
     }
   };
   return again;
+}
+
+/** As `fill`, but what had the focus has it again, and tables stay where they were scrolled to sideways. */
+function refill(place, content) {
+  const scrolled = $$(".table-place", place).map((table) => table.scrollLeft);
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  const alike = () => $$("a, button, [tabindex]", place).filter((each) => nameOf(each) === nameOf(focused));
+  const at = focused && alike().indexOf(focused);
+  fill(place, content);
+  $$(".table-place", place).forEach((table, which) => {
+    table.scrollLeft = scrolled[which] ?? 0;
+  });
+  if (focused) alike()[at]?.focus({ preventScroll: true });
+}
+
+function nameOf(element) {
+  return `${element.tagName} ${element.getAttribute("aria-label") ?? element.textContent}`;
+}
+
+/** Run `load`, and again a while after each end of it, where somebody looks and `isDue`. Returns what ends that. */
+export function repeated(load, { everyMs, isDue = () => true }) {
+  let timer = null;
+  let isOver = false;
+  const look = async () => {
+    await load();
+    if (!isOver) wait();
+  };
+  const wait = () => {
+    timer = setTimeout(() => (document.visibilityState === "visible" && isDue() ? look() : wait()), everyMs);
+  };
+  look();
+  return () => {
+    isOver = true;
+    clearTimeout(timer);
+  };
 }

@@ -3,19 +3,30 @@
 import { getJson, here } from "../shared/api.js";
 import { copy, fill, h } from "../shared/dom.js";
 import { ago, moment, money, seconds } from "../shared/format.js";
-import { badge, button, definition, dialog, failed, heading, loading, pager, table, within } from "./parts.js";
+import { toJson } from "../shared/json.js";
+import { badge, button, definition, dialog, failed, heading, loading, pager, repeated, table, within } from "./parts.js";
 
 const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
+const LOOK_EVERY_MS = 3000;
 
-/** Requests of this account, or of all when `base` is the admin's list. */
+/** Requests of this account, or of all when `base` is the admin's list. Looks again while one of them runs. Returns what ends that. */
 export function requests(place, me, { base = "console/api/requests", title = "Requests", isAdmin = false } = {}) {
+  // What is asked for stands in the address, so that it is still there after a way to another page and back.
+  const [view, kept] = location.hash.slice(1).split("?");
+  const asked = new URLSearchParams(kept);
+  const ask = (changes) => {
+    for (const [name, value] of Object.entries(changes)) value ? asked.set(name, value) : asked.delete(name);
+    history.replaceState(null, "", `#${view}${asked.size ? `?${asked}` : ""}`);
+    return load();
+  };
+  const filterBy = () => ask({ ...Object.fromEntries(new FormData(filter)), page: null });
   const filter = h(
     "form.filters",
     {
       role: "search",
       onsubmit: (event) => {
         event.preventDefault();
-        load(1);
+        filterBy();
       },
     },
     field("Search", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt, or an id" })),
@@ -34,12 +45,24 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
     h("button.button", { type: "submit" }, "Filter"),
   );
   for (const control of filter.querySelectorAll("select, input[type=date]"))
-    control.addEventListener("change", () => load(1));
+    control.addEventListener("change", filterBy);
+  for (const control of filter.querySelectorAll("[name]")) control.value = asked.get(control.name) ?? "";
   const list = h("div", {});
-  const load = within(list, async (page) => {
-    const query = new URLSearchParams({ page, per_page: 20 });
-    for (const [name, value] of new FormData(filter)) if (value) query.set(name, value);
+  let isUnfinished = false;
+  const pictures = new Map();
+  const load = within(list, async () => {
+    const query = new URLSearchParams({ ...Object.fromEntries(asked), per_page: 20 });
+    if (asked.get("from")) query.set("from", dayStart(asked.get("from")));
+    if (asked.get("to")) query.set("to", dayStart(asked.get("to"), 1));
     const found = await getJson(`${base}?${query}`);
+    isUnfinished = found.data.some((row) => row.status === "QUEUED" || row.status === "PROCESSING");
+    // Links to one picture differ from look to look: a row that has its picture keeps it.
+    const thumbnail = (row) => {
+      if (!row.output) return h("span.row-picture", {});
+      if (!pictures.has(row.request_id))
+        pictures.set(row.request_id, h("img.row-picture", { src: here(row.output), alt: "", loading: "lazy" }));
+      return pictures.get(row.request_id);
+    };
     const columns = [
       {
         title: "Edit",
@@ -64,21 +87,21 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
     ].filter(Boolean);
     return [
       table(title, columns, found.data, { open: (row) => openRequest(row, base), empty: "No request matches." }),
-      pager(found, load),
+      pager(found, (page) => ask({ page: page > 1 ? page : null })),
     ];
   });
   place.append(heading(title, "Every edit, whatever came of it."), filter, list);
-  load(1);
+  return repeated(load, { everyMs: LOOK_EVERY_MS, isDue: () => isUnfinished });
+}
+
+/** The first moment of a day where the reader is, as the times in the list are; `later` so many days after it. */
+function dayStart(day, later = 0) {
+  const [year, month, date] = day.split("-").map(Number);
+  return new Date(year, month - 1, date + later).toISOString();
 }
 
 function field(label, control) {
   return h("label.filter", {}, h("span", {}, label), control);
-}
-
-function thumbnail(row) {
-  return row.output
-    ? h("img.row-picture", { src: here(row.output), alt: "", loading: "lazy" })
-    : h("span.row-picture", {});
 }
 
 function openRequest({ request_id: id }, base) {
@@ -145,7 +168,7 @@ function whole(row) {
         .filter(([name]) => name !== "prompt")
         .map(([name, value]) => [
           h("code", {}, name),
-          h("code", {}, typeof value === "string" ? value : JSON.stringify(value)),
+          h("code", {}, typeof value === "string" ? value : toJson(value)),
         ]),
     ),
   ];
@@ -182,7 +205,7 @@ function stages(timings) {
 
 function playgroundLink(row) {
   const { input_image: _, ...asked } = row.parameters ?? {};
-  const bytes = new TextEncoder().encode(JSON.stringify({ prompt: row.prompt, ...asked }));
+  const bytes = new TextEncoder().encode(toJson({ prompt: row.prompt, ...asked }));
   const text = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
   return `./#edit=${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
 }

@@ -1,8 +1,9 @@
 // Where this account wants to be told, and what was told.
 
 import { getJson } from "../shared/api.js";
-import { fill, h, toast } from "../shared/dom.js";
+import { $$, fill, h, toast } from "../shared/dom.js";
 import { ago, moment, seconds } from "../shared/format.js";
+import { fromJson, toJson } from "../shared/json.js";
 import { confirmed } from "../shared/shell.js";
 import { ask, badge, button, definition, dialog, heading, showOnce, table, within } from "./parts.js";
 
@@ -11,7 +12,8 @@ const SECRET = "console/api/webhook-secret";
 const LOOK_AGAIN_MS = 1000;
 const LOOKS_MAX = 15;
 
-export function webhooks(place) {
+export function webhooks(place, me) {
+  const mayChange = me.key.scopes.includes("edit");
   const [list, log] = [h("div", {}), h("div", {})];
   let types = [];
   let only = "";
@@ -30,7 +32,7 @@ export function webhooks(place) {
       "Deliveries",
       [
         { title: "Event", label: (row) => `Open the delivery of ${row.event_type}`, cell: (row) => row.event_type },
-        { title: "To", kind: "wide", cell: (row) => h("span.url", {}, row.url) },
+        { title: "To", kind: "wide", cell: (row) => h("span.url", { title: row.url }, row.url) },
         { title: "State", cell: (row) => badge(row.state) },
         { title: "Tries", kind: "number", cell: (row) => row.tries },
         { title: "Answer", kind: "number", cell: (row) => row.attempts.at(-1)?.status ?? "–" },
@@ -56,31 +58,39 @@ export function webhooks(place) {
     h(
       "li.hook",
       {},
-      h("div", {}, h("p.url", {}, each.url), h("p.faint", {}, each.event_types.join(", "))),
+      h("div", {}, h("p.url", { title: each.url }, each.url), h("p.faint", {}, each.event_types.join(", "))),
       badge(each.is_active ? "active" : "inactive"),
       h(
         "div.actions",
         {},
-        each.is_active &&
+        mayChange &&
+          each.is_active &&
           button("Send a test", () => act(`${BASE}/${each.id}/test`, { method: "POST" }, "A test is on its way"), {
             kind: "small",
           }),
-        button(
+        h(
+          "button.button.small.quiet",
+          { type: "button", "data-log": each.id, "aria-pressed": String(only === each.id), onclick: () => logOf(each) },
           "Log",
-          () => {
-            only = only === each.id ? "" : each.id;
-            loadLog();
-          },
-          { kind: "small quiet" },
         ),
-        button("Change", () => change(each), { kind: "small quiet" }),
-        button(
-          each.is_active ? "Switch off" : "Switch on",
-          () => act(`${BASE}/${each.id}`, { method: "PATCH", json: { is_active: !each.is_active } }),
-          { kind: "small quiet" },
-        ),
+        mayChange && button("Change", () => change(each), { kind: "small quiet" }),
+        mayChange &&
+          button(
+            each.is_active ? "Switch off" : "Switch on",
+            () => act(`${BASE}/${each.id}`, { method: "PATCH", json: { is_active: !each.is_active } }),
+            { kind: "small quiet" },
+          ),
       ),
     );
+
+  const logTitle = h("h2.url", {}, "Deliveries");
+  const logOf = (each) => {
+    only = only === each.id ? "" : each.id;
+    for (const shown of $$("[data-log]", list)) shown.setAttribute("aria-pressed", String(shown.dataset.log === only));
+    logTitle.title = only && each.url;
+    logTitle.textContent = only ? `Deliveries to ${each.url}` : "Deliveries";
+    loadLog();
+  };
 
   const act = async (path, how, said) => {
     looks = 0;
@@ -93,7 +103,13 @@ export function webhooks(place) {
     }
   };
   const fields = (each) => [
-    { name: "url", label: "Address", placeholder: "https://…", value: each?.url },
+    {
+      name: "url",
+      label: "Address",
+      placeholder: "https://…",
+      value: each?.url,
+      refusedBy: (fault) => fault.code === "invalid_webhook" && fault.message.toLowerCase().startsWith("webhook url"),
+    },
     {
       name: "event_types",
       label: "Told of",
@@ -103,6 +119,8 @@ export function webhooks(place) {
     },
   ];
   const create = async () => {
+    if (!types.length) await loadHooks(); // the list says which events there are
+    if (!types.length) return;
     const made = await ask({
       title: "New webhook",
       submit: "Add it",
@@ -174,7 +192,8 @@ export function webhooks(place) {
           ),
           h("h3", {}, "Message"),
           h("pre.message", { tabindex: "0" }, readable(row.body)),
-          row.state !== "PENDING" &&
+          mayChange &&
+            row.state !== "PENDING" &&
             h(
               "div.row-end",
               {},
@@ -195,19 +214,20 @@ export function webhooks(place) {
     heading(
       "Webhooks",
       "Addresses of yours that this server calls when an edit ends.",
-      button("New webhook", create, { kind: "primary", picture: "plus" }),
+      mayChange && button("New webhook", create, { kind: "primary", picture: "plus" }),
     ),
     list,
     h(
       "div.sub-head",
       {},
       h("h2", {}, "Requests with a webhook_url"),
-      h(
-        "div.actions",
-        {},
-        button("Show the secret", showSecret, { kind: "small" }),
-        button("Replace it", replaceSecret, { kind: "small quiet" }),
-      ),
+      mayChange &&
+        h(
+          "div.actions",
+          {},
+          button("Show the secret", showSecret, { kind: "small" }),
+          button("Replace it", replaceSecret, { kind: "small quiet" }),
+        ),
     ),
     h(
       "p.faint",
@@ -217,7 +237,7 @@ export function webhooks(place) {
     h(
       "div.sub-head",
       {},
-      h("h2", {}, "Deliveries"),
+      logTitle,
       button("Refresh", () => loadLog(), { kind: "small", picture: "again" }),
     ),
     log,
@@ -230,7 +250,7 @@ export function webhooks(place) {
 /** The signed text, laid out; as it is where it isn't JSON. */
 function readable(body) {
   try {
-    return JSON.stringify(typeof body === "string" ? JSON.parse(body) : body, null, 2);
+    return toJson(typeof body === "string" ? fromJson(body) : body, 2);
   } catch {
     return body;
   }

@@ -4,7 +4,8 @@
 // sent as it is. The key comes from the environment, so it is never in what is copied.
 
 import { SLUG } from "../shared/api.js";
-import { BY_NAME, toJson } from "./parameters.js";
+import { toJson } from "../shared/json.js";
+import { BY_NAME } from "./parameters.js";
 
 export const LANGUAGES = [
   { id: "curl", label: "curl", file: "edit.sh" },

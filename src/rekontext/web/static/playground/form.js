@@ -1,7 +1,8 @@
 // The parameters as controls. Reads and writes one plain object of values; says what is wrong next to the field at fault.
 
 import { $, $$, glyph, h, s } from "../shared/dom.js";
-import { BY_NAME, PARAMETERS, integer, rangeInWords } from "./parameters.js";
+import { integer } from "../shared/json.js";
+import { BY_NAME, PARAMETERS, rangeInWords } from "./parameters.js";
 
 export class Form extends EventTarget {
   #values;

@@ -1,7 +1,8 @@
 // The request as raw JSON, which edits the same request as the form.
 
 import { $ } from "../shared/dom.js";
-import { BY_NAME, fromJson, toJson } from "./parameters.js";
+import { fromJson, toJson } from "../shared/json.js";
+import { BY_NAME } from "./parameters.js";
 import { fromLink } from "./photo.js";
 
 /** The request as text. A photo that isn't a link stands there as "@name". */

@@ -3,7 +3,7 @@
 import { AGAIN_MS, ApiError, pause } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h, toast } from "../shared/dom.js";
 import { seconds } from "../shared/format.js";
-import { readAccount, readKey } from "../shared/key.js";
+import { readAccount, readKey, whenKeyChanges } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
@@ -384,6 +384,24 @@ async function awaitMe(fault) {
   refuse(null);
 }
 
+/** Another tab signed in or out: who is shown is who pays, and what was not sent yet stays. */
+async function keyChanged() {
+  if (!state.photo && !prompt.value.trim()) {
+    location.reload();
+    return;
+  }
+  state.me = null;
+  await refreshMe();
+  if (state.me) toast(`Another tab changed the key: edits are paid by ${state.me.account.name} now.`);
+  else {
+    drawAccount();
+    drawEstimate();
+    if (!readKey()) toast("Another tab signed out.");
+  }
+  runs.restore();
+  estimates.ask(form.values, state.photo);
+}
+
 async function signIn(how) {
   const me = await askForKey(how);
   if (me) {
@@ -483,6 +501,7 @@ function installRest() {
   });
   runs.addEventListener("change", changed);
   addEventListener("hashchange", restoreLink);
+  whenKeyChanges(keyChanged);
 }
 
 async function restoreLink() {

@@ -156,23 +156,3 @@ export function rangeInWords({ kind, min, max, above, unit, default: value, opti
   if (options) return `default ${unset === "match_input_image" ? "match" : unset}`;
   return "default none";
 }
-
-/** JSON with integers above 2^53 intact: they are BigInt here and plain digits there. */
-export function toJson(value, indent) {
-  const mark = "\u0001";
-  const text = JSON.stringify(value, (_, each) => (typeof each === "bigint" ? `${mark}${each}${mark}` : each), indent);
-  return text.replaceAll(/"\\u0001(-?\d+)\\u0001"/g, "$1");
-}
-
-export function fromJson(text) {
-  const value = JSON.parse(text);
-  const large = text.match(/"seed"\s*:\s*(\d{16,})\b/);
-  if (large && value && typeof value === "object") value.seed = integer(large[1]);
-  return value;
-}
-
-/** Digits as a number, or as BigInt where a number could not hold them exactly. */
-export function integer(digits) {
-  const value = BigInt(digits);
-  return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
-}

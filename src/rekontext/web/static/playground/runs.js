@@ -1,8 +1,8 @@
 // The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
 import { AGAIN_MS, ENDED, SLUG, call, events, here, pause } from "../shared/api.js";
+import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
-import { toJson } from "./parameters.js";
 import { inputImage, photoOf, photoRecord } from "./photo.js";
 import { amend, drop, keep, kept } from "./store.js";
 

@@ -1,8 +1,9 @@
 // A request in the fragment of a link: it never reaches a server's log, and holds no key.
 
 import { getJson } from "../shared/api.js";
+import { fromJson, toJson } from "../shared/json.js";
 import { exampleNamed } from "./examples.js";
-import { fromJson, startValues, toJson } from "./parameters.js";
+import { startValues } from "./parameters.js";
 import { dataUri, fromLink, linkOf } from "./photo.js";
 
 const MARK = "#edit=";

@@ -1,5 +1,6 @@
 // The HTTP API of this origin. Every call may throw `ApiError` with the server's own words.
 
+import { fromJson, toJson } from "./json.js";
 import { readKey } from "./key.js";
 
 export const SLUG = "flux-kontext-dev";
@@ -38,7 +39,7 @@ export async function call(path, { method = "GET", json, body, headers = {}, sig
   if (key) all["x-api-key"] = key;
   if (json !== undefined) {
     all["content-type"] = "application/json";
-    body = typeof json === "string" ? json : JSON.stringify(json);
+    body = typeof json === "string" ? json : toJson(json);
   }
   let response;
   try {
@@ -52,7 +53,7 @@ export async function call(path, { method = "GET", json, body, headers = {}, sig
 }
 
 export async function getJson(path, options) {
-  return (await call(path, options)).json();
+  return fromJson(await (await call(path, options)).text());
 }
 
 async function failure(response) {
@@ -76,7 +77,7 @@ async function failure(response) {
 export async function outcome(requestId) {
   const url = new URL(`v2/requests/${requestId}`, ROOT);
   const response = await fetch(url, { headers: { "x-api-key": readKey() ?? "" } });
-  if (response.status === 422 || response.ok) return response.json();
+  if (response.status === 422 || response.ok) return fromJson(await response.text());
   throw await failure(response);
 }
 
@@ -106,7 +107,7 @@ export async function* events(requestId, { signal, lost = () => {} } = {}) {
         if (message.id) last = message.id;
         if (!message.data) continue;
         tries = 0;
-        yield { event: message.event, data: JSON.parse(message.data) };
+        yield { event: message.event, data: fromJson(message.data) };
         if (message.event === "done") return;
       }
     } catch (fault) {

@@ -78,24 +78,40 @@ export function s(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** The dialog that is open in front of the page, or the page: all else is inert and lies dimmed under the backdrop. */
+function front() {
+  return $$("dialog[open]").at(-1) ?? document.body;
+}
+
+const toasts = $(".toasts");
+
 /** Say something for a moment, to eyes and to screen readers. */
 export function toast(text) {
-  const place = $(".toasts");
+  const place = front();
+  if (toasts.parentElement !== place) place.append(toasts);
   const note = h("p.toast", {}, text);
-  place.append(note);
+  toasts.append(note);
   setTimeout(() => note.remove(), 3200);
 }
 
 export async function copy(text, said = "Copied") {
+  toast((await isCopied(text)) ? said : "Could not copy. Select it and copy by hand.");
+}
+
+async function isCopied(text) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {
-    // Without https the clipboard interface is missing; this way still works there.
+    // Without https the clipboard interface is missing; this way still works there, but not from an inert page.
     const area = h("textarea.unseen", { value: text, "aria-hidden": "true" });
-    document.body.append(area);
+    const { activeElement: focused } = document;
+    front().append(area);
+    area.focus({ preventScroll: true });
     area.select();
-    document.execCommand("copy");
+    const isDone = document.execCommand("copy");
     area.remove();
+    focused?.focus({ preventScroll: true });
+    return isDone;
   }
-  toast(said);
 }

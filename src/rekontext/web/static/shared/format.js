@@ -1,20 +1,26 @@
 // Numbers and times as people read them.
 
-export function money(value, digits = 2) {
+/** Dollars, all digits of small amounts included: a price may be parts of a cent. */
+export function money(value) {
   if (value === null || value === undefined) return "–";
-  const fine = Math.abs(value) > 0 && Math.abs(value) < 0.01 ? 4 : digits;
-  return new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", minimumFractionDigits: fine }).format(
-    value,
-  );
+  return new Intl.NumberFormat("en-US", {
+    style: "currency",
+    currency: "USD",
+    minimumFractionDigits: 2,
+    maximumFractionDigits: Math.abs(value) < 0.01 ? 6 : 4,
+  }).format(value);
 }
 
-/** Seconds in words that fit the size: 0.42 s, 9.3 s, 2 min 5 s. */
+/** Seconds in words that fit the size: 0.42 s, 9.3 s, 2 min 5 s, 3 h 20 min. */
 export function seconds(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value < 1) return `${value.toFixed(2)} s`;
   if (value < 10) return `${value.toFixed(1)} s`;
-  if (value < 90) return `${Math.round(value)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  const whole = Math.round(value);
+  if (whole < 90) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  const minutes = Math.round(value / 60);
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 export function bytes(value) {

@@ -27,10 +27,22 @@ export function readKey() {
 
 /** Keep the key: on this device until it is forgotten, or in this tab only. */
 export function keepKey(key, { onDevice }) {
-  forgetKey();
   inMemory = key;
   const [tab, device] = stores();
-  (onDevice ? device : tab)?.setItem(NAME, key);
+  const [kept, other] = onDevice ? [device, tab] : [tab, device];
+  kept?.setItem(NAME, key);
+  other?.removeItem(NAME);
+  for (const store of stores()) store.removeItem(ACCOUNT);
+}
+
+/** Hear that another tab signed in or out on this device, unless this tab has a key of its own. */
+export function whenKeyChanges(act) {
+  addEventListener("storage", ({ key }) => {
+    const [tab] = stores();
+    if ((key !== NAME && key !== null) || tab?.getItem(NAME)) return; // a key of null: all was cleared
+    inMemory = null;
+    act();
+  });
 }
 
 export function forgetKey() {
