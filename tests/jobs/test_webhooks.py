@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from rekontext.accounts import registry
-from rekontext.database import DeliveryId, EndpointId
+from rekontext.database import AccountId, DeliveryId, EndpointId
 from rekontext.database.tables import webhook_deliveries
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
 from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
@@ -25,6 +25,7 @@ from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, clai
 from tests.fakes import FakeClock, FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
 
+CAROL = AccountId("acc_carol")
 URL = "https://example.com/hook"
 
 
@@ -380,6 +381,41 @@ def test_what_an_account_has_under_way_counts(office: Office) -> None:
             )
         )
         assert [message.tries for message in messages] == [1] * taken
+
+
+@pytest.mark.parametrize("looked_at", [2, 256])
+def test_accounts_with_the_fewest_messages_under_way_come_first(
+    office: Office, monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    """Of each account the oldest, whether or not more are due than a claim looks through."""
+    monkeypatch.setattr("rekontext.jobs.webhooks.LOOKED_AT", looked_at)
+    for account, count in ((ALICE, 4), (BOB, 2), (CAROL, 1)):
+        if account != ALICE:
+            office.open_account(account)
+        for number in range(count):
+            office.accept(office.order(account, webhook_url=f"https://example.com/{account}/{number}"))
+            office.complete(office.claim()[0].lease)
+            office.clock.advance(1)
+    office.accept(office.order(webhook_url=URL))
+    [job] = office.claim()
+    due = office.clock.now()
+    office.clock.advance(1)
+    office.complete(job.lease)  # due too late
+
+    def take(limit: int, **held: int) -> list[str]:
+        def work(tx: Connection) -> list[str]:
+            under_way = {AccountId(account): count for account, count in held.items()}
+            messages = claim(
+                tx, limit=limit, now=due, again_at=due + timedelta(seconds=30), held=under_way, per_account_max=3
+            )
+            return sorted(message.url.removeprefix("https://example.com/acc_") for message in messages)
+
+        return office.database.transact_sync(work)
+
+    assert take(3, acc_alice=1) == ["alice/0", "bob/0", "carol/0"]
+    assert take(9, acc_alice=2, acc_bob=1) == ["alice/1", "bob/1"]
+    assert take(9, acc_alice=3) == []
+    assert take(9) == ["alice/2", "alice/3"]
 
 
 def test_an_account_asks_for_so_many_messages_and_no_more(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

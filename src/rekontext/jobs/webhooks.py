@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, insert, literal_column, select, tuple_, update
 from standardwebhooks import Webhook
 
 from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
@@ -38,22 +38,47 @@ PER_ACCOUNT_MAX: Final = 8
 ERROR_CHARACTERS_MAX: Final = 500
 _GONE: Final = 410
 
+LOOKED_AT: Final = 256
+"""Oldest due messages that a claim looks through for accounts; where there are more it goes from account to account."""
+
+_pending = webhook_deliveries.c.state == literal_column("'PENDING'")
+_now: BindParameter[datetime] = bindparam("now", type_=webhook_deliveries.c.due_at.type)
 DUE: Final = (
-    select(webhook_deliveries.c.id, webhook_deliveries.c.account_id)
-    .where(
-        webhook_deliveries.c.state == literal_column("'PENDING'"),
-        webhook_deliveries.c.account_id.not_in(bindparam("besides", expanding=True)),
-        webhook_deliveries.c.due_at <= bindparam("now", type_=webhook_deliveries.c.due_at.type),
-    )
+    select(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .where(_pending, webhook_deliveries.c.due_at <= _now)
     .order_by(webhook_deliveries.c.due_at)
+    .limit(bindparam("limit"))
+)
+# A range and not "=": that leaves PostgreSQL free to walk everybody's due messages in search of the account's.
+_account: BindParameter[str] = bindparam("account", type_=webhook_deliveries.c.account_id.type)
+DUE_OF: Final = (
+    select(webhook_deliveries.c.id, webhook_deliveries.c.due_at)
+    .where(
+        _pending,
+        webhook_deliveries.c.account_id >= _account,
+        tuple_(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at) <= tuple_(_account, _now),
+    )
+    .order_by(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
-_PENDING: Final = (
-    select(func.count())
-    .select_from(webhook_deliveries)
-    .where(webhook_deliveries.c.state == literal_column("'PENDING'"))
+# From each account's first message in the index to the next account's: a backlog is passed over, not read.
+_first = (
+    select(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .where(_pending)
+    .order_by(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .limit(1)
 )
+_waiting = select(_first.subquery()).cte("waiting", recursive=True)
+_next = _first.where(webhook_deliveries.c.account_id > _waiting.c.account_id)
+_waiting = _waiting.union_all(
+    select(
+        _next.with_only_columns(webhook_deliveries.c.account_id).scalar_subquery(),
+        _next.with_only_columns(webhook_deliveries.c.due_at).scalar_subquery(),
+    ).where(_waiting.c.account_id.is_not(None))
+)
+WAITING: Final = select(_waiting).where(_waiting.c.account_id.is_not(None))
+_PENDING: Final = select(func.count()).select_from(webhook_deliveries).where(_pending)
 _BY_ID_LOCKED: Final = (
     select(webhook_deliveries.c.id).where(webhook_deliveries.c.id == bindparam("delivery")).with_for_update()
 )
@@ -236,34 +261,30 @@ def claim(
     held: Mapping[AccountId, int] = MappingProxyType({}),
     per_account_max: int = PER_ACCOUNT_MAX,
 ) -> list[Claimed]:
-    """Take due messages, oldest first; unless their outcome is recorded they are due again at `again_at`.
+    """Take due messages; unless their outcome is recorded they are due again at `again_at`.
+
+    Of each account the oldest; accounts that have fewer under way come first.
 
     Args:
         held: what each account has under way already.
         per_account_max: no account gets more than so many with those.
     """
-    under_way, taken = Counter(held), list[str]()
-    while len(taken) < limit:
-        wanted = limit - len(taken)
-        full = [account for account, messages in under_way.items() if messages >= per_account_max]
-        due = tx.execute(DUE, {"now": now, "limit": wanted, "besides": full}).all()
-        fitting = []
-        for row in due:
-            if under_way[row.account_id] < per_account_max:
-                under_way[row.account_id] += 1
-                fitting.append(row.id)
-        if fitting:
-            tx.execute(
-                update(webhook_deliveries)
-                .where(webhook_deliveries.c.id.in_(fitting))
-                .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
-            )
-            taken += fitting
-        if len(due) < wanted:
-            break
-        # What didn't fit is of accounts that are full now: look behind it.
+    under_way, first_due = Counter(held), _first_due(tx, now)
+    with_room = [account for account in first_due if under_way[account] < per_account_max]
+    with_room.sort(key=lambda account: (under_way[account], first_due[account]))
+    due = list[tuple[int, datetime, str]]()
+    for account in with_room[:limit]:
+        room = min(limit, per_account_max - under_way[account])
+        oldest = tx.execute(DUE_OF, {"account": account, "now": now, "limit": room})
+        due += [(place, row.due_at, row.id) for place, row in enumerate(oldest, under_way[account])]
+    taken = [message for _, _, message in sorted(due)[:limit]]
     if not taken:
         return []
+    tx.execute(
+        update(webhook_deliveries)
+        .where(webhook_deliveries.c.id.in_(taken))
+        .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
+    )
     rows = tx.execute(
         select(
             webhook_deliveries,
@@ -290,6 +311,14 @@ def claim(
         )
         for row in rows
     ]
+
+
+def _first_due(tx: Connection, now: datetime) -> dict[AccountId, datetime]:
+    """Accounts with due messages, and since when the oldest of each is due."""
+    due = tx.execute(DUE, {"now": now, "limit": LOOKED_AT}).all()
+    if len(due) == LOOKED_AT:  # others' may lie behind a backlog of an account that is full
+        due = [row for row in tx.execute(WAITING) if row.due_at <= now]
+    return {row.account_id: row.due_at for row in reversed(due)}
 
 
 def record(
