@@ -44,7 +44,6 @@ _ACTIVE_BESIDES: Final = (
     .where(_MINE, webhook_endpoints.c.active.is_(True), webhook_endpoints.c.id != bindparam("endpoint"))
 )
 _KEPT: Final = select(func.count()).select_from(webhook_endpoints).where(_MINE)
-# A replay begins its tries anew and goes on with its attempts.
 REQUESTED_PENDING: Final = (
     select(func.count())
     .select_from(webhook_deliveries)
@@ -53,7 +52,7 @@ REQUESTED_PENDING: Final = (
         webhook_deliveries.c.state == literal_column("'PENDING'"),
         or_(
             webhook_deliveries.c.event_type == literal_column(f"'{TEST_EVENT_TYPE}'"),
-            webhook_deliveries.c.attempt > webhook_deliveries.c.tries,
+            webhook_deliveries.c.replayed_at.is_not(None),
         ),
     )
 )
@@ -270,7 +269,7 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
             webhook_deliveries.c.account_id == account,
             webhook_deliveries.c.state.in_(("DELIVERED", "DEAD")),
         )
-        .values(state="PENDING", tries=0, due_at=now, finished_at=None)
+        .values(state="PENDING", tries=0, due_at=now, replayed_at=now, finished_at=None)
     )
     if again.rowcount != 1:
         raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")

@@ -90,7 +90,7 @@ class NotDelivered(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """A message that this process may send. `attempt` is the fence."""
+    """A message that this process may send. `attempt` is the fence, `tries` the number that this try will have."""
 
     id: DeliveryId
     account: AccountId
@@ -283,7 +283,7 @@ def claim(
     tx.execute(
         update(webhook_deliveries)
         .where(webhook_deliveries.c.id.in_(taken))
-        .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
+        .values(attempt=webhook_deliveries.c.attempt + 1, due_at=again_at)
     )
     rows = tx.execute(
         select(
@@ -302,7 +302,7 @@ def claim(
             id=row["id"],
             account=row["account_id"],
             attempt=row["attempt"],
-            tries=row["tries"],
+            tries=row["tries"] + 1,
             url=row["url"],
             body=row["body"],
             secret=row["webhook_secret"] if row["endpoint_id"] is None else row["secret"],
@@ -333,7 +333,8 @@ def record(
 ) -> None:
     """Write down how a try went, and what follows: delivered, tried again in `wait_s`, or dead if that is None.
 
-    A try that was overtaken by a later one is only logged. A receiver that says it is gone (410) is switched off.
+    A try counts only here: one that a stop or a kill broke off costs none. One that was overtaken by a later one is
+    only logged. A receiver that says it is gone (410) is switched off.
     """
     if tx.execute(_BY_ID_LOCKED, {"delivery": message.id}).first() is None:
         return  # a later try was the last, and its endpoint has made room for another meanwhile
@@ -359,7 +360,7 @@ def record(
             webhook_deliveries.c.attempt == message.attempt,
             webhook_deliveries.c.state == "PENDING",
         )
-        .values(**values)
+        .values(tries=message.tries, **values)
     )
     if status == _GONE and message.endpoint is not None:
         tx.execute(update(webhook_endpoints).where(webhook_endpoints.c.id == message.endpoint).values(active=False))

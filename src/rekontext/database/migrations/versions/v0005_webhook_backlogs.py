@@ -1,23 +1,38 @@
-"""An index in which one account's backlog of messages is passed over on the way to the others'."""
+"""When a message was replayed, and an index in which an account's backlog is passed over on the way to the others'.
+
+A replay was known by `attempt > tries`, before tries were counted by their outcome.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
+from rekontext.database.instant import Instant
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-_IS_PENDING = sa.text("state = 'PENDING'")
-
 
 def upgrade() -> None:
+    op.add_column("webhook_deliveries", sa.Column("replayed_at", Instant()))
+    op.execute("UPDATE webhook_deliveries SET replayed_at = due_at WHERE state = 'PENDING' AND attempt > tries")
+    op.drop_index("ix_webhook_deliveries_requested", "webhook_deliveries")
+    _index(
+        "requested",
+        "account_id",
+        where="state = 'PENDING' AND (event_type = 'webhook.test' OR replayed_at IS NOT NULL)",
+    )
+    _index("turns", "account_id", "due_at", where="state = 'PENDING'")
+
+
+def _index(name: str, *columns: str, where: str) -> None:
     op.create_index(
-        "ix_webhook_deliveries_turns",
+        f"ix_webhook_deliveries_{name}",
         "webhook_deliveries",
-        ["account_id", "due_at"],
-        sqlite_where=_IS_PENDING,
-        postgresql_where=_IS_PENDING,
+        columns,
+        sqlite_where=sa.text(where),
+        postgresql_where=sa.text(where),
     )
