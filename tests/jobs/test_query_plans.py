@@ -147,6 +147,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("webhooks due", webhooks.DUE, {"now": NOW, "limit": 4}, "ix_webhook_deliveries_due"),
     ("an account's due", webhooks.DUE_OF, {"account": ALICE, "now": NOW, "limit": 4}, "ix_webhook_deliveries_turns"),
     ("accounts that wait", webhooks.WAITING, {}, "ix_webhook_deliveries_turns"),
+    ("outlived", webhooks.OUTLIVED, {"before": NOW, "now": NOW, "limit": 4}, "ix_webhook_deliveries_age"),
     ("messages asked for", endpoints.REQUESTED_PENDING, {"account": ALICE}, "ix_webhook_deliveries_requested"),
     ("endpoint that makes room", endpoints.LEAST_NEEDED, {"account": ALICE}, "ix_webhook_deliveries_endpoint"),
     ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4, "skipped": 0}, "ix_jobs_inputs"),

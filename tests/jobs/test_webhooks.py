@@ -21,7 +21,7 @@ from rekontext.database import AccountId, DeliveryId, EndpointId
 from rekontext.database.tables import webhook_deliveries
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
 from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
-from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
+from rekontext.jobs.webhooks import LIFE, RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
 from tests.fakes import FakeClock, FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
 
@@ -169,6 +169,61 @@ async def test_a_message_is_tried_for_a_day_and_then_given_up(
     assert timedelta(hours=21) < office.clock.now() - began < timedelta(hours=26)
     office.clock.advance(10 * 24 * 3600)
     assert await deliverer.deliver() == 0
+
+
+@pytest.mark.anyio
+async def test_a_message_whose_turn_does_not_come_dies_of_its_age(
+    office: Office, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried or not, in batches, and its log says why. A replay has a day of its own."""
+    monkeypatch.setattr("rekontext.jobs.webhooks.GIVEN_UP_AT_ONCE", 2)
+    for _ in range(9):
+        end_a_job(office, webhook_url=URL)
+    began, late = office.clock.now(), 3600.0
+
+    async def hang(_url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        office.clock.advance(late)
+        raise NotDelivered("no one there")
+
+    deliverer = Deliverer(
+        database=office.database, send=hang, clock=office.clock, randomness=FakeRandomness(), per_account_max=1
+    )
+
+    async def work(until: timedelta) -> None:
+        while office.clock.now() - began < until:
+            if not await deliverer.deliver():
+                office.clock.advance(late)
+
+    with capture_logs() as lines:
+        await work(LIFE)
+        assert [delivery.state for delivery in log(office)].count("PENDING") == 8
+        await deliverer.deliver()
+        dead = [delivery for delivery in log(office) if delivery.state == "DEAD"]
+        assert sorted(str(delivery.attempts[-1].error) for delivery in dead) == [
+            *["Given up: 27 hours went by, and others waited before it."] * 2,
+            *["no one there"] * 2,  # that try was the last for which there was time
+        ]
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead[0].id, now=office.clock.now()))
+        await work(LIFE + timedelta(hours=4))
+    assert [delivery.id for delivery in log(office) if delivery.state == "PENDING"] == [dead[0].id]
+    assert len([line for line in lines if line["event"] == "webhook_not_delivered" and not line["again_in_s"]]) == 9
+
+
+@pytest.mark.anyio
+async def test_after_a_long_pause_messages_have_an_hour(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """It was no receiver's fault, and theirs may have paused with us. Then they are as old as they are."""
+    await deliverer.deliver()
+    for _ in range(2):
+        end_a_job(office, webhook_url=URL)
+    office.clock.advance(2 * LIFE.total_seconds())
+    receiver.answers = [503, 503, 200, 503]
+    for number in range(8):
+        await deliverer.deliver()
+        assert "DEAD" not in {delivery.state for delivery in log(office)} or number > 5
+        office.clock.advance(600)
+    assert {delivery.state for delivery in log(office)} == {"DELIVERED", "DEAD"}
 
 
 @pytest.mark.anyio

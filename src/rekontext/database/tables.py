@@ -254,6 +254,7 @@ webhook_deliveries = Table(
     CheckConstraint("state IN ('PENDING', 'DELIVERED', 'DEAD')", name="state_known"),
     CheckConstraint("(state = 'PENDING') = (finished_at IS NULL)", name="finished_has_time"),
     _partial("ix_webhook_deliveries_due", "due_at", where="state = 'PENDING'"),
+    _partial("ix_webhook_deliveries_age", "created_at", where="state = 'PENDING'"),
     _partial("ix_webhook_deliveries_turns", "account_id", "due_at", where="state = 'PENDING'"),
     _partial(
         "ix_webhook_deliveries_requested",

@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import BindParameter, Connection, bindparam, func, insert, literal_column, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from standardwebhooks import Webhook
 
 from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
@@ -34,9 +47,17 @@ RETRY_AFTER_S: Final = (5, 60, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 8 * 3600, 8 
 """Seconds between tries: a day in all, then the message is dead."""
 
 JITTER: Final = 0.1
+LIFE: Final = timedelta(seconds=sum(RETRY_AFTER_S) * (1 + JITTER), hours=1)
+"""A message that waits for its turns so long, since it was made or replayed, is given up. The tries take less."""
+
+CATCH_UP: Final = timedelta(hours=1)
+"""After no message could be sent for so long, nothing is given up for its age for as long."""
+
+GIVEN_UP_AT_ONCE: Final = 200
 PER_ACCOUNT_MAX: Final = 8
 ERROR_CHARACTERS_MAX: Final = 500
 _GONE: Final = 410
+_OUTLIVED: Final = f"Given up: {LIFE / timedelta(hours=1):.0f} hours went by, and others waited before it."
 
 LOOKED_AT: Final = 256
 """Oldest due messages that a claim looks through for accounts; where there are more it goes from account to account."""
@@ -78,6 +99,27 @@ _waiting = _waiting.union_all(
     ).where(_waiting.c.account_id.is_not(None))
 )
 WAITING: Final = select(_waiting).where(_waiting.c.account_id.is_not(None))
+# What is under way isn't due.
+OUTLIVED: Final[Select[Any]] = (
+    select(
+        webhook_deliveries.c.id,
+        webhook_deliveries.c.account_id,
+        webhook_deliveries.c.endpoint_id,
+        webhook_deliveries.c.tries,
+    )
+    .where(
+        _pending,
+        webhook_deliveries.c.created_at <= bindparam("before", type_=webhook_deliveries.c.created_at.type),
+        or_(
+            webhook_deliveries.c.replayed_at.is_(None),
+            webhook_deliveries.c.replayed_at <= bindparam("before", type_=webhook_deliveries.c.replayed_at.type),
+        ),
+        webhook_deliveries.c.due_at <= _now,
+    )
+    .order_by(webhook_deliveries.c.created_at)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
 _PENDING: Final = select(func.count()).select_from(webhook_deliveries).where(_pending)
 _BY_ID_LOCKED: Final = (
     select(webhook_deliveries.c.id).where(webhook_deliveries.c.id == bindparam("delivery")).with_for_update()
@@ -90,10 +132,17 @@ class NotDelivered(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """A message that this process may send. `attempt` is the fence, `tries` the number that this try will have."""
+    """A message that this process may send.
+
+    Attributes:
+        since: when it was made or replayed.
+        attempt: the fence.
+        tries: with this one.
+    """
 
     id: DeliveryId
     account: AccountId
+    since: datetime
     attempt: int
     tries: int
     url: str
@@ -141,6 +190,7 @@ class Deliverer:
         self._send_s_max = send_s_max
         self._poll_s = poll_s
         self._news = asyncio.Event()
+        self._looked_at = self._at_work_since = datetime.min.replace(tzinfo=UTC)
 
     def wake(self) -> None:
         """Look for due messages now."""
@@ -177,18 +227,35 @@ class Deliverer:
         if limit <= 0:
             return []
         now = self._clock.now()
+        if now - self._looked_at > CATCH_UP:
+            self._at_work_since = now
         # Should this process die, the message is due again once it can't be under way any more.
         again_at = now + timedelta(seconds=2 * self._send_s_max)
-        try:
-            claimed = await self._database.transact(
-                lambda tx: claim(
-                    tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
-                )
+
+        def work(tx: Connection) -> tuple[Sequence[Row[Any]], list[Claimed]]:
+            outlived = give_up(tx, now=now) if now >= self._at_work_since + CATCH_UP else []
+            return outlived, claim(
+                tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
             )
+
+        try:
+            outlived, claimed = await self._database.transact(work)
         except DatabaseUnavailable as fault:
             self._outage.met(fault)
             return []
         self._outage.over()
+        self._looked_at = now
+        for row in outlived:
+            _log.warning(
+                "webhook_not_delivered",
+                delivery=row.id,
+                account=row.account_id,
+                webhook=row.endpoint_id,
+                tries=row.tries,
+                status=None,
+                error=_OUTLIVED,
+                again_in_s=None,
+            )
         return claimed
 
     async def _deliver(self, message: Claimed) -> None:
@@ -198,7 +265,7 @@ class Deliverer:
         else:
             outcome = _Outcome(status=None, error="The webhook was switched off.")
         ended = self._clock.now()
-        wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message.tries)
+        wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message, ended)
         try:
             await self._database.transact(
                 lambda tx: record(
@@ -239,12 +306,14 @@ class Deliverer:
             return _Outcome(status=None, error="The request could not be sent.")
         return _Outcome(status=status, error=None)
 
-    def _wait_s(self, tries: int) -> float | None:
-        """Until the next try after so many, spread a little so that receivers aren't hit all at once."""
-        if tries > len(RETRY_AFTER_S):
+    def _wait_s(self, message: Claimed, now: datetime) -> float | None:
+        """Until the next try, spread a little so that receivers aren't hit all at once. None: there is none."""
+        if message.tries > len(RETRY_AFTER_S):
             return None
         fraction = int.from_bytes(self._randomness(4)) / 2**32
-        return RETRY_AFTER_S[tries - 1] * (1 + JITTER * (2 * fraction - 1))
+        wait_s = RETRY_AFTER_S[message.tries - 1] * (1 + JITTER * (2 * fraction - 1))
+        until = max(message.since + LIFE, self._at_work_since + CATCH_UP)
+        return wait_s if now + timedelta(seconds=wait_s) <= until else None
 
 
 def pending_messages(tx: Connection) -> int:
@@ -301,6 +370,7 @@ def claim(
         Claimed(
             id=row["id"],
             account=row["account_id"],
+            since=row["replayed_at"] or row["created_at"],
             attempt=row["attempt"],
             tries=row["tries"] + 1,
             url=row["url"],
@@ -319,6 +389,22 @@ def _first_due(tx: Connection, now: datetime) -> dict[AccountId, datetime]:
     if len(due) == LOOKED_AT:  # others' may lie behind a backlog of an account that is full
         due = [row for row in tx.execute(WAITING) if row.due_at <= now]
     return {row.account_id: row.due_at for row in reversed(due)}
+
+
+def give_up(tx: Connection, *, now: datetime) -> Sequence[Row[Any]]:
+    """Have some of the messages that outlived `LIFE` dead, the oldest, and say so in their logs. Returns these."""
+    outlived = tx.execute(OUTLIVED, {"before": now - LIFE, "now": now, "limit": GIVEN_UP_AT_ONCE}).all()
+    if outlived:
+        tx.execute(
+            insert(webhook_attempts),
+            [{"delivery_id": row.id, "at": now, "duration_s": 0.0, "error": _OUTLIVED} for row in outlived],
+        )
+        tx.execute(
+            update(webhook_deliveries)
+            .where(webhook_deliveries.c.id.in_([row.id for row in outlived]))
+            .values(state="DEAD", finished_at=now)
+        )
+    return outlived
 
 
 def record(

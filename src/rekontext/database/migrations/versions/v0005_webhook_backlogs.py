@@ -1,4 +1,4 @@
-"""When a message was replayed, and an index in which an account's backlog is passed over on the way to the others'.
+"""When a message was replayed; an index in which a backlog is passed over on the way to others' messages; one by age.
 
 A replay was known by `attempt > tries`, before tries were counted by their outcome.
 """
@@ -25,6 +25,7 @@ def upgrade() -> None:
         "account_id",
         where="state = 'PENDING' AND (event_type = 'webhook.test' OR replayed_at IS NOT NULL)",
     )
+    _index("age", "created_at", where="state = 'PENDING'")
     _index("turns", "account_id", "due_at", where="state = 'PENDING'")
 
 
