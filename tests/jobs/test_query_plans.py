@@ -149,7 +149,12 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("accounts that wait", webhooks.WAITING, {}, "ix_webhook_deliveries_turns"),
     ("outlived", webhooks.OUTLIVED, {"before": NOW, "now": NOW, "limit": 4}, "ix_webhook_deliveries_age"),
     ("messages asked for", endpoints.REQUESTED_PENDING, {"account": ALICE}, "ix_webhook_deliveries_requested"),
-    ("endpoint that makes room", endpoints.LEAST_NEEDED, {"account": ALICE}, "ix_webhook_deliveries_endpoint"),
+    (
+        "endpoint that makes room",
+        endpoints.LEAST_NEEDED,
+        {"account": ALICE, "messages_max": 4},
+        "ix_webhook_deliveries_endpoint",
+    ),
     ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4, "skipped": 0}, "ix_jobs_inputs"),
     ("old files", sweeper.FILES, {"now": NOW, "limit": 4, "skipped": 0}, "ix_jobs_files"),
     ("old records", sweeper.RECORDS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_finished"),

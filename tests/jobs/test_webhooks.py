@@ -642,6 +642,27 @@ def test_an_endpoint_that_is_switched_off_makes_room_in_the_end(
         add_endpoint(office, name="one_more")
 
 
+def test_an_endpoint_with_a_long_log_makes_no_room(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting it would hold everybody up, for one request; it goes message by message, with their time."""
+    monkeypatch.setattr(endpoints, "KEPT_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(endpoints, "DELETED_AT_ONCE_MAX", 1)
+    for name, messages in (("long", 2), ("short", 1)):
+        add_endpoint(office, name=name)
+        for _ in range(messages):
+            end_a_job(office)
+        switch(office, name, on=False)
+        office.clock.advance(1)
+    ended = webhook_deliveries.update().values(state="DELIVERED", finished_at=office.clock.now())
+    office.database.transact_sync(lambda tx: tx.execute(ended) and None)
+    add_endpoint(office, name="one")
+    assert kept(office) == ["long", "one"]
+    switch(office, "one", on=False)
+    add_endpoint(office, name="another")
+    assert kept(office) == ["long", "another"]
+    with pytest.raises(WebhookRefused, match="a log of more than 1 messages"):
+        add_endpoint(office, name="one_more")
+
+
 def test_endpoints_that_are_made_at_once_are_counted_too(office: Office) -> None:
     """Whoever counts waits for whoever is about to add."""
     for number in range(endpoints.ENDPOINTS_PER_ACCOUNT_MAX - 1):
