@@ -139,6 +139,16 @@ async def test_test_messages_and_replays_are_counted_as_requests(make_studio: Ma
     assert receiver.got.empty()
 
 
+async def test_replacing_the_secret_counts_as_a_request(make_studio: MakeStudio) -> None:
+    """Each is a line of the audit log, which is kept for ever."""
+    studio = make_studio(requests_per_minute=2)
+    async with studio.open() as client:
+        answers = [await client.post(SECRET) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[-1].json()["code"] == "rate_limited"
+        assert (await client.get(SECRET)).json() == answers[1].json()
+
+
 async def _delivered(client: Any, endpoint: str) -> dict[str, Any]:
     """The log once its message is marked: the receiver has it a moment before that is written."""
     async with asyncio.timeout(10):

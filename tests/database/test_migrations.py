@@ -77,6 +77,23 @@ def test_jobs_that_wait_get_their_turns_when_the_database_is_upgraded(empty_data
         database.close()
 
 
+def test_replays_that_wait_are_known_after_an_upgrade(empty_database_url: str) -> None:
+    """They had more attempts than tries, which from then on is true of other messages too."""
+    columns = "id, account_id, url, event_type, body, state, attempt, tries, created_at, due_at, finished_at"
+    messages = (
+        f"INSERT INTO webhook_deliveries ({columns}) VALUES ('{state}-{tries}', 'a', 'https://example.com', 'e', '', "
+        f"'{state}', 2, {tries}, {{now}}, {{now}}, {finished})"
+        for state, tries, finished in (("PENDING", 1, "NULL"), ("PENDING", 2, "NULL"), ("DEAD", 1, "{now}"))
+    )
+    install(empty_database_url, "0004", account_row("a", "Alice"), *messages)
+    database = Database.open(empty_database_url, connections=1)
+    try:
+        replayed = text("SELECT id FROM webhook_deliveries WHERE replayed_at IS NOT NULL")
+        assert database.read_sync(lambda tx: tx.execute(replayed).scalars().all()) == ["PENDING-1"]
+    finally:
+        database.close()
+
+
 def test_the_checks_of_the_schema_are_in_the_database(database: Database) -> None:
     """Autogenerate doesn't compare CHECK constraints, so their names are compared here."""
 

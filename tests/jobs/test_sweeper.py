@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Insert, func, insert, select, update
+from sqlalchemy import Connection, Insert, func, insert, select, text, update
 from structlog.testing import capture_logs
 
 from rekontext.accounts import KeyPolicy
 from rekontext.accounts import keys as api_keys
-from rekontext.database import DatabaseUnavailable, JobId, KeyId
+from rekontext.database import DatabaseUnavailable, DeliveryId, JobId, KeyId
 from rekontext.database.tables import assets, idempotency_keys, jobs, transfers, webhook_deliveries
-from rekontext.jobs import Job, JobUnknown, Patience, State, input_key, output_key
+from rekontext.jobs import Job, JobUnknown, Patience, State, endpoints, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
 from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
 from tests.fakes import FakeRandomness
@@ -278,6 +280,38 @@ async def test_assets_and_old_deliveries_go(office: Office, store: PictureStore,
     office.database.transact_sync(lambda tx: tx.execute(ended) and None)
     office.clock.advance(30 * HOUR)
     assert (await sweeper.sweep()).deliveries == 1
+
+
+async def test_a_message_that_is_replayed_at_the_moment_of_its_sweep_stays(
+    office: Office, store: PictureStore, sweeper: Sweeper
+) -> None:
+    """The answer was that it will be sent."""
+    await run_a_job(office, store)
+    ended = webhook_deliveries.update().values(state="DEAD", finished_at=office.clock.now())
+    office.database.transact_sync(lambda tx: tx.execute(ended) and None)
+    office.clock.advance(30 * HOUR)
+    replayed, sweeping = threading.Event(), threading.Event()
+
+    def replay(tx: Connection) -> None:
+        [message] = tx.execute(select(webhook_deliveries.c.id)).scalars()
+        endpoints.replay(tx, ALICE, DeliveryId(message), now=office.clock.now())
+        replayed.set()
+        sweeping.wait(10)
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        for _ in range(500 if tx.dialect.name == "postgresql" else 0):  # until the sweep waits for this row
+            if tx.execute(waiting).scalar_one():
+                break
+            tx.execute(text("SELECT pg_sleep(0.01)"))
+
+    async def sweep() -> int:
+        await asyncio.to_thread(replayed.wait, 10)
+        sweeping.set()
+        return (await sweeper.sweep()).deliveries
+
+    _, swept = await asyncio.gather(office.database.transact(replay), sweep())
+    assert swept == 0
+    states = select(webhook_deliveries.c.state)
+    assert office.database.read_sync(lambda tx: tx.execute(states).scalars().all()) == ["PENDING"]
 
 
 async def test_more_than_a_batch_goes_in_one_sweep(

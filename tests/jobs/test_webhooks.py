@@ -17,14 +17,15 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from rekontext.accounts import registry
-from rekontext.database import DeliveryId, EndpointId
+from rekontext.database import AccountId, DeliveryId, EndpointId
 from rekontext.database.tables import webhook_deliveries
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
 from rekontext.jobs.endpoints import Delivery, Endpoint, WebhookRefused, WebhookUnknown
-from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
+from rekontext.jobs.webhooks import LIFE, RETRY_AFTER_S, Deliverer, NotDelivered, claim, record
 from tests.fakes import FakeClock, FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
 
+CAROL = AccountId("acc_carol")
 URL = "https://example.com/hook"
 
 
@@ -171,6 +172,61 @@ async def test_a_message_is_tried_for_a_day_and_then_given_up(
 
 
 @pytest.mark.anyio
+async def test_a_message_whose_turn_does_not_come_dies_of_its_age(
+    office: Office, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried or not, in batches, and its log says why. A replay has a day of its own."""
+    monkeypatch.setattr("rekontext.jobs.webhooks.GIVEN_UP_AT_ONCE", 2)
+    for _ in range(9):
+        end_a_job(office, webhook_url=URL)
+    began, late = office.clock.now(), 3600.0
+
+    async def hang(_url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        office.clock.advance(late)
+        raise NotDelivered("no one there")
+
+    deliverer = Deliverer(
+        database=office.database, send=hang, clock=office.clock, randomness=FakeRandomness(), per_account_max=1
+    )
+
+    async def work(until: timedelta) -> None:
+        while office.clock.now() - began < until:
+            if not await deliverer.deliver():
+                office.clock.advance(late)
+
+    with capture_logs() as lines:
+        await work(LIFE)
+        assert [delivery.state for delivery in log(office)].count("PENDING") == 8
+        await deliverer.deliver()
+        dead = [delivery for delivery in log(office) if delivery.state == "DEAD"]
+        assert sorted(str(delivery.attempts[-1].error) for delivery in dead) == [
+            *["Given up: 27 hours went by, and others waited before it."] * 2,
+            *["no one there"] * 2,  # that try was the last for which there was time
+        ]
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead[0].id, now=office.clock.now()))
+        await work(LIFE + timedelta(hours=4))
+    assert [delivery.id for delivery in log(office) if delivery.state == "PENDING"] == [dead[0].id]
+    assert len([line for line in lines if line["event"] == "webhook_not_delivered" and not line["again_in_s"]]) == 9
+
+
+@pytest.mark.anyio
+async def test_after_a_long_pause_messages_have_an_hour(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """It was no receiver's fault, and theirs may have paused with us. Then they are as old as they are."""
+    await deliverer.deliver()
+    for _ in range(2):
+        end_a_job(office, webhook_url=URL)
+    office.clock.advance(2 * LIFE.total_seconds())
+    receiver.answers = [503, 503, 200, 503]
+    for number in range(8):
+        await deliverer.deliver()
+        assert "DEAD" not in {delivery.state for delivery in log(office)} or number > 5
+        office.clock.advance(600)
+    assert {delivery.state for delivery in log(office)} == {"DELIVERED", "DEAD"}
+
+
+@pytest.mark.anyio
 async def test_what_was_given_up_can_be_sent_again(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
     """With the same id, so that the receiver can tell."""
     receiver.answers = [410, 200]
@@ -254,6 +310,34 @@ def test_a_message_is_sent_by_one_process_at_a_time_and_survives_its_death(offic
     assert take() == []
     office.clock.advance(30)
     assert len(take()) == 1
+
+
+@pytest.mark.anyio
+async def test_a_stop_while_a_message_is_under_way_costs_no_try(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """However many there are: it dies of what receivers answered, or of its age."""
+    end_a_job(office, webhook_url=URL)
+    begun = asyncio.Event()
+
+    async def hang(_url: str, _body: bytes, _headers: Mapping[str, str]) -> int:
+        begun.set()
+        await asyncio.Event().wait()
+        return 200
+
+    for _ in range(len(RETRY_AFTER_S) + 1):
+        stopped = Deliverer(database=office.database, send=hang, clock=office.clock, randomness=FakeRandomness())
+        begun.clear()
+        running = asyncio.create_task(stopped.run())
+        await asyncio.wait_for(begun.wait(), 10)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        office.clock.advance(31)
+    receiver.answers = [503]
+    await deliverer.deliver()
+    [delivery] = log(office)
+    assert (delivery.state, delivery.tries, len(delivery.attempts)) == ("PENDING", 1, 1)
+    assert delivery.due_at - office.clock.now() < timedelta(seconds=1.1 * RETRY_AFTER_S[0])
 
 
 def test_an_outcome_that_comes_too_late_is_only_logged(office: Office) -> None:
@@ -365,7 +449,6 @@ async def test_an_account_whose_receivers_hang_holds_up_no_other(office: Office)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert hanging == 2
-    assert [delivery.tries for delivery in log(office)].count(0) == 2
 
 
 def test_what_an_account_has_under_way_counts(office: Office) -> None:
@@ -380,6 +463,41 @@ def test_what_an_account_has_under_way_counts(office: Office) -> None:
             )
         )
         assert [message.tries for message in messages] == [1] * taken
+
+
+@pytest.mark.parametrize("looked_at", [2, 256])
+def test_accounts_with_the_fewest_messages_under_way_come_first(
+    office: Office, monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    """Of each account the oldest, whether or not more are due than a claim looks through."""
+    monkeypatch.setattr("rekontext.jobs.webhooks.LOOKED_AT", looked_at)
+    for account, count in ((ALICE, 4), (BOB, 2), (CAROL, 1)):
+        if account != ALICE:
+            office.open_account(account)
+        for number in range(count):
+            office.accept(office.order(account, webhook_url=f"https://example.com/{account}/{number}"))
+            office.complete(office.claim()[0].lease)
+            office.clock.advance(1)
+    office.accept(office.order(webhook_url=URL))
+    [job] = office.claim()
+    due = office.clock.now()
+    office.clock.advance(1)
+    office.complete(job.lease)  # due too late
+
+    def take(limit: int, **held: int) -> list[str]:
+        def work(tx: Connection) -> list[str]:
+            under_way = {AccountId(account): count for account, count in held.items()}
+            messages = claim(
+                tx, limit=limit, now=due, again_at=due + timedelta(seconds=30), held=under_way, per_account_max=3
+            )
+            return sorted(message.url.removeprefix("https://example.com/acc_") for message in messages)
+
+        return office.database.transact_sync(work)
+
+    assert take(3, acc_alice=1) == ["alice/0", "bob/0", "carol/0"]
+    assert take(9, acc_alice=2, acc_bob=1) == ["alice/1", "bob/1"]
+    assert take(9, acc_alice=3) == []
+    assert take(9) == ["alice/2", "alice/3"]
 
 
 def test_an_account_asks_for_so_many_messages_and_no_more(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,6 +639,27 @@ def test_an_endpoint_that_is_switched_off_makes_room_in_the_end(
     assert rooms == [["waits", "told", "newer"], ["waits", "told"], ["waits"]]
     assert {delivery.endpoint for delivery in log(office)} == {"waits"}
     with pytest.raises(WebhookRefused, match="at most 4 webhooks, with those that are switched off"):
+        add_endpoint(office, name="one_more")
+
+
+def test_an_endpoint_with_a_long_log_makes_no_room(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting it would hold everybody up, for one request; it goes message by message, with their time."""
+    monkeypatch.setattr(endpoints, "KEPT_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(endpoints, "DELETED_AT_ONCE_MAX", 1)
+    for name, messages in (("long", 2), ("short", 1)):
+        add_endpoint(office, name=name)
+        for _ in range(messages):
+            end_a_job(office)
+        switch(office, name, on=False)
+        office.clock.advance(1)
+    ended = webhook_deliveries.update().values(state="DELIVERED", finished_at=office.clock.now())
+    office.database.transact_sync(lambda tx: tx.execute(ended) and None)
+    add_endpoint(office, name="one")
+    assert kept(office) == ["long", "one"]
+    switch(office, "one", on=False)
+    add_endpoint(office, name="another")
+    assert kept(office) == ["long", "another"]
+    with pytest.raises(WebhookRefused, match="a log of more than 1 messages"):
         add_endpoint(office, name="one_more")
 
 

@@ -246,17 +246,20 @@ webhook_deliveries = Table(
     Column("body", Text, nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),  # the fencing number: one higher at each claim
-    Column("tries", Integer, nullable=False),  # since it was made or replayed
+    Column("tries", Integer, nullable=False),  # with an outcome, since it was made or replayed
     Column("created_at", Instant, nullable=False),
+    Column("replayed_at", Instant),
     Column("due_at", Instant, nullable=False),
     Column("finished_at", Instant),
     CheckConstraint("state IN ('PENDING', 'DELIVERED', 'DEAD')", name="state_known"),
     CheckConstraint("(state = 'PENDING') = (finished_at IS NULL)", name="finished_has_time"),
     _partial("ix_webhook_deliveries_due", "due_at", where="state = 'PENDING'"),
+    _partial("ix_webhook_deliveries_age", "created_at", where="state = 'PENDING'"),
+    _partial("ix_webhook_deliveries_turns", "account_id", "due_at", where="state = 'PENDING'"),
     _partial(
         "ix_webhook_deliveries_requested",
         "account_id",
-        where="state = 'PENDING' AND (event_type = 'webhook.test' OR attempt > tries)",
+        where="state = 'PENDING' AND (event_type = 'webhook.test' OR replayed_at IS NOT NULL)",
     ),
     Index("ix_webhook_deliveries_account", "account_id", "created_at"),
     Index("ix_webhook_deliveries_endpoint", "endpoint_id", "state"),

@@ -22,6 +22,9 @@ ENDPOINTS_PER_ACCOUNT_MAX: Final = 20
 KEPT_PER_ACCOUNT_MAX: Final = 100
 """Endpoints with those that are switched off: these stay for the sake of their log, and can be switched on again."""
 
+DELETED_AT_ONCE_MAX: Final = 1000
+"""Messages of an endpoint that makes room: one with a longer log stays until sweeping has shortened it."""
+
 URL_CHARACTERS_MAX: Final = 2000
 PAGE_MAX: Final = 200
 REQUESTED_PENDING_MAX: Final = 100
@@ -44,7 +47,6 @@ _ACTIVE_BESIDES: Final = (
     .where(_MINE, webhook_endpoints.c.active.is_(True), webhook_endpoints.c.id != bindparam("endpoint"))
 )
 _KEPT: Final = select(func.count()).select_from(webhook_endpoints).where(_MINE)
-# A replay begins its tries anew and goes on with its attempts.
 REQUESTED_PENDING: Final = (
     select(func.count())
     .select_from(webhook_deliveries)
@@ -53,13 +55,18 @@ REQUESTED_PENDING: Final = (
         webhook_deliveries.c.state == literal_column("'PENDING'"),
         or_(
             webhook_deliveries.c.event_type == literal_column(f"'{TEST_EVENT_TYPE}'"),
-            webhook_deliveries.c.attempt > webhook_deliveries.c.tries,
+            webhook_deliveries.c.replayed_at.is_not(None),
         ),
     )
 )
 LEAST_NEEDED: Final = (
     select(webhook_endpoints.c.id)
-    .where(_MINE, webhook_endpoints.c.active.is_(False), ~_HAS_PENDING)
+    .where(
+        _MINE,
+        webhook_endpoints.c.active.is_(False),
+        ~_HAS_PENDING,
+        _ANY_MESSAGE.offset(bindparam("messages_max")).scalar_subquery().is_(None),
+    )
     .order_by(_HAS_LOG, webhook_endpoints.c.created_at, webhook_endpoints.c.id)
     .limit(1)
 )
@@ -162,7 +169,8 @@ def add(
     """Tell `url` of the account's jobs from now on.
 
     Where the account keeps as many as it may, one that is switched off and has nothing to send makes room: the oldest,
-    of those without a log if there are any. Its log goes with it.
+    of those without a log if there are any. Its log goes with it, so it can't be one of more than
+    `DELETED_AT_ONCE_MAX` messages.
 
     Raises:
         WebhookRefused: the URL or an event type can't be used, or there are too many endpoints.
@@ -270,7 +278,7 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
             webhook_deliveries.c.account_id == account,
             webhook_deliveries.c.state.in_(("DELIVERED", "DEAD")),
         )
-        .values(state="PENDING", tries=0, due_at=now, finished_at=None)
+        .values(state="PENDING", tries=0, due_at=now, replayed_at=now, finished_at=None)
     )
     if again.rowcount != 1:
         raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")
@@ -306,11 +314,11 @@ def _lock_with_room(tx: Connection, account: AccountId, endpoint: EndpointId) ->
 
 
 def _make_room(tx: Connection, account: AccountId) -> None:
-    least = tx.execute(LEAST_NEEDED, {"account": account}).scalar()
+    least = tx.execute(LEAST_NEEDED, {"account": account, "messages_max": DELETED_AT_ONCE_MAX}).scalar()
     if least is None:
         raise WebhookRefused(
             f"an account has at most {KEPT_PER_ACCOUNT_MAX} webhooks, with those that are switched off; "
-            "messages to all of these still wait"
+            f"each of these is on, has messages that wait or a log of more than {DELETED_AT_ONCE_MAX} messages"
         )
     tx.execute(delete(webhook_deliveries).where(webhook_deliveries.c.endpoint_id == least))
     tx.execute(delete(webhook_endpoints).where(webhook_endpoints.c.id == least))

@@ -339,5 +339,7 @@ def _delete_keys(tx: Connection, before: datetime) -> int:
 
 
 def _delete_deliveries(tx: Connection, before: datetime) -> int:
-    old = select(webhook_deliveries.c.id).where(webhook_deliveries.c.finished_at <= before).limit(BATCH)
-    return tx.execute(delete(webhook_deliveries).where(webhook_deliveries.c.id.in_(old))).rowcount
+    is_old = webhook_deliveries.c.finished_at <= before
+    old = select(webhook_deliveries.c.id).where(is_old).limit(BATCH)
+    # Asked again of each: while its row was waited for, it may have been replayed.
+    return tx.execute(delete(webhook_deliveries).where(webhook_deliveries.c.id.in_(old), is_old)).rowcount

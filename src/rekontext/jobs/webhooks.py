@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from standardwebhooks import Webhook
 
 from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
@@ -34,26 +47,80 @@ RETRY_AFTER_S: Final = (5, 60, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 8 * 3600, 8 
 """Seconds between tries: a day in all, then the message is dead."""
 
 JITTER: Final = 0.1
+LIFE: Final = timedelta(seconds=sum(RETRY_AFTER_S) * (1 + JITTER), hours=1)
+"""A message that waits for its turns so long, since it was made or replayed, is given up. The tries take less."""
+
+CATCH_UP: Final = timedelta(hours=1)
+"""After no message could be sent for so long, nothing is given up for its age for as long."""
+
+GIVEN_UP_AT_ONCE: Final = 200
 PER_ACCOUNT_MAX: Final = 8
 ERROR_CHARACTERS_MAX: Final = 500
 _GONE: Final = 410
+_OUTLIVED: Final = f"Given up: {LIFE / timedelta(hours=1):.0f} hours went by, and others waited before it."
 
+LOOKED_AT: Final = 256
+"""Oldest due messages that a claim looks through for accounts; where there are more it goes from account to account."""
+
+_pending = webhook_deliveries.c.state == literal_column("'PENDING'")
+_now: BindParameter[datetime] = bindparam("now", type_=webhook_deliveries.c.due_at.type)
 DUE: Final = (
-    select(webhook_deliveries.c.id, webhook_deliveries.c.account_id)
-    .where(
-        webhook_deliveries.c.state == literal_column("'PENDING'"),
-        webhook_deliveries.c.account_id.not_in(bindparam("besides", expanding=True)),
-        webhook_deliveries.c.due_at <= bindparam("now", type_=webhook_deliveries.c.due_at.type),
-    )
+    select(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .where(_pending, webhook_deliveries.c.due_at <= _now)
     .order_by(webhook_deliveries.c.due_at)
+    .limit(bindparam("limit"))
+)
+# A range and not "=": that leaves PostgreSQL free to walk everybody's due messages in search of the account's.
+_account: BindParameter[str] = bindparam("account", type_=webhook_deliveries.c.account_id.type)
+DUE_OF: Final = (
+    select(webhook_deliveries.c.id, webhook_deliveries.c.due_at)
+    .where(
+        _pending,
+        webhook_deliveries.c.account_id >= _account,
+        tuple_(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at) <= tuple_(_account, _now),
+    )
+    .order_by(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
-_PENDING: Final = (
-    select(func.count())
-    .select_from(webhook_deliveries)
-    .where(webhook_deliveries.c.state == literal_column("'PENDING'"))
+# From each account's first message in the index to the next account's: a backlog is passed over, not read.
+_first = (
+    select(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .where(_pending)
+    .order_by(webhook_deliveries.c.account_id, webhook_deliveries.c.due_at)
+    .limit(1)
 )
+_waiting = select(_first.subquery()).cte("waiting", recursive=True)
+_next = _first.where(webhook_deliveries.c.account_id > _waiting.c.account_id)
+_waiting = _waiting.union_all(
+    select(
+        _next.with_only_columns(webhook_deliveries.c.account_id).scalar_subquery(),
+        _next.with_only_columns(webhook_deliveries.c.due_at).scalar_subquery(),
+    ).where(_waiting.c.account_id.is_not(None))
+)
+WAITING: Final = select(_waiting).where(_waiting.c.account_id.is_not(None))
+# What is under way isn't due.
+OUTLIVED: Final[Select[Any]] = (
+    select(
+        webhook_deliveries.c.id,
+        webhook_deliveries.c.account_id,
+        webhook_deliveries.c.endpoint_id,
+        webhook_deliveries.c.tries,
+    )
+    .where(
+        _pending,
+        webhook_deliveries.c.created_at <= bindparam("before", type_=webhook_deliveries.c.created_at.type),
+        or_(
+            webhook_deliveries.c.replayed_at.is_(None),
+            webhook_deliveries.c.replayed_at <= bindparam("before", type_=webhook_deliveries.c.replayed_at.type),
+        ),
+        webhook_deliveries.c.due_at <= _now,
+    )
+    .order_by(webhook_deliveries.c.created_at)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_PENDING: Final = select(func.count()).select_from(webhook_deliveries).where(_pending)
 _BY_ID_LOCKED: Final = (
     select(webhook_deliveries.c.id).where(webhook_deliveries.c.id == bindparam("delivery")).with_for_update()
 )
@@ -65,10 +132,17 @@ class NotDelivered(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed:
-    """A message that this process may send. `attempt` is the fence."""
+    """A message that this process may send.
+
+    Attributes:
+        since: when it was made or replayed.
+        attempt: the fence.
+        tries: with this one.
+    """
 
     id: DeliveryId
     account: AccountId
+    since: datetime
     attempt: int
     tries: int
     url: str
@@ -116,6 +190,7 @@ class Deliverer:
         self._send_s_max = send_s_max
         self._poll_s = poll_s
         self._news = asyncio.Event()
+        self._looked_at = self._at_work_since = datetime.min.replace(tzinfo=UTC)
 
     def wake(self) -> None:
         """Look for due messages now."""
@@ -152,18 +227,35 @@ class Deliverer:
         if limit <= 0:
             return []
         now = self._clock.now()
+        if now - self._looked_at > CATCH_UP:
+            self._at_work_since = now
         # Should this process die, the message is due again once it can't be under way any more.
         again_at = now + timedelta(seconds=2 * self._send_s_max)
-        try:
-            claimed = await self._database.transact(
-                lambda tx: claim(
-                    tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
-                )
+
+        def work(tx: Connection) -> tuple[Sequence[Row[Any]], list[Claimed]]:
+            outlived = give_up(tx, now=now) if now >= self._at_work_since + CATCH_UP else []
+            return outlived, claim(
+                tx, limit=limit, now=now, again_at=again_at, held=held, per_account_max=self._per_account_max
             )
+
+        try:
+            outlived, claimed = await self._database.transact(work)
         except DatabaseUnavailable as fault:
             self._outage.met(fault)
             return []
         self._outage.over()
+        self._looked_at = now
+        for row in outlived:
+            _log.warning(
+                "webhook_not_delivered",
+                delivery=row.id,
+                account=row.account_id,
+                webhook=row.endpoint_id,
+                tries=row.tries,
+                status=None,
+                error=_OUTLIVED,
+                again_in_s=None,
+            )
         return claimed
 
     async def _deliver(self, message: Claimed) -> None:
@@ -173,7 +265,7 @@ class Deliverer:
         else:
             outcome = _Outcome(status=None, error="The webhook was switched off.")
         ended = self._clock.now()
-        wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message.tries)
+        wait_s = None if not message.is_wanted or outcome.status == _GONE else self._wait_s(message, ended)
         try:
             await self._database.transact(
                 lambda tx: record(
@@ -214,12 +306,14 @@ class Deliverer:
             return _Outcome(status=None, error="The request could not be sent.")
         return _Outcome(status=status, error=None)
 
-    def _wait_s(self, tries: int) -> float | None:
-        """Until the next try after so many, spread a little so that receivers aren't hit all at once."""
-        if tries > len(RETRY_AFTER_S):
+    def _wait_s(self, message: Claimed, now: datetime) -> float | None:
+        """Until the next try, spread a little so that receivers aren't hit all at once. None: there is none."""
+        if message.tries > len(RETRY_AFTER_S):
             return None
         fraction = int.from_bytes(self._randomness(4)) / 2**32
-        return RETRY_AFTER_S[tries - 1] * (1 + JITTER * (2 * fraction - 1))
+        wait_s = RETRY_AFTER_S[message.tries - 1] * (1 + JITTER * (2 * fraction - 1))
+        until = max(message.since + LIFE, self._at_work_since + CATCH_UP)
+        return wait_s if now + timedelta(seconds=wait_s) <= until else None
 
 
 def pending_messages(tx: Connection) -> int:
@@ -236,34 +330,30 @@ def claim(
     held: Mapping[AccountId, int] = MappingProxyType({}),
     per_account_max: int = PER_ACCOUNT_MAX,
 ) -> list[Claimed]:
-    """Take due messages, oldest first; unless their outcome is recorded they are due again at `again_at`.
+    """Take due messages; unless their outcome is recorded they are due again at `again_at`.
+
+    Of each account the oldest; accounts that have fewer under way come first.
 
     Args:
         held: what each account has under way already.
         per_account_max: no account gets more than so many with those.
     """
-    under_way, taken = Counter(held), list[str]()
-    while len(taken) < limit:
-        wanted = limit - len(taken)
-        full = [account for account, messages in under_way.items() if messages >= per_account_max]
-        due = tx.execute(DUE, {"now": now, "limit": wanted, "besides": full}).all()
-        fitting = []
-        for row in due:
-            if under_way[row.account_id] < per_account_max:
-                under_way[row.account_id] += 1
-                fitting.append(row.id)
-        if fitting:
-            tx.execute(
-                update(webhook_deliveries)
-                .where(webhook_deliveries.c.id.in_(fitting))
-                .values(attempt=webhook_deliveries.c.attempt + 1, tries=webhook_deliveries.c.tries + 1, due_at=again_at)
-            )
-            taken += fitting
-        if len(due) < wanted:
-            break
-        # What didn't fit is of accounts that are full now: look behind it.
+    under_way, first_due = Counter(held), _first_due(tx, now)
+    with_room = [account for account in first_due if under_way[account] < per_account_max]
+    with_room.sort(key=lambda account: (under_way[account], first_due[account]))
+    due = list[tuple[int, datetime, str]]()
+    for account in with_room[:limit]:
+        room = min(limit, per_account_max - under_way[account])
+        oldest = tx.execute(DUE_OF, {"account": account, "now": now, "limit": room})
+        due += [(place, row.due_at, row.id) for place, row in enumerate(oldest, under_way[account])]
+    taken = [message for _, _, message in sorted(due)[:limit]]
     if not taken:
         return []
+    tx.execute(
+        update(webhook_deliveries)
+        .where(webhook_deliveries.c.id.in_(taken))
+        .values(attempt=webhook_deliveries.c.attempt + 1, due_at=again_at)
+    )
     rows = tx.execute(
         select(
             webhook_deliveries,
@@ -280,8 +370,9 @@ def claim(
         Claimed(
             id=row["id"],
             account=row["account_id"],
+            since=row["replayed_at"] or row["created_at"],
             attempt=row["attempt"],
-            tries=row["tries"],
+            tries=row["tries"] + 1,
             url=row["url"],
             body=row["body"],
             secret=row["webhook_secret"] if row["endpoint_id"] is None else row["secret"],
@@ -290,6 +381,30 @@ def claim(
         )
         for row in rows
     ]
+
+
+def _first_due(tx: Connection, now: datetime) -> dict[AccountId, datetime]:
+    """Accounts with due messages, and since when the oldest of each is due."""
+    due = tx.execute(DUE, {"now": now, "limit": LOOKED_AT}).all()
+    if len(due) == LOOKED_AT:  # others' may lie behind a backlog of an account that is full
+        due = [row for row in tx.execute(WAITING) if row.due_at <= now]
+    return {row.account_id: row.due_at for row in reversed(due)}
+
+
+def give_up(tx: Connection, *, now: datetime) -> Sequence[Row[Any]]:
+    """Have some of the messages that outlived `LIFE` dead, the oldest, and say so in their logs. Returns these."""
+    outlived = tx.execute(OUTLIVED, {"before": now - LIFE, "now": now, "limit": GIVEN_UP_AT_ONCE}).all()
+    if outlived:
+        tx.execute(
+            insert(webhook_attempts),
+            [{"delivery_id": row.id, "at": now, "duration_s": 0.0, "error": _OUTLIVED} for row in outlived],
+        )
+        tx.execute(
+            update(webhook_deliveries)
+            .where(webhook_deliveries.c.id.in_([row.id for row in outlived]))
+            .values(state="DEAD", finished_at=now)
+        )
+    return outlived
 
 
 def record(
@@ -304,7 +419,8 @@ def record(
 ) -> None:
     """Write down how a try went, and what follows: delivered, tried again in `wait_s`, or dead if that is None.
 
-    A try that was overtaken by a later one is only logged. A receiver that says it is gone (410) is switched off.
+    A try counts only here: one that a stop or a kill broke off costs none. One that was overtaken by a later one is
+    only logged. A receiver that says it is gone (410) is switched off.
     """
     if tx.execute(_BY_ID_LOCKED, {"delivery": message.id}).first() is None:
         return  # a later try was the last, and its endpoint has made room for another meanwhile
@@ -330,7 +446,7 @@ def record(
             webhook_deliveries.c.attempt == message.attempt,
             webhook_deliveries.c.state == "PENDING",
         )
-        .values(**values)
+        .values(tries=message.tries, **values)
     )
     if status == _GONE and message.endpoint is not None:
         tx.execute(update(webhook_endpoints).where(webhook_endpoints.c.id == message.endpoint).values(active=False))

@@ -93,6 +93,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     async def replace_webhook_secret(request: Request) -> dict[str, str]:
         """The old one signs nothing any more, messages that are tried again included."""
         caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
         acts = acts_of(parts, caller)
         account = await parts.database.transact(lambda tx: acts.replace_webhook_secret(tx, caller.account))
         return {"secret": account.webhook_secret}
