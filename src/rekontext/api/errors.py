@@ -294,7 +294,7 @@ def _query_problem(error: Mapping[str, object]) -> Problem:
     assert isinstance(where, tuple)
     name = ".".join(str(part) for part in where[1:]) or "body"
     reason = str(error["msg"]).removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
+    reason = reason if reason[:2].isupper() else reason[:1].lower() + reason[1:]
     if error["type"] == "missing":
         return Problem(parameter=name, value=None, reason="is missing", says_allowed=True, allowed_text="a value")
     value = shown(error["input"])
