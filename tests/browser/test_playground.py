@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
@@ -186,27 +187,36 @@ def test_results_survive_a_reload_and_running_edits_are_followed_again(
     expect(page.locator("#session")).to_be_hidden()
 
 
+def online_until(page: Page, is_so: Callable[[], bool]) -> None:
+    """Whenever the page waits before it tries again, it hears that there is a network."""
+    for _ in range(500):
+        if is_so():
+            return
+        page.evaluate("dispatchEvent(new Event('online'))")
+        page.wait_for_timeout(20)
+    raise AssertionError("it never came")
+
+
 def test_an_edit_outlasts_a_lost_connection(open_page: OpenPage, site: Site, photo: Path) -> None:
     """However often the server can't be reached: it is said, and the edit is followed to its picture once it can be."""
     page = open_page()
     choose(page, photo)
     site.fleet.pause_at = 5
+    lost: list[Request] = []
+    page.on("requestfailed", lambda request: lost.append(request))
     page.route("**/v2/requests/**", lambda route: route.abort())
     run(page)
-    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
-    for _ in range(8):
-        with page.expect_request("**/v2/requests/**"):
-            page.evaluate("dispatchEvent(new Event('online'))")
+    status = page.locator(".status")
+    expect(status).to_have_text("Connection lost, trying again …")
+    online_until(page, lambda: len(lost) >= 12)
     page.unroute("**/v2/requests/**")
     page.route("**/files/**", lambda route: route.abort())
-    page.evaluate("dispatchEvent(new Event('online'))")
-    expect(page.locator(".status")).to_contain_text("Step 5")
+    online_until(page, lambda: "Step 5" in status.inner_text())
     with page.expect_request("**/files/**"):
         site.go_on()
-    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    expect(status).to_have_text("Connection lost, trying again …")
     page.unroute("**/files/**")
-    page.evaluate("dispatchEvent(new Event('online'))")
-    expect(page.locator(".facts")).to_be_visible()
+    online_until(page, page.locator(".facts").is_visible)
 
 
 def test_what_one_tab_cleared_stays_cleared(open_page: OpenPage, site: Site, photo: Path) -> None:

@@ -32,7 +32,6 @@ const state = {
   price: null,
   estimate: null,
   selected: null,
-  isSending: false,
 };
 const prompt = $("#prompt");
 const runs = new Runs();
@@ -144,7 +143,7 @@ function setPhoto(photo, { fromJson = false } = {}) {
 
 async function run(event) {
   event?.preventDefault();
-  if (state.isSending) return;
+  if (runs.running.some((run) => run.state === "SENDING")) return; // the same press, once more
   clearFaults();
   refuse(null);
   if (!$("#view-json").hidden && !json.isRight) {
@@ -173,7 +172,6 @@ async function run(event) {
     refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
     return;
   }
-  state.isSending = true;
   try {
     const starting = runs.start(request(), state.photo);
     select(runs.all[0].id);
@@ -184,8 +182,6 @@ async function run(event) {
     draw();
     await refused(fault);
     return;
-  } finally {
-    state.isSending = false;
   }
   estimates.ask(form.values, state.photo);
 }
