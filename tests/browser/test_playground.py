@@ -454,6 +454,7 @@ def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Pa
     another.write_bytes(photo_bytes())
     choose(page, another, "blur it")
     page.fill("#p-guidance", "3")
+    page.wait_for_timeout(500)  # what is kept is written behind the page's back, and nothing on it tells when
     page.reload()
     expect(page.locator("#drop-full")).to_contain_text("another.jpg")
     expect(page.locator("#prompt")).to_have_value("blur it")
