@@ -218,8 +218,8 @@ def test_a_day_of_the_filter_is_the_reader_s_day(open_page: OpenPage) -> None:
     assert (query["from"], query["to"]) == (["2026-03-27T18:15:00.000Z"], ["2026-03-29T18:15:00.000Z"])
 
 
-def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Until it has ended, without taking the focus from a row."""
+def begin_edit(site: Site, photo: Path) -> None:
+    """One that halts at its third step, until the site goes on."""
     site.fleet.pause_at = 3
     taken = httpx2.post(
         f"{site.url}/v2/flux-kontext-dev",
@@ -228,6 +228,11 @@ def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, p
         files={"input_image": photo.read_bytes()},
     )
     assert taken.is_success
+
+
+def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Until it has ended, without taking the focus from a row."""
+    begin_edit(site, photo)
     page = open_page("/console#requests")
     expect(rows(page)).to_contain_text("processing")
     row = page.get_by_role("button", name="Open the request: make it night")
@@ -469,14 +474,7 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
 
 def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Another look moves neither the focus nor the table, and answers slower than the pause between looks are shown."""
-    site.fleet.pause_at = 3
-    taken = httpx2.post(
-        f"{site.url}/v2/flux-kontext-dev",
-        headers={"x-api-key": site.key},
-        data={"prompt": "make it night"},
-        files={"input_image": photo.read_bytes()},
-    )
-    assert taken.is_success
+    begin_edit(site, photo)
     page = open_page("/console", viewport={"width": 390, "height": 800})
     looks: list[Route] = []
     page.route("**/admin/queue", lambda route: looks.append(route))

@@ -126,12 +126,6 @@ def find(tx: Connection, name_or_id: str) -> Account:
     return Account(**row)
 
 
-def every(tx: Connection) -> Sequence[Account]:
-    """All accounts, oldest first."""
-    query = select(accounts).order_by(accounts.c.created_at, accounts.c.id)
-    return [Account(**row) for row in tx.execute(query).mappings()]
-
-
 def every_with_balance(tx: Connection) -> Sequence[tuple[Account, Balance]]:
     """All accounts with what they have, oldest first."""
     query = _WITH_BALANCE.order_by(accounts.c.created_at, accounts.c.id)

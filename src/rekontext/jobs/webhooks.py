@@ -246,16 +246,8 @@ class Deliverer:
         self._outage.over()
         self._looked_at = now
         for row in outlived:
-            _log.warning(
-                "webhook_not_delivered",
-                delivery=row.id,
-                account=row.account_id,
-                webhook=row.endpoint_id,
-                tries=row.tries,
-                status=None,
-                error=_OUTLIVED,
-                again_in_s=None,
-            )
+            given_up = _Outcome(status=None, error=_OUTLIVED)
+            _log_undelivered(row.id, row.account_id, row.endpoint_id, row.tries, given_up, again_in_s=None)
         return claimed
 
     async def _deliver(self, message: Claimed) -> None:
@@ -276,16 +268,7 @@ class Deliverer:
             _log.error("delivery_not_recorded", delivery=message.id, fault=str(fault))  # it will be sent again
             return
         if message.is_wanted and not _is_delivered(outcome.status):
-            _log.warning(
-                "webhook_not_delivered",
-                delivery=message.id,
-                account=message.account,
-                webhook=message.endpoint,
-                tries=message.tries,
-                status=outcome.status,
-                error=outcome.error,
-                again_in_s=None if wait_s is None else round(wait_s),
-            )
+            _log_undelivered(message.id, message.account, message.endpoint, message.tries, outcome, again_in_s=wait_s)
 
     async def _post(self, message: Claimed, now: datetime) -> _Outcome:
         headers = {
@@ -314,6 +297,27 @@ class Deliverer:
         wait_s = RETRY_AFTER_S[message.tries - 1] * (1 + JITTER * (2 * fraction - 1))
         until = max(message.since + LIFE, self._at_work_since + CATCH_UP)
         return wait_s if now + timedelta(seconds=wait_s) <= until else None
+
+
+def _log_undelivered(
+    delivery: DeliveryId,
+    account: AccountId,
+    webhook: EndpointId | None,
+    tries: int,
+    outcome: _Outcome,
+    *,
+    again_in_s: float | None,
+) -> None:
+    _log.warning(
+        "webhook_not_delivered",
+        delivery=delivery,
+        account=account,
+        webhook=webhook,
+        tries=tries,
+        status=outcome.status,
+        error=outcome.error,
+        again_in_s=None if again_in_s is None else round(again_in_s),
+    )
 
 
 def pending_messages(tx: Connection) -> int:
