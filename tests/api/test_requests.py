@@ -14,11 +14,12 @@ from PIL import Image
 from sqlalchemy import select
 
 from rekontext.accounts import integrity
+from rekontext.api.documents import MINI_NOTICE
 from rekontext.contract import EditRefused
 from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio
+from tests.api.studio import PillowFleet, Studio
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +50,26 @@ async def followed(client: httpx2.AsyncClient, url: str, **headers: str) -> Even
     answer = await client.get(url, headers=headers)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     return parsed(answer.text)
+
+
+async def test_a_result_names_the_model_that_made_it(make_studio: MakeStudio) -> None:
+    """Started with other weights, or while these are still loading, the service says of old results what was true."""
+    known = {"idempotency-key": "k"}
+    async with make_studio().open() as client:
+        first = await client.post(V1, json=GOOD, headers=known)
+    job = first.headers["x-request-id"]
+    fleet = PillowFleet(is_mini=False)
+    fleet.may_start.clear()
+    async with make_studio(fleet).open() as client:
+        while_loading = (await client.get(f"/v2/requests/{job}")).json()
+        fleet.may_start.set()
+        again = await client.post(V1, json=GOOD, headers=known)
+        result = (await client.get(f"/v2/requests/{job}")).json()
+    assert (result["model"], result["notice"]) == ("mini", MINI_NOTICE)
+    assert (while_loading["model"], while_loading["notice"]) == ("mini", MINI_NOTICE)
+    assert "model" not in result["metrics"]
+    for name in ("x-request-id", "x-rekontext-model", "x-rekontext-notice"):
+        assert again.headers[name] == first.headers[name]
 
 
 async def test_submit_poll_result(client: httpx2.AsyncClient) -> None:

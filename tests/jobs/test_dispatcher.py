@@ -54,7 +54,14 @@ async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store
     assert output.key == f"outputs/{done.id}/1/0.png"
     assert await store.get(output.key) == b"picture 7"
     assert (output.bytes, output.content_type, output.width) == (9, "image/png", 8)
-    assert done.made == {"seed": 7, "steps": 4, "passes": 4, "acceleration": "none"}
+    assert done.made == {
+        "seed": 7,
+        "steps": 4,
+        "passes": 4,
+        "acceleration": "none",
+        "model": "fake",
+        "is_mini": True,
+    }
     assert (done.inference_s, done.timings) == (0.5, {"denoise": 0.25})
     assert plant.office.money() == (9, 0, 1)
 

@@ -10,8 +10,8 @@ import orjson
 from starlette.responses import Response
 
 from rekontext.accounts import Allowance, Balance, usd
-from rekontext.api.documents import MINI_NOTICE, Documents, described, shown_name
-from rekontext.contract import Estimate, ModelCard
+from rekontext.api.documents import Documents, described, maker
+from rekontext.contract import Estimate
 from rekontext.jobs import Job, Output
 
 _JSON: Final = "application/json"
@@ -66,7 +66,7 @@ def inline_answer(
     return json_answer(document, headers=headers)
 
 
-def facts(job: Job, balance: Balance, card: ModelCard | None) -> dict[str, str]:
+def facts(job: Job, balance: Balance) -> dict[str, str]:
     """What the headers of either answer say."""
     output = _output(job)
     headers = {
@@ -76,10 +76,11 @@ def facts(job: Job, balance: Balance, card: ModelCard | None) -> dict[str, str]:
         "x-seed-value": str((job.made or {}).get("seed", "")),
         "x-output-metadata": orjson.dumps({"width": output.width, "height": output.height}).decode(),
     }
-    if card is not None:
-        headers["x-rekontext-model"] = quote(shown_name(card), safe="/ ._-")
-        if card.is_mini:
-            headers["x-rekontext-notice"] = MINI_NOTICE
+    made_by = maker(job)
+    if "model" in made_by:
+        headers["x-rekontext-model"] = quote(str(made_by["model"]), safe="/ ._-")
+    if "notice" in made_by:
+        headers["x-rekontext-notice"] = str(made_by["notice"])
     return headers
 
 

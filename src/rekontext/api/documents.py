@@ -17,6 +17,7 @@ MINI_NOTICE: Final = (
     "For all that FLUX.1 Kontext [dev] can do, start the server with its weights (--model)."
 )
 CANCELLED: Final = "The request was cancelled."
+_TOOK: Final = ("steps", "passes", "acceleration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +79,16 @@ class Documents:
             "timings": {stage: round(seconds, 4) for stage, seconds in (job.timings or {}).items()},
             "metrics": metrics(job, balance),
         }
-        return document | self.model()
+        return document | maker(job)
 
     def image(self, job: Job, output: Output, origin: str) -> dict[str, object]:
         """One picture that a job made, behind a link."""
         return described(output) | {"url": self.links.to_output(origin, output.key, until=job.files_until)}
 
     def model(self) -> dict[str, object]:
-        """Which model answers, and a notice if it is only the embedded one."""
+        """Which model is served, and a notice if it is only the embedded one."""
         card = self.card()
-        if card is None:
-            return {}
-        notice: dict[str, object] = {"notice": MINI_NOTICE} if card.is_mini else {}
-        return {"model": shown_name(card), **notice}
+        return {} if card is None else _named(card.name, is_mini=card.is_mini)
 
     def webhook(self, job: Job) -> dict[str, object]:
         """What the outbox says of a job that has just ended."""
@@ -119,8 +117,14 @@ def metrics(job: Job, balance: Balance | None = None) -> dict[str, object]:
         found["cost"] = usd(job.price_micros)
         if balance is not None:
             found["remaining_credits"] = usd(balance.available_micros)
-        found |= {name: value for name, value in (job.made or {}).items() if name != "seed"}
+        found |= {name: value for name, value in (job.made or {}).items() if name in _TOOK}
     return found
+
+
+def maker(job: Job) -> dict[str, object]:
+    """Which model made a job's pictures, whatever is served now, and a notice if it was only the embedded one."""
+    made = job.made or {}
+    return _named(str(made["model"]), is_mini=bool(made["is_mini"])) if "model" in made else {}
 
 
 def described(output: Output) -> dict[str, Any]:
@@ -147,10 +151,15 @@ def as_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def shown_name(card: ModelCard) -> str:
-    """The model's name for strangers: of a local path only its last part."""
-    path = PurePath(card.name)
-    return path.name if path.is_absolute() else card.name
+def shown_name(name: str) -> str:
+    """A model's name for strangers: of a local path only its last part."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() else name
+
+
+def _named(name: str, *, is_mini: bool) -> dict[str, object]:
+    notice: dict[str, object] = {"notice": MINI_NOTICE} if is_mini else {}
+    return {"model": shown_name(name), **notice}
 
 
 def _seconds(value: float | None) -> float | None:

@@ -54,7 +54,7 @@ def router(fleet: Fleet, database: Database, room: Room) -> APIRouter:
         if missing:
             raise NotReady(missing)
         card = fleet.card
-        return Ready(model=shown_name(card), device=card.device, dtype=card.dtype, parameters=card.parameters)
+        return Ready(model=shown_name(card.name), device=card.device, dtype=card.dtype, parameters=card.parameters)
 
     return routes
 

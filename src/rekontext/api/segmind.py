@@ -116,7 +116,7 @@ async def _waited(
             await asyncio.shield(parts.desk.cancel(job, account=caller.account))
         raise
     assert done.outputs, f"job {job} is COMPLETED without a picture"
-    headers |= answers.facts(done, balance, parts.documents.card())
+    headers |= answers.facts(done, balance)
     try:
         data = await parts.objects.get(done.outputs[0].key)
     except ObjectMissing as fault:  # an old job, asked for again by its idempotency key

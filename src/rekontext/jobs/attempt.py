@@ -74,6 +74,7 @@ class Attempts:
             async with asyncio.timeout(self.run_s_max):
                 # Not held here while it waits: a photo may be large.
                 result = await self.fleet.edit(await self._request(job), on_progress=on_progress)
+                card = self.fleet.card
                 outputs = await self._store(job, result, stored)
         except EditRefused as refusal:
             return Failed(code=refusal.code, error=str(refusal), retry=False)
@@ -92,6 +93,8 @@ class Attempts:
                 "steps": result.steps,
                 "passes": result.passes,
                 "acceleration": result.acceleration,
+                "model": card.name,
+                "is_mini": card.is_mini,
             },
             inference_s=result.inference_s,
             timings=result.timings,
