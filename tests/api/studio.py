@@ -77,6 +77,7 @@ class PillowFleet:
         self.may_break = asyncio.Event()
         self.steps_done = 0
         self.fault: Exception | None = None
+        self.tell: OnProgress = lambda _: None
 
     @property
     def card(self) -> ModelCard:
@@ -98,7 +99,7 @@ class PillowFleet:
         self.requests.append(request)
         self._left[request.id] = request.steps
         self.began.set()
-        tell = on_progress or (lambda _: None)
+        tell = self.tell = on_progress or self.tell
         try:
             tell(Progress(step=0, steps=request.steps, remaining_s=None))
             for step in range(1, request.steps + 1):

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from rekontext.accounts import integrity
 from rekontext.api.documents import MINI_NOTICE
-from rekontext.contract import EditRefused
+from rekontext.contract import EditRefused, Progress
 from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
@@ -50,6 +50,34 @@ async def followed(client: httpx2.AsyncClient, url: str, **headers: str) -> Even
     answer = await client.get(url, headers=headers)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     return parsed(answer.text)
+
+
+async def test_only_the_process_that_runs_an_edit_says_how_far_it_is(make_studio: MakeStudio) -> None:
+    """Another one, asked of a running edit, would tell how long its own engine takes for one that begins now."""
+    here, there = make_studio(), make_studio(worker="there")
+    here.fleet.may_step.clear()
+    async with here.open() as client, there.open() as elsewhere:
+        while not there.fleet.is_ready:
+            await asyncio.sleep(0)
+        url = (await client.post(V2, json=GOOD)).json()["status_url"]
+        await here.fleet.began.wait()
+        own, others = (await client.get(url)).json(), (await elsewhere.get(url)).json()
+        here.fleet.may_step.set()
+    assert own["status"] == others["status"] == "PROCESSING"
+    assert (own["queue_position"], own["eta_seconds"], own["progress"]) == (0, 3.0, {"step": 0, "steps": 6})
+    assert (others["queue_position"], others["eta_seconds"], others["progress"]) == (None, None, None)
+
+
+async def test_an_edit_that_has_ended_makes_no_progress(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """What the engine still tells of one that was cancelled is not shown as where it stands."""
+    studio.fleet.may_step.clear()
+    submitted = (await client.post(V2, json=GOOD)).json()
+    await studio.fleet.began.wait()
+    await client.post(submitted["cancel_url"])
+    await followed(client, submitted["events_url"])
+    studio.fleet.tell(Progress(step=1, steps=6, remaining_s=1.0))
+    status = (await client.get(submitted["status_url"])).json()
+    assert (status["status"], status["progress"]) == ("CANCELLED", None)
 
 
 async def test_a_result_names_the_model_that_made_it(make_studio: MakeStudio) -> None:

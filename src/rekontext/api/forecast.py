@@ -21,6 +21,9 @@ class Works(Protocol):
     """What is asked of the dispatcher."""
 
     @property
+    def worker(self) -> str: ...
+
+    @property
     def edit_s(self) -> float: ...
 
     @property
@@ -64,9 +67,9 @@ class Forecast:
         """What an edit took lately, in seconds of engine time."""
         return self._works.edit_s
 
-    def progress(self, job: JobId) -> Mapping[str, object] | None:
+    def progress(self, job: Job) -> Mapping[str, object] | None:
         """The last step of a job that runs here."""
-        return self._progresses.progress(job)
+        return self._progresses.progress(job.id) if self._runs_here(job) else None
 
     def of_new(self, parameters: Parameters, *, account: AccountId, ahead: int = 0) -> Estimate | None:
         """Of an edit submitted now, with `ahead` others that wait in the database. None while the model is loading."""
@@ -75,10 +78,13 @@ class Forecast:
         return self._ask(_NEW, parameters, account, ahead)
 
     def of_job(self, job: Job, *, ahead: int | None) -> Estimate | None:
-        """Of an accepted job; None when it has ended or nothing can be said."""
-        if job.state.is_terminal or not self._fleet.is_ready:
+        """Of an accepted job; None when it has ended, runs in another process, or nothing can be said."""
+        if not (job.state is State.QUEUED or self._runs_here(job)) or not self._fleet.is_ready:
             return None
         return self._ask(job.id, job.parameters, job.account, 0 if job.state is State.PROCESSING else ahead or 0)
+
+    def _runs_here(self, job: Job) -> bool:
+        return job.state is State.PROCESSING and job.worker == self._works.worker
 
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
         request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))

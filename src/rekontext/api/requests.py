@@ -119,7 +119,7 @@ class RequestRoutes:
             standing.job,
             parts.origins.of(request),
             estimate=parts.forecast.of_job(standing.job, ahead=standing.ahead),
-            progress=parts.forecast.progress(standing.job.id),
+            progress=parts.forecast.progress(standing.job),
         )
 
     async def _result(self, request: Request, caller: Caller) -> tuple[Job, dict[str, object] | None]:

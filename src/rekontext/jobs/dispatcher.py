@@ -119,6 +119,11 @@ class Dispatcher:
         self._workers = 1
 
     @property
+    def worker(self) -> str:
+        """The name of this process in the database."""
+        return self._worker
+
+    @property
     def running(self) -> int:
         """Jobs in work here."""
         return len(self._running)

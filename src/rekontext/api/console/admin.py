@@ -150,6 +150,6 @@ def _unfinished(job: Job, ahead: int | None, parts: Parts) -> dict[str, object]:
         "worker": job.worker,
         "attempt": job.attempt,
         "steps": job.parameters.get("num_inference_steps"),
-        "progress": parts.forecast.progress(job.id),
+        "progress": parts.forecast.progress(job),
         **forecast(parts.forecast.of_job(job, ahead=ahead)),
     }
