@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import httpx2
 import structlog
@@ -35,6 +36,7 @@ from rekontext.accounts import ledger, registry
 from rekontext.api.http1 import server_config
 from rekontext.assembly import assemble
 from rekontext.contract import (
+    DeviceState,
     EditRequest,
     EditResult,
     Estimate,
@@ -74,6 +76,7 @@ class InstantFleet:
 
     card = ModelCard(name="instant", canvas_area=2**20, parameters=0, device="none", dtype="none", is_mini=True)
     is_ready = True
+    devices: ClassVar[Mapping[str, DeviceState]] = {"none": "ready"}
 
     @staticmethod
     @cache

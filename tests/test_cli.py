@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -334,6 +335,12 @@ def test_doctor_is_content_with_a_model_that_is_there(run: Run, model: str) -> N
 @pytest.fixture
 def served(model: str) -> Iterator[subprocess.Popen[str]]:
     """`rekontext serve` in its own process, on a free port."""
+    with _serving(model) as process:
+        yield process
+
+
+@contextmanager
+def _serving(model: str) -> Iterator[subprocess.Popen[str]]:
     command = [*SCRIPT, "serve", "--model", model, "--port", "0", "--data-dir", "kept"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
     watchdog = Timer(120, process.kill)  # a silent process must not keep the test waiting for ever
@@ -386,6 +393,28 @@ def test_serve_ends_with_0_when_it_is_told_to(served: subprocess.Popen[str]) -> 
     _read_until(served, "edited.png")
     served.terminate()
     assert served.wait(timeout=30) == 0
+
+
+def test_serve_with_idle_s_holds_no_model_while_there_is_no_work(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's process ends, and comes again for the next edit."""
+    import httpx2
+
+    monkeypatch.setenv("REKONTEXT_IDLE_S", "1")
+    with _serving(model) as served:
+        said = _read_until(served, "device_asleep")
+        key = said.split("shown this once: ")[1].split()[0]
+        url = said.split("Rekontext on ")[1].split(": playground")[0]
+        with httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60) as client:
+            assert client.get("/readyz").status_code == 200
+            assert 'rekontext_devices{state="asleep"} 1.0' in client.get("/metrics").text
+            answer = client.post(
+                "/v1/flux-kontext-dev",
+                data={"prompt": "make it night", "num_inference_steps": "4"},
+                files={"input_image": Path("photo.jpg").read_bytes()},
+            )
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        served.send_signal(signal.SIGINT)
+        assert served.wait(timeout=30) == 0
 
 
 def _greeting(*options: str) -> str:

@@ -38,7 +38,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """`REKONTEXT_DEVICE=` leaves the default."""
     monkeypatch.setenv("REKONTEXT_DEVICE", "")
     monkeypatch.setenv("REKONTEXT_PORT", "")
-    assert (load_settings().device, load_settings().port) == (None, 8000)
+    assert (load_settings().device, load_settings().port) == ((), 8000)
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,10 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("REKONTEXT_PORT", "eighty", 'REKONTEXT_PORT is "eighty", which is wrong'),
         ("REKONTEXT_PORT", "65536", "less than or equal to 65535"),
-        ("REKONTEXT_DEVICE", "tpu", "REKONTEXT_DEVICE"),
+        ("REKONTEXT_DEVICE", "tpu", '"tpu" is no device; allowed are cpu, cuda, cuda:N, several of them'),
+        ("REKONTEXT_DEVICE", "all, cpu", '"all" is no device'),
+        ("REKONTEXT_DEVICE", "cuda:0, cuda", "cuda:0 is in it twice"),
+        ("REKONTEXT_IDLE_S", "0", "REKONTEXT_IDLE_S"),
         ("REKONTEXT_DTYPE", "float16", "'float32', 'bfloat16' or 'fp8'"),
         ("REKONTEXT_QUEUE_MAX", "0", "REKONTEXT_QUEUE_MAX"),
         ("REKONTEXT_DEADLINE_S", "nan", "REKONTEXT_DEADLINE_S"),

@@ -218,6 +218,7 @@ def assemble(
         ),
     )
     workbench = workbench or EditWorkbench(limits=limits, threads=threads)
+    running_max = settings.running_max * len(fleet.devices)
     dispatcher = Dispatcher(
         database=database,
         life=life,
@@ -227,7 +228,7 @@ def assemble(
         hub=hub,
         clock=clock,
         worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
-        running_max=settings.running_max,
+        running_max=running_max,
         run_s_max=settings.run_s_max,
     )
     desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
@@ -272,7 +273,7 @@ def assemble(
             body_bytes_max=settings.body_bytes_max,
             queued_max=settings.queue_max,
             in_flight_max=settings.in_flight_max,
-            running_max=settings.running_max,
+            running_max=running_max,
         ),
     )
     sweeper = Sweeper(

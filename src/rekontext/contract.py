@@ -6,8 +6,9 @@ knows neither: plain frozen values, one protocol, and the two kinds of failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
@@ -173,8 +174,18 @@ class ModelCard:
 OnProgress = Callable[[Progress | Preview], None]
 
 
+DeviceState = Literal["starting", "ready", "asleep", "failed"]
+"""Asleep: it holds no model and starts when there is work. Failed: it is tried again after a while."""
+DEVICE_STATES: Final[tuple[DeviceState, ...]] = get_args(DeviceState)
+
+
 class Fleet(Protocol):
     """Where edits run: this process, or many GPUs."""
+
+    @property
+    def devices(self) -> Mapping[str, DeviceState]:
+        """The devices that edits run on, by name; all are known from the beginning."""
+        ...
 
     @property
     def card(self) -> ModelCard:
@@ -236,7 +247,12 @@ class DeadlineUnmeetable(EditRefused):
 
     def __init__(self, *, deadline_s: float, finish_s: float) -> None:
         super().__init__(f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s")
+        self.deadline_s = deadline_s
         self.finish_s = finish_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """An error must survive the way from another process."""
+        return partial(DeadlineUnmeetable, deadline_s=self.deadline_s, finish_s=self.finish_s), ()
 
 
 class EngineFault(RuntimeError):

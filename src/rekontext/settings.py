@@ -30,6 +30,9 @@ _HOUR: Final = 3600.0
 _DAY: Final = 24 * _HOUR
 
 _SECRET_CHARACTERS_MIN: Final = 32
+EVERY_GPU: Final = "all"
+"""As `device`: every GPU that this machine has."""
+_DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 _STORES: Final = ("file", "s3", "gs", "az")
 _DOTENV: Final = ".env"
 _SWALLOWED: Final = re.compile(rf"^\s*(?:export\s+)?{PREFIX}\w+\s*=", re.MULTILINE | re.IGNORECASE)
@@ -64,8 +67,9 @@ class Settings(BaseSettings):
         default=None, description="signs links and keys; empty is made once and kept in the data folder"
     )
     model: str = Field(default="mini", min_length=1, description='"mini", a folder, a file or a hub id')
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] | None = Field(
-        default=None, description="where to compute: cpu, cuda or cuda:N; empty picks the best"
+    device: Entries = Field(
+        default=(),
+        description="where to compute: cpu, cuda, cuda:N, several of them separated by commas, or all; empty picks one",
     )
     dtype: Literal["float32", "bfloat16", "fp8"] | None = Field(
         default=None, description="precision; empty fits the device"
@@ -73,6 +77,9 @@ class Settings(BaseSettings):
     compiled: bool = Field(default=False, description="compile the transformer: a slower start and faster steps")
     batch: Literal["exact", "any", "off"] = Field(
         default="exact", description="edits that share a pass: if that changes no bit, always, never"
+    )
+    idle_s: float | None = Field(
+        default=None, ge=1, le=30 * _DAY, description="a device without work for so long gives its memory back"
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
@@ -91,7 +98,7 @@ class Settings(BaseSettings):
 
     queue_max: int = Field(default=1000, ge=1, le=1_000_000, description="edits that may wait, of all accounts")
     in_flight_max: int = Field(default=32, ge=1, le=100_000, description="unfinished edits per account")
-    running_max: int = Field(default=16, ge=1, le=1024, description="edits handed to the engine at a time")
+    running_max: int = Field(default=16, ge=1, le=1024, description="edits handed to a device at a time")
     requests_per_minute: int = Field(
         default=60, ge=1, le=1_000_000, description="submits, uploads and other counted requests per key"
     )
@@ -130,10 +137,23 @@ class Settings(BaseSettings):
     )
     webhook_allow: Entries = Field(default=(), description="the same for the receivers of webhooks")
 
-    @field_validator("fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
+    @field_validator("device", "fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        strange = [entry for entry in value if not _DEVICE.fullmatch(entry) and value != (EVERY_GPU,)]
+        if strange:
+            allowed = f"cpu, cuda, cuda:N, several of them separated by commas, or {EVERY_GPU} alone"
+            raise ValueError(f'"{strange[0]}" is no device; allowed are {allowed}')
+        known = ["cuda:0" if entry == "cuda" else entry for entry in value]
+        twice = [entry for entry in known if known.count(entry) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is in it twice")
+        return value
 
     @field_validator("fetch_allow", "webhook_allow")
     @classmethod
@@ -187,6 +207,11 @@ class Settings(BaseSettings):
         if not is_web or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("allowed is an origin such as https://edits.example.com, without a path")
         return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def first_device(self) -> str | None:
+        """Where a command computes that uses one device; None picks it."""
+        return self.device[0] if self.device and self.device != (EVERY_GPU,) else None
 
     @property
     def database(self) -> str:
@@ -260,9 +285,10 @@ def _require_readable(dotenv: str) -> None:
 
 
 def _unknown(strangers: list[str]) -> str:
-    known = [variable(name) for name in Settings.model_fields]
-    close = difflib.get_close_matches(strangers[0], known, n=1, cutoff=0.75)
-    hint = f"; did you mean {close[0]}?" if close else f"; the settings are {', '.join(known)}"
+    # Without the prefix, which makes all of them alike.
+    close = difflib.get_close_matches(strangers[0].removeprefix(PREFIX), map(str.upper, Settings.model_fields), n=1)
+    known = ", ".join(map(variable, Settings.model_fields))
+    hint = f"; did you mean {PREFIX}{close[0]}?" if close else f"; the settings are {known}"
     return f"{', '.join(strangers)} is no setting{hint}"
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +21,17 @@ from sqlalchemy import Connection
 
 from rekontext.accounts import Acts, KeyPolicy, NewKey, keys
 from rekontext.assembly import Service, assemble, open_database, pepper_of, secret_of
-from rekontext.contract import EditRequest, EditResult, EngineFault, Estimate, ModelCard, OnProgress, Preview, Progress
+from rekontext.contract import (
+    DeviceState,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    Estimate,
+    ModelCard,
+    OnProgress,
+    Preview,
+    Progress,
+)
 from rekontext.database import AccountId, DatabaseUnavailable
 from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
@@ -78,6 +88,10 @@ class PillowFleet:
         self.steps_done = 0
         self.fault: Exception | None = None
         self.tell: OnProgress = lambda _: None
+
+    @property
+    def devices(self) -> Mapping[str, DeviceState]:
+        return {"cpu": "ready" if self.is_ready else "starting"}
 
     @property
     def card(self) -> ModelCard:

@@ -48,6 +48,8 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_jobs{state="queued"}']) == 0
     assert float(figures['rekontext_credits_usd{book="free"}']) == pytest.approx(9.96)
     assert float(figures['rekontext_webhook_messages{state="pending"}']) == 0
+    assert float(figures['rekontext_devices{state="ready"}']) == 1
+    assert float(figures['rekontext_devices{state="failed"}']) == 0
 
 
 async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStudio) -> None:

@@ -12,8 +12,8 @@ from sklearn.datasets import load_sample_image
 
 from rekontext.contract import ASPECT_RATIOS, EditRequest
 from rekontext.engine import EditCancelled, Engine
-from rekontext.engine import edit as stages
 from rekontext.engine.canvas import Canvas
+from rekontext.engine.plan import Plan
 from rekontext.engine.ticket import park, unpark
 from tests.small_model import SHAPES, build
 
@@ -31,7 +31,7 @@ def test_a_thousand_waiting_edits_of_a_megapixel_fit_in_two_gigabytes() -> None:
     canvas = Canvas()
     large = PHOTO.resize((4000, 2670))
     reference_size = canvas.nearest(large.size)
-    plan = stages.Plan(size=(1024, 1024), reference_size=reference_size, output_tokens=1, tokens=1, runs=(True,))
+    plan = Plan(size=(1024, 1024), reference_size=reference_size, output_tokens=1, tokens=1, runs=(True,))
     parked = park(large, plan)
     assert parked is not None
     assert 1000 * len(parked) < 2 * 10**9

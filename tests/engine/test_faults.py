@@ -23,6 +23,7 @@ from rekontext.engine.costs import CostModel
 from rekontext.engine.device import DeviceLost
 from rekontext.engine.engine import EngineBroken
 from rekontext.engine.placement import is_out_of_memory
+from rekontext.engine.plan import Plan
 from rekontext.engine.preview import Previewer
 from tests.small_model import SHAPES, build
 
@@ -138,7 +139,7 @@ def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
     honest, prepare = stages.velocities, stages.prepare
     is_second_prepared, was_prepared_in_time = Event(), []
 
-    def prepared(model: stages.Model, wanted: EditRequest, plan: stages.Plan) -> stages.Edit:
+    def prepared(model: stages.Model, wanted: EditRequest, plan: Plan) -> stages.Edit:
         edit = prepare(model, wanted, plan)
         if wanted.id == "second":
             is_second_prepared.set()

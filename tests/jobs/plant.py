@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from rekontext.contract import EditRequest, EditResult, Estimate, ModelCard, OnProgress, Preview, Progress
+from rekontext.contract import DeviceState, EditRequest, EditResult, Estimate, ModelCard, OnProgress, Preview, Progress
 from rekontext.jobs import Desk, Dispatcher, EventHub, File, Job
 from rekontext.jobs.objects import Objects
 from tests.jobs.office import Office
@@ -47,6 +47,10 @@ class FakeFleet:
 
     behaviours: list[Behaviour] = field(default_factory=lambda: [at_once])
     requests: list[EditRequest] = field(default_factory=list)
+
+    @property
+    def devices(self) -> Mapping[str, DeviceState]:
+        return {"none": "ready"}
 
     @property
     def card(self) -> ModelCard:

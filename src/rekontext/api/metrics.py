@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter as Counts
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from rekontext.accounts import usd
 from rekontext.api.forecast import Progresses
 from rekontext.api.parts import Parts
-from rekontext.contract import EditRequest, EditResult, Preview
+from rekontext.contract import DEVICE_STATES, EditRequest, EditResult, Preview
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
 from rekontext.jobs import EventKind, File, Job, State, Workbench, pending_messages, unfinished_by_state
@@ -90,6 +91,7 @@ class Metrics:
         self.webhooks = Gauge("rekontext_webhook_messages", "Messages of all processes.", ["state"], registry=own)
         self.running = Gauge("rekontext_running", "Jobs in work here.", registry=own)
         self.credits = Gauge("rekontext_credits_usd", "US dollars of all accounts.", ["book"], registry=own)
+        self.devices = Gauge("rekontext_devices", "Devices of this process.", ["state"], registry=own)
         self.ready = Gauge("rekontext_ready", "1 when the model is loaded.", registry=own)
         self.database_up = Gauge(
             "rekontext_database_up",
@@ -193,6 +195,9 @@ def route(parts: Parts, metrics: Metrics) -> Route:
         metrics.looked(await _ask(parts))
         metrics.running.set(parts.dispatcher.running)
         metrics.ready.set(parts.fleet.is_ready)
+        states = Counts(parts.fleet.devices.values())
+        for state in DEVICE_STATES:
+            metrics.devices.labels(state).set(states[state])
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return Route("/metrics", scrape)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,8 +20,12 @@ from rich.table import Table
 
 from rekontext import __version__
 from rekontext.cli.failure import CommandFailed
+from rekontext.contract import EditRefused
 from rekontext.models import MINI, is_hub_id, local_path
-from rekontext.settings import Settings, SettingsError, load_settings, variable
+from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings, variable
+
+if TYPE_CHECKING:
+    import torch
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -72,9 +76,8 @@ def examine(model: str | None, data_dir: Path | None = None) -> Iterator[Finding
     missing = [name for name in _ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
     yield _packages(missing)
     if not missing:
-        yield _device(settings)
+        yield from _devices(settings)
         yield _model(settings)
-        yield _gpu_memory(settings)
     yield _database(settings)
     yield _secret(settings)
     yield _store(settings)
@@ -94,20 +97,33 @@ def _packages(missing: list[str]) -> Finding:
     return Finding(subject="engine", verdict="ok", says=versions)
 
 
-def _device(settings: Settings) -> Finding:
+def _devices(settings: Settings) -> Iterator[Finding]:
+    """Each device that would be computed on, and how the model would be held there if it is a GPU."""
     import torch
 
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        return Finding(subject="device", verdict="ok", says=f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
-    if settings.device and settings.device.startswith("cuda"):
-        return Finding(
-            subject="device",
-            verdict="broken",
-            says=f"{settings.device} was asked for and torch sees no GPU; install a driver or unset REKONTEXT_DEVICE",
-        )
-    says = f"no GPU; {os.cpu_count()} CPU cores, enough for mini only"
-    return Finding(subject="device", verdict="ok" if settings.model == MINI else "note", says=says)
+    from rekontext.engine.precision import choose_device, every_gpu
+
+    names = every_gpu() if settings.device == (EVERY_GPU,) else settings.device or (None,)
+    if not names:
+        says = f"{EVERY_GPU} GPUs were asked for and torch sees none; install a driver or unset {variable('device')}"
+        yield Finding(subject="device", verdict="broken", says=says)
+    for name in names:
+        try:
+            device = choose_device(name)
+        except EditRefused as fault:
+            says = f"{fault}; install a driver, or change {variable('device')}"
+            yield Finding(subject="device", verdict="broken", says=says)
+            continue
+        if device.type == "cuda":
+            gpu = torch.cuda.get_device_properties(device)
+            yield Finding(subject="device", verdict="ok", says=f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
+            yield _gpu_memory(settings, device)
+        else:
+            gpu_there = "" if torch.cuda.is_available() else "no GPU; "
+            says = f"{gpu_there}{os.cpu_count()} CPU cores, enough for mini only"
+            yield Finding(subject="device", verdict="ok" if settings.model == MINI else "note", says=says)
+    if not torch.cuda.is_available():
+        yield _gpu_memory(settings, None)
 
 
 def _model(settings: Settings) -> Finding:
@@ -138,8 +154,8 @@ def _large_model(name: str) -> Finding:
     return Finding(subject="model", verdict="note", says=f"{name} is not here yet: the first start downloads it")
 
 
-def _gpu_memory(settings: Settings) -> Finding:
-    """The ways of holding the model on a GPU, and which one would be taken here."""
+def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
+    """The ways of holding the model on a GPU, and which one would be taken on this one; None for a machine without."""
     import torch
 
     from rekontext.engine import CheckpointError
@@ -154,11 +170,11 @@ def _gpu_memory(settings: Settings) -> Finding:
     except CheckpointError as fault:
         return Finding(subject=subject, verdict="broken", says=str(fault))
     whose = path.name if path.exists() else "FLUX.1 Kontext [dev]"
-    if not torch.cuda.is_available():
+    if gpu is None:
         needs = "; ".join(str(plan) for plan in plans(sizes, 0))
         return Finding(subject=subject, verdict="ok", says=f"no GPU here; {whose} needs {needs}")
-    free_bytes, _ = torch.cuda.mem_get_info()
-    possible = plans(sizes, free_bytes, has_fp8=not missing_units(torch.device("cuda")))
+    free_bytes, _ = torch.cuda.mem_get_info(gpu)
+    possible = plans(sizes, free_bytes, has_fp8=not missing_units(gpu))
     fitting = [plan for plan in possible if plan.fits]
     table = "; ".join(f"{plan} ({'fits' if plan.fits else 'does not fit'})" for plan in possible)
     if not fitting and settings.model != MINI:

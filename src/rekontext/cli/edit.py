@@ -152,7 +152,7 @@ def _engine(settings: Settings) -> Engine:
     except ImportError as fault:
         raise CommandFailed(ENGINE_MISSING.format(fault=fault), exit_code=1) from fault
     try:
-        return Engine.open(settings.model, device=settings.device, dtype=settings.dtype)
+        return Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype)
     except ValueError as fault:
         raise CommandFailed(str(fault)) from fault
 

@@ -45,7 +45,7 @@ def run_gallery(
     try:
         settings = load_settings(model=model)
         pictures = [Image.open(path).convert("RGB") for path in photos or sample_photos()]
-        engine = Engine.open(settings.model, device=settings.device, dtype=settings.dtype)
+        engine = Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype)
     except (SettingsError, CheckpointError, PictureRefused) as fault:
         raise CommandFailed(str(fault), exit_code=2) from fault
     except (OSError, UnidentifiedImageError) as fault:

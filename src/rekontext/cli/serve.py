@@ -20,12 +20,12 @@ from rekontext.api.http1 import make_room, server_config
 from rekontext.api.logs import configure, printable
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
-from rekontext.contract import ModelCard
+from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
-from rekontext.fleet import LocalFleet
+from rekontext.fleet import LocalFleet, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
-from rekontext.settings import KEY_VARIABLE, Settings, SettingsError, load_settings
+from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
@@ -94,18 +94,43 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 
 
 def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Callable[[Exception], None]) -> Service:
-    fleet = LocalFleet(
+    try:
+        return assemble(settings, fleet=_fleet(settings), on_ready=ready, on_broken=stop)
+    except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
+
+
+def _fleet(settings: Settings) -> Fleet:
+    """One device in this process, or processes for several, or for one that sleeps."""
+    devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
+    if len(devices) > 1 or settings.idle_s is not None:
+        return ProcessFleet(
+            devices=devices or ("",),
+            idle_s=settings.idle_s,
+            model=settings.model,
+            dtype=settings.dtype,
+            cache_folder=settings.data_dir / "engine",
+            compiled=settings.compiled,
+            batch=settings.batch,
+        )
+    return LocalFleet(
         model=settings.model,
-        device=settings.device,
+        device=devices[0] if devices else None,
         dtype=settings.dtype,
         cache_folder=settings.data_dir / "engine",
         compiled=settings.compiled,
         batch=settings.batch,
     )
+
+
+def _every_gpu() -> tuple[str, ...]:
     try:
-        return assemble(settings, fleet=fleet, on_ready=ready, on_broken=stop)
-    except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
-        raise CommandFailed(str(fault), exit_code=1) from fault
+        from rekontext.engine.precision import every_gpu
+    except ImportError as fault:
+        raise CommandFailed(ENGINE_MISSING.format(fault=fault), exit_code=1) from fault
+    if not (found := every_gpu()):
+        raise CommandFailed(f"{variable('device')} is {EVERY_GPU}, but torch sees no GPU here", exit_code=1)
+    return found
 
 
 def _require_model(model: str) -> None:

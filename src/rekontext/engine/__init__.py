@@ -6,9 +6,28 @@
 Many edits at once: `engine.submit(request)` gives a `Ticket` for each.
 """
 
-from rekontext.engine.engine import Engine
-from rekontext.engine.scheduler import Policy
-from rekontext.engine.tensors import CheckpointError
-from rekontext.engine.ticket import EditCancelled, Ticket
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rekontext.engine.engine import Engine
+    from rekontext.engine.scheduler import Policy
+    from rekontext.engine.tensors import CheckpointError
+    from rekontext.engine.ticket import EditCancelled, Ticket
 
 __all__ = ["CheckpointError", "EditCancelled", "Engine", "Policy", "Ticket"]
+
+_FILES: Final = {
+    "CheckpointError": "tensors",
+    "EditCancelled": "ticket",
+    "Engine": "engine",
+    "Policy": "scheduler",
+    "Ticket": "ticket",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when they are asked for: what is pure here (`outlook.py`) is used where torch isn't loaded."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

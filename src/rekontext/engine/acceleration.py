@@ -8,11 +8,12 @@ number only, so cost is known beforehand, edits can be interleaved, and the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from rekontext.contract import Acceleration
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FIRST_STEPS: Final = 3
 LAST_STEPS: Final = 2

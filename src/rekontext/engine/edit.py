@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from rekontext.contract import EditRequest
-from rekontext.engine.acceleration import Seen, extrapolate, step_map
+from rekontext.engine.acceleration import Seen, extrapolate
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
 from rekontext.engine.checkpoint import Parts
+from rekontext.engine.plan import Plan, plan_of
 from rekontext.engine.prompt import PromptEncoder
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
 from rekontext.engine.schedule import Schedule
@@ -43,28 +44,6 @@ class Model:
             autoencoder=Autoencoder(parts.autoencoder),
             transformer=parts.transformer,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a request comes to, known before anything of it runs.
-
-    Attributes:
-        size, reference_size: in pixels; no reference for text-to-image.
-        output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
-        runs: which steps run the transformer; the others are extrapolated.
-    """
-
-    size: Size
-    reference_size: Size | None
-    output_tokens: int
-    tokens: int
-    runs: tuple[bool, ...]
-
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """Edits of equal shape can share a transformer pass."""
-        return self.size, self.reference_size
 
 
 @dataclass(kw_only=True)
@@ -103,18 +82,7 @@ class Edit:
 
 def plan(model: Model, request: EditRequest) -> Plan:
     """Sizes and passes of an edit. Cheap: nothing is computed."""
-    photo = request.photo
-    size = model.canvas.output(request.aspect_ratio, photo.size if photo else None)
-    # The reference keeps the photo's own shape even where another ratio is asked for.
-    reference_size = model.canvas.nearest(photo.size) if photo else None
-    tokens = [_tokens(picture) for picture in (size, reference_size) if picture]
-    return Plan(
-        size=size,
-        reference_size=reference_size,
-        output_tokens=tokens[0],
-        tokens=model.prompts.tokens + sum(tokens),
-        runs=step_map(request.steps, request.acceleration),
-    )
+    return plan_of(request, canvas=model.canvas, text_tokens=model.prompts.tokens)
 
 
 @torch.inference_mode()
@@ -199,7 +167,3 @@ def noise(seed: int, size: Size, channels: int) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     cells = PIXELS_PER_TOKEN // 2
     return torch.randn(1, channels, size[1] // cells, size[0] // cells, generator=generator)
-
-
-def _tokens(size: Size) -> int:
-    return (size[0] // PIXELS_PER_TOKEN) * (size[1] // PIXELS_PER_TOKEN)

@@ -10,6 +10,7 @@ Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract
 from __future__ import annotations
 
 import logging
+import pickle
 import secrets
 import time
 import traceback
@@ -19,7 +20,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, cast
 
 from PIL import Image
 from torch import Tensor
@@ -49,10 +50,11 @@ from rekontext.engine.costs import CostModel
 from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
 from rekontext.engine.memory import STARTED_EDITS_MAX, Plan
+from rekontext.engine.outlook import Outlook
 from rekontext.engine.placement import Holding, free_memory, is_out_of_memory, open_placed
 from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
-from rekontext.engine.scheduler import Policy, Scheduler
+from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
 from rekontext.engine.tuning import choose_attention, choose_gelu, costs_file_of
 from rekontext.models import MINI
@@ -79,7 +81,7 @@ class Engine:
         *,
         is_mini: bool = False,
         policy: Policy | None = None,
-        weight: Callable[[str], float] = lambda _: 1.0,
+        weight: Callable[[str], float] = equal_shares,
         costs_file: Path | None = None,
         batch: BatchMode = "exact",
         plans: Sequence[Plan] = (),
@@ -97,9 +99,10 @@ class Engine:
             knows=parts.knows,
         )
         self.broken: Future[None] = Future()
+        self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
+        self._outlook = Outlook(canvas=parts.canvas, text_tokens=self.model.prompts.tokens, scheduler=self._scheduler)
         self._costs_path = costs_file
         self._know_costs()
-        self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
         self._batching = Batching(mode=batch)
         self._tickets: dict[int, Ticket] = {}
         self._submitted = 0
@@ -119,7 +122,7 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         policy: Policy | None = None,
-        weight: Callable[[str], float] = lambda _: 1.0,
+        weight: Callable[[str], float] = equal_shares,
         costs_file: Path | None = None,
         batch: BatchMode = "exact",
         compiled: bool = False,
@@ -183,6 +186,11 @@ class Engine:
             if compile_cache is not None:
                 keep(compile_cache)
 
+    @property
+    def costs(self) -> CostModel:
+        """What the device takes for what."""
+        return self._outlook.costs
+
     def __enter__(self) -> Engine:
         return self
 
@@ -240,7 +248,7 @@ class Engine:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
         """
         plan = stages.plan(self.model, request)
-        work_s = self._work_s(plan)
+        work_s = self._outlook.work_s(plan)
         parked = park(request.photo, plan)
         with self._changed:
             if self._is_closing:
@@ -274,12 +282,14 @@ class Engine:
         with self._changed:
             now_s = time.monotonic()
             if isinstance(request, Ticket):
-                done = Estimate(position=0, wait_s=0.0, finish_s=0.0)
-                return self._scheduler.estimates(now_s, of=[request.number]).get(request.number, done)
-            work_s = self._work_s(stages.plan(self.model, request))
-            return self._scheduler.estimate(
-                account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
-            )
+                return self._outlook.estimate_of(request.number, now_s=now_s)
+            return self._outlook.estimate(request, now_s=now_s)
+
+    def outlook(self) -> Outlook:
+        """A copy of what is known of submitted edits, which are in it under their tickets' numbers."""
+        with self._changed:
+            copied = pickle.dumps(self._outlook)
+        return cast(Outlook, pickle.loads(copied))  # noqa: S301 - made here
 
     def warm_up(self) -> None:
         """Run one step of an edit and one of text-to-image: whatever is compiled or allocated once, is so now."""
@@ -436,7 +446,7 @@ class Engine:
             now_s = time.monotonic()
             for ticket, edit in zip(group, edits, strict=True):
                 ticket.took("denoise", took_s)
-                remaining_s = self._work_s(edit.plan, step=edit.step)
+                remaining_s = self._outlook.work_s(edit.plan, step=edit.step)
                 self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
             told = [ticket.number for ticket in group if ticket.on_progress]
             estimates = self._scheduler.estimates(now_s, of=told) if told else {}
@@ -487,7 +497,10 @@ class Engine:
             ticket.edit = edit
             ticket.parked = None
             self._scheduler.served(
-                ticket.number, took_s=took_s, remaining_s=self._work_s(ticket.plan, step=0), now_s=time.monotonic()
+                ticket.number,
+                took_s=took_s,
+                remaining_s=self._outlook.work_s(ticket.plan, step=0),
+                now_s=time.monotonic(),
             )
         ticket.tell(Progress(step=0, steps=ticket.request.steps, remaining_s=None))
 
@@ -580,16 +593,10 @@ class Engine:
         ticket.settle(lambda future: future.set_exception(error))
         self._changed.notify_all()
 
-    def _work_s(self, plan: stages.Plan, step: int | None = None) -> float:
-        """Predicted device seconds that a plan still needs; None for `step` is before preparing."""
-        work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
-        work_s += self.costs.predict("decode", plan.output_tokens)
-        return work_s + self.costs.predict("prepare", plan.tokens) if step is None else work_s
-
     def _know_costs(self) -> None:
         """What was measured before, on this device and with the model as it is held now."""
         file = self._costs_file
-        self.costs = CostModel.load(file) if file else CostModel()
+        self._outlook.costs = CostModel.load(file) if file else CostModel()
         self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[self.model.transformer.device.type]
 
     def _save_costs(self) -> None:

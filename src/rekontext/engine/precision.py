@@ -32,6 +32,11 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def every_gpu() -> tuple[str, ...]:
+    """The GPUs of this machine, as `choose_device` takes them."""
+    return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+
+
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """What activations are in under the named dtype; without a name, bfloat16 on a GPU and float32 on the CPU.
 

@@ -94,6 +94,11 @@ class Waiting:
         return self.remaining_s * self.factor
 
 
+def equal_shares(_account: str) -> float:
+    """Every account weighs the same."""
+    return 1.0
+
+
 @dataclass(kw_only=True)
 class Scheduler:
     """The edits of one device, and the order in which their steps run.
@@ -103,7 +108,7 @@ class Scheduler:
     """
 
     policy: Policy = field(default_factory=Policy)
-    weight: Callable[[str], float] = lambda _: 1.0
+    weight: Callable[[str], float] = equal_shares
 
     def __post_init__(self) -> None:
         self._waiting: dict[Hashable, Waiting] = {}
@@ -114,6 +119,9 @@ class Scheduler:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._waiting
 
     def add(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int = 0) -> None:
         """An edit that needs `work_s` device seconds came in."""

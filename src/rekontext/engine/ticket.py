@@ -12,7 +12,8 @@ from PIL import Image
 
 from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
 from rekontext.engine.autoencoder import stretch
-from rekontext.engine.edit import Edit, Plan
+from rekontext.engine.edit import Edit
+from rekontext.engine.plan import Plan
 
 
 class EditCancelled(Exception):

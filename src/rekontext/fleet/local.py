@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from rekontext.contract import (
+    DeviceState,
     EditRefused,
     EditRequest,
     EditResult,
@@ -26,6 +27,7 @@ from rekontext.contract import (
 
 if TYPE_CHECKING:
     from rekontext.engine import Engine, Ticket
+    from rekontext.engine.outlook import Outlook
 
 T = TypeVar("T")
 
@@ -58,6 +60,13 @@ class LocalFleet:
         self._batch = batch
         self._engine: Engine | None = None
         self._tickets: dict[str, Ticket] = {}
+
+    @property
+    def devices(self) -> dict[str, DeviceState]:
+        """The one device; its name is known once the model is loaded."""
+        if self._engine is None:
+            return {self._device or "": "starting"}
+        return {self._engine.card.device: "failed" if self._engine.broken.done() else "ready"}
 
     @property
     def card(self) -> ModelCard:
@@ -131,6 +140,10 @@ class LocalFleet:
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done, or would be if it were submitted now."""
         return self._started().estimate(self._tickets.get(request.id, request))
+
+    def outlook(self) -> tuple[Outlook, dict[str, int]]:
+        """A copy of the engine's outlook, and what it calls the requests that are submitted, by id."""
+        return self._started().outlook(), {id: ticket.number for id, ticket in self._tickets.items()}
 
     async def close(self) -> None:
         """Stop running edits within one step and free the model."""

@@ -101,6 +101,7 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._life = life
+        self._fleet = fleet
         self._attempts = Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max)
         self._workbench = workbench
         self._hub = hub
@@ -136,7 +137,7 @@ class Dispatcher:
     @property
     def place_s(self) -> float:
         """About how long until the queue moves on by a place, with the other processes that work on it."""
-        return self.edit_s / self._workers
+        return self.edit_s / (self._workers * len(self._fleet.devices))
 
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""

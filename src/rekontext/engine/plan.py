@@ -1,0 +1,55 @@
+"""What a request comes to before anything of it runs: sizes, tokens, and which steps compute. No tensors here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rekontext.contract import EditRequest
+from rekontext.engine.acceleration import step_map
+from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a request comes to, known before anything of it runs.
+
+    Attributes:
+        size, reference_size: in pixels; no reference for text-to-image.
+        output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
+        runs: which steps run the transformer; the others are extrapolated.
+    """
+
+    size: Size
+    reference_size: Size | None
+    output_tokens: int
+    tokens: int
+    runs: tuple[bool, ...]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Edits of equal shape can share a transformer pass."""
+        return self.size, self.reference_size
+
+
+def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
+    """Sizes and passes of an edit. Cheap: nothing is computed.
+
+    Args:
+        text_tokens: of every prompt.
+    """
+    photo = request.photo
+    size = canvas.output(request.aspect_ratio, photo.size if photo else None)
+    # The reference keeps the photo's own shape even where another ratio is asked for.
+    reference_size = canvas.nearest(photo.size) if photo else None
+    tokens = [_tokens(picture) for picture in (size, reference_size) if picture]
+    return Plan(
+        size=size,
+        reference_size=reference_size,
+        output_tokens=tokens[0],
+        tokens=text_tokens + sum(tokens),
+        runs=step_map(request.steps, request.acceleration),
+    )
+
+
+def _tokens(size: Size) -> int:
+    return (size[0] // PIXELS_PER_TOKEN) * (size[1] // PIXELS_PER_TOKEN)

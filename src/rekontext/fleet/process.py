@@ -1,0 +1,418 @@
+"""One device's engine in a process of its own: started for work, and started anew when it dies.
+
+What a device does to its process, a fault that only a new one can mend above all, so touches no other device and not
+the service. Without work for long, the process can be ended: the device's memory is free then, to the last byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from rekontext.contract import (
+    DeadlineUnmeetable,
+    DeviceState,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    Estimate,
+    ModelCard,
+    OnProgress,
+)
+from rekontext.fleet.messages import (
+    Broken,
+    Cancel,
+    Channel,
+    Done,
+    Logged,
+    Looked,
+    NotOpened,
+    Opened,
+    Opening,
+    Submit,
+    Told,
+)
+
+if TYPE_CHECKING:
+    from rekontext.engine.outlook import Outlook
+
+WORKER: Final = (sys.executable, "-m", "rekontext.fleet.worker")
+ENDING_S_MAX: Final = 15.0
+"""How long a process may take to end before it is killed; longer than it gives itself."""
+RETRY_S_MAX: Final = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class DeviceFailed(Exception):
+    """The process couldn't be started, or died before the edit was handed to it. Another device may run it."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Edit:
+    """An edit that the process has, or that waits for it.
+
+    Attributes:
+        work_s: device seconds that it was expected to need.
+        key: what the outlook calls it.
+        is_handed_over: whether it was sent.
+        is_taken_in: whether an outlook of the process's own had it.
+    """
+
+    request: EditRequest
+    on_progress: OnProgress | None
+    work_s: float
+    ended: asyncio.Future[EditResult]
+    is_handed_over: bool = False
+    is_taken_in: bool = False
+
+    def __post_init__(self) -> None:
+        self.key: Hashable = self
+
+
+class EngineProcess:
+    """One device. `run`, in a task of its own, starts the process when it is wanted, and again when it dies.
+
+    Args:
+        name: the device's: "cpu", "cuda" or "cuda:N"; empty leaves the choice to the engine.
+        opening: what the engine is opened with; its device is `name`.
+        idle_s: a process without work for so long is ended; None keeps it.
+        retry_s: until a process that failed is started again; twice as long each time, up to a minute.
+        on_change: called after each change of `state`.
+        command: the program that serves the socket whose number is added to it.
+
+    Attributes:
+        state: what the device is doing.
+        failures: how often it failed since an edit was last done.
+        fault: why it failed last.
+        card: the model, once it was loaded.
+        loading_s: how long it last took to load.
+        outlook: what is known of its edits; None before any device was ready.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        opening: Opening,
+        *,
+        idle_s: float | None = None,
+        retry_s: float = 1.0,
+        on_change: Callable[[], None] = lambda: None,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        self.name = name
+        self.state: DeviceState = "asleep"
+        self.failures = 0
+        self.fault: Exception | None = None
+        self.card: ModelCard | None = None
+        self.loading_s = 0.0
+        self.outlook: Outlook | None = None
+        device, self._environment = _placed(name, os.environ)
+        self._opening = replace(opening, device=device)
+        self._idle_s = idle_s
+        self._retry_s = retry_s
+        self._on_change = on_change
+        self._command = command
+        self._edits: dict[int, _Edit] = {}
+        self._submitted = 0
+        self._wanted = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._state_since_s = time.monotonic()
+        self._channel: Channel | None = None
+        self._retiring: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Start the process if it isn't there."""
+        self._wanted.set()
+
+    def assume(self, outlook: Outlook, loading_s: float) -> None:
+        """Believe of this device what is known of another with the same model, until it was ready itself."""
+        if self.outlook is None:
+            self.outlook, self.loading_s = outlook.emptied(), loading_s
+
+    async def until_ready(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            DeviceFailed: it can't be.
+        """
+        while self.state != "ready":
+            self.wake()
+            changed = self._changed
+            if self.state == "failed":
+                raise DeviceFailed(f"{self.name or 'the device'}: {self.fault}") from self.fault
+            await changed.wait()
+
+    def has(self, id: str) -> bool:
+        """Whether the edit of that request is here."""
+        return self._find(id) is not None
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        """When this edit will be done here, or would be if it came now.
+
+        Raises:
+            EngineFault: no device was ready yet.
+        """
+        if self.outlook is None:
+            raise EngineFault("the model isn't loaded")
+        now_s = time.monotonic()
+        edit = self._find(request.id)
+        own = (
+            self.outlook.estimate(request, now_s=now_s)
+            if edit is None
+            else self.outlook.estimate_of(edit.key, now_s=now_s)
+        )
+        start_s = self._start_s(now_s)
+        return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
+
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        """As `Fleet.edit`. Waits for the process if it isn't there.
+
+        Raises:
+            DeviceFailed: the edit was not handed over.
+        """
+        assert self.outlook is not None, "no device was ready yet"
+        came_s = time.monotonic()
+        edit = _Edit(
+            request=replace(request, photo=None),
+            on_progress=on_progress,
+            work_s=self.outlook.work_s(self.outlook.plan(request)),
+            ended=asyncio.get_running_loop().create_future(),
+        )
+        number = self._submitted
+        self._submitted += 1
+        self._edits[number] = edit
+        self._expect(edit)
+        self._keep()
+        waited_s = 0.0
+        try:
+            await self.until_ready()
+            assert self._channel is not None, "ready without a channel"
+            waited_s = time.monotonic() - came_s
+            self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
+            edit.is_handed_over = True
+            del request  # its photo may have 150 MB
+            return await edit.ended
+        except asyncio.CancelledError:
+            if edit.is_handed_over and self._channel is not None:
+                self._channel.post(Cancel(number=number))
+            raise
+        except DeadlineUnmeetable as refused:
+            if edit.request.deadline_s is None or not waited_s:
+                raise
+            raise DeadlineUnmeetable(
+                deadline_s=edit.request.deadline_s, finish_s=refused.finish_s + waited_s
+            ) from refused
+        finally:
+            del self._edits[number]
+            self._expect_no_more(edit)
+            self._keep()
+
+    async def run(self) -> None:
+        """Start the process when it is wanted, and again when it dies, until cancelled."""
+        try:
+            while True:
+                await self._wanted.wait()
+                self.fault = await self._live()
+                self._give_up_edits(f"the engine failed: {self.fault}")
+                if self.fault is not None:
+                    self.failures += 1
+                    again_s = min(self._retry_s * 2.0 ** (self.failures - 1), RETRY_S_MAX)
+                    _log.error("device_failed", device=self.name, fault=str(self.fault), again_s=again_s)
+                    if self._idle_s is not None:
+                        self._wanted.clear()
+                    self._become("failed")
+                    await asyncio.sleep(again_s)
+                self._become("asleep")
+        finally:
+            self._give_up_edits("the engine was closed before the edit was done")
+            self.fault = EngineFault("the engine was closed")
+            self._become("failed")
+
+    async def _live(self) -> Exception | None:
+        """One life of the process. Returns what ended it; None if it had no work for long."""
+        self._become("starting")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                start_new_session=True,  # a Ctrl-C is the service's
+            )
+        self._channel = channel = await Channel.over(ours)
+        try:
+            channel.post(self._opening)
+            while True:
+                fault = self._hear(await channel.receive())
+                if fault is not None:
+                    return fault
+        except EOFError:
+            return None if self.state == "asleep" else EngineFault(await _death(process))
+        finally:
+            self._channel = None
+            await asyncio.shield(_end(process, channel))
+
+    def _hear(self, message: object) -> Exception | None:
+        """Take in what the process says. Returns why it ends, if it does."""
+        match message:
+            case Opened():
+                self.card = message.card
+                self.loading_s = time.monotonic() - self._state_since_s
+                _log.info("device_ready", device=self.name or message.card.device, loading_s=round(self.loading_s, 1))
+            case Looked():
+                self._look(message)
+                if self.state == "starting":
+                    self._become("ready")
+                    self._keep()
+            case Told():
+                edit = self._edits.get(message.number)
+                if edit is not None and edit.on_progress is not None:
+                    asyncio.get_running_loop().call_soon(edit.on_progress, message.news)
+            case Done():
+                edit = self._edits.get(message.number)
+                if not isinstance(message.outcome, EngineFault):
+                    self.failures = 0
+                if edit is not None and not edit.ended.done():
+                    if isinstance(message.outcome, EditResult):
+                        edit.ended.set_result(message.outcome)
+                    else:
+                        edit.ended.set_exception(message.outcome)
+            case Logged():
+                logging.getLogger(message.logger).log(message.level, "%s: %s", self.name, message.text)
+            case NotOpened():
+                return message.fault
+            case Broken():
+                return EngineFault(message.why)
+        return None
+
+    def _look(self, message: Looked) -> None:
+        self.outlook = message.outlook
+        for number, key in message.keys.items():
+            if number in self._edits:
+                self._edits[number].key, self._edits[number].is_taken_in = key, True
+        for edit in self._edits.values():
+            if not edit.is_taken_in:
+                self._expect(edit)
+
+    def _expect(self, edit: _Edit) -> None:
+        """Reckon with an edit that the process's outlook hasn't got yet."""
+        if self.outlook is not None:
+            self.outlook.scheduler.add(
+                edit.key,
+                account=edit.request.account,
+                work_s=edit.work_s,
+                now_s=time.monotonic(),
+                priority=edit.request.priority,
+            )
+
+    def _expect_no_more(self, edit: _Edit) -> None:
+        if self.outlook is not None and edit.key in self.outlook.scheduler:
+            self.outlook.scheduler.remove(edit.key)
+
+    def _find(self, id: str) -> _Edit | None:
+        return next((edit for edit in self._edits.values() if edit.request.id == id), None) if id else None
+
+    def _give_up_edits(self, why: str) -> None:
+        """The process is gone, with the edits that it had; those that wait for the next one still do."""
+        if self.outlook is not None:
+            self.outlook = self.outlook.emptied()
+        for edit in self._edits.values():
+            if not edit.is_handed_over:
+                self._expect(edit)
+            elif not edit.ended.done():
+                edit.ended.set_exception(EngineFault(why))
+
+    def _keep(self) -> None:
+        """See whether there is work; if not, the process ends in `idle_s`."""
+        if self._retiring is not None:
+            self._retiring.cancel()
+            self._retiring = None
+        if self._idle_s is not None and self.state == "ready" and not self._edits:
+            self._retiring = asyncio.get_running_loop().call_later(self._idle_s, self._retire)
+
+    def _retire(self) -> None:
+        assert not self._edits, "it has work"
+        self._wanted.clear()
+        _log.info("device_asleep", device=self.name)
+        self._become("asleep")
+        if self._channel is not None:
+            self._channel.hang_up()
+
+    def _become(self, state: DeviceState) -> None:
+        self.state, self._state_since_s = state, time.monotonic()
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()
+        self._on_change()
+
+    def _start_s(self, now_s: float) -> float:
+        """Seconds until the model is loaded, if the process is wanted."""
+        if self.state == "ready":
+            return 0.0
+        if self.state == "starting":
+            return max(0.0, self._state_since_s + self.loading_s - now_s)
+        return self.loading_s
+
+
+def _later(request: EditRequest, waited_s: float, *, work_s: float) -> EditRequest:
+    """The same request after a wait: less time is left.
+
+    Raises:
+        DeadlineUnmeetable: none is.
+    """
+    if request.deadline_s is None:
+        return request
+    left_s = request.deadline_s - waited_s
+    if left_s <= 0:
+        raise DeadlineUnmeetable(deadline_s=request.deadline_s, finish_s=work_s)
+    return replace(request, deadline_s=left_s)
+
+
+def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """What a process calls its device, and its environment: it sees one GPU, so nothing lands on another's memory."""
+    if not device.startswith("cuda"):
+        return device or None, dict(environment)
+    index = device.partition(":")[2] or "0"
+    visible = [each.strip() for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    if not visible:
+        return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": index}
+    if int(index) >= len(visible):
+        return device, dict(environment)  # which the engine refuses, saying how many there are
+    return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}
+
+
+async def _end(process: Process, channel: Channel) -> None:
+    """Have the process end, one way or the other."""
+    channel.hang_up()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ENDING_S_MAX):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def _death(process: Process) -> str:
+    """What the process died of, for the log."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ENDING_S_MAX):
+            await process.wait()
+    code = process.returncode
+    if code is None:
+        return "its process closed its connection"
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"its process was ended by {name}" + (" (is the machine out of memory?)" if name == "SIGKILL" else "")

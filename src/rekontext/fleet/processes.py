@@ -1,0 +1,187 @@
+"""Edits on several devices of this machine, or on devices that sleep: a process for each, see `process.py`.
+
+Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
+start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal
+
+from rekontext.contract import (
+    DeviceState,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    Estimate,
+    ModelCard,
+    OnProgress,
+)
+from rekontext.fleet.messages import Opening
+from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
+
+FAILURES_MAX: Final = 5
+"""When every device failed so often since an edit was last done, the fleet is at its end."""
+
+
+class ProcessFleet:
+    """A `rekontext.contract.Fleet` of engines in processes of their own.
+
+    Args:
+        devices: their names; an empty one leaves the choice to the engine.
+        idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
+        retry_s, command: as `EngineProcess` takes them.
+        model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        devices: Sequence[str],
+        idle_s: float | None = None,
+        model: str = "mini",
+        dtype: str | None = None,
+        cache_folder: Path | None = None,
+        compiled: bool = False,
+        batch: Literal["exact", "any", "off"] = "exact",
+        retry_s: float = 1.0,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        opening = Opening(
+            model=model, device=None, dtype=dtype, cache_folder=cache_folder, compiled=compiled, batch=batch
+        )
+        self._idle_s = idle_s
+        self._processes = [
+            EngineProcess(name, opening, idle_s=idle_s, retry_s=retry_s, on_change=self._look, command=command)
+            for name in devices
+        ]
+        self._running: list[asyncio.Task[None]] = []
+        self._card: ModelCard | None = None
+        self._changed = asyncio.Event()
+        self._broken: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    @property
+    def devices(self) -> dict[str, DeviceState]:
+        """All devices, by name."""
+        return {
+            process.name or (process.card.device if process.card else ""): process.state for process in self._processes
+        }
+
+    @property
+    def card(self) -> ModelCard:
+        """What is loaded; only after `start`."""
+        if self._card is None:
+            raise EngineFault("the model isn't loaded")
+        return self._card
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether edits would run, be it after a start."""
+        return self._card is not None and not self._is_closed and any(self._usable())
+
+    async def start(self) -> None:
+        """Load the model on one device, then on the others, unless those are to sleep.
+
+        One after the other, since the others find what the first has measured and compiled: all then compute alike.
+
+        Raises:
+            ValueError, ImportError, EngineFault: no device can load it. It is what the first of them said.
+        """
+        self._broken = asyncio.get_running_loop().create_future()
+        self._running = [asyncio.create_task(process.run(), name=process.name) for process in self._processes]
+        faults: list[Exception] = []
+        for first in self._processes:
+            try:
+                await first.until_ready()
+            except DeviceFailed as failed:
+                faults.append(first.fault or failed)
+            else:
+                break
+        else:
+            await self.close()
+            raise faults[0]
+        assert first.card is not None, "ready without a card"
+        assert first.outlook is not None, "ready without an outlook"
+        names = ", ".join(process.name or first.card.device for process in self._processes)
+        self._card = replace(first.card, device=names)
+        for process in self._processes:
+            process.assume(first.outlook, first.loading_s)
+            if self._idle_s is None:
+                process.wake()
+
+    async def watch(self) -> None:
+        """Wait until all devices have failed too often.
+
+        Raises:
+            EngineFault: they did.
+        """
+        assert self._broken is not None, "not started"
+        await asyncio.shield(self._broken)
+
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
+        while True:
+            process = await self._choose(request)
+            try:
+                return await process.edit(request, on_progress=on_progress)
+            except DeviceFailed:
+                continue  # it wasn't handed over: another one, or this one later
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        """When this edit will be done, or would be if it came now."""
+        for process in self._processes:
+            if process.has(request.id):
+                return process.estimate(request)
+        return min(self._estimates(request), key=_finish)[0]
+
+    async def close(self) -> None:
+        """Stop running edits within one step and end the processes."""
+        self._is_closed = True
+        self._look()
+        for task in self._running:
+            task.cancel()
+        for task in self._running:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _usable(self) -> list[EngineProcess]:
+        return [process for process in self._processes if process.state != "failed"]
+
+    def _estimates(self, request: EditRequest) -> list[tuple[Estimate, EngineProcess]]:
+        return [(process.estimate(request), process) for process in self._usable() or self._processes]
+
+    async def _choose(self, request: EditRequest) -> EngineProcess:
+        """Which device runs an edit; waits for one while all have failed.
+
+        Raises:
+            EngineFault: the fleet was closed, has not started, or is at its end.
+        """
+        while True:
+            changed = self._changed
+            if self._card is None or self._is_closed:
+                raise EngineFault("the model isn't loaded")
+            if self._broken is not None and self._broken.done():
+                self._broken.result()
+            if self._usable():
+                return min(self._estimates(request), key=_finish)[1]
+            await changed.wait()
+
+    def _look(self) -> None:
+        """A device changed."""
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()
+        if self._broken is None or self._broken.done() or self._card is None:
+            return
+        if all(process.failures >= FAILURES_MAX for process in self._processes):
+            why = "; ".join(f"{process.name}: {process.fault}" for process in self._processes)
+            self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
+
+
+def _finish(found: tuple[Estimate, EngineProcess]) -> float:
+    return found[0].finish_s

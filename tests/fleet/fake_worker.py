@@ -1,0 +1,106 @@
+"""A worker whose engine is a fake: it obeys its model's name and its prompts, and loads no torch.
+
+python -m tests.fleet.fake_worker FD
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from rekontext.contract import EditRefused, EditRequest, EditResult, EngineFault, ModelCard, OnProgress, Progress
+from rekontext.engine.canvas import Canvas
+from rekontext.engine.costs import CostModel
+from rekontext.engine.outlook import Outlook
+from rekontext.fleet import LocalFleet
+from rekontext.fleet.messages import Opening
+from rekontext.fleet.worker import main
+
+STEP_S = 1.0
+"""What it says that a step takes."""
+
+
+class ObedientFleet(LocalFleet):
+    """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads.
+
+    A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
+    process, "wait FILE" goes on when there is such a file, "refuse" and "fail" are refused and fail, "log" logs.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        super().__init__()
+        self._opening = opening
+        costs = CostModel(seconds={"step": {1: STEP_S, 17: STEP_S}, "prepare": {17: 0.0}, "decode": {16: 0.0}})
+        self._outlook = Outlook(canvas=Canvas(area=4096), text_tokens=-15, costs=costs)
+        self._is_started = False
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(
+            name=self._opening.model, canvas_area=4096, parameters=1, device="fake", dtype="none", is_mini=False
+        )
+
+    async def start(self) -> None:
+        folder = self._opening.cache_folder
+        if self._opening.model == "bad" or (
+            folder and self._opening.device and (folder / self._opening.device).exists()
+        ):
+            raise ValueError("the model is bad")
+        if self._opening.model == "mortal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._is_started = True
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+    def outlook(self) -> tuple[Outlook, dict[str, int]]:
+        if not self._is_started:
+            raise EngineFault("not loaded")
+        return self._outlook, {str(id): int(str(id)) for id in self._outlook.scheduler.order(time.monotonic())}
+
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        tell = on_progress or (lambda _news: None)
+        work_s = self._outlook.work_s(self._outlook.plan(request))
+        self._outlook.scheduler.add(
+            int(request.id), account=request.account, work_s=work_s, now_s=time.monotonic(), priority=request.priority
+        )
+        try:
+            tell(Progress(step=0, steps=request.steps, remaining_s=None))
+            what, _, path = request.prompt.partition(" ")
+            if what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if what == "refuse":
+                raise EditRefused("the prompt is refuse: it must be another")
+            if what == "fail":
+                raise EngineFault("it failed")
+            if what == "log":
+                logging.getLogger("rekontext.engine").warning("a step was left out")
+            if what == "wait":
+                while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+                    await asyncio.sleep(0.01)
+            tell(Progress(step=1, steps=request.steps, remaining_s=0.0))
+        except asyncio.CancelledError:
+            Path(request.prompt.partition(" ")[2]).with_suffix(".cancelled").touch()
+            raise
+        finally:
+            self._outlook.scheduler.remove(int(request.id))
+        return EditResult(
+            picture=request.photo or Image.new("RGB", (1, 1)),
+            seed=request.seed,
+            steps=request.steps,
+            passes=request.steps,
+            inference_s=float(os.getpid()),
+        )
+
+
+if __name__ == "__main__":
+    main(ObedientFleet)

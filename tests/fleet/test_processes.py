@@ -1,0 +1,314 @@
+"""Engines in processes of their own, with a fake engine that dies, waits and refuses when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rekontext.contract import (
+    DeadlineUnmeetable,
+    EditRefused,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    Preview,
+    Progress,
+)
+from rekontext.fleet import ProcessFleet
+from rekontext.fleet.process import _placed
+
+pytestmark = pytest.mark.anyio
+
+FAKE = (sys.executable, "-m", "tests.fleet.fake_worker")
+SOON_S = 30.0
+
+
+def request(id: int, prompt: str = "", *, steps: int = 4, deadline_s: float | None = None) -> EditRequest:
+    return EditRequest(
+        id=str(id),
+        prompt=prompt,
+        seed=id,
+        steps=steps,
+        photo=Image.new("RGB", (64, 64), (id, 0, 0)),
+        deadline_s=deadline_s,
+    )
+
+
+def fleet_of(
+    *devices: str, model: str = "good", idle_s: float | None = None, folder: Path | None = None
+) -> ProcessFleet:
+    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=0.01, command=FAKE)
+
+
+@asynccontextmanager
+async def started(fleet: ProcessFleet) -> AsyncIterator[ProcessFleet]:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(fleet.close)
+        await fleet.start()
+        yield fleet
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not holds():  # noqa: ASYNC110 - other processes make it true
+            await asyncio.sleep(0.01)
+
+
+def process_of(result: EditResult) -> int:
+    return int(result.inference_s)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; one that ended and whose parent hasn't looked yet doesn't."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def waiting(fleet: ProcessFleet, id: int, path: Path) -> tuple[asyncio.Task[EditResult], asyncio.Event]:
+    """An edit that runs until there is `path`, and what is set once it runs."""
+    runs = asyncio.Event()
+
+    def tell(_news: Progress | Preview) -> None:
+        runs.set()
+
+    return asyncio.create_task(fleet.edit(request(id, f"wait {path}"), on_progress=tell)), runs
+
+
+async def test_an_edit_goes_to_another_process_and_comes_back() -> None:
+    """Pixels, numbers and progress, in order."""
+    news: list[Progress | Preview] = []
+    async with started(fleet_of("a")) as fleet:
+        assert fleet.is_ready
+        assert (fleet.card.name, fleet.card.device, fleet.devices) == ("good", "a", {"a": "ready"})
+        result = await fleet.edit(request(7), on_progress=news.append)
+    assert result.picture.getpixel((0, 0)) == (7, 0, 0)
+    assert result.seed == 7
+    assert [each.step for each in news] == [0, 1]
+    assert process_of(result) != os.getpid()
+    assert not is_alive(process_of(result))
+    assert not fleet.is_ready
+
+
+async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -> None:
+    """Also before the devices themselves have said that they got the earlier ones."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        assert fleet.estimate(request(0, steps=10)).finish_s == pytest.approx(10, abs=1)
+        edits = [asyncio.create_task(fleet.edit(request(id, f"wait {go}", steps=10))) for id in (1, 2)]
+        await asyncio.sleep(0)
+        assert fleet.estimate(request(3, steps=10)).finish_s > 15
+        await until(lambda: {fleet.estimate(request(id)).position for id in (1, 2)} == {0})
+        go.touch()
+        results = await asyncio.gather(*edits)
+    assert len({process_of(result) for result in results}) == 2
+
+
+async def test_a_dead_process_takes_its_own_edits_with_it_and_comes_again(tmp_path: Path) -> None:
+    """One GPU's fault is nobody else's."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        other, runs = waiting(fleet, 1, go)
+        await runs.wait()
+        with pytest.raises(EngineFault, match="its process was ended by SIGKILL"):
+            await fleet.edit(request(2, "die"))
+        assert fleet.is_ready
+        go.touch()
+        await other
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        await fleet.edit(request(3))
+
+
+async def test_faults_and_refusals_are_what_they_were() -> None:
+    """Whose fault it is decides who pays."""
+    async with started(fleet_of("a")) as fleet:
+        with pytest.raises(EditRefused, match="the prompt is refuse: it must be another") as refused:
+            await fleet.edit(request(1, "refuse"))
+        assert refused.value.code == "edit_refused"
+        with pytest.raises(EngineFault, match=r"^it failed$"):
+            await fleet.edit(request(2, "fail"))
+        assert process_of(await fleet.edit(request(3)))
+
+
+async def test_a_cancelled_edit_stops_where_it_runs(tmp_path: Path) -> None:
+    """A step later the device is the next one's."""
+    async with started(fleet_of("a")) as fleet:
+        edit, runs = waiting(fleet, 1, tmp_path / "never")
+        await runs.wait()
+        edit.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await edit
+        await until(lambda: (tmp_path / "never.cancelled").exists())
+        assert fleet.estimate(request(2)).position == 0
+
+
+async def test_a_device_without_work_gives_its_memory_back_until_there_is_some() -> None:
+    """The process is gone; the fleet still takes edits, and says that they take as much longer as a start takes."""
+    async with started(fleet_of("a", idle_s=0.05)) as fleet:
+        first = process_of(await fleet.edit(request(1)))
+        await until(lambda: fleet.devices == {"a": "asleep"} and not is_alive(first))
+        assert fleet.is_ready
+        assert fleet.estimate(request(2, steps=10)).wait_s > 0
+        second = process_of(await fleet.edit(request(2)))
+        assert second != first
+
+
+async def test_a_device_that_sleeps_is_woken_when_the_others_have_too_much_to_do(tmp_path: Path) -> None:
+    """And not before: the first one's start has shown how long a start takes."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a", "b", idle_s=SOON_S)) as fleet:
+        assert fleet.devices == {"a": "ready", "b": "asleep"}
+        await fleet.edit(request(1))
+        assert fleet.devices == {"a": "ready", "b": "asleep"}
+        edits = [asyncio.create_task(fleet.edit(request(id, f"wait {go}", steps=50))) for id in (2, 3)]
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        go.touch()
+        assert len({process_of(result) for result in await asyncio.gather(*edits)}) == 2
+
+
+async def test_a_model_that_can_not_be_loaded_stops_the_start() -> None:
+    """With the engine's own sentence."""
+    fleet = fleet_of("a", "b", model="bad")
+    with pytest.raises(ValueError, match=r"^the model is bad$"):
+        await fleet.start()
+    assert not fleet.is_ready
+    with pytest.raises(EngineFault):
+        await fleet.edit(request(1))
+
+
+async def test_a_process_that_dies_while_it_loads_stops_the_start() -> None:
+    """As one does that needs more memory than there is."""
+    with pytest.raises(EngineFault, match=r"SIGKILL \(is the machine out of memory\?\)"):
+        await fleet_of("a", model="mortal").start()
+
+
+async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> None:
+    """One that can't be used is tried again, and is used once it can be."""
+    (tmp_path / "a").touch()
+    async with started(fleet_of("a", "b", folder=tmp_path)) as fleet:
+        await until(lambda: fleet.devices == {"a": "failed", "b": "ready"})
+        await fleet.edit(request(1))
+        (tmp_path / "a").unlink()
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+
+
+async def test_a_fleet_whose_devices_fail_again_and_again_is_at_its_end() -> None:
+    """A supervisor's new process may do better; edits that come meanwhile aren't used up in vain."""
+    async with started(fleet_of("a")) as fleet:
+        watching = asyncio.create_task(fleet.watch())
+        for id in range(5):
+            with pytest.raises(EngineFault, match="SIGKILL"):
+                await fleet.edit(request(id, "die"))
+        with pytest.raises(EngineFault, match="no device can run edits any more: a: its process was ended by SIGKILL"):
+            await asyncio.wait_for(watching, SOON_S)
+        assert not fleet.is_ready
+        with pytest.raises(EngineFault, match="no device"):
+            await fleet.edit(request(9))
+
+
+async def test_faults_that_are_far_between_do_not_add_up() -> None:
+    """What ends a fleet is that nothing succeeds any more."""
+    async with started(fleet_of("a")) as fleet:
+        for id in range(0, 12, 2):
+            with pytest.raises(EngineFault):
+                await fleet.edit(request(id, "die"))
+            await fleet.edit(request(id + 1))
+        assert fleet.is_ready
+
+
+async def test_a_deadline_that_passes_while_a_device_starts_is_refused_in_the_callers_numbers(tmp_path: Path) -> None:
+    """It was meant from the moment of the submit."""
+    async with started(fleet_of("a", idle_s=0.05)) as fleet:
+        await until(lambda: fleet.devices == {"a": "asleep"})
+        with pytest.raises(DeadlineUnmeetable, match=r"deadline_s is 0\.01, but") as refused:
+            await fleet.edit(request(1, deadline_s=0.01))
+        assert refused.value.finish_s > 0.01
+
+
+async def test_closing_ends_what_runs(tmp_path: Path) -> None:
+    """Nobody waits for ever for an edit of a closed fleet."""
+    async with started(fleet_of("a")) as fleet:
+        edit, runs = waiting(fleet, 1, tmp_path / "never")
+        await runs.wait()
+        await fleet.close()
+        with pytest.raises(EngineFault, match="closed before the edit was done"):
+            await edit
+
+
+async def test_a_process_leaves_signals_to_the_service() -> None:
+    """Ctrl-C on a terminal, or a supervisor's SIGTERM, goes to all; edits still get their time of grace."""
+    async with started(fleet_of("a")) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        os.kill(process, signal.SIGINT)
+        os.kill(process, signal.SIGTERM)
+        assert process_of(await fleet.edit(request(2))) == process
+
+
+async def test_what_a_process_logs_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """With the device's name."""
+    async with started(fleet_of("a")) as fleet:
+        await fleet.edit(request(1, "log"))
+        await until(lambda: bool(caplog.records))
+    assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == [
+        ("rekontext.engine", logging.WARNING, "a: a step was left out")
+    ]
+
+
+def test_processes_end_with_the_service_however_it_ends() -> None:
+    """Else a killed service's engines would hold the GPUs that the next one needs."""
+    program = (
+        "import asyncio, os, signal\n"
+        "from tests.fleet.test_processes import fleet_of, process_of, request\n"
+        "async def main():\n"
+        "    fleet = fleet_of('a')\n"
+        "    await fleet.start()\n"
+        "    print(process_of(await fleet.edit(request(1))), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    service = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SOON_S)
+    assert service.returncode == -signal.SIGKILL, service.stderr
+    asyncio.run(until(lambda: not is_alive(int(service.stdout.split()[-1]))))
+
+
+def test_the_service_loads_no_torch_for_it() -> None:
+    """The processes have it; estimates are made with the engine's pure parts."""
+    program = (
+        "import sys, rekontext.fleet, rekontext.engine.outlook\n"
+        "assert not {'torch', 'numpy', 'diffusers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=SOON_S)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "placed"),
+    [
+        ("cpu", None, ("cpu", None)),
+        ("", None, (None, None)),
+        ("cuda", None, ("cuda", "0")),
+        ("cuda:3", None, ("cuda", "3")),
+        ("cuda:1", "4,6", ("cuda", "6")),
+        ("cuda:1", "GPU-5f, GPU-7a", ("cuda", "GPU-7a")),
+        ("cuda:2", "4,6", ("cuda:2", "4,6")),
+    ],
+)
+def test_a_process_sees_its_own_gpu_only(
+    device: str, visible: str | None, placed: tuple[str | None, str | None]
+) -> None:
+    """And none that the service itself was not to see; the engine refuses that."""
+    name, environment = _placed(device, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert (name, environment.get("CUDA_VISIBLE_DEVICES")) == placed
