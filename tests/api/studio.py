@@ -80,6 +80,7 @@ class PillowFleet:
         self.requests: list[EditRequest] = []
         self.began = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.started = asyncio.Event()
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.may_step = asyncio.Event()
@@ -102,6 +103,7 @@ class PillowFleet:
     async def start(self) -> None:
         await self.may_start.wait()
         self.is_ready = True
+        self.started.set()
 
     async def watch(self) -> None:
         await self.may_break.wait()

@@ -57,8 +57,7 @@ async def test_only_the_process_that_runs_an_edit_says_how_far_it_is(make_studio
     here, there = make_studio(), make_studio(worker="there")
     here.fleet.may_step.clear()
     async with here.open() as client, there.open() as elsewhere:
-        while not there.fleet.is_ready:
-            await asyncio.sleep(0)
+        await there.fleet.started.wait()
         url = (await client.post(V2, json=GOOD)).json()["status_url"]
         await here.fleet.began.wait()
         own, others = (await client.get(url)).json(), (await elsewhere.get(url)).json()

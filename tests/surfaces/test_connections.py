@@ -77,6 +77,36 @@ def test_an_offer_to_speak_another_protocol_is_ignored(served: Served, protocol:
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
 
 
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("http://edits.example/v2/requests/none/status", 404),
+        ("HTTPS://edits.example:8443/v2/requests/none/status?x=1", 404),
+        ("http://edits.example", 200),
+        ("http://edits.example/openapi%2Ejson", 200),
+        ("ftp://edits.example/readyz", 404),
+    ],
+)
+def test_a_whole_url_in_the_first_line_is_one_of_ours(served: Served, url: str, status: int) -> None:
+    """A client that takes us for its proxy sends one, and a server has to take it (RFC 9112, 3.2.2)."""
+    with dialled(served) as connection:
+        connection.sendall(head(served, "connection: close", method="GET", path=url))
+        said, _, body = to_the_end(connection).partition(b"\r\n\r\n")
+    assert said.startswith(f"HTTP/1.1 {status} ".encode())
+    if status == 404:
+        assert json.loads(body)["code"] == ("not_found" if url.startswith("ftp") else "request_not_found")
+
+
+def test_the_host_of_a_whole_url_counts(served: Served) -> None:
+    """Answers name us as their caller does, whatever its Host header says."""
+    url = "http://edits.example:81/v2/flux-kontext-dev"
+    with dialled(served) as connection:
+        lines = ("content-type: application/json", f"content-length: {len(BODY)}", "connection: close")
+        connection.sendall(head(served, *lines, path=url) + BODY)
+        _, _, body = to_the_end(connection).partition(b"\r\n\r\n")
+    assert json.loads(body)["status_url"].startswith("http://edits.example:81/v2/requests/")
+
+
 def test_a_head_without_end_is_refused(served: Served) -> None:
     """In the form of every error, and without reading on."""
     with dialled(served) as connection:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from rekontext import __version__
 from rekontext.api import answers, console, errors, files, health, metrics, openapi, sdk, segmind, web
 from rekontext.api.metrics import Metrics
-from rekontext.api.middleware import BodyLimit, HeadAsGet, NotKept, OpenToPages, RequestIds, Sight
+from rekontext.api.middleware import BodyLimit, HeadAsGet, NotKept, OpenToPages, RequestIds, Sight, WholeTargets
 from rekontext.api.parts import Parts
 from rekontext.api.requests import RequestRoutes
 
@@ -54,7 +54,8 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
     app.add_middleware(Sight, answered=metrics_of.answered)
     app.add_middleware(RequestIds, new_id=parts.ids)
-    app.add_middleware(HeadAsGet)  # added last, so it is the outermost
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(WholeTargets)  # added last, so it is the outermost
 
     # The fixed paths first: the surface ends in /v1/{slug}, which takes what is left.
     app.router.routes += RequestRoutes(parts).routes()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
+from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +17,7 @@ REQUEST_ID_HEADER: Final = "x-request-id"
 _REQUEST_ID_KEY: Final = "rekontext.request_id"
 _NOTED_KEY: Final = "rekontext.noted"
 _DAY_S: Final = 86_400
+_WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE)
 _QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
 _log = structlog.get_logger("rekontext.http")
 
@@ -84,6 +87,24 @@ class Sight:
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
         asked = {"method": scope["method"], "path": scope["path"]}
         log("request", **asked, status=status, took_ms=round(took_s * 1000, 1), **scope[_NOTED_KEY])
+
+
+class WholeTargets:
+    """Takes a request for a whole URL as one for its path: so ask those who take us for their proxy.
+
+    Its host counts, and the header's doesn't (RFC 9112, 3.2.2). A server has many names, so none is refused.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = _WHOLE.fullmatch(scope.get("raw_path", b"")) if scope["type"] == "http" else None
+        if whole is not None:
+            path = whole["path"] or b"/"
+            headers = [(b"host", whole["host"]), *(pair for pair in scope["headers"] if pair[0] != b"host")]
+            scope = {**scope, "path": unquote(path.decode("ascii")), "raw_path": path, "headers": headers}
+        await self._app(scope, receive, send)
 
 
 class HeadAsGet:
