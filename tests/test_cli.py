@@ -595,7 +595,8 @@ def test_a_model_that_is_not_there_stops_serve_before_a_key_is_made(run: Run, na
 def test_serve_says_when_the_port_is_taken(run: Run) -> None:
     """And makes no key that nobody would get to see."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        outcome = run(["serve", "--port", str(taken.getsockname()[1])])
+        port = taken.getsockname()[1]
+        outcome = run(["serve", "--port", str(port)])
     assert outcome.code == 1
-    assert "can't listen on 127.0.0.1" in outcome.err
+    assert f"can't listen on 127.0.0.1 port {port} (Address already in use); try another --port" in outcome.err
     assert not Path("data").exists()

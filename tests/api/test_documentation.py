@@ -81,6 +81,17 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
             assert (status == 401) is ("security" in operations["get"]), path
 
 
+async def test_every_call_says_that_it_may_be_refused_or_fail(client: httpx2.AsyncClient) -> None:
+    """A key may be wrong or lack a scope, and the database may be away: clients made from the document expect it."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            told = set(operation["responses"])
+            expected = {"401", "403", "503"} if "security" in operation else set()
+            missing = {status for status in expected if not {status, f"{status[0]}XX"} & told}
+            assert not missing, f"{method} {path}"
+
+
 async def test_jobs_are_as_the_document_says(client: httpx2.AsyncClient) -> None:
     """Each document about a job has the fields that it is described with, and no others."""
     paths = (await client.get("/openapi.json")).json()["paths"]

@@ -101,7 +101,8 @@ _REFUSED: Final[dict[int | str, dict[str, Any]]] = {
     503: {"model": ErrorBody, "description": "Not now."},
 }
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"model": ErrorBody, "description": "Refused; the code in the body says why."}
+    "4XX": {"model": ErrorBody, "description": "Refused; the code in the body says why."},
+    "5XX": {"model": ErrorBody, "description": "Our fault, or not now."},
 }
 WAITED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -157,7 +158,7 @@ UPLOADED: Final[dict[int | str, dict[str, Any]]] = {
             }
         },
     },
-    **{status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429)},
+    **{status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429, 500, 503)},
 }
 
 

@@ -98,7 +98,12 @@ def _parameter(name: str, where: str, schema: _Schema, description: str = "") ->
 
 
 _ID: Final = _parameter("id", "path", _TEXT, "The request_id that the submit answered.")
-_STRANGERS: Final = {"401": _answer("No key, or a wrong one.", _ERROR), "404": _answer("No such request.", _ERROR)}
+_STRANGERS: Final = {
+    "401": _answer("No key, or a wrong one.", _ERROR),
+    "403": _answer("The key lacks the scope.", _ERROR),
+}
+_UNABLE: Final = {"5XX": _answer("Our fault, or not now.", _ERROR)}
+_REFUSED: Final = _STRANGERS | {"404": _answer("No such request.", _ERROR)} | _UNABLE
 _KEYED: Final[_Schema] = {"tags": ["edits"], "security": [{"APIKeyHeader": []}]}
 
 
@@ -108,7 +113,7 @@ def _call(operation: str, summary: str, answers: _Schema, *more: _Schema) -> _Sc
         "operationId": operation,
         "summary": summary,
         "parameters": [_ID, *more],
-        "responses": answers | _STRANGERS,
+        "responses": answers | _REFUSED,
     }
 
 
@@ -178,6 +183,7 @@ PATHS: Final[_Schema] = {
                 "304": {"description": "The caller has it already."},
                 "403": _answer("Forged or expired.", _ERROR),
                 "404": _answer("Gone.", _ERROR),
+                **_UNABLE,
             },
         }
     },
@@ -188,7 +194,7 @@ PATHS: Final[_Schema] = {
             "summary": "Figures for Prometheus",
             "description": "From other machines with a key of the scope admin.",
             "security": [{}, {"APIKeyHeader": []}],
-            "responses": {"200": _answer("Prometheus text.", _TEXT, "text/plain")},
+            "responses": {"200": _answer("Prometheus text.", _TEXT, "text/plain")} | _STRANGERS | _UNABLE,
         }
     },
 }

@@ -152,8 +152,9 @@ def _listen(settings: Settings) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as fault:
+        why = str(fault.strerror).partition(" (while")[0]  # Python adds the address, which stands before it here
         raise CommandFailed(
-            f"can't listen on {settings.host} port {settings.port} ({fault.strerror}); try another --port or --host",
+            f"can't listen on {settings.host} port {settings.port} ({why}); try another --port or --host",
             exit_code=1,
         ) from fault
 
