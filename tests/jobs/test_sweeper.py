@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from rekontext.accounts import KeyPolicy
 from rekontext.accounts import keys as api_keys
 from rekontext.database import DatabaseUnavailable, DeliveryId, JobId, KeyId
-from rekontext.database.tables import assets, idempotency_keys, jobs, transfers, webhook_deliveries
+from rekontext.database.tables import accounts, assets, idempotency_keys, jobs, transfers, webhook_deliveries
 from rekontext.jobs import Job, JobUnknown, Patience, State, endpoints, input_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
 from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
@@ -198,6 +199,21 @@ async def test_a_picture_that_belongs_to_nobody_goes(
     office.clock.advance(HOUR)
     assert (await sweeper.sweep()).orphans == 1
     assert [found async for found in store.list(folder)] == []
+
+
+@pytest.mark.parametrize("folder", ["inputs", "assets", "outputs"])
+async def test_pictures_from_before_the_database_stay(
+    office: Office, store: PictureStore, sweeper: Sweeper, tmp_path: Path, folder: str
+) -> None:
+    """A service that is started on a new or a wrong database doesn't clear away the store of the right one."""
+    began = office.database.read_sync(lambda tx: tx.execute(select(func.min(accounts.c.created_at))).scalar_one())
+    for name, age_s in (("before", 1), ("after", -1)):
+        await store.put(f"{folder}/{name}", b"in", content_type="image/png")
+        moment = began.timestamp() - age_s
+        os.utime(tmp_path / "objects" / folder / name, (moment, moment))
+    office.clock.advance(24 * HOUR)
+    assert (await sweeper.sweep()).orphans == 1
+    assert [found.key async for found in store.list(folder)] == [f"{folder}/before"]
 
 
 async def test_a_picture_whose_order_is_being_accepted_stays(office: Office, store: PictureStore) -> None:

@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, select, update
+from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, func, select, update
 
 from rekontext.database import Database
-from rekontext.database.tables import api_keys, assets, idempotency_keys, jobs, webhook_deliveries
+from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
 from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
@@ -81,6 +81,8 @@ CLOSED_KEYS: Final = (
     )
     .limit(bindparam("limit"))
 )
+
+_BEGAN: Final = select(func.min(accounts.c.created_at))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,14 +231,19 @@ class Sweeper:
     async def _orphans(self) -> int:
         """Remove pictures of orders and uploads that were never written down, or that a restored backup doesn't know.
 
+        What is older than the first account isn't this database's: whoever starts on a new one by mistake keeps it.
         Uploads and outputs are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
         """
         now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
-        orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, before=now - age)
+        began = await self._database.read(lambda tx: tx.execute(_BEGAN).scalar())
+        if began is None:
+            return 0
+        before = now - age
+        orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, since=began, before=before)
         is_seeing_many = not timedelta() <= now - self._many_seen_at < age
         if is_seeing_many:
-            orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, before=now - age)
-            orphans += await self._unknown(OUTPUTS_FOLDER, jobs.c.id, before=now - age)
+            orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, since=began, before=before)
+            orphans += await self._unknown(OUTPUTS_FOLDER, jobs.c.id, since=began, before=before)
         removed = failures = 0
         for key in orphans:
             if key in self._stuck:
@@ -253,8 +260,8 @@ class Sweeper:
             self._many_seen_at = now
         return removed
 
-    async def _unknown(self, folder: str, ids: Column[str], *, before: datetime) -> list[str]:
-        """Keys of a folder, written until `before`, whose owners aren't among the ids of a table."""
+    async def _unknown(self, folder: str, ids: Column[str], *, since: datetime, before: datetime) -> list[str]:
+        """Keys of a folder, written from `since` until `before`, whose owners aren't among the ids of a table."""
         unknown, batch = list[str](), list[str]()
 
         async def look() -> None:
@@ -263,7 +270,7 @@ class Sweeper:
             batch.clear()
 
         async for stored in self._objects.list(folder):
-            if stored.written_at <= before:
+            if since <= stored.written_at <= before:
                 batch.append(stored.key)
             if len(batch) == BATCH:
                 await look()
