@@ -1,6 +1,6 @@
 """A worker whose engine is a fake: it obeys its model's name and its prompts, and loads no torch.
 
-python -m tests.fleet.fake_worker FD
+python -m tests.fleet.fake_worker FD NAME
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from PIL import Image
 
@@ -30,7 +31,8 @@ class ObedientFleet(LocalFleet):
     """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads.
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
-    process, "wait FILE" goes on when there is such a file, "refuse" and "fail" are refused and fail, "log" logs.
+    process, "wait FILE" goes on when there is such a file, "refuse" and "fail" are refused and fail, "log" logs, and
+    "odd" has a result that can't be sent.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -99,6 +101,7 @@ class ObedientFleet(LocalFleet):
             steps=request.steps,
             passes=request.steps,
             inference_s=float(os.getpid()),
+            timings={"odd": cast(Any, lambda: None)} if what == "odd" else {},
         )
 
 

@@ -144,6 +144,14 @@ async def test_faults_and_refusals_are_what_they_were() -> None:
         assert process_of(await fleet.edit(request(3)))
 
 
+async def test_a_result_that_can_not_be_sent_is_a_fault() -> None:
+    """Nobody waits for it for ever."""
+    async with started(fleet_of("a")) as fleet:
+        with pytest.raises(EngineFault, match="its process"):
+            await asyncio.wait_for(fleet.edit(request(1, "odd")), SOON_S)
+        await fleet.edit(request(2))
+
+
 async def test_a_cancelled_edit_stops_where_it_runs(tmp_path: Path) -> None:
     """A step later the device is the next one's."""
     async with started(fleet_of("a")) as fleet:
@@ -194,6 +202,12 @@ async def test_a_process_that_dies_while_it_loads_stops_the_start() -> None:
     """As one does that needs more memory than there is."""
     with pytest.raises(EngineFault, match=r"SIGKILL \(is the machine out of memory\?\)"):
         await fleet_of("a", model="mortal").start()
+
+
+async def test_a_process_that_can_not_be_made_is_a_fault_too() -> None:
+    """There may be too many already, or too little memory for one more."""
+    with pytest.raises(EngineFault, match="FileNotFoundError"):
+        await ProcessFleet(devices=["a"], retry_s=0.01, command=["/no/such/program"]).start()
 
 
 async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> None:
