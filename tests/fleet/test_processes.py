@@ -45,9 +45,13 @@ def request(id: int, prompt: str = "", *, steps: int = 4, deadline_s: float | No
 
 
 def fleet_of(
-    *devices: str, model: str = "good", idle_s: float | None = None, folder: Path | None = None
+    *devices: str,
+    model: str = "good",
+    idle_s: float | None = None,
+    folder: Path | None = None,
+    retry_s: float = 0.01,
 ) -> ProcessFleet:
-    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=0.01, command=FAKE)
+    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=retry_s, command=FAKE)
 
 
 @asynccontextmanager
@@ -211,11 +215,25 @@ async def test_a_process_that_can_not_be_made_is_a_fault_too() -> None:
 
 
 async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> None:
-    """One that can't be used is tried again, and is used once it can be."""
+    """One that can't be used is none of them."""
+    (tmp_path / "a").touch()
+    async with started(fleet_of("a", "b", folder=tmp_path, retry_s=SOON_S)) as fleet:
+        assert fleet.devices == {"a": "failed", "b": "ready"}
+        first, runs = waiting(fleet, 1, tmp_path / "go")
+        await runs.wait()
+        second = asyncio.create_task(fleet.edit(request(2)))  # for which the other would be free
+        await asyncio.sleep(0)
+        assert fleet.estimate(request(2)).position == 1
+        (tmp_path / "go").touch()
+        await asyncio.wait_for(asyncio.gather(first, second), SOON_S / 2)
+        assert fleet.devices == {"a": "failed", "b": "ready"}
+
+
+async def test_a_device_that_failed_is_tried_again(tmp_path: Path) -> None:
+    """It is used once it can be."""
     (tmp_path / "a").touch()
     async with started(fleet_of("a", "b", folder=tmp_path)) as fleet:
-        await until(lambda: fleet.devices == {"a": "failed", "b": "ready"})
-        await fleet.edit(request(1))
+        await until(lambda: fleet.devices["b"] == "ready")
         (tmp_path / "a").unlink()
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
 

@@ -130,8 +130,8 @@ class ProcessFleet:
             process = await self._choose(request)
             try:
                 return await process.edit(request, on_progress=on_progress)
-            except DeviceFailed:
-                continue  # it wasn't handed over: another one, or this one later
+            except DeviceFailed:  # it wasn't handed over: another one runs it, or this one later
+                await asyncio.sleep(0)
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done, or would be if it came now."""
