@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from rekontext.contract import (
     Preview,
     Progress,
 )
+from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
 from rekontext.fleet.process import _placed
 
@@ -106,6 +109,22 @@ async def test_an_edit_goes_to_another_process_and_comes_back() -> None:
     assert not fleet.is_ready
 
 
+async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs(tmp_path: Path) -> None:
+    """A dozen that wait for a start at fifty megapixels would take gigabytes."""
+    photo = Image.new("RGB", (640, 480))
+    alive = weakref.ref(photo)
+    news: list[Progress | Preview] = []
+    async with started(fleet_of("a")) as fleet:
+        edit = asyncio.create_task(
+            fleet.edit(replace(request(1, f"wait {tmp_path / 'go'}"), photo=photo), on_progress=news.append)
+        )
+        del photo
+        await until(lambda: bool(news))
+        assert alive() is None
+        (tmp_path / "go").touch()
+        assert (await edit).picture.size == Canvas(area=4096).nearest((640, 480))
+
+
 async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -> None:
     """Also before the devices themselves have said that they got the earlier ones."""
     go = tmp_path / "go"
@@ -113,8 +132,7 @@ async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
         assert fleet.estimate(request(0, steps=10)).finish_s == pytest.approx(10, abs=1)
         edits = [asyncio.create_task(fleet.edit(request(id, f"wait {go}", steps=10))) for id in (1, 2)]
-        await asyncio.sleep(0)
-        assert fleet.estimate(request(3, steps=10)).finish_s > 15
+        await until(lambda: fleet.estimate(request(3, steps=10)).finish_s > 15)
         await until(lambda: {fleet.estimate(request(id)).position for id in (1, 2)} == {0})
         go.touch()
         results = await asyncio.gather(*edits)
@@ -222,8 +240,7 @@ async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> No
         first, runs = waiting(fleet, 1, tmp_path / "go")
         await runs.wait()
         second = asyncio.create_task(fleet.edit(request(2)))  # for which the other would be free
-        await asyncio.sleep(0)
-        assert fleet.estimate(request(2)).position == 1
+        await until(lambda: fleet.estimate(request(2)).position == 1)
         (tmp_path / "go").touch()
         await asyncio.wait_for(asyncio.gather(first, second), SOON_S / 2)
         assert fleet.devices == {"a": "failed", "b": "ready"}

@@ -202,7 +202,7 @@ class EngineProcess:
             waited_s = time.monotonic() - came_s
             self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
             edit.is_handed_over = True
-            del request  # its photo may have 150 MB
+            del request  # the channel drops its photo when it is sent
             return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
