@@ -57,6 +57,13 @@ def test_any_canvas_has_whole_tokens_and_about_its_area(area: int) -> None:
         assert 0.5 * area < width * height < 2 * area
 
 
+@pytest.mark.parametrize("side", [64, 128, 256, 288, 512, 768, 1024, 1536])
+def test_a_photo_of_the_canvas_s_own_size_keeps_it(side: int) -> None:
+    """So a photo may be brought to its size beforehand, as one that waits is: it comes to the same."""
+    canvas = Canvas(area=side * side)
+    assert [canvas.nearest(size) for size in canvas.sizes] == list(canvas.sizes)
+
+
 def test_a_canvas_of_a_few_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="too small"):
         Canvas(area=4095)

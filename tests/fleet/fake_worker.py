@@ -1,6 +1,6 @@
 """A worker whose engine is a fake: it obeys its model's name and its prompts, and loads no torch.
 
-python -m tests.fleet.fake_worker FD
+python -m tests.fleet.fake_worker FD NAME
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from PIL import Image
 
@@ -30,7 +31,8 @@ class ObedientFleet(LocalFleet):
     """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads.
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
-    process, "wait FILE" goes on when there is such a file, "refuse" and "fail" are refused and fail, "log" logs.
+    process, "die FILE" only if there is no such file yet, "wait FILE" goes on when there is one, "refuse" and "fail"
+    are refused and fail, "log" logs, and "odd" has a result that can't be sent.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -38,6 +40,7 @@ class ObedientFleet(LocalFleet):
         self._opening = opening
         costs = CostModel(seconds={"step": {1: STEP_S, 17: STEP_S}, "prepare": {17: 0.0}, "decode": {16: 0.0}})
         self._outlook = Outlook(canvas=Canvas(area=4096), text_tokens=-15, costs=costs)
+        self._keys: dict[str, int] = {}
         self._is_started = False
 
     @property
@@ -65,18 +68,21 @@ class ObedientFleet(LocalFleet):
     def outlook(self) -> tuple[Outlook, dict[str, int]]:
         if not self._is_started:
             raise EngineFault("not loaded")
-        return self._outlook, {str(id): int(str(id)) for id in self._outlook.scheduler.order(time.monotonic())}
+        return self._outlook, dict(self._keys)
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         tell = on_progress or (lambda _news: None)
         work_s = self._outlook.work_s(self._outlook.plan(request))
+        key = self._keys[request.id] = id(request)
         self._outlook.scheduler.add(
-            int(request.id), account=request.account, work_s=work_s, now_s=time.monotonic(), priority=request.priority
+            key, account=request.account, work_s=work_s, now_s=time.monotonic(), priority=request.priority
         )
         try:
             tell(Progress(step=0, steps=request.steps, remaining_s=None))
             what, _, path = request.prompt.partition(" ")
-            if what == "die":
+            if what == "die" and not (path and Path(path).exists()):  # noqa: ASYNC240
+                if path:
+                    Path(path).touch()  # noqa: ASYNC240
                 os.kill(os.getpid(), signal.SIGKILL)
             if what == "refuse":
                 raise EditRefused("the prompt is refuse: it must be another")
@@ -92,13 +98,15 @@ class ObedientFleet(LocalFleet):
             Path(request.prompt.partition(" ")[2]).with_suffix(".cancelled").touch()
             raise
         finally:
-            self._outlook.scheduler.remove(int(request.id))
+            self._outlook.scheduler.remove(key)
+            del self._keys[request.id]
         return EditResult(
             picture=request.photo or Image.new("RGB", (1, 1)),
             seed=request.seed,
             steps=request.steps,
             passes=request.steps,
             inference_s=float(os.getpid()),
+            timings={"odd": cast(Any, lambda: None)} if what == "odd" else {},
         )
 
 

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from rekontext.contract import (
     Preview,
     Progress,
 )
+from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
 from rekontext.fleet.process import _placed
 
@@ -45,9 +48,13 @@ def request(id: int, prompt: str = "", *, steps: int = 4, deadline_s: float | No
 
 
 def fleet_of(
-    *devices: str, model: str = "good", idle_s: float | None = None, folder: Path | None = None
+    *devices: str,
+    model: str = "good",
+    idle_s: float | None = None,
+    folder: Path | None = None,
+    retry_s: float = 0.01,
 ) -> ProcessFleet:
-    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=0.01, command=FAKE)
+    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=retry_s, command=FAKE)
 
 
 @asynccontextmanager
@@ -102,6 +109,22 @@ async def test_an_edit_goes_to_another_process_and_comes_back() -> None:
     assert not fleet.is_ready
 
 
+async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs(tmp_path: Path) -> None:
+    """A dozen that wait for a start at fifty megapixels would take gigabytes."""
+    photo = Image.new("RGB", (640, 480))
+    alive = weakref.ref(photo)
+    news: list[Progress | Preview] = []
+    async with started(fleet_of("a")) as fleet:
+        edit = asyncio.create_task(
+            fleet.edit(replace(request(1, f"wait {tmp_path / 'go'}"), photo=photo), on_progress=news.append)
+        )
+        del photo
+        await until(lambda: bool(news))
+        assert alive() is None
+        (tmp_path / "go").touch()
+        assert (await edit).picture.size == Canvas(area=4096).nearest((640, 480))
+
+
 async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -> None:
     """Also before the devices themselves have said that they got the earlier ones."""
     go = tmp_path / "go"
@@ -109,8 +132,7 @@ async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
         assert fleet.estimate(request(0, steps=10)).finish_s == pytest.approx(10, abs=1)
         edits = [asyncio.create_task(fleet.edit(request(id, f"wait {go}", steps=10))) for id in (1, 2)]
-        await asyncio.sleep(0)
-        assert fleet.estimate(request(3, steps=10)).finish_s > 15
+        await until(lambda: fleet.estimate(request(3, steps=10)).finish_s > 15)
         await until(lambda: {fleet.estimate(request(id)).position for id in (1, 2)} == {0})
         go.touch()
         results = await asyncio.gather(*edits)
@@ -142,6 +164,14 @@ async def test_faults_and_refusals_are_what_they_were() -> None:
         with pytest.raises(EngineFault, match=r"^it failed$"):
             await fleet.edit(request(2, "fail"))
         assert process_of(await fleet.edit(request(3)))
+
+
+async def test_a_result_that_can_not_be_sent_is_a_fault() -> None:
+    """Nobody waits for it for ever."""
+    async with started(fleet_of("a")) as fleet:
+        with pytest.raises(EngineFault, match="its process"):
+            await asyncio.wait_for(fleet.edit(request(1, "odd")), SOON_S)
+        await fleet.edit(request(2))
 
 
 async def test_a_cancelled_edit_stops_where_it_runs(tmp_path: Path) -> None:
@@ -196,12 +226,31 @@ async def test_a_process_that_dies_while_it_loads_stops_the_start() -> None:
         await fleet_of("a", model="mortal").start()
 
 
+async def test_a_process_that_can_not_be_made_is_a_fault_too() -> None:
+    """There may be too many already, or too little memory for one more."""
+    with pytest.raises(EngineFault, match="FileNotFoundError"):
+        await ProcessFleet(devices=["a"], retry_s=0.01, command=["/no/such/program"]).start()
+
+
 async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> None:
-    """One that can't be used is tried again, and is used once it can be."""
+    """One that can't be used is none of them."""
+    (tmp_path / "a").touch()
+    async with started(fleet_of("a", "b", folder=tmp_path, retry_s=SOON_S)) as fleet:
+        assert fleet.devices == {"a": "failed", "b": "ready"}
+        first, runs = waiting(fleet, 1, tmp_path / "go")
+        await runs.wait()
+        second = asyncio.create_task(fleet.edit(request(2)))  # for which the other would be free
+        await until(lambda: fleet.estimate(request(2)).position == 1)
+        (tmp_path / "go").touch()
+        await asyncio.wait_for(asyncio.gather(first, second), SOON_S / 2)
+        assert fleet.devices == {"a": "failed", "b": "ready"}
+
+
+async def test_a_device_that_failed_is_tried_again(tmp_path: Path) -> None:
+    """It is used once it can be."""
     (tmp_path / "a").touch()
     async with started(fleet_of("a", "b", folder=tmp_path)) as fleet:
-        await until(lambda: fleet.devices == {"a": "failed", "b": "ready"})
-        await fleet.edit(request(1))
+        await until(lambda: fleet.devices["b"] == "ready")
         (tmp_path / "a").unlink()
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
 

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from rekontext.engine.canvas import PIXELS_PER_TOKEN, Size
+from rekontext.engine.canvas import PIXELS_PER_TOKEN, Size, stretch
 
 CACHED_REFERENCES_BYTES_MAX: Final = 64 * 2**20
 """A reference of 1 MP is 1 MiB of float32 latents."""
@@ -97,12 +97,6 @@ class Autoencoder:
         while self._cached_bytes > CACHED_REFERENCES_BYTES_MAX:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
-
-
-def stretch(photo: Image.Image, size: Size) -> Image.Image:
-    """The photo in RGB at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
-    photo = photo.convert("RGB")
-    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
 
 
 def to_picture(pixels_3yx: Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Which picture sizes the model knows, and which one an edit gets. No tensors here.
+"""Which picture sizes the model knows, which one an edit gets, and how a photo gets it. No tensors here.
 
 FLUX.1 Kontext was trained on 17 sizes of about one megapixel (`PREFERED_KONTEXT_RESOLUTIONS` in black-forest-labs/flux,
 src/flux/util.py). A model with a smaller native canvas has the same 17 shapes, scaled and snapped to whole tokens.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 from typing import Final
+
+from PIL import Image
 
 from rekontext.contract import AspectRatio
 
@@ -77,7 +79,10 @@ class Canvas:
         return tuple(self._scaled(size) for size in TRAINED_SIZES)
 
     def nearest(self, size: Size) -> Size:
-        """The trained size whose width/height is nearest to that of `size`; of two equally near, the narrower one."""
+        """The trained size whose width/height is nearest to that of `size`; of two equally near, the narrower one.
+
+        What has one of the canvas's sizes keeps it.
+        """
         width, height = size
         _, index = min((abs(width / height - w / h), i) for i, (w, h) in enumerate(TRAINED_SIZES))
         return self.sizes[index]
@@ -92,3 +97,9 @@ class Canvas:
         scale = sqrt(self.area / KONTEXT_AREA) / PIXELS_PER_TOKEN
         width, height = (max(1, round(side * scale)) * PIXELS_PER_TOKEN for side in size)
         return width, height
+
+
+def stretch(photo: Image.Image, size: Size) -> Image.Image:
+    """The photo in RGB at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
+    photo = photo.convert("RGB")
+    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)

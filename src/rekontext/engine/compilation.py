@@ -7,6 +7,7 @@ and the compiler's results are kept on disk, so that only the first start takes 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,7 @@ def keep(cache_file: Path) -> None:
     if artifacts is None:
         return
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    draft = cache_file.with_suffix(".tmp")
+    draft = cache_file.with_suffix(f".{os.getpid()}.tmp")  # engines of other devices write here too
     draft.write_bytes(artifacts[0])
     draft.replace(cache_file)
 

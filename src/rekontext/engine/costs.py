@@ -7,6 +7,7 @@ read off a curve a * n + b * n^2 (linear layers and attention) through the measu
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class CostModel:
     def save(self, path: Path) -> None:
         """To `path`, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
+        draft = path.with_suffix(f".{os.getpid()}.tmp")  # engines of other devices write here too
         draft.write_text(json.dumps(self.seconds, indent=1))
         draft.replace(path)
 

@@ -11,7 +11,7 @@ from threading import Condition
 from PIL import Image
 
 from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
-from rekontext.engine.autoencoder import stretch
+from rekontext.engine.canvas import stretch
 from rekontext.engine.edit import Edit
 from rekontext.engine.plan import Plan
 

@@ -6,6 +6,7 @@ Messages are pickled: both ends are this package, one started by the other, and 
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
 _LENGTH_BYTES: Final = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,5 +161,9 @@ class Channel:
                 await self._writer.drain()
             except ConnectionError:
                 pass  # `receive` says so
+            except Exception:
+                # Whoever waits for it must not wait for ever: the other end gets `EOFError`, and then so do we.
+                _log.exception("a message can't be sent")
+                self._writer.close()
             finally:
                 self._outgoing.task_done()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from asyncio.subprocess import Process
+from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -90,7 +90,7 @@ class EngineProcess:
         idle_s: a process without work for so long is ended; None keeps it.
         retry_s: until a process that failed is started again; twice as long each time, up to a minute.
         on_change: called after each change of `state`.
-        command: the program that serves the socket whose number is added to it.
+        command: the program that serves the socket whose number is added to it, with the device's name.
 
     Attributes:
         state: what the device is doing.
@@ -202,7 +202,7 @@ class EngineProcess:
             waited_s = time.monotonic() - came_s
             self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
             edit.is_handed_over = True
-            del request  # its photo may have 150 MB
+            del request  # the channel drops its photo when it is sent
             return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
@@ -224,7 +224,11 @@ class EngineProcess:
         try:
             while True:
                 await self._wanted.wait()
-                self.fault = await self._live()
+                try:
+                    self.fault = await self._live()
+                except Exception as error:  # no process could be made, or ours is the fault: try again all the same
+                    _log.exception("device_lost", device=self.name)
+                    self.fault = EngineFault(f"{type(error).__name__}: {error}")
                 self._give_up_edits(f"the engine failed: {self.fault}")
                 if self.fault is not None:
                     self.failures += 1
@@ -243,16 +247,8 @@ class EngineProcess:
     async def _live(self) -> Exception | None:
         """One life of the process. Returns what ended it; None if it had no work for long."""
         self._become("starting")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                env=self._environment,
-                start_new_session=True,  # a Ctrl-C is the service's
-            )
-        self._channel = channel = await Channel.over(ours)
+        process, channel = await self._spawn()
+        self._channel = channel
         try:
             channel.post(self._opening)
             while True:
@@ -264,6 +260,24 @@ class EngineProcess:
         finally:
             self._channel = None
             await asyncio.shield(_end(process, channel))
+
+    async def _spawn(self) -> tuple[Process, Channel]:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    str(theirs.fileno()),
+                    self.name,  # for whoever looks at the list of processes
+                    stdin=DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=self._environment,
+                    start_new_session=True,  # a Ctrl-C is the service's
+                )
+            return process, await Channel.over(ours)
+        except BaseException:
+            ours.close()
+            raise
 
     def _hear(self, message: object) -> Exception | None:
         """Take in what the process says. Returns why it ends, if it does."""

@@ -22,6 +22,8 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
+from rekontext.engine.canvas import stretch
+from rekontext.engine.outlook import Outlook
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
 
@@ -62,6 +64,7 @@ class ProcessFleet:
         ]
         self._running: list[asyncio.Task[None]] = []
         self._card: ModelCard | None = None
+        self._outlook: Outlook | None = None
         self._changed = asyncio.Event()
         self._broken: asyncio.Future[None] | None = None
         self._is_closed = False
@@ -109,9 +112,9 @@ class ProcessFleet:
         assert first.card is not None, "ready without a card"
         assert first.outlook is not None, "ready without an outlook"
         names = ", ".join(process.name or first.card.device for process in self._processes)
-        self._card = replace(first.card, device=names)
+        self._card, self._outlook = replace(first.card, device=names), first.outlook.emptied()
         for process in self._processes:
-            process.assume(first.outlook, first.loading_s)
+            process.assume(self._outlook, first.loading_s)
             if self._idle_s is None:
                 process.wake()
 
@@ -126,12 +129,13 @@ class ProcessFleet:
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
+        request = await asyncio.to_thread(self._shrunk, request)
         while True:
             process = await self._choose(request)
             try:
                 return await process.edit(request, on_progress=on_progress)
-            except DeviceFailed:
-                continue  # it wasn't handed over: another one, or this one later
+            except DeviceFailed:  # it wasn't handed over: another one runs it, or this one later
+                await asyncio.sleep(0)
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done, or would be if it came now."""
@@ -149,6 +153,15 @@ class ProcessFleet:
         for task in self._running:
             with suppress(asyncio.CancelledError):
                 await task
+
+    def _shrunk(self, request: EditRequest) -> EditRequest:
+        """With the photo at the size that the engine will use it at: many may wait, and all go through a pipe."""
+        if self._outlook is None:
+            raise EngineFault("the model isn't loaded")
+        size = self._outlook.plan(request).reference_size
+        return (
+            request if request.photo is None or size is None else replace(request, photo=stretch(request.photo, size))
+        )
 
     def _usable(self) -> list[EngineProcess]:
         return [process for process in self._processes if process.state != "failed"]

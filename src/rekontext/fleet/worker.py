@@ -1,8 +1,9 @@
 """The process that has one device: an engine, driven by messages from the service's process.
 
-    python -m rekontext.fleet.worker FD
+    python -m rekontext.fleet.worker FD NAME
 
 It serves until the other end of the socket `FD` closes, however that came about, so it never outlives the service.
+NAME is for whoever looks at the list of processes.
 """
 
 from __future__ import annotations
