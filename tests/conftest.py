@@ -26,7 +26,6 @@ LONG: Final = (
     "bench/test_gpu_bench.py",
     "engine/test_scheduler.py",
     "engine/test_fp8.py",
-    "api/test_edit.py",
 )
 """Files of half a minute and more. The first one judges by the clock: beside it runs what keeps to its own core."""
 
