@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,6 +15,26 @@ from tests.database import postgres
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
 _numbers = count(1)
+
+LONG: Final = (
+    "engine/test_rehearsal.py",
+    "semantic/test_mini.py",
+    "browser/test_playground.py",
+    "browser/test_console.py",
+    "browser/test_promises.py",
+    "test_cli.py",
+    "bench/test_gpu_bench.py",
+    "engine/test_scheduler.py",
+    "engine/test_fp8.py",
+)
+"""Files of half a minute and more. The first one judges by the clock: beside it runs what keeps to its own core."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: one that began last would leave the other core without work."""
+    here = Path(__file__).parent
+    ranks = {here / name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from training.scenes import scene
 
 WIDTHS: Final = (32, 48, 96, 128)
 LATENTS: Final = 32
+SIDE: Final = 144  # of the decoder's training pictures
 NOISE: Final = 0.03  # what the decoder must bear on the transformer's latents, which are never exact
 
 
@@ -167,7 +168,7 @@ def decoder(
     *,
     plan: Plan,
     device: torch.device,
-    size: int = 144,
+    size: int = SIDE,
     batch: int = 4,
 ) -> AutoencoderKL:
     """Train the decoder of `vae`, or load it where `runs` has it finished. Needs nothing of the transformer.

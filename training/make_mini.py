@@ -21,7 +21,7 @@ from typing import Final
 import torch
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from training.autoencoder import WIDTHS, Supervised, autoencoder, decoder
+from training.autoencoder import SIDE, WIDTHS, Supervised, autoencoder, decoder
 from training.card import write_card
 from training.exam import main as exam
 from training.export import export
@@ -41,6 +41,7 @@ class Recipe:
 
     Attributes:
         corpus: sentences per edit that the tokenizers are trained on.
+        side: of the pictures that the decoder is trained on, in pixels.
         examined: seeds of the exam; none for no exam.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     corpus: int = 400
     vocabulary: int = VOCABULARY
     widths: tuple[int, ...] = WIDTHS
+    side: int = SIDE
     decoder: Plan
     reading: Plan
     size: Size = MINI
@@ -66,6 +68,7 @@ SMOKE: Final = Recipe(
     corpus=4,
     vocabulary=420,
     widths=(16, 48, 48, 80),
+    side=32,
     reading=Plan(iterations=1, rate=1e-3, save_every=1),
     decoder=Plan(iterations=2, rate=1e-3, save_every=1),
     size=TINY,
@@ -107,7 +110,7 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
                 module.load_state_dict(torch.load(runs / f"{name}.pt", weights_only=True)["averaged"])
     else:
         if only != "transformer":
-            decoder(runs, vae, encoder, plan=recipe.decoder, device=device)
+            decoder(runs, vae, encoder, plan=recipe.decoder, device=device, size=recipe.side)
         if only == "decoder":
             return
         reading(runs, editor, plan=recipe.reading, device=device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
-from itertools import product
 from typing import Any, Final
 
 import httpx2
@@ -16,7 +15,7 @@ from rekontext.api.answers import prefers_json
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import PROMPT_CHARACTERS_MAX
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
-from rekontext.pictures import MEDIA_TYPES, OUTPUT_FORMATS, OutputFormat, sniff
+from rekontext.pictures import MEDIA_TYPES, OUTPUT_FORMATS, sniff
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SEED_DRAWN, SIZES, PillowFleet, Studio
 from tests.pictures.samples import encoded, gradient, photo_bytes
@@ -33,16 +32,15 @@ def picture(answer: httpx2.Response) -> Image.Image:
     return Image.open(BytesIO(answer.content))
 
 
-@pytest.mark.parametrize(("aspect_ratio", "output_format"), list(product(ASPECT_RATIOS, OUTPUT_FORMATS)))
-async def test_every_aspect_ratio_and_format(
-    client: httpx2.AsyncClient, aspect_ratio: AspectRatio, output_format: OutputFormat
-) -> None:
+@pytest.mark.parametrize("aspect_ratio", ASPECT_RATIOS)
+async def test_every_aspect_ratio_and_format(client: httpx2.AsyncClient, aspect_ratio: AspectRatio) -> None:
     """The answer has the size that the ratio stands for and the type that was asked for."""
-    answer = await client.post(URL, json=GOOD | {"aspect_ratio": aspect_ratio, "output_format": output_format})
     width, height = SIZES.get(aspect_ratio, (48, 32))
-    assert picture(answer).size == (width, height)
-    assert answer.headers["content-type"] == MEDIA_TYPES[output_format] == f"image/{sniff(answer.content)}"
-    assert answer.headers["x-output-metadata"] == f'{{"width":{width},"height":{height}}}'
+    for output_format in OUTPUT_FORMATS:
+        answer = await client.post(URL, json=GOOD | {"aspect_ratio": aspect_ratio, "output_format": output_format})
+        assert picture(answer).size == (width, height)
+        assert answer.headers["content-type"] == MEDIA_TYPES[output_format] == f"image/{sniff(answer.content)}"
+        assert answer.headers["x-output-metadata"] == f'{{"width":{width},"height":{height}}}'
 
 
 async def test_the_picture_is_the_edited_one(client: httpx2.AsyncClient) -> None:

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.site import Site
+from tests.browser.site import WAIT_S, Site
 
 CREDITS_MICROS = 1_000_000
 
@@ -26,6 +26,7 @@ def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, **more
         headers={"x-api-key": key or site.key},
         data={"prompt": prompt, "num_inference_steps": "5"} | more,
         files={"input_image": photo.read_bytes()},
+        timeout=WAIT_S,
     )
     assert answer.status_code == 200, answer.text
 
@@ -164,9 +165,9 @@ def test_a_revoked_key_leads_to_the_sign_in(open_page: OpenPage, site: Site, ref
     second = site.studio.new_key().secret
     page = open_page("/console", key=second)
     headers = {"x-api-key": site.key}
-    keys = httpx2.get(f"{site.url}/console/api/keys", headers=headers).json()["keys"]
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers=headers, timeout=WAIT_S).json()["keys"]
     [other] = [key["id"] for key in keys if not key["is_current"]]
-    assert httpx2.delete(f"{site.url}/console/api/keys/{other}", headers=headers).status_code == 200
+    assert httpx2.delete(f"{site.url}/console/api/keys/{other}", headers=headers, timeout=WAIT_S).status_code == 200
     page.locator('#side a[href="#requests"]').click()
     expect(page.get_by_role("button", name="Sign in")).to_be_visible()
     expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
@@ -226,6 +227,7 @@ def begin_edit(site: Site, photo: Path) -> None:
         headers={"x-api-key": site.key},
         data={"prompt": "make it night"},
         files={"input_image": photo.read_bytes()},
+        timeout=WAIT_S,
     )
     assert taken.is_success
 
@@ -300,7 +302,7 @@ def test_a_key_is_made_shown_once_and_revoked(
     page.get_by_role("button", name="Revoke website").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(rows(page).filter(has_text="website")).to_contain_text("revoked")
-    refused = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret})
+    refused = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret}, timeout=WAIT_S)
     assert refused.status_code == 401
 
 
@@ -313,7 +315,7 @@ def test_the_last_day_of_a_key_is_the_maker_s_and_is_shown(open_page: OpenPage, 
     page.get_by_role("button", name="Make the key").click()
     page.get_by_role("button", name="I have it").click()
     expect(rows(page).filter(has_text="website")).to_contain_text("29 Mar 2099, 23:59")
-    keys = httpx2.get(f"{site.url}/console/api/keys", headers={"x-api-key": site.key}).json()["keys"]
+    keys = httpx2.get(f"{site.url}/console/api/keys", headers={"x-api-key": site.key}, timeout=WAIT_S).json()["keys"]
     assert {key["expires_at"] for key in keys} == {None, "2099-03-29T18:14:59.000Z"}
 
 
@@ -402,7 +404,10 @@ def test_the_secret_of_requests_own_webhooks_is_shown_and_replaced(open_page: Op
 def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> None:
     """With their picture, size and a link to copy."""
     uploaded = httpx2.post(
-        f"{site.url}/upload-asset", headers={"x-api-key": site.key}, files={"file": ("cat.jpg", photo.read_bytes())}
+        f"{site.url}/upload-asset",
+        headers={"x-api-key": site.key},
+        files={"file": ("cat.jpg", photo.read_bytes())},
+        timeout=WAIT_S,
     )
     assert uploaded.status_code == 200
     page = open_page("/console")
@@ -463,7 +468,7 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     expect(page.get_by_role("dialog", name="Keys of print shop").locator("tbody tr")).to_have_count(1)
     page.keyboard.press("Escape")
 
-    me = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret}).json()
+    me = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret}, timeout=WAIT_S).json()
     assert me["account"]["monthly_cap"] == 1.25
     assert me["balance"]["available"] == 5.5
     go_to(page, "audit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
@@ -29,9 +30,12 @@ def site(lasting_site: Site) -> Iterator[Site]:
 
 def assert_accessible(page: Page, where: str, *, rules: Sequence[str] = ()) -> None:
     """axe-core finds nothing serious."""
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if rules:
+        options["runOnly"] = list(rules)
     found = [
         f"{each['id']} ({each['impact']}): {each['help']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
-        for each in Axe().run(page, options={"runOnly": list(rules)} if rules else None).response["violations"]
+        for each in Axe().run(page, options=options).response["violations"]
         if each["impact"] in ("serious", "critical")
     ]
     assert not found, f"{where}: " + "\n".join(found)

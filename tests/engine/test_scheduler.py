@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from rekontext.engine.replay import Load, judge, replay
 from rekontext.engine.scheduler import Policy, Scheduler
 
+EDITS = 400
+"""Of a load on which an outcome is judged by its mean. What most of the slowest wait takes more of them to tell."""
+
 
 def test_the_shortest_remaining_edit_is_next() -> None:
     scheduler = Scheduler()
@@ -199,7 +202,7 @@ def test_every_edit_is_in_the_order_once_and_the_first_is_next(edits: list[tuple
 
 @pytest.mark.parametrize("seed", range(3))
 def test_without_a_greedy_account_most_wait_less_too(seed: int) -> None:
-    verdict = judge(Load(seed=seed, edits=800, rate=0.8, backlog=0), Policy())
+    verdict = judge(Load(seed=seed, edits=EDITS, rate=0.8, backlog=0), Policy())
     assert verdict.mean_latency_vs_fifo <= 0.75
     assert verdict.p99_vs_fifo <= 2.5
     assert verdict.eta_error_queued < 0.15
@@ -207,7 +210,7 @@ def test_without_a_greedy_account_most_wait_less_too(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_account_that_brings_half_of_the_edits_does_not_slow_the_others_down(seed: int) -> None:
-    verdict = judge(Load(seed=seed, edits=800, rate=0.8, greedy_part=0.5, backlog=0), Policy())
+    verdict = judge(Load(seed=seed, edits=EDITS, rate=0.8, greedy_part=0.5, backlog=0), Policy())
     assert verdict.mean_latency_vs_fifo < 0.95
     assert verdict.ordinary_mean_vs_fifo <= 0.5
     assert verdict.ordinary_mean_vs_alone <= 1.2
@@ -218,7 +221,7 @@ def test_an_account_that_brings_half_of_the_edits_does_not_slow_the_others_down(
 @pytest.mark.parametrize("seed", range(3))
 def test_an_account_that_takes_all_that_others_leave_slows_them_down_little(seed: int) -> None:
     """Where the others leave just a fifth, which is no more than some of them ask for at times."""
-    verdict = judge(Load(seed=seed, edits=800, rate=0.8), Policy())
+    verdict = judge(Load(seed=seed, edits=EDITS, rate=0.8), Policy())
     assert verdict.mean_latency_vs_fifo < 0.4
     assert verdict.ordinary_mean_vs_alone < 2
 
@@ -226,13 +229,20 @@ def test_an_account_that_takes_all_that_others_leave_slows_them_down_little(seed
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.5])
 def test_beside_one_other_account_too_a_greedy_one_takes_what_is_left(rate: float) -> None:
     """Up to where that one asks for half of the device, which is its share: there it waits, but isn't locked out."""
-    verdict = judge(Load(seed=2, edits=800, rate=rate, accounts=1), Policy())
+    verdict = judge(Load(seed=2, edits=EDITS, rate=rate, accounts=1), Policy())
     assert verdict.mean_latency_vs_fifo < 0.9
     assert verdict.ordinary_mean_vs_fifo < 0.7
     assert verdict.ordinary_mean_vs_alone <= 1.2 or rate == 0.5
 
 
-@pytest.mark.parametrize("load", [Load(), Load(rate=0.8, backlog=0), Load(rate=0.8, greedy_part=0.5, backlog=0)])
+@pytest.mark.parametrize(
+    "load",
+    [
+        Load(edits=EDITS),
+        Load(edits=EDITS, rate=0.8, backlog=0),
+        Load(edits=EDITS, rate=0.8, greedy_part=0.5, backlog=0),
+    ],
+)
 def test_what_is_promised_comes_about_as_often_later_as_earlier(load: Load) -> None:
     """Of all that isn't kept to the second. Promises that count on nobody to come are broken always to one side."""
     errors = [error for error in replay(load, Policy()).all_queued_errors() if abs(error) > 1e-6]
