@@ -277,8 +277,8 @@ class _Rank(NamedTuple):
 def _bounds(
     in_order: Sequence[Waiting], ranks: Mapping[Hashable, _Rank], of: Collection[Hashable] | None
 ) -> dict[Hashable, dict[str, float]]:
-    """For each edit: of its class, every account with edits at its place or behind, and what the first of them counts as
-    without a crowd. Who comes later to such an account goes before the edit only if it goes before its own there."""
+    """For each edit: the accounts of its class with edits at its place or behind, and as what the first of them counts
+    without a crowd. What comes later to such an account goes before the edit only if it goes before its own there."""
     bounds: dict[Hashable, dict[str, float]] = {}
     firsts: dict[int, dict[str, float]] = {_ORDINARY: {}, _GREEDY: {}}
     for edit in reversed(in_order):
