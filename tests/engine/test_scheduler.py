@@ -171,6 +171,15 @@ def test_estimates_are_exact_when_nobody_else_comes() -> None:
     assert len(scheduler) == 2
 
 
+def test_what_an_account_will_yet_bring_does_not_lengthen_its_own_waits() -> None:
+    """It goes behind what the account has waiting. Who sent fifty equal edits was told of ten times the wait."""
+    scheduler = Scheduler()
+    for number in range(50):
+        scheduler.add(number, account="a", work_s=6, now_s=number / 10)
+        told = scheduler.estimates(number / 10)
+        assert [told[n].finish_s for n in range(number + 1)] == pytest.approx([6 * (n + 1) for n in range(number + 1)])
+
+
 @pytest.mark.parametrize("took_s", [0, 1])
 def test_what_cancelled_edits_would_have_needed_is_not_expected_to_come(took_s: int) -> None:
     """Whoever submits and cancels in a loop must not make others be told of long waits, or be refused."""

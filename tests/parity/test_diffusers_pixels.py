@@ -28,6 +28,7 @@ CASES = [
     EditRequest(id="square", prompt="a cat", photo=PHOTO, steps=7, guidance=0, seed=2, aspect_ratio="1:1"),
     EditRequest(id="wide", prompt="", photo=PHOTO, steps=5, guidance=10, seed=3, aspect_ratio="21:9"),
     EditRequest(id="tall", prompt="x " * 99, photo=PHOTO, steps=4, guidance=7, seed=2**40, aspect_ratio="9:21"),
+    EditRequest(id="flat", prompt="snow", photo=Image.new("RGB", (9, 9), "white"), steps=1, guidance=2.5, seed=4),
     EditRequest(id="text-only", prompt="a house", steps=6, guidance=3.5, seed=5, aspect_ratio="3:2"),
     EditRequest(id="text-only-square", prompt="rain", steps=4, guidance=7, seed=6),
 ]

@@ -21,6 +21,7 @@ from rekontext.engine import CheckpointError, checkpoint, pretrained
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.memory import Sizes
+from rekontext.engine.prompt import PromptEncoder
 from rekontext.models import is_hub_id
 from tests.small_model import SHAPES, Shape, build
 
@@ -370,6 +371,25 @@ def test_a_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
             r"text_encoder/model\.safetensors: final_layer_norm\.weight has a scale",
         ),
         (lambda f: (f / "tokenizer_2" / "tokenizer.json").write_text('{"version": 1}'), "tokenizer_2: no T5Tokenizer"),
+        *(
+            (lambda f, key=key, value=value: changed(f / "scheduler", **{key: value}), rf"{key} is {found}, .*{right}$")
+            for key, value, found, right in (
+                ("_class_name", "EulerDiscreteScheduler", '"Euler.*"', '"FlowMatchEulerDiscreteScheduler"'),
+                ("use_dynamic_shifting", False, "false", "true"),
+                ("time_shift_type", "linear", '"linear"', '"exponential"'),
+                ("shift_terminal", 0.02, "0.02", "null"),
+                ("use_beta_sigmas", True, "true", "false"),
+                ("num_train_timesteps", 500, "500", "1000"),
+            )
+        ),
+        (lambda f: changed(f / "scheduler", base_shift="0.5"), r'base_shift is "0\.5": it must be a number'),
+        (lambda f: changed(f / "scheduler", max_image_seq_len=256), r"max_image_seq_len must differ"),
+        (lambda f: changed(f / "vae", shift_factor=None), r"vae: shift_factor is None: it must be a number"),
+        (lambda f: changed(f / "vae", scaling_factor=0), r"vae: scaling_factor is 0"),
+        (
+            lambda f: (f / "rekontext.json").write_text('{"text_tokens": 0}'),
+            r"rekontext\.json: text_tokens is 0: at least 1",
+        ),
     ],
 )
 def test_a_broken_folder_says_what_is_wrong(
@@ -432,6 +452,7 @@ def test_a_broken_file_says_what_is_wrong(
         ("text_encoder_2", replace(SHAPE, text_width=48), r"joint_attention_dim\) of width 32, and T5 .* gives 48"),
         ("text_encoder", replace(SHAPE, pooled_width=32), r"pooled_projection_dim\) of width 24, and CLIP gives 32"),
         ("vae", replace(SHAPE, latent_channels=8), r"in_channels\) of width 64, and the autoencoder .* gives 32"),
+        ("vae", replace(SHAPE, autoencoder_channels=(8, 16, 16)), r"a latent stands for 4 x 4 pixels, .* for 8 x 8"),
     ],
 )
 @pytest.mark.parametrize("layout", ["folder", "file"])
@@ -468,6 +489,18 @@ def test_facts_that_fit_no_model_are_named(single: Path, facts: dict[str, object
     (single.parent / "rekontext.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=message):
         opened(str(single))
+
+
+def test_a_tokenizer_that_was_not_told_its_length_pads_to_the_encoders(folder: Path, tmp_path: Path) -> None:
+    """transformers then has 10^30 for it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    path = copy / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("model_max_length") == 32
+    path.write_text(json.dumps(config))
+    found, expected = (PromptEncoder(opened(str(where))).encode("night") for where in (copy, folder))
+    assert torch.equal(found.pooled_1p, expected.pooled_1p)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +542,7 @@ def without_text(folder: Path) -> None:
 
 def changed(folder: Path, **values: object) -> None:
     """Another configuration."""
-    path = folder / "config.json"
+    path = next(folder.glob("*config.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 

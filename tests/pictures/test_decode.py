@@ -23,6 +23,11 @@ def pixels(data: bytes) -> Image.Image:
     return decode(inspect(data, LIMITS))
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def furthest(one: Image.Image, other: Image.Image) -> int:
     """The largest difference of any channel of any pixel."""
     bands = ImageChops.difference(one, other).split()
@@ -105,9 +110,6 @@ def test_the_transparent_level_of_a_png_is_laid_on_white_at_every_depth(
     bits: int, colour: int, row: bytes, transparent: tuple[int, ...], seen: list[int]
 ) -> None:
     """Three pixels, of which the middle one has the level that is transparent."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     png = b"".join(
         (
@@ -206,6 +208,70 @@ def test_limits_are_checked_before_unpacking() -> None:
     assert inspect(encoded(gradient()), PictureLimits(bytes_max=10**6, pixels_max=384)).width == 24
     with pytest.raises(PictureTooLarge):
         inspect(encoded(Image.new("1", (20_000, 20_000))), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "a video"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+def test_what_is_often_sent_in_place_of_a_picture_is_named(start: bytes, name: str) -> None:
+    """Few callers read bytes: what an iPhone makes, or where a link leads, is told by name."""
+    with pytest.raises(PictureRefused, match=rf"no jpeg, png, gif or webp picture \(this is {name}\)$"):
+        inspect(start, LIMITS)
+
+
+_BROKEN: Final = {
+    "a checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "a text's method": chunk(b"zTXt", b"x\0\5text"),
+    "an empty gamma": chunk(b"gAMA", b""),
+    "a text of 5 MB": chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(5 * 2**20))),
+    "a profile's checksum": chunk(b"iCCP", b"x\0\0" + zlib.compress(b"x"))[:-1] + b"?",
+}
+
+
+@pytest.mark.parametrize("name", _BROKEN)
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_what_is_not_a_pngs_pixels_may_be_damaged_or_huge(name: str, where: str) -> None:
+    """Every browser shows such a picture. Its orientation still holds."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = encoded(gradient(), exif=exif)
+    at = 33 if where == "before" else len(png) - 12
+    upright = gradient().transpose(Image.Transpose.ROTATE_270)
+    assert furthest(pixels(png[:at] + _BROKEN[name] + png[at:]), upright) == 0
+
+
+def test_a_large_profile_of_a_png_holds() -> None:
+    """Those of scanners have a MiB and more."""
+    profile = _linear_profile("wide") + bytes(2 * 2**20)
+    profile = len(profile).to_bytes(4, "big") + profile[4:]
+    decoded = pixels(encoded(Image.new("RGB", (1, 1), (64, 64, 64)), icc_profile=profile))
+    assert decoded.getpixel((0, 0)) == (137, 137, 137)
+
+
+@pytest.mark.parametrize(
+    ("pillow_format", "at", "part"),
+    [("PNG", 33, chunk(b"abCD", b"")), ("JPEG", 2, b"\xff\xfe\0\2"), ("GIF", -1, b"\x21\xfe\1a\0")],
+)
+def test_a_file_of_nothing_but_parts_is_refused_at_once(pillow_format: str, at: int, part: bytes) -> None:
+    """Walking through 20 MB of empty ones took half a minute, in which nobody else was served."""
+    whole = encoded(gradient(), pillow_format)
+    at = whole.index(b",", 13 + 3 * 256) if at < 0 else at
+    data = whole[:at] + part * 200_000 + whole[at:]
+    with pytest.raises(PictureRefused, match="too many parts"):
+        pixels_of_any_size(data)
+    few = whole[:at] + part * 1000 + whole[at:]
+    assert furthest(pixels_of_any_size(few), pixels(whole)) == 0
+
+
+def pixels_of_any_size(data: bytes) -> Image.Image:
+    return decode(inspect(data, PictureLimits(bytes_max=10**8, pixels_max=10**6)))
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "JPEG", "GIF", "WEBP"])

@@ -64,8 +64,10 @@ class Autoencoder:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        pixels = torch.from_numpy(np.array(photo, dtype=np.float32) / 255.0)
-        pixels_bcyx = rearrange(pixels * 2.0 - 1.0, "y x c -> 1 c y x").to(self._model.device, self._model.dtype)
+        # A batch before its axes are exchanged: by its strides the convolutions know that channels are innermost. Else
+        # they take others, and a flat photo, whose norms divide by next to nothing, is off by 1e-3 from diffusers'.
+        pixels_byxc = torch.from_numpy(np.array(photo, dtype=np.float32)[None] / 255.0)
+        pixels_bcyx = rearrange(pixels_byxc * 2.0 - 1.0, "b y x c -> b c y x").to(self._model.device, self._model.dtype)
         # The distribution's mode, not a sample: a reference must not depend on a seed.
         latents = self._model.encode(pixels_bcyx).latent_dist.mode()
         tokens = pack((latents - self._shift) * self._scaling).float()

@@ -13,8 +13,9 @@ A `rekontext.json` beside the weights may carry what no published layout has: se
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final
@@ -58,6 +59,26 @@ _FACTS: Final = (
     ("autoencoder", dict, "an object"),
     ("cpu_dtype", str, "text"),
 )
+_ANCHORS: Final = {
+    "base_shift": ("base_shift", 0.5),
+    "max_shift": ("max_shift", 1.15),
+    "base_tokens": ("base_image_seq_len", 256),
+    "max_tokens": ("max_image_seq_len", 4096),
+}
+"""Our names of a schedule's values, diffusers' names, and diffusers' defaults."""
+_FIXED: Final = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "num_train_timesteps": 1000,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+"""What `Schedule` is written for. A scheduler configured otherwise asks for other pictures than ours would be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +109,8 @@ class Facts:
             if not isinstance(found := getattr(self, key), kind):
                 raise TypeError(f"{key} must be {what}, not {found!r}")
         Canvas(area=self.canvas_area)
+        if self.text_tokens < 1:
+            raise ValueError(f"text_tokens is {self.text_tokens}: at least 1 is needed")
 
     @classmethod
     def beside(cls, folder: Path) -> Facts:
@@ -279,14 +302,21 @@ def _schedule(folder: Path) -> Schedule:
     if not path.is_file():
         return Schedule()
     config = read_json(path)
-    if not config.get("use_dynamic_shifting", False):
-        raise CheckpointError(f"{path}: use_dynamic_shifting is off, so this is no schedule of FLUX.1 Kontext [dev]")
-    return Schedule(
-        base_shift=config.get("base_shift", 0.5),
-        max_shift=config.get("max_shift", 1.15),
-        base_tokens=config.get("base_image_seq_len", 256),
-        max_tokens=config.get("max_image_seq_len", 4096),
-    )
+    for key, wanted in _FIXED.items():
+        found = config.get(key, None if key == "use_dynamic_shifting" else wanted)
+        if found != wanted and (found or wanted):
+            raise CheckpointError(
+                f"{path}: {key} is {json.dumps(found)}, so this is no schedule of FLUX.1 Kontext [dev]: "
+                f"it must be {json.dumps(wanted)}"
+            )
+    values = {}
+    for name, (key, default) in _ANCHORS.items():
+        values[name] = value = config.get(key, default)
+        if not isinstance(value, int | float) or not isfinite(value):
+            raise CheckpointError(f"{path}: {key} is {json.dumps(value)}: it must be a number")
+    if values["base_tokens"] == values["max_tokens"]:
+        raise CheckpointError(f"{path}: base_image_seq_len and max_image_seq_len must differ")
+    return Schedule(**values)
 
 
 def _agree(source: TensorSource, config: TransformerConfig, text: dict[str, Any], autoencoder: AutoencoderKL) -> None:

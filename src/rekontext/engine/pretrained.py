@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import gcd, prod
+from math import gcd, isfinite, prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from rekontext.engine.canvas import PIXELS_PER_TOKEN
 from rekontext.engine.memory import Placement
 from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
 
@@ -169,8 +170,7 @@ def open_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
     Raises:
         CheckpointError: a file is missing, or isn't what it should be.
     """
-    autoencoder: AutoencoderKL = _read(AutoencoderKL, folder, torch_dtype=dtype)
-    return autoencoder
+    return _fit_for_latents(_read(AutoencoderKL, folder, torch_dtype=dtype), folder)
 
 
 def find_autoencoder(file: Path) -> Path:
@@ -233,7 +233,21 @@ def open_original_autoencoder(path: Path, changes: dict[str, Any], dtype: torch.
                 f"expected {list(wanted[name].shape)}"
             )
     autoencoder.load_state_dict(translated)
-    return autoencoder.to(dtype)
+    return _fit_for_latents(autoencoder.to(dtype), path)
+
+
+def _fit_for_latents(autoencoder: AutoencoderKL, where: Path) -> AutoencoderKL:
+    """Raise for one that opens, and whose first edit would fail or be nonsense."""
+    config = autoencoder.config
+    for key in ("scaling_factor", "shift_factor"):
+        if not isinstance(found := config[key], int | float) or not isfinite(found):
+            raise CheckpointError(f"{where}: {key} is {found!r}: it must be a number, as FLUX's autoencoder has it")
+    if not config["scaling_factor"]:
+        raise CheckpointError(f"{where}: scaling_factor is 0: latents are divided by it")
+    side = 2 ** (len(config["block_out_channels"]) - 1)
+    if side != PIXELS_PER_TOKEN // 2:
+        raise CheckpointError(f"{where}: a latent stands for {side} x {side} pixels, and in FLUX.1 Kontext for 8 x 8")
+    return autoencoder
 
 
 def laid_out(autoencoder: AutoencoderKL, device: torch.device) -> Any:

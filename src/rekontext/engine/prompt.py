@@ -50,7 +50,8 @@ class PromptEncoder:
         clip_ids = parts.clip_tokenizer(
             prompt,
             padding="max_length",
-            max_length=parts.clip_tokenizer.model_max_length,
+            # A tokenizer that wasn't told its length has a huge one.
+            max_length=min(parts.clip_tokenizer.model_max_length, parts.clip.config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
         ).input_ids

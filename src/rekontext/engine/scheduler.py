@@ -198,8 +198,10 @@ class Scheduler:
         ranks = self._ranks(edits, now_s)
         greedy = frozenset(edit.account for edit in edits if ranks[edit.id].kind == _GREEDY)
         rates = self._arrivals.rates(greedy, now_s=now_s)
+        in_order = sorted(edits, key=lambda edit: ranks[edit.id])
+        bounds = _bounds(in_order, ranks, of)
         estimates, elapsed_s = {}, 0.0
-        for position, edit in enumerate(sorted(edits, key=lambda edit: ranks[edit.id])):
+        for position, edit in enumerate(in_order):
             kind = ranks[edit.id].kind
             wait_s, work_s = elapsed_s, edit.remaining_s
             elapsed_s += work_s
@@ -213,8 +215,10 @@ class Scheduler:
                 if kind == _GREEDY:
                     ageing, rate = self.policy.greedy_ageing, rates.before_greedy
                 counts_s, trust = ranks[edit.id].key - ageing * now_s, self._overtaking[kind]
-                while_waiting = rate(counts_s - ageing * wait_s / 2)
-                while_running = rate(counts_s - edit.length / 2 - ageing * wait_s)
+                waiting_s, running_s = ageing * wait_s / 2, edit.length / 2 + ageing * wait_s
+                bound = {account: own_s - ageing * now_s for account, own_s in bounds[edit.id].items()}
+                while_waiting = rate(counts_s, bound, older_s=waiting_s)
+                while_running = rate(counts_s, bound, older_s=running_s)
                 wait_s += trust * while_waiting.during(wait_s)
                 work_s += trust * while_running.during(work_s)
             estimates[edit.id] = Estimate(
@@ -278,6 +282,21 @@ class _Rank(NamedTuple):
     number: int
 
 
+def _bounds(
+    in_order: Sequence[Waiting], ranks: Mapping[Hashable, _Rank], of: Collection[Hashable] | None
+) -> dict[Hashable, dict[str, float]]:
+    """For each edit: the accounts of its class with edits at its place or behind, and as what the first of them counts
+    without a crowd. What comes later to such an account goes before the edit only if it goes before its own there."""
+    bounds: dict[Hashable, dict[str, float]] = {}
+    firsts: dict[int, dict[str, float]] = {_ORDINARY: {}, _GREEDY: {}}
+    for edit in reversed(in_order):
+        rank = ranks[edit.id]
+        firsts[rank.kind][edit.account] = rank.own
+        if of is None or edit.id in of:
+            bounds[edit.id] = dict(firsts[rank.kind])
+    return bounds
+
+
 class _DecayingUse:
     """Device seconds by account, halved every half-life."""
 
@@ -322,6 +341,7 @@ class _Arrivals:
     def __init__(self, size: int) -> None:
         self._arrivals: deque[_Arrival] = deque(maxlen=size)
         self._sums: dict[frozenset[str], tuple[_Sums, _Sums]] = {}
+        self._own_sums: dict[str, _Sums] = {}
 
     @property
     def typical_s(self) -> float:
@@ -332,7 +352,7 @@ class _Arrivals:
     def add(self, account: str, *, length: float, work_s: float, now_s: float) -> _Arrival:
         arrival = _Arrival(at_s=now_s, account=account, length=length, work_s=work_s)
         self._arrivals.append(arrival)
-        self._sums.clear()
+        self._forget_sums()
         return arrival
 
     def cut(self, arrival: _Arrival, *, by_s: float) -> None:
@@ -341,18 +361,27 @@ class _Arrivals:
         if arrival.work_s <= 0:
             with suppress(ValueError):  # it is forgotten already
                 self._arrivals.remove(arrival)
-        self._sums.clear()
+        self._forget_sums()
 
     def rates(self, greedy: frozenset[str], *, now_s: float) -> _Rates:
         """What comes in, given which accounts are greedy."""
         if len(self._arrivals) < _ARRIVALS_NEEDED or now_s <= self._arrivals[0].at_s:
-            return _Rates(_Sums([]), _Sums([]), elapsed_s=1.0)
+            return _Rates(_Sums([]), _Sums([]), {}, elapsed_s=1.0)
         if greedy not in self._sums:
             came: tuple[list[tuple[float, float]], list[tuple[float, float]]] = [], []
             for arrival in self._arrivals:
                 came[arrival.account in greedy].append((arrival.length, arrival.work_s))
             self._sums[greedy] = _Sums(came[False]), _Sums(came[True])
-        return _Rates(*self._sums[greedy], elapsed_s=now_s - self._arrivals[0].at_s)
+        if not self._own_sums:
+            own: dict[str, list[tuple[float, float]]] = {}
+            for arrival in self._arrivals:
+                own.setdefault(arrival.account, []).append((arrival.length, arrival.work_s))
+            self._own_sums = {account: _Sums(edits) for account, edits in own.items()}
+        return _Rates(*self._sums[greedy], self._own_sums, elapsed_s=now_s - self._arrivals[0].at_s)
+
+    def _forget_sums(self) -> None:
+        self._sums.clear()
+        self._own_sums = {}
 
 
 class _Sums:
@@ -384,24 +413,40 @@ class _Rate(NamedTuple):
 
 
 class _Rates:
-    """What comes in that goes before an edit of a length.
+    """What comes in that goes before an edit.
 
     Args:
         ordinary, greedy: what came of either kind of account in `elapsed_s`.
+        own: the same by account.
     """
 
-    def __init__(self, ordinary: _Sums, greedy: _Sums, *, elapsed_s: float) -> None:
+    def __init__(self, ordinary: _Sums, greedy: _Sums, own: Mapping[str, _Sums], *, elapsed_s: float) -> None:
         self._ordinary = ordinary
         self._greedy = greedy
+        self._own = own
         self._elapsed_s = elapsed_s
 
-    def before_ordinary(self, length: float) -> _Rate:
-        """Shorter edits of ordinary accounts."""
-        edits, work_s = self._ordinary.of(length)
-        return _Rate(edits / self._elapsed_s, work_s / self._elapsed_s)
+    def before_ordinary(self, length: float, bounds: Mapping[str, float], *, older_s: float) -> _Rate:
+        """Shorter edits of ordinary accounts.
 
-    def before_greedy(self, length: float) -> _Rate:
+        Args:
+            length: as which the edit counts.
+            bounds: as which something must count less if it is of these accounts.
+            older_s: by how much less the edit counts by then.
+        """
+        return self._rate(self._ordinary, length, bounds, older_s)
+
+    def before_greedy(self, length: float, bounds: Mapping[str, float], *, older_s: float) -> _Rate:
         """All edits of ordinary accounts, and shorter ones of greedy accounts."""
-        edits, work_s = self._ordinary.of(inf)
-        more, more_s = self._greedy.of(length)
-        return _Rate((edits + more) / self._elapsed_s, (work_s + more_s) / self._elapsed_s)
+        every = self._rate(self._ordinary, inf, {}, 0.0)
+        shorter = self._rate(self._greedy, length, bounds, older_s)
+        return _Rate(every.edits + shorter.edits, every.work_s + shorter.work_s)
+
+    def _rate(self, sums: _Sums, length: float, bounds: Mapping[str, float], older_s: float) -> _Rate:
+        edits, work_s = sums.of(length - older_s)
+        for account, bound in bounds.items():
+            if bound < length and account in self._own:
+                less, less_s = self._own[account].of(length - older_s)
+                still, still_s = self._own[account].of(bound - older_s)
+                edits, work_s = edits - less + still, work_s - less_s + still_s
+        return _Rate(edits / self._elapsed_s, work_s / self._elapsed_s)

@@ -6,11 +6,13 @@ the event loop. What the bytes are is read from the bytes: a name or a Content-T
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
-from PIL import Image, ImageChops, ImageCms, ImageMath
+from PIL import Image, ImageChops, ImageCms, ImageMath, PngImagePlugin
 
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -20,6 +22,11 @@ _PILLOW_NAMES: Final[dict[PhotoFormat, str]] = {"jpeg": "JPEG", "png": "PNG", "g
 PIXELS_MAX: Final = 89_000_000
 _READABLE: Final = "jpeg, png, gif or webp"
 _PROFILE_BYTES_MAX: Final = 4 * 2**20
+PngImagePlugin.MAX_TEXT_CHUNK = _PROFILE_BYTES_MAX  # profiles too; Pillow refuses the picture where one is larger
+_READS_MAX: Final = 100_000
+"""A PNG of 20 MB whose chunks are as small as encoders make them needs some 10,000."""
+_PNG_PIXELS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_PNG_LOOKS: Final = frozenset({b"eXIf", b"iCCP"})
 _ROUNDING: Final = 2
 """By how many levels of 255 a conversion from sRGB to sRGB may be off."""
 _EXIF_ORIENTATION: Final = 0x0112
@@ -34,6 +41,22 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OTHERS: Final[tuple[tuple[str, int, tuple[bytes, ...]], ...]] = (
+    ("HEIC", 4, tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))),
+    ("AVIF", 4, (b"ftypavif", b"ftypavis")),
+    ("a video", 4, (b"ftyp",)),
+    ("TIFF", 0, (b"II*\0", b"MM\0*")),
+    ("BMP", 0, (b"BM",)),
+    ("JPEG XL", 0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    ("JPEG 2000", 0, (b"\0\0\0\x0cjP  ",)),
+    ("a PDF", 0, (b"%PDF",)),
+    ("a Photoshop document", 0, (b"8BPS",)),
+    ("SVG", 0, (b"<svg",)),
+    ("a web page", 0, (b"<!doctype html", b"<!DOCTYPE html", b"<html")),
+)
+"""What is sent in place of a picture that can be read: its name, where its mark is, and the mark."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +110,7 @@ def inspect(data: bytes, limits: PictureLimits) -> Photo:
         raise PictureTooLarge(f"the picture has {len(data)} bytes; at most {limits.bytes_max} are allowed")
     photo_format = sniff(data)
     if photo_format is None:
-        raise PictureRefused(f"the bytes are no {_READABLE} picture (they begin with {data[:8].hex(' ')})")
+        raise PictureRefused(f"the bytes are no {_READABLE} picture ({_what_else(data)})")
     width, height = _stored_size(data, photo_format, limits)
     if width * height > limits.pixels_max:
         raise PictureTooLarge(
@@ -105,27 +128,83 @@ def decode(photo: Photo) -> Image.Image:
     Raises:
         PictureRefused: the file is cut off or damaged.
     """
+
+    def unpacked(opened: Image.Image) -> Image.Image:
+        opened.load()
+        if photo.format == "png":
+            _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
+        return _flat_rgb(_upright(opened))
+
     try:
-        with Image.open(BytesIO(photo.data), formats=[_PILLOW_NAMES[photo.format]]) as opened:
-            opened.load()
-            if photo.format == "png":
-                _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
-            return _flat_rgb(_upright(opened))
-    except MemoryError:
+        return _read(photo.data, photo.format, unpacked)
+    except (MemoryError, PictureRefused):
         raise
     except Exception as fault:  # a decoder fed hostile bytes raises nearly anything; all of it is the file's fault
         raise PictureRefused(f"the {photo.format} picture is cut off or damaged") from fault
 
 
+class _FewReads(BytesIO):
+    """Bytes that are read in no more than `_READS_MAX` pieces.
+
+    Pillow walks through segments, chunks and comments one by one: through 20 MB of empty ones for half a minute, in
+    which little else runs.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = _READS_MAX
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise PictureRefused("the picture is made of too many parts: save it anew")
+        return super().read(size)
+
+
+def _read(data: bytes, photo_format: PhotoFormat, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the opened file. Of a PNG that can't be read as it is, without what isn't its pixels: texts
+    and tags that are damaged or huge must not cost anybody a good picture."""
+    faults = []
+    for keep in (None, _PNG_PIXELS | _PNG_LOOKS, _PNG_PIXELS) if photo_format == "png" else (None,):
+        file = _FewReads(data if keep is None else _png_without_others(data, keep=keep))
+        try:
+            with Image.open(file, formats=[_PILLOW_NAMES[photo_format]]) as opened:
+                return use(opened)
+        except (MemoryError, PictureRefused, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise
+        except Exception as fault:
+            faults.append(fault)
+    raise faults[0]
+
+
+def _png_without_others(data: bytes, *, keep: frozenset[bytes]) -> bytes:
+    """A PNG without the chunks that aren't in `keep`, or whose checksum is wrong though a picture can do without."""
+    kept, at = [data[:8]], 8
+    for _ in range(_READS_MAX):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, whole = data[at + 4 : at + 8], data[at:end]
+        if kind in keep and (kind in _PNG_PIXELS or zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:], "big")):
+            kept.append(whole)
+        at = end
+    return b"".join(kept)
+
+
+def _what_else(data: bytes) -> str:
+    """For the caller: what the bytes are, if they are one of `_OTHERS`."""
+    for name, at, marks in _OTHERS:
+        if data.startswith(marks, at):
+            return f"this is {name}"
+    return f"they begin with {data[:8].hex(' ')}"
+
+
 def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) -> tuple[int, int]:
     try:
-        with Image.open(BytesIO(data), formats=[_PILLOW_NAMES[photo_format]]) as opened:
-            return opened.size
+        return _read(data, photo_format, lambda opened: opened.size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
         raise PictureTooLarge(
             f"the picture is far too large once unpacked; at most {limits.pixels_max} pixels are allowed"
         ) from fault
-    except MemoryError:
+    except (MemoryError, PictureRefused):
         raise
     except Exception as fault:
         raise PictureRefused(f"the {photo_format} picture's header can't be read") from fault
