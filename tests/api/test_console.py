@@ -415,6 +415,7 @@ async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
         await studio.fleet.began.wait()
         second = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
         queue = (await client.get("/console/api/admin/queue")).json()
+        assert queue["devices"] == {"cpu": "ready"}
         assert (queue["queued"], queue["processing"], queue["running_here"], queue["running_max"]) == (1, 1, 1, 1)
         running, waiting = queue["jobs"]
         assert (running["request_id"], running["status"]) == (first["request_id"], "PROCESSING")

@@ -526,6 +526,7 @@ def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, pho
     console = open_page("/console#queue")
     expect(card(console, "Running")).to_have_text("1")
     expect(rows(console)).to_contain_text("7 / 35")
+    expect(console.get_by_text("ready on cpu")).to_be_visible()
     site.go_on()
     expect(console.get_by_text("Nothing waits and nothing runs.")).to_be_visible()
     go_to(console, "all-requests")

@@ -17,7 +17,7 @@ PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), d
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", "ignore:.torch.jit.script_method. is deprecated")
 def test_a_compiled_engine_draws_the_same_picture(tmp_path: Path) -> None:
     build(tmp_path / "model", SHAPES["deep"])
     cache = tmp_path / "cache" / "compiled.bin"

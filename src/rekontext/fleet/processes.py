@@ -7,7 +7,7 @@ start. So a second device starts when the first has more to do than that, and en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +111,7 @@ class ProcessFleet:
             raise faults[0]
         assert first.card is not None, "ready without a card"
         assert first.outlook is not None, "ready without an outlook"
-        names = ", ".join(process.name or first.card.device for process in self._processes)
-        self._card, self._outlook = replace(first.card, device=names), first.outlook.emptied()
+        self._card, self._outlook = replace(first.card, device=_shortly(self.devices)), first.outlook.emptied()
         for process in self._processes:
             process.assume(self._outlook, first.loading_s)
             if self._idle_s is None:
@@ -194,6 +193,12 @@ class ProcessFleet:
         if all(process.failures >= FAILURES_MAX for process in self._processes):
             why = "; ".join(f"{process.name}: {process.fault}" for process in self._processes)
             self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
+
+
+def _shortly(devices: Iterable[str]) -> str:
+    """ "cuda:0", "cuda:0, cuda:1", "cuda:0 and 7 more"."""
+    first, *others = devices
+    return ", ".join([first, *others]) if len(others) < 2 else f"{first} and {len(others)} more"
 
 
 def _finish(found: tuple[Estimate, EngineProcess]) -> float:

@@ -126,6 +126,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "queued_max": parts.limits.queued_max,
             "edit_s": round(parts.dispatcher.edit_s, 3),
             "model": described_model(parts),
+            "devices": dict(parts.fleet.devices),
             "jobs": [_unfinished(job, ahead, parts) for job, ahead in found],
         }
 

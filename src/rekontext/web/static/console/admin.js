@@ -141,7 +141,7 @@ export function queue(place) {
         card("Waiting", count(found.queued), `${count(found.queued_max)} at most`),
         card("Running", count(found.processing), `${found.running_here} of ${found.running_max} in this process`),
         card("An edit takes", found.edit_s ? seconds(found.edit_s) : "–"),
-        card("Model", found.model.name ?? "–", found.model.ready ? `ready on ${found.model.device}` : "loading"),
+        card("Model", found.model.name ?? "–", found.model.ready ? states(found.devices) : "loading"),
       ),
       table(
         "Unfinished edits",
@@ -163,6 +163,15 @@ export function queue(place) {
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
   return repeated(load, { everyMs: LOOK_EVERY_MS });
+}
+
+/** "ready on cpu", or "ready on 7 devices; failed on cuda:3". */
+function states(devices) {
+  const names = {};
+  for (const [name, state] of Object.entries(devices)) (names[state] ??= []).push(name);
+  return Object.entries(names)
+    .map(([state, found]) => `${state} on ${found.length > 2 && state !== "failed" ? `${found.length} devices` : found.join(", ")}`)
+    .join("; ");
 }
 
 function progress(job) {
