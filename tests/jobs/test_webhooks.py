@@ -247,6 +247,28 @@ async def test_what_was_given_up_can_be_sent_again(office: Office, deliverer: De
 
 
 @pytest.mark.anyio
+async def test_what_waits_for_another_try_can_be_sent_now(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """Whoever has mended his receiver need not wait for hours; and the tries that follow begin anew."""
+    receiver.answers = [500, 500, 500, 200]
+    end_a_job(office, webhook_url=URL)
+    [waiting] = log(office)
+    with pytest.raises(WebhookUnknown):  # it is about to be sent for the first time
+        office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, waiting.id, now=office.clock.now()))
+    for wait_s in (0, 6):
+        office.clock.advance(wait_s)
+        await deliverer.deliver()
+    assert await deliverer.deliver() == 0
+    office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, waiting.id, now=office.clock.now()))
+    assert await deliverer.deliver() == 1
+    office.clock.advance(6)
+    assert await deliverer.deliver() == 1
+    [sent] = log(office)
+    assert (sent.state, len(sent.attempts)) == ("DELIVERED", 4)
+
+
+@pytest.mark.anyio
 async def test_a_receiver_that_is_gone_is_switched_off(
     office: Office, deliverer: Deliverer, receiver: Receiver
 ) -> None:

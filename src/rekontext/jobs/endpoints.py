@@ -8,7 +8,19 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from rekontext.accounts import registry
 from rekontext.accounts.signing import webhook_secret
@@ -263,10 +275,11 @@ def deliveries(
 
 
 def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: datetime) -> None:
-    """Send a message again that was delivered or given up, with its old id and all tries before it.
+    """Send a message again that was delivered or given up, with its old id and all tries before it; one that waits for
+    another try goes now.
 
     Raises:
-        WebhookUnknown: the account has no such delivery, or it waits to be sent anyway.
+        WebhookUnknown: the account has no such delivery, or it is about to be sent anyway.
         TooManyMessages: too many that were asked for wait already.
         AccountUnknown: there is no such account.
     """
@@ -276,12 +289,16 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
         .where(
             webhook_deliveries.c.id == delivery,
             webhook_deliveries.c.account_id == account,
-            webhook_deliveries.c.state.in_(("DELIVERED", "DEAD")),
+            or_(
+                webhook_deliveries.c.state.in_(("DELIVERED", "DEAD")),
+                # The receiver may be back long before that. If this very try is under way, two are.
+                and_(webhook_deliveries.c.tries > 0, webhook_deliveries.c.due_at > now),
+            ),
         )
         .values(state="PENDING", tries=0, due_at=now, replayed_at=now, finished_at=None)
     )
     if again.rowcount != 1:
-        raise WebhookUnknown(f"there is no delivery {delivery} that was delivered or given up")
+        raise WebhookUnknown(f"there is no delivery {delivery} that was sent or given up before")
 
 
 def lock_with_room_to_send(tx: Connection, account: AccountId) -> None:

@@ -193,12 +193,12 @@ export function webhooks(place, me) {
           h("h3", {}, "Message"),
           h("pre.message", { tabindex: "0" }, readable(row.body)),
           mayChange &&
-            row.state !== "PENDING" &&
+            (row.state !== "PENDING" || row.attempts.length > 0) &&
             h(
               "div.row-end",
               {},
               button(
-                "Send it again",
+                row.state === "PENDING" ? "Send it now" : "Send it again",
                 async () => {
                   close();
                   await act(`console/api/deliveries/${row.id}/replay`, { method: "POST" }, "It is on its way again");
