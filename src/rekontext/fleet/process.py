@@ -48,8 +48,9 @@ from rekontext.fleet.messages import (
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
-WORKER: Final = (sys.executable, "-m", "rekontext.fleet.worker")
-ENDING_S_MAX: Final = 15.0
+WORKER: Final = (sys.executable, "-P", "-m", "rekontext.fleet.worker")
+"""`-P`: the folder that the service was started in may hold files that are named as modules are."""
+ENDING_S_MAX: Final = 12.0
 """How long a process may take to end before it is killed; longer than it gives itself."""
 RETRY_S_MAX: Final = 60.0
 _log = structlog.get_logger(__name__)
