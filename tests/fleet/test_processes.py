@@ -28,7 +28,8 @@ from rekontext.contract import (
 )
 from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
-from rekontext.fleet.process import _placed
+from rekontext.fleet.messages import Opening
+from rekontext.fleet.process import EngineProcess, _placed
 
 pytestmark = pytest.mark.anyio
 
@@ -317,6 +318,82 @@ async def test_what_a_process_logs_stands_in_the_log(caplog: pytest.LogCaptureFi
     ]
 
 
+async def test_a_device_that_fails_takes_no_edit_while_its_process_ends(tmp_path: Path) -> None:
+    """An engine that broke may take long to close; whatever comes meanwhile runs on the next one, without a fault."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a")) as fleet:
+        with pytest.raises(EngineFault, match="the engine broke"):
+            await asyncio.wait_for(fleet.edit(request(1, f"break {go}")), SOON_S / 5)
+        assert fleet.devices == {"a": "failed"}
+        second = asyncio.create_task(fleet.edit(request(2)))
+        await asyncio.sleep(0)
+        go.touch()
+        assert (await second).seed == 2
+
+
+async def test_a_process_that_hangs_up_takes_no_edit_either(tmp_path: Path) -> None:
+    """It lives, and hears nothing."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a")) as fleet:
+        first = asyncio.create_task(fleet.edit(request(1, f"odd {go}")))
+        async with asyncio.timeout(SOON_S / 5):
+            await until(lambda: fleet.devices == {"a": "failed"})
+        second = asyncio.create_task(fleet.edit(request(2)))
+        await asyncio.sleep(0)
+        go.touch()
+        with pytest.raises(EngineFault, match="its process ended with exit code 0"):
+            await first
+        assert (await second).seed == 2
+
+
+async def test_a_process_that_will_not_end_is_killed_also_at_the_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold its GPU's memory after the service is gone."""
+    monkeypatch.setattr("rekontext.fleet.process.ENDING_S_MAX", 0.2)
+    async with started(fleet_of("a", model="clinging", idle_s=0.05)) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        await until(lambda: fleet._processes[0]._channel is None)  # it has been told to end
+        assert is_alive(process)
+    assert not is_alive(process)
+
+
+async def test_a_device_that_failed_while_it_had_no_work_does_not_fall_asleep_over_it() -> None:
+    """Who looks at it later sees that it failed."""
+    async with started(fleet_of("a", idle_s=SOON_S, retry_s=SOON_S)) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        assert fleet._processes[0]._retiring is not None
+        os.kill(process, signal.SIGKILL)
+        await until(lambda: fleet.devices == {"a": "failed"})
+        assert fleet._processes[0]._retiring is None
+
+
+async def test_a_device_that_failed_sleeps_until_it_is_wanted_again(tmp_path: Path) -> None:
+    """Others run the edits that waited for it."""
+    (tmp_path / "a").touch()
+    async with started(fleet_of("a", "b", folder=tmp_path, idle_s=SOON_S)) as fleet:
+        await until(lambda: fleet.devices["a"] == "asleep")
+        assert fleet._processes[0].failures == 1
+
+
+async def test_a_device_may_fail_for_days() -> None:
+    """It is tried every minute, and the service goes on meanwhile."""
+    async with started(fleet_of("a")) as fleet:
+        fleet._processes[0].failures = 2000
+        with pytest.raises(EngineFault, match="SIGKILL"):
+            await fleet.edit(request(1, "die"))
+        assert not fleet._running[0].done()
+
+
+async def test_a_deadline_counts_while_all_devices_have_failed() -> None:
+    """From the submit, not from when a device could take it."""
+    async with started(fleet_of("a", retry_s=1.0)) as fleet:
+        with pytest.raises(EngineFault):
+            await fleet.edit(request(1, "die"))
+        assert fleet.devices == {"a": "failed"}
+        assert (await fleet.edit(request(2, deadline_s=60))).timings["left"] < 60 - 0.9
+
+
 def test_processes_end_with_the_service_however_it_ends() -> None:
     """Else a killed service's engines would hold the GPUs that the next one needs."""
     program = (
@@ -353,6 +430,7 @@ def test_the_service_loads_no_torch_for_it() -> None:
         ("cuda:1", "4,6", ("cuda", "6")),
         ("cuda:1", "GPU-5f, GPU-7a", ("cuda", "GPU-7a")),
         ("cuda:2", "4,6", ("cuda:2", "4,6")),
+        ("cuda:0", "", ("cuda:0", "")),
     ],
 )
 def test_a_process_sees_its_own_gpu_only(

@@ -7,6 +7,7 @@ start. So a second device starts when the first has more to do than that, and en
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -72,9 +73,7 @@ class ProcessFleet:
     @property
     def devices(self) -> dict[str, DeviceState]:
         """All devices, by name."""
-        return {
-            process.name or (process.card.device if process.card else ""): process.state for process in self._processes
-        }
+        return {process.label: process.state for process in self._processes}
 
     @property
     def card(self) -> ModelCard:
@@ -111,7 +110,7 @@ class ProcessFleet:
             raise faults[0]
         assert first.card is not None, "ready without a card"
         assert first.outlook is not None, "ready without an outlook"
-        names = ", ".join(process.name or first.card.device for process in self._processes)
+        names = ", ".join(process.label for process in self._processes)
         self._card, self._outlook = replace(first.card, device=names), first.outlook.emptied()
         for process in self._processes:
             process.assume(self._outlook, first.loading_s)
@@ -129,11 +128,12 @@ class ProcessFleet:
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
+        came_s = time.monotonic()
         request = await asyncio.to_thread(self._shrunk, request)
         while True:
             process = await self._choose(request)
             try:
-                return await process.edit(request, on_progress=on_progress)
+                return await process.edit(request, came_s=came_s, on_progress=on_progress)
             except DeviceFailed:  # it wasn't handed over: another one runs it, or this one later
                 await asyncio.sleep(0)
 
@@ -192,7 +192,7 @@ class ProcessFleet:
         if self._broken is None or self._broken.done() or self._card is None:
             return
         if all(process.failures >= FAILURES_MAX for process in self._processes):
-            why = "; ".join(f"{process.name}: {process.fault}" for process in self._processes)
+            why = "; ".join(f"{process.label}: {process.fault}" for process in self._processes)
             self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
 
 
