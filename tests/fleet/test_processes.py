@@ -385,6 +385,27 @@ async def test_a_device_may_fail_for_days() -> None:
         assert not fleet._running[0].done()
 
 
+async def test_a_device_where_edits_fail_fast_does_not_get_them_all() -> None:
+    """It looks as if it had the least to do."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        first = process_of(await fleet.edit(request(1)))
+        with pytest.raises(EngineFault):
+            await fleet.edit(request(2, "fail"))
+        assert process_of(await fleet.edit(request(3))) != first
+
+
+async def test_a_cancelled_edit_is_not_reckoned_with_until_its_step_ends(tmp_path: Path) -> None:
+    """Nor for ever, where no other edit's news comes after it."""
+    async with started(fleet_of("a")) as fleet:
+        edit, runs = waiting(fleet, 1, tmp_path / "never")
+        await runs.wait()
+        edit.cancel()
+        await until(lambda: (tmp_path / "never.cancelled").exists())
+        await fleet.edit(request(2))
+        assert fleet.estimate(request(3)).position == 0
+
+
 async def test_a_deadline_counts_while_all_devices_have_failed() -> None:
     """From the submit, not from when a device could take it."""
     async with started(fleet_of("a", retry_s=1.0)) as fleet:
@@ -392,6 +413,16 @@ async def test_a_deadline_counts_while_all_devices_have_failed() -> None:
             await fleet.edit(request(1, "die"))
         assert fleet.devices == {"a": "failed"}
         assert (await fleet.edit(request(2, deadline_s=60))).timings["left"] < 60 - 0.9
+
+
+def test_a_start_that_is_late_is_expected_to_take_as_much_longer() -> None:
+    """One that hangs must not look as if it were over any moment."""
+    process = EngineProcess(
+        "a", Opening(model="good", device=None, dtype=None, cache_folder=None, compiled=False, batch="off")
+    )
+    process.state, process.loading_s = "starting", 10.0
+    began_s = process._state_since_s
+    assert [process._start_s(began_s + after_s) for after_s in (0, 4, 10, 100)] == pytest.approx([10, 6, 0, 90])
 
 
 def test_processes_end_with_the_service_however_it_ends() -> None:

@@ -97,7 +97,8 @@ class EngineProcess:
     Attributes:
         state: what the device is doing.
         failures: how often it failed since an edit was last done.
-        fault: why it failed last.
+        faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
+        fault: why the device failed last.
         card: the model, once it was loaded.
         loading_s: how long it last took to load.
         outlook: what is known of its edits; None before any device was ready.
@@ -116,6 +117,7 @@ class EngineProcess:
         self.name = name
         self.state: DeviceState = "asleep"
         self.failures = 0
+        self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
         self.loading_s = 0.0
@@ -303,7 +305,7 @@ class EngineProcess:
         """Take in what the process says. Returns why it ends, if it does."""
         match message:
             case Opened():
-                self.card = message.card
+                self.card, self.faults = message.card, 0
                 self.loading_s = time.monotonic() - self._state_since_s
                 _log.info("device_ready", device=self.label, loading_s=round(self.loading_s, 1))
             case Looked():
@@ -316,8 +318,10 @@ class EngineProcess:
                     asyncio.get_running_loop().call_soon(edit.on_progress, message.news)
             case Done():
                 edit = self._edits.get(message.number)
-                if not isinstance(message.outcome, EngineFault):
-                    self.failures = 0
+                if isinstance(message.outcome, EngineFault):
+                    self.faults += 1
+                else:
+                    self.failures = self.faults = 0
                 if edit is not None and not edit.ended.done():
                     if isinstance(message.outcome, EditResult):
                         edit.ended.set_result(message.outcome)
@@ -333,9 +337,11 @@ class EngineProcess:
 
     def _look(self, message: Looked) -> None:
         self.outlook = message.outlook
-        for number, key in message.keys.items():
-            if number in self._edits:
-                self._edits[number].key, self._edits[number].is_taken_in = key, True
+        known = {number: key for number, key in message.keys.items() if number in self._edits}
+        for stranger in set(self.outlook.scheduler).difference(known.values()):  # cancelled, or not known by number yet
+            self.outlook.scheduler.remove(stranger)
+        for number, key in known.items():
+            self._edits[number].key, self._edits[number].is_taken_in = key, True
         for edit in self._edits.values():
             if not edit.is_taken_in:
                 self._expect(edit)
@@ -392,11 +398,14 @@ class EngineProcess:
         self._on_change()
 
     def _start_s(self, now_s: float) -> float:
-        """Seconds until the model is loaded, if the process is wanted."""
+        """Seconds until the model is loaded, if the process is wanted.
+
+        A start that should be over is taken to last as much longer as it is late: it may hang.
+        """
         if self.state == "ready":
             return 0.0
         if self.state == "starting":
-            return max(0.0, self._state_since_s + self.loading_s - now_s)
+            return abs(self._state_since_s + self.loading_s - now_s)
         return self.loading_s
 
 

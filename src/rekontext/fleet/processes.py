@@ -2,6 +2,7 @@
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
+One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
 
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, the fleet is at its end."""
+_DOUBLINGS_MAX: Final = 10
 
 
 class ProcessFleet:
@@ -142,7 +144,7 @@ class ProcessFleet:
         for process in self._processes:
             if process.has(request.id):
                 return process.estimate(request)
-        return min(self._estimates(request), key=_finish)[0]
+        return min(self._estimates(request), key=_comes_after)[0]
 
     async def close(self) -> None:
         """Stop running edits within one step and end the processes."""
@@ -182,7 +184,7 @@ class ProcessFleet:
             if self._broken is not None and self._broken.done():
                 self._broken.result()
             if self._usable():
-                return min(self._estimates(request), key=_finish)[1]
+                return min(self._estimates(request), key=_comes_after)[1]
             await changed.wait()
 
     def _look(self) -> None:
@@ -196,5 +198,6 @@ class ProcessFleet:
             self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
 
 
-def _finish(found: tuple[Estimate, EngineProcess]) -> float:
-    return found[0].finish_s
+def _comes_after(found: tuple[Estimate, EngineProcess]) -> float:
+    estimate, process = found
+    return estimate.finish_s * 2.0 ** min(process.faults, _DOUBLINGS_MAX)
