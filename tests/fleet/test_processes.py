@@ -270,6 +270,24 @@ async def test_a_fleet_whose_devices_fail_again_and_again_is_at_its_end() -> Non
             await fleet.edit(request(9))
 
 
+async def test_a_fleet_is_not_at_its_end_while_a_device_is_ready(tmp_path: Path) -> None:
+    """It may have failed often before it was, and has had no time yet to do an edit."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a", "b", retry_s=SOON_S)) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        edit, runs = waiting(fleet, 1, go)
+        await runs.wait()
+        for process in fleet._processes:
+            process.failures = 4
+        fleet._processes[0].failures += 1
+        with pytest.raises(EngineFault, match="SIGKILL"):
+            await fleet.edit(request(2, "die"))
+        assert fleet.devices == {"a": "ready", "b": "failed"}
+        go.touch()
+        assert (await edit).seed == 1
+        assert (await fleet.edit(request(3))).seed == 3
+
+
 async def test_faults_that_are_far_between_do_not_add_up() -> None:
     """What ends a fleet is that nothing succeeds any more."""
     async with started(fleet_of("a")) as fleet:

@@ -259,7 +259,7 @@ class EngineProcess:
             if self.state != "asleep":
                 self._fail(EngineFault(await _death(process)))
         finally:
-            self._channel = None
+            self._channel, self.faults = None, 0
             ending = asyncio.create_task(_end(process, channel))
             try:
                 await asyncio.shield(ending)
@@ -305,7 +305,7 @@ class EngineProcess:
         """Take in what the process says. Returns why it ends, if it does."""
         match message:
             case Opened():
-                self.card, self.faults = message.card, 0
+                self.card = message.card
                 self.loading_s = time.monotonic() - self._state_since_s
                 _log.info("device_ready", device=self.label, loading_s=round(self.loading_s, 1))
             case Looked():

@@ -30,7 +30,7 @@ from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
 
 FAILURES_MAX: Final = 5
-"""When every device failed so often since an edit was last done, the fleet is at its end."""
+"""When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
 _DOUBLINGS_MAX: Final = 10
 
 
@@ -193,7 +193,7 @@ class ProcessFleet:
         before.set()
         if self._broken is None or self._broken.done() or self._card is None:
             return
-        if all(process.failures >= FAILURES_MAX for process in self._processes):
+        if all(process.failures >= FAILURES_MAX and process.state != "ready" for process in self._processes):
             why = "; ".join(f"{process.label}: {process.fault}" for process in self._processes)
             self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
 
