@@ -27,13 +27,20 @@ STEP_S = 1.0
 """What it says that a step takes."""
 
 
+class _Bomb:
+    """Can be sent, and not be read."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("bomb",)
+
+
 class ObedientFleet(LocalFleet):
     """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads; "clinging", which never ends.
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
     process, "die FILE" only if there is no such file yet, "wait FILE" goes on when there is one, "refuse" and "fail"
-    are refused and fail, "log" logs, and "odd" has a result that can't be sent. "break" breaks the engine. After
-    "break FILE" and "odd FILE" it closes when there is one.
+    are refused and fail, "log" logs, and "odd" has a result that can't be sent, "bomb" one that can't be read,
+    and "break" breaks the engine. After "odd FILE", "bomb FILE" and "break FILE" it closes when there is one.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -93,7 +100,7 @@ class ObedientFleet(LocalFleet):
                 raise EditRefused("the prompt is refuse: it must be another")
             if what == "fail":
                 raise EngineFault("it failed")
-            if what in ("break", "odd") and path:
+            if what in ("odd", "bomb", "break") and path:
                 self._closes = Path(path)
             if what == "break":
                 self._broken.set()
@@ -120,7 +127,11 @@ class ObedientFleet(LocalFleet):
             steps=request.steps,
             passes=request.steps,
             inference_s=float(os.getpid()),
-            timings={"odd": cast(Any, lambda: None)} if what == "odd" else {"left": request.deadline_s or 0.0},
+            timings={
+                "left": request.deadline_s or 0.0,
+                **({"odd": cast(Any, lambda: None)} if what == "odd" else {}),
+                **({"bomb": cast(Any, _Bomb())} if what == "bomb" else {}),
+            },
         )
 
 

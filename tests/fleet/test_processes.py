@@ -336,12 +336,13 @@ async def test_what_a_process_logs_stands_in_the_log(caplog: pytest.LogCaptureFi
     ]
 
 
-async def test_a_device_that_fails_takes_no_edit_while_its_process_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fails", "why"), [("break", "the engine broke"), ("bomb", "ValueError")])
+async def test_a_device_that_fails_takes_no_edit_while_its_process_ends(tmp_path: Path, fails: str, why: str) -> None:
     """An engine that broke may take long to close; whatever comes meanwhile runs on the next one, without a fault."""
     go = tmp_path / "go"
     async with started(fleet_of("a")) as fleet:
-        with pytest.raises(EngineFault, match="the engine broke"):
-            await asyncio.wait_for(fleet.edit(request(1, f"break {go}")), SOON_S / 5)
+        with pytest.raises(EngineFault, match=why):
+            await asyncio.wait_for(fleet.edit(request(1, f"{fails} {go}")), SOON_S / 5)
         assert fleet.devices == {"a": "failed"}
         second = asyncio.create_task(fleet.edit(request(2)))
         await asyncio.sleep(0)

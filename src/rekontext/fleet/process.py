@@ -231,11 +231,7 @@ class EngineProcess:
             while True:
                 await self._wanted.wait()
                 self._become("starting")
-                try:
-                    await self._live()
-                except Exception as error:  # no process could be made, or ours is the fault: try again all the same
-                    _log.exception("device_lost", device=self.label)
-                    self._fail(EngineFault(f"{type(error).__name__}: {error}"))
+                await self._live()
                 if self.state == "failed":
                     await asyncio.sleep(self._again_s)
                 self._become("asleep")
@@ -246,7 +242,11 @@ class EngineProcess:
 
     async def _live(self) -> None:
         """One life of the process, up to its end, be it for a fault or because it had no work for long."""
-        process, channel = await self._spawn()
+        try:
+            process, channel = await self._spawn()
+        except Exception as error:
+            self._lose(error)
+            return
         self._channel = channel
         try:
             channel.post(self._opening)
@@ -258,6 +258,8 @@ class EngineProcess:
                 self._become("failed")  # at once: what it is handed now is lost
             if self.state != "asleep":
                 self._fail(EngineFault(await _death(process)))
+        except Exception as error:
+            self._lose(error)
         finally:
             self._channel, self.faults = None, 0
             ending = asyncio.create_task(_end(process, channel))
@@ -285,6 +287,11 @@ class EngineProcess:
                 channel.hang_up()
                 raise
         return process, channel
+
+    def _lose(self, error: Exception) -> None:
+        """No process could be made, or the fault is ours: it is tried again all the same."""
+        _log.exception("device_lost", device=self.label)
+        self._fail(EngineFault(f"{type(error).__name__}: {error}"))
 
     def _fail(self, fault: Exception) -> None:
         """Take no more edits for a while; those that the process had are lost."""
