@@ -27,12 +27,20 @@ STEP_S = 1.0
 """What it says that a step takes."""
 
 
+class _Bomb:
+    """Can be sent, and not be read."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("bomb",)
+
+
 class ObedientFleet(LocalFleet):
-    """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads.
+    """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads; "clinging", which never ends.
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
     process, "die FILE" only if there is no such file yet, "wait FILE" goes on when there is one, "refuse" and "fail"
-    are refused and fail, "log" logs, and "odd" has a result that can't be sent.
+    are refused and fail, "log" logs, and "odd" has a result that can't be sent, "bomb" one that can't be read,
+    and "break" breaks the engine. After "odd FILE", "bomb FILE" and "break FILE" it closes when there is one.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -42,6 +50,8 @@ class ObedientFleet(LocalFleet):
         self._outlook = Outlook(canvas=Canvas(area=4096), text_tokens=-15, costs=costs)
         self._keys: dict[str, int] = {}
         self._is_started = False
+        self._broken = asyncio.Event()
+        self._closes: Path | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -60,10 +70,12 @@ class ObedientFleet(LocalFleet):
         self._is_started = True
 
     async def watch(self) -> None:
-        await asyncio.Event().wait()
+        await self._broken.wait()
+        raise EngineFault("the engine broke")
 
     async def close(self) -> None:
-        pass
+        while self._opening.model == "clinging" or (self._closes and not self._closes.exists()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     def outlook(self) -> tuple[Outlook, dict[str, int]]:
         if not self._is_started:
@@ -88,6 +100,11 @@ class ObedientFleet(LocalFleet):
                 raise EditRefused("the prompt is refuse: it must be another")
             if what == "fail":
                 raise EngineFault("it failed")
+            if what in ("odd", "bomb", "break") and path:
+                self._closes = Path(path)
+            if what == "break":
+                self._broken.set()
+                await asyncio.Event().wait()
             if what == "log":
                 logging.getLogger("rekontext.engine").warning("a step was left out")
             if what == "wait":
@@ -96,9 +113,13 @@ class ObedientFleet(LocalFleet):
             tell(Progress(step=1, steps=request.steps, remaining_s=0.0))
         except asyncio.CancelledError:
             Path(request.prompt.partition(" ")[2]).with_suffix(".cancelled").touch()
-            raise
-        finally:
+            raise  # its step goes on for long: it stays in the outlook
+        except Exception:
             self._outlook.scheduler.remove(key)
+            raise
+        else:
+            self._outlook.scheduler.remove(key)
+        finally:
             del self._keys[request.id]
         return EditResult(
             picture=request.photo or Image.new("RGB", (1, 1)),
@@ -106,7 +127,11 @@ class ObedientFleet(LocalFleet):
             steps=request.steps,
             passes=request.steps,
             inference_s=float(os.getpid()),
-            timings={"odd": cast(Any, lambda: None)} if what == "odd" else {},
+            timings={
+                "left": request.deadline_s or 0.0,
+                **({"odd": cast(Any, lambda: None)} if what == "odd" else {}),
+                **({"bomb": cast(Any, _Bomb())} if what == "bomb" else {}),
+            },
         )
 
 

@@ -28,7 +28,8 @@ from rekontext.contract import (
 )
 from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
-from rekontext.fleet.process import _placed
+from rekontext.fleet.messages import Opening
+from rekontext.fleet.process import EngineProcess, _placed
 
 pytestmark = pytest.mark.anyio
 
@@ -269,6 +270,24 @@ async def test_a_fleet_whose_devices_fail_again_and_again_is_at_its_end() -> Non
             await fleet.edit(request(9))
 
 
+async def test_a_fleet_is_not_at_its_end_while_a_device_is_ready(tmp_path: Path) -> None:
+    """It may have failed often before it was, and has had no time yet to do an edit."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a", "b", retry_s=SOON_S)) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        edit, runs = waiting(fleet, 1, go)
+        await runs.wait()
+        for process in fleet._processes:
+            process.failures = 4
+        fleet._processes[0].failures += 1
+        with pytest.raises(EngineFault, match="SIGKILL"):
+            await fleet.edit(request(2, "die"))
+        assert fleet.devices == {"a": "ready", "b": "failed"}
+        go.touch()
+        assert (await edit).seed == 1
+        assert (await fleet.edit(request(3))).seed == 3
+
+
 async def test_faults_that_are_far_between_do_not_add_up() -> None:
     """What ends a fleet is that nothing succeeds any more."""
     async with started(fleet_of("a")) as fleet:
@@ -317,6 +336,114 @@ async def test_what_a_process_logs_stands_in_the_log(caplog: pytest.LogCaptureFi
     ]
 
 
+@pytest.mark.parametrize(("fails", "why"), [("break", "the engine broke"), ("bomb", "ValueError")])
+async def test_a_device_that_fails_takes_no_edit_while_its_process_ends(tmp_path: Path, fails: str, why: str) -> None:
+    """An engine that broke may take long to close; whatever comes meanwhile runs on the next one, without a fault."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a")) as fleet:
+        with pytest.raises(EngineFault, match=why):
+            await asyncio.wait_for(fleet.edit(request(1, f"{fails} {go}")), SOON_S / 5)
+        assert fleet.devices == {"a": "failed"}
+        second = asyncio.create_task(fleet.edit(request(2)))
+        await asyncio.sleep(0)
+        go.touch()
+        assert (await second).seed == 2
+
+
+async def test_a_process_that_hangs_up_takes_no_edit_either(tmp_path: Path) -> None:
+    """It lives, and hears nothing."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a")) as fleet:
+        first = asyncio.create_task(fleet.edit(request(1, f"odd {go}")))
+        async with asyncio.timeout(SOON_S / 5):
+            await until(lambda: fleet.devices == {"a": "failed"})
+        second = asyncio.create_task(fleet.edit(request(2)))
+        await asyncio.sleep(0)
+        go.touch()
+        with pytest.raises(EngineFault, match="its process ended with exit code 0"):
+            await first
+        assert (await second).seed == 2
+
+
+async def test_a_process_that_will_not_end_is_killed_also_at_the_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold its GPU's memory after the service is gone."""
+    monkeypatch.setattr("rekontext.fleet.process.ENDING_S_MAX", 0.2)
+    async with started(fleet_of("a", model="clinging", idle_s=0.05)) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        await until(lambda: fleet._processes[0]._channel is None)  # it has been told to end
+        assert is_alive(process)
+    assert not is_alive(process)
+
+
+async def test_a_device_that_failed_while_it_had_no_work_does_not_fall_asleep_over_it() -> None:
+    """Who looks at it later sees that it failed."""
+    async with started(fleet_of("a", idle_s=SOON_S, retry_s=SOON_S)) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        assert fleet._processes[0]._retiring is not None
+        os.kill(process, signal.SIGKILL)
+        await until(lambda: fleet.devices == {"a": "failed"})
+        assert fleet._processes[0]._retiring is None
+
+
+async def test_a_device_that_failed_sleeps_until_it_is_wanted_again(tmp_path: Path) -> None:
+    """Others run the edits that waited for it."""
+    (tmp_path / "a").touch()
+    async with started(fleet_of("a", "b", folder=tmp_path, idle_s=SOON_S)) as fleet:
+        await until(lambda: fleet.devices["a"] == "asleep")
+        assert fleet._processes[0].failures == 1
+
+
+async def test_a_device_may_fail_for_days() -> None:
+    """It is tried every minute, and the service goes on meanwhile."""
+    async with started(fleet_of("a")) as fleet:
+        fleet._processes[0].failures = 2000
+        with pytest.raises(EngineFault, match="SIGKILL"):
+            await fleet.edit(request(1, "die"))
+        assert not fleet._running[0].done()
+
+
+async def test_a_device_where_edits_fail_fast_does_not_get_them_all() -> None:
+    """It looks as if it had the least to do."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        first = process_of(await fleet.edit(request(1)))
+        with pytest.raises(EngineFault):
+            await fleet.edit(request(2, "fail"))
+        assert process_of(await fleet.edit(request(3))) != first
+
+
+async def test_a_cancelled_edit_is_not_reckoned_with_until_its_step_ends(tmp_path: Path) -> None:
+    """Nor for ever, where no other edit's news comes after it."""
+    async with started(fleet_of("a")) as fleet:
+        edit, runs = waiting(fleet, 1, tmp_path / "never")
+        await runs.wait()
+        edit.cancel()
+        await until(lambda: (tmp_path / "never.cancelled").exists())
+        await fleet.edit(request(2))
+        assert fleet.estimate(request(3)).position == 0
+
+
+async def test_a_deadline_counts_while_all_devices_have_failed() -> None:
+    """From the submit, not from when a device could take it."""
+    async with started(fleet_of("a", retry_s=1.0)) as fleet:
+        with pytest.raises(EngineFault):
+            await fleet.edit(request(1, "die"))
+        assert fleet.devices == {"a": "failed"}
+        assert (await fleet.edit(request(2, deadline_s=60))).timings["left"] < 60 - 0.9
+
+
+def test_a_start_that_is_late_is_expected_to_take_as_much_longer() -> None:
+    """One that hangs must not look as if it were over any moment."""
+    process = EngineProcess(
+        "a", Opening(model="good", device=None, dtype=None, cache_folder=None, compiled=False, batch="off")
+    )
+    process.state, process.loading_s = "starting", 10.0
+    began_s = process._state_since_s
+    assert [process._start_s(began_s + after_s) for after_s in (0, 4, 10, 100)] == pytest.approx([10, 6, 0, 90])
+
+
 def test_processes_end_with_the_service_however_it_ends() -> None:
     """Else a killed service's engines would hold the GPUs that the next one needs."""
     program = (
@@ -353,6 +480,7 @@ def test_the_service_loads_no_torch_for_it() -> None:
         ("cuda:1", "4,6", ("cuda", "6")),
         ("cuda:1", "GPU-5f, GPU-7a", ("cuda", "GPU-7a")),
         ("cuda:2", "4,6", ("cuda:2", "4,6")),
+        ("cuda:0", "", ("cuda:0", "")),
     ],
 )
 def test_a_process_sees_its_own_gpu_only(

@@ -47,6 +47,7 @@ class FakeFleet:
 
     behaviours: list[Behaviour] = field(default_factory=lambda: [at_once])
     requests: list[EditRequest] = field(default_factory=list)
+    is_ready: bool = True
 
     @property
     def devices(self) -> Mapping[str, DeviceState]:
@@ -55,10 +56,6 @@ class FakeFleet:
     @property
     def card(self) -> ModelCard:
         return ModelCard(name="fake", canvas_area=64, parameters=1, device="none", dtype="none", is_mini=True)
-
-    @property
-    def is_ready(self) -> bool:
-        return True
 
     async def start(self) -> None:
         return

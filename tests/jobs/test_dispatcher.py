@@ -66,6 +66,17 @@ async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store
     assert plant.office.money() == (9, 0, 1)
 
 
+async def test_a_fleet_that_is_not_ready_gets_no_jobs(plant: Plant) -> None:
+    """Another process may have one that is; and one that is at its end would use up their tries."""
+    plant.fleet.is_ready = False
+    job = await submit(plant)
+    await plant.dispatcher.claim()
+    assert plant.dispatcher.running == 0
+    plant.fleet.is_ready = True
+    async with plant.at_work():
+        assert (await plant.ended(job)).state is State.COMPLETED
+
+
 async def test_no_more_jobs_run_than_may(plant: Plant) -> None:
     """The others wait in the database, not in memory, and start as places become free."""
     gates = [Gate(), Gate(), Gate()]

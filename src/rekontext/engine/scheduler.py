@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -122,6 +122,9 @@ class Scheduler:
 
     def __contains__(self, id: object) -> bool:
         return id in self._waiting
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._waiting)
 
     def add(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int = 0) -> None:
         """An edit that needs `work_s` device seconds came in."""

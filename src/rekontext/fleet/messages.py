@@ -152,6 +152,8 @@ class Channel:
         while True:
             message = await self._outgoing.get()
             try:
+                if self._writer.is_closing():
+                    continue
                 # A photo may have 150 MB; other coroutines go on meanwhile.
                 body = await asyncio.to_thread(pickle.dumps, message, pickle.HIGHEST_PROTOCOL)
                 del message

@@ -48,10 +48,12 @@ from rekontext.fleet.messages import (
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
-WORKER: Final = (sys.executable, "-m", "rekontext.fleet.worker")
-ENDING_S_MAX: Final = 15.0
+WORKER: Final = (sys.executable, "-P", "-m", "rekontext.fleet.worker")
+"""`-P`: the folder that the service was started in may hold files that are named as modules are."""
+ENDING_S_MAX: Final = 12.0
 """How long a process may take to end before it is killed; longer than it gives itself."""
 RETRY_S_MAX: Final = 60.0
+_DOUBLINGS_MAX: Final = 30
 _log = structlog.get_logger(__name__)
 
 
@@ -95,7 +97,8 @@ class EngineProcess:
     Attributes:
         state: what the device is doing.
         failures: how often it failed since an edit was last done.
-        fault: why it failed last.
+        faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
+        fault: why the device failed last.
         card: the model, once it was loaded.
         loading_s: how long it last took to load.
         outlook: what is known of its edits; None before any device was ready.
@@ -114,6 +117,7 @@ class EngineProcess:
         self.name = name
         self.state: DeviceState = "asleep"
         self.failures = 0
+        self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
         self.loading_s = 0.0
@@ -132,6 +136,11 @@ class EngineProcess:
         self._channel: Channel | None = None
         self._retiring: asyncio.TimerHandle | None = None
 
+    @property
+    def label(self) -> str:
+        """The device's name, or what the engine chose; empty before it has."""
+        return self.name or (self.card.device if self.card else "")
+
     def wake(self) -> None:
         """Start the process if it isn't there."""
         self._wanted.set()
@@ -148,11 +157,10 @@ class EngineProcess:
             DeviceFailed: it can't be.
         """
         while self.state != "ready":
-            self.wake()
-            changed = self._changed
             if self.state == "failed":
-                raise DeviceFailed(f"{self.name or 'the device'}: {self.fault}") from self.fault
-            await changed.wait()
+                raise DeviceFailed(f"{self.label or 'the device'}: {self.fault}") from self.fault
+            self.wake()
+            await self._changed.wait()
 
     def has(self, id: str) -> bool:
         """Whether the edit of that request is here."""
@@ -176,14 +184,16 @@ class EngineProcess:
         start_s = self._start_s(now_s)
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
-    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+    async def edit(self, request: EditRequest, *, came_s: float, on_progress: OnProgress | None = None) -> EditResult:
         """As `Fleet.edit`. Waits for the process if it isn't there.
+
+        Args:
+            came_s: when it was submitted, as `time.monotonic` has it; its deadline counts from then.
 
         Raises:
             DeviceFailed: the edit was not handed over.
         """
         assert self.outlook is not None, "no device was ready yet"
-        came_s = time.monotonic()
         edit = _Edit(
             request=replace(request, photo=None),
             on_progress=on_progress,
@@ -202,18 +212,14 @@ class EngineProcess:
             waited_s = time.monotonic() - came_s
             self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
             edit.is_handed_over = True
-            del request  # the channel drops its photo when it is sent
             return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
                 self._channel.post(Cancel(number=number))
             raise
         except DeadlineUnmeetable as refused:
-            if edit.request.deadline_s is None or not waited_s:
-                raise
-            raise DeadlineUnmeetable(
-                deadline_s=edit.request.deadline_s, finish_s=refused.finish_s + waited_s
-            ) from refused
+            assert request.deadline_s is not None, "refused for a deadline that it hasn't got"
+            raise DeadlineUnmeetable(deadline_s=request.deadline_s, finish_s=refused.finish_s + waited_s) from refused
         finally:
             del self._edits[number]
             self._expect_no_more(edit)
@@ -224,47 +230,50 @@ class EngineProcess:
         try:
             while True:
                 await self._wanted.wait()
-                try:
-                    self.fault = await self._live()
-                except Exception as error:  # no process could be made, or ours is the fault: try again all the same
-                    _log.exception("device_lost", device=self.name)
-                    self.fault = EngineFault(f"{type(error).__name__}: {error}")
-                self._give_up_edits(f"the engine failed: {self.fault}")
-                if self.fault is not None:
-                    self.failures += 1
-                    again_s = min(self._retry_s * 2.0 ** (self.failures - 1), RETRY_S_MAX)
-                    _log.error("device_failed", device=self.name, fault=str(self.fault), again_s=again_s)
-                    if self._idle_s is not None:
-                        self._wanted.clear()
-                    self._become("failed")
-                    await asyncio.sleep(again_s)
+                self._become("starting")
+                await self._live()
+                if self.state == "failed":
+                    await asyncio.sleep(self._again_s)
                 self._become("asleep")
         finally:
-            self._give_up_edits("the engine was closed before the edit was done")
             self.fault = EngineFault("the engine was closed")
+            self._give_up_edits("the engine was closed before the edit was done")
             self._become("failed")
 
-    async def _live(self) -> Exception | None:
-        """One life of the process. Returns what ended it; None if it had no work for long."""
-        self._become("starting")
-        process, channel = await self._spawn()
+    async def _live(self) -> None:
+        """One life of the process, up to its end, be it for a fault or because it had no work for long."""
+        try:
+            process, channel = await self._spawn()
+        except Exception as error:
+            self._lose(error)
+            return
         self._channel = channel
         try:
             channel.post(self._opening)
-            while True:
-                fault = self._hear(await channel.receive())
-                if fault is not None:
-                    return fault
+            while (fault := self._hear(await channel.receive())) is None:
+                pass
+            self._fail(fault)
         except EOFError:
-            return None if self.state == "asleep" else EngineFault(await _death(process))
+            if self.state == "ready":
+                self._become("failed")  # at once: what it is handed now is lost
+            if self.state != "asleep":
+                self._fail(EngineFault(await _death(process)))
+        except Exception as error:
+            self._lose(error)
         finally:
-            self._channel = None
-            await asyncio.shield(_end(process, channel))
+            self._channel, self.faults = None, 0
+            ending = asyncio.create_task(_end(process, channel))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                await ending
+                raise
 
     async def _spawn(self) -> tuple[Process, Channel]:
         ours, theirs = socket.socketpair()
-        try:
-            with theirs:
+        with theirs:
+            channel = await Channel.over(ours)
+            try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     str(theirs.fileno()),
@@ -274,10 +283,30 @@ class EngineProcess:
                     env=self._environment,
                     start_new_session=True,  # a Ctrl-C is the service's
                 )
-            return process, await Channel.over(ours)
-        except BaseException:
-            ours.close()
-            raise
+            except BaseException:
+                channel.hang_up()
+                raise
+        return process, channel
+
+    def _lose(self, error: Exception) -> None:
+        """No process could be made, or the fault is ours: it is tried again all the same."""
+        _log.exception("device_lost", device=self.label)
+        self._fail(EngineFault(f"{type(error).__name__}: {error}"))
+
+    def _fail(self, fault: Exception) -> None:
+        """Take no more edits for a while; those that the process had are lost."""
+        self.fault = fault
+        self.failures += 1
+        _log.error("device_failed", device=self.label, fault=str(fault), again_s=self._again_s)
+        if self._idle_s is not None:
+            self._wanted.clear()
+        self._give_up_edits(f"the engine failed: {fault}")
+        self._become("failed")
+
+    @property
+    def _again_s(self) -> float:
+        """How long it stays failed."""
+        return min(self._retry_s * 2.0 ** min(self.failures - 1, _DOUBLINGS_MAX), RETRY_S_MAX)
 
     def _hear(self, message: object) -> Exception | None:
         """Take in what the process says. Returns why it ends, if it does."""
@@ -285,27 +314,28 @@ class EngineProcess:
             case Opened():
                 self.card = message.card
                 self.loading_s = time.monotonic() - self._state_since_s
-                _log.info("device_ready", device=self.name or message.card.device, loading_s=round(self.loading_s, 1))
+                _log.info("device_ready", device=self.label, loading_s=round(self.loading_s, 1))
             case Looked():
                 self._look(message)
                 if self.state == "starting":
                     self._become("ready")
-                    self._keep()
             case Told():
                 edit = self._edits.get(message.number)
                 if edit is not None and edit.on_progress is not None:
                     asyncio.get_running_loop().call_soon(edit.on_progress, message.news)
             case Done():
                 edit = self._edits.get(message.number)
-                if not isinstance(message.outcome, EngineFault):
-                    self.failures = 0
+                if isinstance(message.outcome, EngineFault):
+                    self.faults += 1
+                else:
+                    self.failures = self.faults = 0
                 if edit is not None and not edit.ended.done():
                     if isinstance(message.outcome, EditResult):
                         edit.ended.set_result(message.outcome)
                     else:
                         edit.ended.set_exception(message.outcome)
             case Logged():
-                logging.getLogger(message.logger).log(message.level, "%s: %s", self.name, message.text)
+                logging.getLogger(message.logger).log(message.level, "%s: %s", self.label, message.text)
             case NotOpened():
                 return message.fault
             case Broken():
@@ -314,9 +344,11 @@ class EngineProcess:
 
     def _look(self, message: Looked) -> None:
         self.outlook = message.outlook
-        for number, key in message.keys.items():
-            if number in self._edits:
-                self._edits[number].key, self._edits[number].is_taken_in = key, True
+        known = {number: key for number, key in message.keys.items() if number in self._edits}
+        for stranger in set(self.outlook.scheduler).difference(known.values()):  # cancelled, or not known by number yet
+            self.outlook.scheduler.remove(stranger)
+        for number, key in known.items():
+            self._edits[number].key, self._edits[number].is_taken_in = key, True
         for edit in self._edits.values():
             if not edit.is_taken_in:
                 self._expect(edit)
@@ -360,23 +392,27 @@ class EngineProcess:
     def _retire(self) -> None:
         assert not self._edits, "it has work"
         self._wanted.clear()
-        _log.info("device_asleep", device=self.name)
+        _log.info("device_asleep", device=self.label)
         self._become("asleep")
         if self._channel is not None:
             self._channel.hang_up()
 
     def _become(self, state: DeviceState) -> None:
         self.state, self._state_since_s = state, time.monotonic()
+        self._keep()
         before, self._changed = self._changed, asyncio.Event()
         before.set()
         self._on_change()
 
     def _start_s(self, now_s: float) -> float:
-        """Seconds until the model is loaded, if the process is wanted."""
+        """Seconds until the model is loaded, if the process is wanted.
+
+        A start that should be over is taken to last as much longer as it is late: it may hang.
+        """
         if self.state == "ready":
             return 0.0
         if self.state == "starting":
-            return max(0.0, self._state_since_s + self.loading_s - now_s)
+            return abs(self._state_since_s + self.loading_s - now_s)
         return self.loading_s
 
 
@@ -399,31 +435,33 @@ def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, di
     if not device.startswith("cuda"):
         return device or None, dict(environment)
     index = device.partition(":")[2] or "0"
-    visible = [each.strip() for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
-    if not visible:
+    if "CUDA_VISIBLE_DEVICES" not in environment:
         return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": index}
+    visible = [each.strip() for each in environment["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
     if int(index) >= len(visible):
         return device, dict(environment)  # which the engine refuses, saying how many there are
     return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}
 
 
 async def _end(process: Process, channel: Channel) -> None:
-    """Have the process end, one way or the other."""
+    """Have the process end, one way or the other. One that a driver holds can't even be killed: it is left."""
     channel.hang_up()
+    if await _ended(process) is None:
+        process.kill()
+        await _ended(process)
+
+
+async def _ended(process: Process) -> int | None:
+    """How the process ended, once it has; None if it takes too long."""
     with suppress(TimeoutError):
         async with asyncio.timeout(ENDING_S_MAX):
-            await process.wait()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
+            return await process.wait()
+    return None
 
 
 async def _death(process: Process) -> str:
     """What the process died of, for the log."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ENDING_S_MAX):
-            await process.wait()
-    code = process.returncode
+    code = await _ended(process)
     if code is None:
         return "its process closed its connection"
     if code >= 0:

@@ -2,11 +2,13 @@
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
+One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +30,8 @@ from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
 
 FAILURES_MAX: Final = 5
-"""When every device failed so often since an edit was last done, the fleet is at its end."""
+"""When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
+_DOUBLINGS_MAX: Final = 10
 
 
 class ProcessFleet:
@@ -72,9 +75,7 @@ class ProcessFleet:
     @property
     def devices(self) -> dict[str, DeviceState]:
         """All devices, by name."""
-        return {
-            process.name or (process.card.device if process.card else ""): process.state for process in self._processes
-        }
+        return {process.label: process.state for process in self._processes}
 
     @property
     def card(self) -> ModelCard:
@@ -128,11 +129,12 @@ class ProcessFleet:
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
+        came_s = time.monotonic()
         request = await asyncio.to_thread(self._shrunk, request)
         while True:
             process = await self._choose(request)
             try:
-                return await process.edit(request, on_progress=on_progress)
+                return await process.edit(request, came_s=came_s, on_progress=on_progress)
             except DeviceFailed:  # it wasn't handed over: another one runs it, or this one later
                 await asyncio.sleep(0)
 
@@ -141,7 +143,7 @@ class ProcessFleet:
         for process in self._processes:
             if process.has(request.id):
                 return process.estimate(request)
-        return min(self._estimates(request), key=_finish)[0]
+        return min(self._estimates(request), key=_comes_after)[0]
 
     async def close(self) -> None:
         """Stop running edits within one step and end the processes."""
@@ -181,7 +183,7 @@ class ProcessFleet:
             if self._broken is not None and self._broken.done():
                 self._broken.result()
             if self._usable():
-                return min(self._estimates(request), key=_finish)[1]
+                return min(self._estimates(request), key=_comes_after)[1]
             await changed.wait()
 
     def _look(self) -> None:
@@ -190,8 +192,8 @@ class ProcessFleet:
         before.set()
         if self._broken is None or self._broken.done() or self._card is None:
             return
-        if all(process.failures >= FAILURES_MAX for process in self._processes):
-            why = "; ".join(f"{process.name}: {process.fault}" for process in self._processes)
+        if all(process.failures >= FAILURES_MAX and process.state != "ready" for process in self._processes):
+            why = "; ".join(f"{process.label}: {process.fault}" for process in self._processes)
             self._broken.set_exception(EngineFault(f"no device can run edits any more: {why}"))
 
 
@@ -201,5 +203,6 @@ def _shortly(devices: Iterable[str]) -> str:
     return ", ".join([first, *others]) if len(others) < 2 else f"{first} and {len(others)} more"
 
 
-def _finish(found: tuple[Estimate, EngineProcess]) -> float:
-    return found[0].finish_s
+def _comes_after(found: tuple[Estimate, EngineProcess]) -> float:
+    estimate, process = found
+    return estimate.finish_s * 2.0 ** min(process.faults, _DOUBLINGS_MAX)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -149,18 +148,21 @@ class _ToChannel(logging.Handler):
 
 
 def _sendable(fault: Exception) -> Exception:
-    """The fault itself if it can be sent, else its words."""
-    try:
-        pickle.loads(pickle.dumps(fault))  # noqa: S301 - made here
-    except Exception:
-        return EngineFault(f"{type(fault).__name__}: {fault}")
-    return fault
+    """The fault as one of Python's own kinds or of the contract's: of another it would bring its module, and torch."""
+    if isinstance(fault, ImportError):
+        return ImportError(str(fault))
+    if isinstance(fault, ValueError):
+        return ValueError(str(fault))
+    return EngineFault(f"{type(fault).__name__}: {fault}")
 
 
 async def _main(end: socket.socket, open_fleet: Callable[[Opening], LocalFleet]) -> None:
     channel = await Channel.over(end)
     logging.getLogger().addHandler(_ToChannel(channel, asyncio.get_running_loop()))
-    opening = await channel.receive()
+    try:
+        opening = await channel.receive()
+    except EOFError:
+        return
     assert isinstance(opening, Opening), f"the first message is {opening!r}"
     fleet = open_fleet(opening)
     await Worker(channel, fleet).serve()

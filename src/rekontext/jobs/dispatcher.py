@@ -215,10 +215,12 @@ class Dispatcher:
     async def claim(self) -> None:
         """Start waiting jobs in the free places, but leave some of these for accounts that may come.
 
+        A fleet that is not ready gets none: another process may have one that is.
+
         Cancelling it stops no transaction that is under way: what that claims is started, and `close` waits for it.
         """
         self._more_may_wait = True
-        while not self._closing and (free := self._running_max - len(self._running)) > 0:
+        while not self._closing and self._fleet.is_ready and (free := self._running_max - len(self._running)) > 0:
             held, served = self._held(), self._served(free)
             # So many that no account, whosever they are, takes more of the places than it may.
             most = max((places for account, places in held.items() if account not in served), default=0)
