@@ -12,6 +12,7 @@ PARTS = {
     "engine": ["-m", "bench.engine"],
     "scheduler": ["-m", "rekontext.cli", "bench", "scheduler", "--engine"],
     "service": ["-m", "bench.service"],
+    "fleet": ["-m", "bench.fleet"],
 }
 
 
