@@ -54,8 +54,17 @@ def fleet_of(
     idle_s: float | None = None,
     folder: Path | None = None,
     retry_s: float = 0.01,
+    silent_s_max: float = SOON_S,
 ) -> ProcessFleet:
-    return ProcessFleet(devices=devices, model=model, idle_s=idle_s, cache_folder=folder, retry_s=retry_s, command=FAKE)
+    return ProcessFleet(
+        devices=devices,
+        model=model,
+        idle_s=idle_s,
+        cache_folder=folder,
+        retry_s=retry_s,
+        silent_s_max=silent_s_max,
+        command=FAKE,
+    )
 
 
 @asynccontextmanager
@@ -154,6 +163,25 @@ async def test_a_dead_process_takes_its_own_edits_with_it_and_comes_again(tmp_pa
         await other
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
         await fleet.edit(request(3))
+
+
+async def test_a_process_that_hangs_with_its_work_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else would notice for as long as an attempt may take. One that only takes its time is left alone."""
+    async with started(fleet_of("a", silent_s_max=0.05)) as fleet:
+        first = process_of(await fleet.edit(request(1)))
+        edit, runs = waiting(fleet, 2, tmp_path / "go")
+        await runs.wait()
+        await asyncio.sleep(0.2)  # a step is known to take a second
+        (tmp_path / "go").touch()
+        assert process_of(await edit) == first
+        monkeypatch.setattr("rekontext.fleet.process._SILENT_STEPS_MAX", 0.1)
+        await asyncio.sleep(0.2)  # without work it may be silent
+        edit, runs = waiting(fleet, 3, tmp_path / "never")
+        await runs.wait()
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(EngineFault, match=r"told of nothing for \d s, though it had work"):
+            await asyncio.wait_for(edit, SOON_S)
+        assert process_of(await fleet.edit(request(4))) != first
 
 
 async def test_faults_and_refusals_are_what_they_were() -> None:

@@ -53,6 +53,11 @@ WORKER: Final = (sys.executable, "-P", "-m", "rekontext.fleet.worker")
 ENDING_S_MAX: Final = 12.0
 """How long a process may take to end before it is killed; longer than it gives itself."""
 RETRY_S_MAX: Final = 60.0
+SILENT_S_MAX: Final = 600.0
+"""A process that has work and tells of nothing for so long hangs, with its device or without."""
+_SILENT_STEPS_MAX: Final = 10
+"""Unless so many steps may take longer than that."""
+_LOOKS_PER_SILENCE: Final = 10
 _DOUBLINGS_MAX: Final = 30
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +72,7 @@ class _Edit:
 
     Attributes:
         work_s: device seconds that it was expected to need.
+        step_s: the same of one step.
         key: what the outlook calls it.
         is_handed_over: whether it was sent.
         is_taken_in: whether an outlook of the process's own had it.
@@ -75,6 +81,7 @@ class _Edit:
     request: EditRequest
     on_progress: OnProgress | None
     work_s: float
+    step_s: float
     ended: asyncio.Future[EditResult]
     is_handed_over: bool = False
     is_taken_in: bool = False
@@ -91,6 +98,7 @@ class EngineProcess:
         opening: what the engine is opened with; its device is `name`.
         idle_s: a process without work for so long is ended; None keeps it.
         retry_s: until a process that failed is started again; twice as long each time, up to a minute.
+        silent_s_max: a process that has work and tells of nothing for so long is killed.
         on_change: called after each change of `state`.
         command: the program that serves the socket whose number is added to it, with the device's name.
 
@@ -111,6 +119,7 @@ class EngineProcess:
         *,
         idle_s: float | None = None,
         retry_s: float = 1.0,
+        silent_s_max: float = SILENT_S_MAX,
         on_change: Callable[[], None] = lambda: None,
         command: Sequence[str] = WORKER,
     ) -> None:
@@ -126,6 +135,7 @@ class EngineProcess:
         self._opening = replace(opening, device=device)
         self._idle_s = idle_s
         self._retry_s = retry_s
+        self._silent_s_max = silent_s_max
         self._on_change = on_change
         self._command = command
         self._edits: dict[int, _Edit] = {}
@@ -133,6 +143,8 @@ class EngineProcess:
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._state_since_s = time.monotonic()
+        self._heard_s = self._state_since_s
+        self._silence: EngineFault | None = None
         self._channel: Channel | None = None
         self._retiring: asyncio.TimerHandle | None = None
 
@@ -194,10 +206,12 @@ class EngineProcess:
             DeviceFailed: the edit was not handed over.
         """
         assert self.outlook is not None, "no device was ready yet"
+        plan = self.outlook.plan(request)
         edit = _Edit(
             request=replace(request, photo=None),
             on_progress=on_progress,
-            work_s=self.outlook.work_s(self.outlook.plan(request)),
+            work_s=self.outlook.work_s(plan),
+            step_s=self.outlook.costs.predict("step", plan.tokens),
             ended=asyncio.get_running_loop().create_future(),
         )
         number = self._submitted
@@ -212,6 +226,7 @@ class EngineProcess:
             waited_s = time.monotonic() - came_s
             self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
             edit.is_handed_over = True
+            self._heard_s = time.monotonic()
             return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
@@ -247,7 +262,8 @@ class EngineProcess:
         except Exception as error:
             self._lose(error)
             return
-        self._channel = channel
+        self._channel, self._silence = channel, None
+        listening = asyncio.create_task(self._kill_if_silent(process))
         try:
             channel.post(self._opening)
             while (fault := self._hear(await channel.receive())) is None:
@@ -257,10 +273,11 @@ class EngineProcess:
             if self.state == "ready":
                 self._become("failed")  # at once: what it is handed now is lost
             if self.state != "asleep":
-                self._fail(EngineFault(await _death(process)))
+                self._fail(self._silence or EngineFault(await _death(process)))
         except Exception as error:
             self._lose(error)
         finally:
+            listening.cancel()
             self._channel, self.faults = None, 0
             ending = asyncio.create_task(_end(process, channel))
             try:
@@ -288,6 +305,17 @@ class EngineProcess:
                 raise
         return process, channel
 
+    async def _kill_if_silent(self, process: Process) -> None:
+        """Have an end of a process that hangs: whoever hands it work would wait for as long as an attempt may take."""
+        while True:
+            await asyncio.sleep(self._silent_s_max / _LOOKS_PER_SILENCE)
+            steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
+            silent_s = time.monotonic() - self._heard_s
+            if steps_s and silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
+                self._silence = EngineFault(f"its process told of nothing for {silent_s:.0f} s, though it had work")
+                process.kill()
+                return
+
     def _lose(self, error: Exception) -> None:
         """No process could be made, or the fault is ours: it is tried again all the same."""
         _log.exception("device_lost", device=self.label)
@@ -310,6 +338,7 @@ class EngineProcess:
 
     def _hear(self, message: object) -> Exception | None:
         """Take in what the process says. Returns why it ends, if it does."""
+        self._heard_s = time.monotonic()
         match message:
             case Opened():
                 self.card = message.card

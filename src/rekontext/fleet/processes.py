@@ -27,7 +27,7 @@ from rekontext.contract import (
 from rekontext.engine.canvas import stretch
 from rekontext.engine.outlook import Outlook
 from rekontext.fleet.messages import Opening
-from rekontext.fleet.process import WORKER, DeviceFailed, EngineProcess
+from rekontext.fleet.process import SILENT_S_MAX, WORKER, DeviceFailed, EngineProcess
 
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
@@ -40,7 +40,7 @@ class ProcessFleet:
     Args:
         devices: their names; an empty one leaves the choice to the engine.
         idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
-        retry_s, command: as `EngineProcess` takes them.
+        retry_s, silent_s_max, command: as `EngineProcess` takes them.
         model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
     """
 
@@ -55,6 +55,7 @@ class ProcessFleet:
         compiled: bool = False,
         batch: Literal["exact", "any", "off"] = "exact",
         retry_s: float = 1.0,
+        silent_s_max: float = SILENT_S_MAX,
         command: Sequence[str] = WORKER,
     ) -> None:
         opening = Opening(
@@ -62,7 +63,15 @@ class ProcessFleet:
         )
         self._idle_s = idle_s
         self._processes = [
-            EngineProcess(name, opening, idle_s=idle_s, retry_s=retry_s, on_change=self._look, command=command)
+            EngineProcess(
+                name,
+                opening,
+                idle_s=idle_s,
+                retry_s=retry_s,
+                silent_s_max=silent_s_max,
+                on_change=self._look,
+                command=command,
+            )
             for name in devices
         ]
         self._running: list[asyncio.Task[None]] = []
