@@ -115,7 +115,7 @@ async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) 
     whole = (await client.get(f"/console/api/requests/{row['request_id']}")).json()
     assert whole["parameters"]["guidance"] == 7.0
     assert "origin" not in whole["parameters"]
-    assert whole["images"][0]["width"] == 48
+    assert (whole["images"][0]["width"], whole["made_by"]) == (48, "mini")
 
 
 def _moment(when: datetime) -> str:

@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any, Final
 
 from rekontext.accounts import usd
-from rekontext.api.documents import Documents, error, metrics
+from rekontext.api.documents import Documents, error, maker, metrics
 from rekontext.jobs import Job, Page, State
 
 _OURS: Final = ("origin", "input_size")
@@ -71,6 +71,7 @@ class Rows:
             "images": [self.documents.image(job, output, self.origin) for output in outputs or ()],
             "timings": dict(job.timings or {}),
             "metrics": metrics(job),
+            "made_by": maker(job).get("model"),
             "attempt": job.attempt,
             "error_code": job.error_code,
         }

@@ -148,6 +148,7 @@ function whole(row) {
             "Steps",
             `${metrics.steps}${metrics.passes < metrics.steps ? `, ${metrics.passes} computed` : ""}`,
           ],
+          row.made_by && ["Made by", row.made_by],
           ["Request id", h("code", {}, row.request_id)],
           row.account_id && ["Account", h("code", {}, row.account_id)],
           row.worker && ["Worker", h("code", {}, row.worker)],
