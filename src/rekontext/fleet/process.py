@@ -263,7 +263,7 @@ class EngineProcess:
             self._lose(error)
             return
         self._channel, self._silence = channel, None
-        listening = asyncio.create_task(self._kill_if_silent(process))
+        watching = asyncio.create_task(self._kill_if_silent(process))
         try:
             channel.post(self._opening)
             while (fault := self._hear(await channel.receive())) is None:
@@ -277,7 +277,7 @@ class EngineProcess:
         except Exception as error:
             self._lose(error)
         finally:
-            listening.cancel()
+            watching.cancel()
             self._channel, self.faults = None, 0
             ending = asyncio.create_task(_end(process, channel))
             try:
