@@ -388,6 +388,18 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
     assert served.wait(timeout=30) == 0
 
 
+def _code_when_told_to_end(script: str, *, after: str) -> int:
+    """How a program ends that gets SIGTERM once it has said a word."""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+        watchdog = Timer(60, process.kill)
+        watchdog.start()
+        _read_until(process, after)
+        process.terminate()
+        code = process.wait()
+        watchdog.cancel()
+    return code
+
+
 def test_serve_ends_with_0_when_it_is_told_to() -> None:
     """SIGTERM is how process managers say so. The model that is ready by then takes no time here."""
     script = (
@@ -402,13 +414,7 @@ def test_serve_ends_with_0_when_it_is_told_to() -> None:
         "LocalFleet._open = lambda self: engine\n"
         "main(['serve', '--port', '0'])\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
-        watchdog = Timer(60, process.kill)
-        watchdog.start()
-        _read_until(process, "edited.png")
-        process.terminate()
-        assert process.wait() == 0
-        watchdog.cancel()
+    assert _code_when_told_to_end(script, after="edited.png") == 0
 
 
 def test_serve_with_idle_s_holds_no_model_while_there_is_no_work(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,13 +481,7 @@ def test_serve_need_not_wait_for_a_model_that_is_being_loaded() -> None:
         "LocalFleet._open = lambda self: threading.Event().wait()\n"
         "main(['serve', '--port', '0'])\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
-        watchdog = Timer(60, process.kill)
-        watchdog.start()
-        _read_until(process, "startup complete")
-        process.terminate()
-        assert process.wait() == 0
-        watchdog.cancel()
+    assert _code_when_told_to_end(script, after="startup complete") == 0
 
 
 def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:

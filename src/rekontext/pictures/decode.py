@@ -181,6 +181,8 @@ def _png_without_others(data: bytes, *, keep: frozenset[bytes]) -> bytes:
     """A PNG without the chunks that aren't in `keep`, or whose checksum is wrong though a picture can do without."""
     kept, at = [data[:8]], 8
     for _ in range(_READS_MAX):
+        if at >= len(data):
+            break
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         kind, whole = data[at + 4 : at + 8], data[at:end]
         if kind in keep and (kind in _PNG_PIXELS or zlib.crc32(whole[4:-4]) == int.from_bytes(whole[-4:], "big")):
