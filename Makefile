@@ -25,7 +25,7 @@ serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model
 
 # Each worker computes on one core: OpenMP's helpers wait by spinning, and two programs' would hold each other up.
 test: $(STAMP) ## all tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(STAMP) ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -94,14 +94,13 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
-def waiting(fleet: ProcessFleet, id: int, path: Path) -> tuple[asyncio.Task[EditResult], asyncio.Event]:
-    """An edit that runs until there is `path`, and what is set once it runs."""
-    runs = asyncio.Event()
-
-    def tell(_news: Progress | Preview) -> None:
-        runs.set()
-
-    return asyncio.create_task(fleet.edit(request(id, f"wait {path}"), on_progress=tell)), runs
+async def running(fleet: ProcessFleet, id: int, path: Path) -> asyncio.Task[EditResult]:
+    """An edit that runs, until there is `path`."""
+    news: list[Progress | Preview] = []
+    edit = asyncio.create_task(fleet.edit(request(id, f"wait {path}"), on_progress=news.append))
+    await until(lambda: bool(news) or edit.done())
+    assert news, edit.exception()
+    return edit
 
 
 async def test_an_edit_goes_to_another_process_and_comes_back() -> None:
@@ -154,8 +153,7 @@ async def test_a_dead_process_takes_its_own_edits_with_it_and_comes_again(tmp_pa
     go = tmp_path / "go"
     async with started(fleet_of("a", "b")) as fleet:
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
-        other, runs = waiting(fleet, 1, go)
-        await runs.wait()
+        other = await running(fleet, 1, go)
         with pytest.raises(EngineFault, match="its process was ended by SIGKILL"):
             await fleet.edit(request(2, "die"))
         assert fleet.is_ready
@@ -167,20 +165,22 @@ async def test_a_dead_process_takes_its_own_edits_with_it_and_comes_again(tmp_pa
 
 async def test_a_process_that_hangs_with_its_work_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else would notice for as long as an attempt may take. One that only takes its time is left alone."""
+    steps_max = "rekontext.fleet.process._SILENT_STEPS_MAX"
     async with started(fleet_of("a", silent_s_max=0.05)) as fleet:
         first = process_of(await fleet.edit(request(1)))
-        edit, runs = waiting(fleet, 2, tmp_path / "go")
-        await runs.wait()
+        edit = await running(fleet, 2, tmp_path / "go")
         await asyncio.sleep(0.2)  # a step is known to take a second
         (tmp_path / "go").touch()
         assert process_of(await edit) == first
-        monkeypatch.setattr("rekontext.fleet.process._SILENT_STEPS_MAX", 0.1)
-        await asyncio.sleep(0.2)  # without work it may be silent
-        edit, runs = waiting(fleet, 3, tmp_path / "never")
-        await runs.wait()
+        with monkeypatch.context() as impatient:
+            impatient.setattr(steps_max, 0.1)
+            await asyncio.sleep(0.2)  # without work it may be silent
+        edit = await running(fleet, 3, tmp_path / "never")
         os.kill(first, signal.SIGSTOP)
-        with pytest.raises(EngineFault, match=r"told of nothing for \d s, though it had work"):
-            await asyncio.wait_for(edit, SOON_S)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(steps_max, 0.1)
+            with pytest.raises(EngineFault, match=r"told of nothing for \d s, though it had work"):
+                await asyncio.wait_for(edit, SOON_S)
         assert process_of(await fleet.edit(request(4))) != first
 
 
@@ -206,8 +206,7 @@ async def test_a_result_that_can_not_be_sent_is_a_fault() -> None:
 async def test_a_cancelled_edit_stops_where_it_runs(tmp_path: Path) -> None:
     """A step later the device is the next one's."""
     async with started(fleet_of("a")) as fleet:
-        edit, runs = waiting(fleet, 1, tmp_path / "never")
-        await runs.wait()
+        edit = await running(fleet, 1, tmp_path / "never")
         edit.cancel()
         with pytest.raises(asyncio.CancelledError):
             await edit
@@ -266,8 +265,7 @@ async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> No
     (tmp_path / "a").touch()
     async with started(fleet_of("a", "b", folder=tmp_path, retry_s=SOON_S)) as fleet:
         assert fleet.devices == {"a": "failed", "b": "ready"}
-        first, runs = waiting(fleet, 1, tmp_path / "go")
-        await runs.wait()
+        first = await running(fleet, 1, tmp_path / "go")
         second = asyncio.create_task(fleet.edit(request(2)))  # for which the other would be free
         await until(lambda: fleet.estimate(request(2)).position == 1)
         (tmp_path / "go").touch()
@@ -303,8 +301,7 @@ async def test_a_fleet_is_not_at_its_end_while_a_device_is_ready(tmp_path: Path)
     go = tmp_path / "go"
     async with started(fleet_of("a", "b", retry_s=SOON_S)) as fleet:
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
-        edit, runs = waiting(fleet, 1, go)
-        await runs.wait()
+        edit = await running(fleet, 1, go)
         for process in fleet._processes:
             process.failures = 4
         fleet._processes[0].failures += 1
@@ -338,8 +335,7 @@ async def test_a_deadline_that_passes_while_a_device_starts_is_refused_in_the_ca
 async def test_closing_ends_what_runs(tmp_path: Path) -> None:
     """Nobody waits for ever for an edit of a closed fleet."""
     async with started(fleet_of("a")) as fleet:
-        edit, runs = waiting(fleet, 1, tmp_path / "never")
-        await runs.wait()
+        edit = await running(fleet, 1, tmp_path / "never")
         await fleet.close()
         with pytest.raises(EngineFault, match="closed before the edit was done"):
             await edit
@@ -445,8 +441,7 @@ async def test_a_device_where_edits_fail_fast_does_not_get_them_all() -> None:
 async def test_a_cancelled_edit_is_not_reckoned_with_until_its_step_ends(tmp_path: Path) -> None:
     """Nor for ever, where no other edit's news comes after it."""
     async with started(fleet_of("a")) as fleet:
-        edit, runs = waiting(fleet, 1, tmp_path / "never")
-        await runs.wait()
+        edit = await running(fleet, 1, tmp_path / "never")
         edit.cancel()
         await until(lambda: (tmp_path / "never.cancelled").exists())
         await fleet.edit(request(2))

@@ -96,7 +96,8 @@ class ProcessFleet:
     @property
     def is_ready(self) -> bool:
         """Whether edits would run, be it after a start."""
-        return self._card is not None and not self._is_closed and any(self._usable())
+        is_at_its_end = self._broken is not None and self._broken.done()
+        return self._card is not None and not self._is_closed and not is_at_its_end and any(self._usable())
 
     async def start(self) -> None:
         """Load the model on one device, then on the others, unless those are to sleep.
