@@ -51,6 +51,7 @@ class EditRequest:
         priority: `PRIORITY_MIN`..`PRIORITY_MAX`; each level counts as half or double the length.
         deadline_s: seconds after submission by which the caller needs the picture; an edit that can't make it
             is refused when it is submitted, never later.
+        is_suspect: an earlier attempt at it came to nothing, through no fault of its caller's. It may be what fails.
 
     Raises:
         EditRefused: a value is out of its range.
@@ -68,6 +69,7 @@ class EditRequest:
     account: str = ""
     priority: int = 0
     deadline_s: float | None = None
+    is_suspect: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_MAX:

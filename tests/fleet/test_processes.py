@@ -163,6 +163,24 @@ async def test_a_dead_process_takes_its_own_edits_with_it_and_comes_again(tmp_pa
         await fleet.edit(request(3))
 
 
+async def test_an_edit_that_failed_before_is_with_a_process_alone(tmp_path: Path) -> None:
+    """It may be what killed the one before; those beside it would lose their work once more."""
+    go = tmp_path / "go"
+    async with started(fleet_of("a")) as fleet:
+        others = [await running(fleet, 1, go)]
+        suspects = [asyncio.create_task(fleet.edit(replace(request(id, "die"), is_suspect=True))) for id in (2, 3)]
+        await asyncio.sleep(0.1)
+        others.append(asyncio.create_task(fleet.edit(request(4, f"wait {go}"))))
+        suspects[1].cancel()
+        await asyncio.sleep(0.1)
+        assert not any(edit.done() for edit in (*others, suspects[0]))
+        go.touch()
+        with pytest.raises(EngineFault, match="SIGKILL"):
+            await suspects[0]
+        first, second = [process_of(await edit) for edit in others]
+        assert first != second  # who waited for the suspect runs in the next process
+
+
 async def test_a_process_that_hangs_with_its_work_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else would notice for as long as an attempt may take. One that only takes its time is left alone."""
     steps_max = "rekontext.fleet.process._SILENT_STEPS_MAX"

@@ -53,7 +53,9 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
     }
 
 
-def edit_request(parameters: Parameters, *, job: JobId, account: AccountId, photo: Image.Image | None) -> EditRequest:
+def edit_request(
+    parameters: Parameters, *, job: JobId, account: AccountId, photo: Image.Image | None, is_suspect: bool = False
+) -> EditRequest:
     """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted."""
     return EditRequest(
         id=job,
@@ -67,6 +69,7 @@ def edit_request(parameters: Parameters, *, job: JobId, account: AccountId, phot
         preview_every=parameters["previews"] or None,
         account=account,
         priority=parameters["priority"],
+        is_suspect=is_suspect,
     )
 
 
@@ -88,7 +91,7 @@ class EditWorkbench:
         """As `Workbench.unpack`."""
         assert photo is not None, f"job {job.id} was accepted without a picture"
         picture = await self._threads.run(self._decode, photo)
-        return edit_request(job.parameters, job=job.id, account=job.account, photo=picture)
+        return edit_request(job.parameters, job=job.id, account=job.account, photo=picture, is_suspect=job.faults > 0)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         """As `Workbench.pack`."""

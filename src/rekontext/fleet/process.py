@@ -44,6 +44,7 @@ from rekontext.fleet.messages import (
     Submit,
     Told,
 )
+from rekontext.fleet.room import Room
 
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
@@ -140,6 +141,7 @@ class EngineProcess:
         self._command = command
         self._edits: dict[int, _Edit] = {}
         self._submitted = 0
+        self._room = Room()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._state_since_s = time.monotonic()
@@ -197,7 +199,7 @@ class EngineProcess:
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
     async def edit(self, request: EditRequest, *, came_s: float, on_progress: OnProgress | None = None) -> EditResult:
-        """As `Fleet.edit`. Waits for the process if it isn't there.
+        """As `Fleet.edit`. Waits for the process if it isn't there; an edit that is suspect is in it alone.
 
         Args:
             came_s: when it was submitted, as `time.monotonic` has it; its deadline counts from then.
@@ -221,13 +223,15 @@ class EngineProcess:
         self._keep()
         waited_s = 0.0
         try:
-            await self.until_ready()
-            assert self._channel is not None, "ready without a channel"
-            waited_s = time.monotonic() - came_s
-            self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
-            edit.is_handed_over = True
-            self._heard_s = time.monotonic()
-            return await edit.ended
+            # What kills the process takes along whoever is in it, and again with each new try.
+            async with self._room.entered(alone=request.is_suspect):
+                await self.until_ready()
+                assert self._channel is not None, "ready without a channel"
+                waited_s = time.monotonic() - came_s
+                self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
+                edit.is_handed_over = True
+                self._heard_s = time.monotonic()
+                return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
                 self._channel.post(Cancel(number=number))
