@@ -387,13 +387,10 @@ class Engine:
             if ticket.edit is not None:
                 self._prepare_ahead()
                 return ticket
-            waiting.discard(number)
             if sum(other.is_started for other in self._tickets.values()) < STARTED_EDITS_MAX:
                 self._beside(ticket, self._prepare)
-                # One newcomer at a time: by when it is prepared another may have come that is shorter.
-                waiting = {n for n in waiting if self._tickets[n].edit is not None}
-            else:
-                waiting = {n for n in waiting if self._tickets[n].edit is not None}
+            # One newcomer at a time: by when it is prepared another may have come that is shorter.
+            waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
 
     def _prepare_ahead(self) -> None:
