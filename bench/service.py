@@ -84,6 +84,9 @@ class InstantFleet:
         """A picture of one megapixel that compresses about as well as a photo."""
         return Image.effect_noise((64, 64), 60).resize((1024, 1024), Image.Resampling.BICUBIC).convert("RGB")
 
+    def profile(self) -> Mapping[str, object]:
+        return {}
+
     async def start(self) -> None:
         return
 

@@ -182,6 +182,15 @@ def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert [each.subject for each in examine(None) if each.verdict == "broken"] == ["settings"]
 
 
+def test_doctor_asks_for_no_engine_where_none_is_wanted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a machine has neither a device nor the model."""
+    monkeypatch.setenv("REKONTEXT_DEVICE", "none")
+    found = {each.subject: each for each in examine("/nowhere/model")}
+    assert "processes with devices" in found["device"].says
+    assert "engine" not in found
+    assert [each.subject for each in found.values() if each.verdict == "broken"] == []
+
+
 def _findings(verdict: str) -> dict[str, str]:
     return {each.subject: each.says for each in examine("/nowhere/model") if each.verdict == verdict}
 
@@ -340,9 +349,10 @@ def served(model: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def _serving(model: str) -> Iterator[subprocess.Popen[str]]:
+def _serving(model: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     command = [*SCRIPT, "serve", "--model", model, "--port", "0", "--data-dir", "kept"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
+    environment = {**os.environ, "NO_COLOR": "1", **settings}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     watchdog = Timer(120, process.kill)  # a silent process must not keep the test waiting for ever
     watchdog.start()
     yield process
@@ -388,6 +398,29 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
     assert served.wait(timeout=30) == 0
 
 
+def test_serve_without_a_device_lets_another_process_run_its_edits(model: str) -> None:
+    """In front of machines that come and go. It needs to know nothing of the model."""
+    import httpx2
+
+    with _serving("no/such-model", REKONTEXT_DEVICE="none") as front:
+        said = _read_until(front, "No device here")
+        key = said.split("shown this once: ")[1].split()[0]
+        url = said.split("Rekontext on ")[1].split(": playground")[0]
+        with _serving(model) as behind:
+            assert "in other processes" in _read_until(front, "edited.png")
+            with httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60) as client:
+                answer = client.post(
+                    "/v1/flux-kontext-dev",
+                    data={"prompt": "make it night", "num_inference_steps": "4"},
+                    files={"input_image": Path("photo.jpg").read_bytes()},
+                )
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+            behind.send_signal(signal.SIGINT)
+            assert behind.wait(timeout=30) == 0
+        front.send_signal(signal.SIGINT)
+        assert front.wait(timeout=30) == 0
+
+
 def _code_when_told_to_end(script: str, *, after: str) -> int:
     """How a program ends that gets SIGTERM once it has said a word."""
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
@@ -412,6 +445,7 @@ def test_serve_ends_with_0_when_it_is_told_to() -> None:
         "knows=())\n"
         "engine = SimpleNamespace(card=card, broken=Future(), close=lambda: None)\n"
         "LocalFleet._open = lambda self: engine\n"
+        "LocalFleet.profile = lambda self: {}\n"
         "main(['serve', '--port', '0'])\n"
     )
     assert _code_when_told_to_end(script, after="edited.png") == 0

@@ -54,6 +54,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REKONTEXT_PORT", "65536", "less than or equal to 65535"),
         ("REKONTEXT_DEVICE", "tpu", '"tpu" is no device; allowed are cpu, cuda, cuda:N, several of them'),
         ("REKONTEXT_DEVICE", "all, cpu", '"all" is no device'),
+        ("REKONTEXT_DEVICE", "none, cpu", '"none" is no device'),
         ("REKONTEXT_DEVICE", "cuda:0, cuda", "cuda:0 is in it twice"),
         ("REKONTEXT_IDLE_S", "0", "REKONTEXT_IDLE_S"),
         ("REKONTEXT_DTYPE", "float16", "'float32', 'bfloat16' or 'fp8'"),

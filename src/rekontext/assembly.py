@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,20 @@ from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.copies import sqlite_file
-from rekontext.jobs import Bounds, Deliverer, Desk, Dispatcher, JobLife, Outbox, Patience, Retention, Sweeper, Workbench
+from rekontext.fleet import ElsewhereFleet
+from rekontext.jobs import (
+    Bounds,
+    Deliverer,
+    Desk,
+    Dispatcher,
+    JobLife,
+    Outbox,
+    Patience,
+    Retention,
+    Sweeper,
+    Workbench,
+    workers,
+)
 from rekontext.pictures import (
     AllowList,
     CodecThreads,
@@ -158,7 +172,7 @@ def open_database(settings: Settings) -> Database:
 def assemble(
     settings: Settings,
     *,
-    fleet: Fleet,
+    fleet: Fleet | None,
     on_ready: Callable[[ModelCard], None],
     on_broken: Callable[[Exception], None],
     clock: Clock | None = None,
@@ -169,6 +183,7 @@ def assemble(
     """Put the service together. Makes the data folder, the database and a first account if they are not there.
 
     Args:
+        fleet: where edits run; None where only other processes that share the database run them.
         on_ready, on_broken: called on the event loop, once the model is loaded or if the service can't go on, which
             should then stop.
         workbench: how jobs become requests and results files, if not by decoding and encoding pictures.
@@ -186,6 +201,7 @@ def assemble(
     except ValueError as fault:
         raise ValueError(f"{variable('rate_limits_url')} can't be used: {fault}") from fault
     database = open_database(settings)
+    fleet = fleet or ElsewhereFleet(look=partial(_latest_profile, database))
 
     threads = CodecThreads(settings.codec_threads)
     fetcher = Fetcher(
@@ -361,6 +377,15 @@ def assemble(
         is_administered=is_administered,
         drain=drain,
     )
+
+
+async def _latest_profile(database: Database) -> Mapping[str, object] | None:
+    """What the process with devices that was seen last has told of its fleet; None if nobody knows."""
+    try:
+        worker = await database.read(workers.latest)
+    except DatabaseUnavailable:  # `/readyz` says so
+        return None
+    return None if worker is None else worker.profile
 
 
 def _folders(settings: Settings) -> list[Path]:

@@ -199,6 +199,10 @@ class Fleet(Protocol):
         """Whether the model is loaded and edits would run."""
         ...
 
+    def profile(self) -> Mapping[str, object]:
+        """After `start`: what another process needs to know of it, as JSON values: see `rekontext.fleet.profile`."""
+        ...
+
     async def start(self) -> None:
         """Load the model. Returns when edits can run, raises what kept the model from loading."""
         ...

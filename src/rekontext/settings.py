@@ -32,6 +32,8 @@ _DAY: Final = 24 * _HOUR
 _SECRET_CHARACTERS_MIN: Final = 32
 EVERY_GPU: Final = "all"
 """As `device`: every GPU that this machine has."""
+NO_DEVICE: Final = "none"
+"""As `device`: edits are accepted here, and run by processes with devices that share the database."""
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 _STORES: Final = ("file", "s3", "gs", "az")
 _DOTENV: Final = ".env"
@@ -69,7 +71,7 @@ class Settings(BaseSettings):
     model: str = Field(default="mini", min_length=1, description='"mini", a folder, a file or a hub id')
     device: Entries = Field(
         default=(),
-        description="where to compute: cpu, cuda, cuda:N, several of them separated by commas, or all; empty picks one",
+        description="where to compute: cpu, cuda, cuda:N, several separated by commas, all, or none; empty picks one",
     )
     dtype: Literal["float32", "bfloat16", "fp8"] | None = Field(
         default=None, description="precision; empty fits the device"
@@ -145,9 +147,10 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        strange = [entry for entry in value if not _DEVICE.fullmatch(entry) and value != (EVERY_GPU,)]
+        is_word = value in ((EVERY_GPU,), (NO_DEVICE,))
+        strange = [entry for entry in value if not _DEVICE.fullmatch(entry) and not is_word]
         if strange:
-            allowed = f"cpu, cuda, cuda:N, several of them separated by commas, or {EVERY_GPU} alone"
+            allowed = f"cpu, cuda, cuda:N, several of them separated by commas, or {EVERY_GPU} or {NO_DEVICE} alone"
             raise ValueError(f'"{strange[0]}" is no device; allowed are {allowed}')
         known = ["cuda:0" if entry == "cuda" else entry for entry in value]
         twice = [entry for entry in known if known.count(entry) > 1]
@@ -211,7 +214,7 @@ class Settings(BaseSettings):
     @property
     def first_device(self) -> str | None:
         """Where a command computes that uses one device; None picks it."""
-        return self.device[0] if self.device and self.device != (EVERY_GPU,) else None
+        return self.device[0] if self.device not in ((), (EVERY_GPU,), (NO_DEVICE,)) else None
 
     @property
     def database(self) -> str:

@@ -33,6 +33,10 @@ from rekontext.contract import (
     Progress,
 )
 from rekontext.database import AccountId, DatabaseUnavailable
+from rekontext.engine.canvas import Canvas
+from rekontext.engine.costs import CostModel
+from rekontext.engine.outlook import Outlook
+from rekontext.fleet.profile import to_profile
 from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
 from tests.fakes import FakeRandomness
@@ -99,6 +103,10 @@ class PillowFleet:
         if not self.is_ready:
             raise EngineFault("the model isn't loaded")
         return self._card
+
+    def profile(self) -> Mapping[str, object]:
+        costs = CostModel(seconds={"step": {1: self._step_s}, "prepare": {1: 0.0}, "decode": {1: 0.0}})
+        return to_profile(self._card, Outlook(canvas=Canvas(area=256 * 256), text_tokens=1, costs=costs))
 
     async def start(self) -> None:
         await self.may_start.wait()

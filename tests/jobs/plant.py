@@ -57,6 +57,9 @@ class FakeFleet:
     def card(self) -> ModelCard:
         return ModelCard(name="fake", canvas_area=64, parameters=1, device="none", dtype="none", is_mini=True)
 
+    def profile(self) -> Mapping[str, object]:
+        return {"name": "fake"}
+
     async def start(self) -> None:
         return
 

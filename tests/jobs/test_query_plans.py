@@ -137,7 +137,6 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
         {"account": ALICE},
         ("ix_jobs_in_flight", "ix_jobs_turns", "ix_jobs_queue"),
     ),
-    ("workers", statements.WORKERS, {}, "ix_jobs_leases"),
     ("overdue", statements.OVERDUE, {"since": NOW, "limit": 4}, "ix_jobs_queue"),
     ("expired leases", statements.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
     ("key", keys.BY_DIGEST, {"digest": "0"}, "uq_api_keys_digest"),

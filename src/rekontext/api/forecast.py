@@ -27,7 +27,7 @@ class Works(Protocol):
     def edit_s(self) -> float: ...
 
     @property
-    def place_s(self) -> float: ...
+    def place_s(self) -> float | None: ...
 
     def takes(self, account: AccountId) -> bool: ...
 
@@ -72,7 +72,7 @@ class Forecast:
         return self._progresses.progress(job.id) if self._runs_here(job) else None
 
     def of_new(self, parameters: Parameters, *, account: AccountId, ahead: int = 0) -> Estimate | None:
-        """Of an edit submitted now, with `ahead` others that wait in the database. None while the model is loading."""
+        """Of an edit submitted now, with `ahead` others that wait in the database. None if nothing can be said."""
         if not self._fleet.is_ready:
             return None
         return self._ask(_NEW, parameters, account, ahead)
@@ -92,7 +92,10 @@ class Forecast:
             own = self._fleet.estimate(request)
         except EngineFault:  # it was closed in this very moment
             return None
+        place_s = self._works.place_s
+        if place_s is None:  # nobody knows when a device will be there
+            return None
         if self._works.takes(account):  # those before it wait for places that it doesn't need
             ahead = 0
-        waiting_s = ahead * self._works.place_s
+        waiting_s = ahead * place_s
         return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

@@ -25,7 +25,7 @@ from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
-from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
+from rekontext.settings import EVERY_GPU, KEY_VARIABLE, NO_DEVICE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
@@ -53,14 +53,15 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
-    _require_model(settings.model)
+    if settings.device != (NO_DEVICE,):
+        _require_model(settings.model)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
     loaded: list[ModelCard] = []
 
     def ready(card: ModelCard) -> None:
         loaded.append(card)
-        console.print(_ready(card, url))
+        console.print(_ready(card, url, is_here=settings.device != (NO_DEVICE,)))
 
     def stop(fault: Exception) -> None:
         broken.append(fault)
@@ -100,8 +101,10 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
         raise CommandFailed(str(fault), exit_code=1) from fault
 
 
-def _fleet(settings: Settings) -> Fleet:
-    """One device in this process, or processes for several, or for one that sleeps."""
+def _fleet(settings: Settings) -> Fleet | None:
+    """One device in this process, or processes for several, or for one that sleeps; None for no device at all."""
+    if settings.device == (NO_DEVICE,):
+        return None
     devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
     if len(devices) > 1 or settings.idle_s is not None:
         return ProcessFleet(
@@ -181,12 +184,16 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
         lines.append(f"For another API key: {escape(another)}")
         if not service.is_administered:
             lines.append("There is no admin key: add --scope admin --scope edit --scope read to make one.")
-    lines.append(f"Loading {escape(settings.model)} …")
+    if settings.device == (NO_DEVICE,):
+        lines.append("No device here: waiting to learn the model from a process with devices on the same database …")
+    else:
+        lines.append(f"Loading {escape(settings.model)} …")
     return "\n".join(lines)
 
 
-def _ready(card: ModelCard, url: str) -> str:
-    size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} on {card.device}"
+def _ready(card: ModelCard, url: str, *, is_here: bool) -> str:
+    where = f"on {card.device}" if is_here else "in other processes"
+    size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} {where}"
     return (
         f"[green]Ready[/]: {escape(card.name)}, {size}. Try it in another terminal, with a key in {KEY_VARIABLE}:\n"
         f'  curl --fail-with-body {url}/v1/flux-kontext-dev -H "x-api-key: ${KEY_VARIABLE}" \\\n'

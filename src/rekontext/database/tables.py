@@ -202,6 +202,16 @@ jobs = Table(
     Index("ix_jobs_history", "account_id", "number"),
 )
 
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("seen_at", Instant, nullable=False),
+    Column("devices", _Json, nullable=False),
+    Column("edit_s", Float),
+    Column("profile", _Json, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

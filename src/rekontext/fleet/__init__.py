@@ -1,6 +1,7 @@
 """Where edits run. The service sees only `rekontext.contract.Fleet`."""
 
+from rekontext.fleet.elsewhere import ElsewhereFleet
 from rekontext.fleet.local import LocalFleet
 from rekontext.fleet.processes import ProcessFleet
 
-__all__ = ["LocalFleet", "ProcessFleet"]
+__all__ = ["ElsewhereFleet", "LocalFleet", "ProcessFleet"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -77,6 +77,12 @@ class LocalFleet:
     def is_ready(self) -> bool:
         """Whether `start` has returned, `close` was not called, and the engine goes on."""
         return self._engine is not None and not self._engine.broken.done()
+
+    def profile(self) -> Mapping[str, object]:
+        """As `Fleet.profile`."""
+        from rekontext.fleet.profile import to_profile
+
+        return to_profile(self.card, self._started().outlook())
 
     async def start(self) -> None:
         """Load the model.

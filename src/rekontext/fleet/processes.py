@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from rekontext.engine.canvas import stretch
 from rekontext.engine.outlook import Outlook
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import SILENT_S_MAX, WORKER, DeviceFailed, EngineProcess
+from rekontext.fleet.profile import to_profile
 
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
@@ -98,6 +99,14 @@ class ProcessFleet:
         """Whether edits would run, be it after a start."""
         is_at_its_end = self._broken is not None and self._broken.done()
         return self._card is not None and not self._is_closed and not is_at_its_end and any(self._usable())
+
+    def profile(self) -> Mapping[str, object]:
+        """As `Fleet.profile`; by what the first device has measured that was up."""
+        outlooks = (process.outlook for process in self._processes)
+        outlook = next((each for each in outlooks if each is not None), None)
+        if outlook is None:
+            raise EngineFault("the model isn't loaded")
+        return to_profile(self.card, outlook)
 
     async def start(self) -> None:
         """Load the model on one device, then on the others, unless those are to sleep.

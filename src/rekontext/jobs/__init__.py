@@ -3,7 +3,7 @@
 `Desk` is what the wire calls, `Dispatcher` runs jobs on a fleet, `JobLife` has the transitions.
 """
 
-from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage
+from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage, workers
 from rekontext.jobs.assets import Asset
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
@@ -94,4 +94,5 @@ __all__ = [
     "trial",
     "unfinished_by_state",
     "usage",
+    "workers",
 ]

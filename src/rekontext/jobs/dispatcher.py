@@ -12,8 +12,8 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Literal
 
@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
-from rekontext.jobs import queries
+from rekontext.jobs import workers
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
@@ -31,6 +31,7 @@ from rekontext.jobs.model import Job, Lease, State
 from rekontext.jobs.objects import Objects
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
+from rekontext.jobs.workers import Worker
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -117,7 +118,8 @@ class Dispatcher:
         self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
         self._edit_s: float | None = None
-        self._workers = 1
+        self._others_edit_s: float | None = None
+        self._usable = len(fleet.devices)
 
     @property
     def worker(self) -> str:
@@ -131,13 +133,19 @@ class Dispatcher:
 
     @property
     def edit_s(self) -> float:
-        """What an edit took lately, in seconds of engine time."""
-        return _FIRST_GUESS_S if self._edit_s is None else self._edit_s
+        """What an edit took lately, in seconds of engine time, here or where one was made."""
+        known = (self._edit_s, self._others_edit_s)
+        return next((seconds for seconds in known if seconds is not None), _FIRST_GUESS_S)
 
     @property
-    def place_s(self) -> float:
-        """About how long until the queue moves on by a place, with the other processes that work on it."""
-        return self.edit_s / (self._workers * len(self._fleet.devices))
+    def place_s(self) -> float | None:
+        """About how long until the queue moves on by a place, with the devices of all processes. None without any."""
+        return self.edit_s / self._usable if self._usable else None
+
+    @property
+    def alive_since(self) -> datetime:
+        """A process that was not seen since then is taken to be gone."""
+        return self._clock.now() - timedelta(seconds=self._life.patience.lease_s)
 
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
@@ -158,10 +166,12 @@ class Dispatcher:
         """Work until `close`. Faults of the database are waited out."""
         lease_s = self._life.patience.lease_s
         await self._survive(lambda: self.recover(after_restart=True))
+        await self._survive(self.report)
         try:
             async with asyncio.TaskGroup() as loops:
                 beats = [
                     loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
+                    loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.report)),
                     loops.create_task(self._every(lease_s / 2, self.recover)),
                 ]
                 while not self._closing:
@@ -283,7 +293,7 @@ class Dispatcher:
                 running_still.lease_until = job.lease_until
 
     async def recover(self, *, after_restart: bool = False) -> None:
-        """Take back the jobs of workers that are gone, and see how many there are."""
+        """Take back the jobs of workers that are gone."""
         if not after_restart:
             # Ours first: if the whole machine slept, our own leases have run out as well.
             await self.heartbeat()
@@ -295,7 +305,30 @@ class Dispatcher:
                 _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
                 self._tell(job)
             more_may_come = len(changed) >= RECOVERED_PER_TRANSACTION
-        self._workers = max(1, await self._database.read(queries.workers))
+
+    async def report(self) -> None:
+        """Write down what this process has, if it has devices, and see what all of them have together."""
+        own = self._own()
+
+        def look(tx: Connection) -> list[Worker]:
+            if own is not None:
+                workers.report(tx, replace(own, seen_at=self._clock.now()))
+            return workers.alive(tx, since=self.alive_since)
+
+        found = await (self._database.read(look) if own is None else self._database.transact(look))
+        self._usable = sum(worker.usable for worker in found)
+        self._others_edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
+
+    def _own(self) -> Worker | None:
+        if not (self._fleet.is_ready and self._fleet.devices):
+            return None
+        return Worker(
+            name=self._worker,
+            seen_at=self._clock.now(),
+            devices=dict(self._fleet.devices),
+            edit_s=self._edit_s,
+            profile=self._fleet.profile(),
+        )
 
     async def _work(self, running: _Running) -> None:
         running.has_begun = True

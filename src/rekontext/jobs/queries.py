@@ -88,11 +88,6 @@ def ahead_of_new(tx: Connection, account: AccountId) -> int:
     return int(tx.execute(statements.AHEAD, {"turn": found.turn + 1, "number": 0}).scalar_one())
 
 
-def workers(tx: Connection) -> int:
-    """How many processes have a job in work."""
-    return int(tx.execute(statements.WORKERS).scalar_one())
-
-
 def unfinished_by_state(tx: Connection) -> dict[State, int]:
     """How many jobs wait and how many run, for the metrics."""
     counted = {State(row.state): int(row.how_many) for row in tx.execute(statements.COUNT_BY_STATE)}

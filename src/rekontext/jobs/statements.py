@@ -38,7 +38,6 @@ OLDEST_TURN: Final = (
 LAST_TURN: Final = select(func.max(jobs.c.turn)).where(
     jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING), is_state(State.QUEUED)
 )
-WORKERS: Final = select(func.count(jobs.c.worker.distinct())).where(is_state(State.PROCESSING))
 QUEUE: Final = select(
     IN_FLIGHT.scalar_subquery().label("in_flight"),
     QUEUED.scalar_subquery().label("queued"),

@@ -20,6 +20,7 @@ from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindpara
 
 from rekontext.database import Database
 from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
+from rekontext.jobs import workers
 from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
 from rekontext.sources import Clock
 
@@ -114,6 +115,7 @@ class Swept:
     api_keys: int
     assets: int
     orphans: int
+    workers: int
 
 
 class Sweeper:
@@ -153,6 +155,7 @@ class Sweeper:
             api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             orphans=await self._guarded("orphans", self._orphans),
+            workers=await self._guarded("workers", self._workers),
         )
 
     async def _guarded(self, kind: str, work: Callable[[], Awaitable[int]]) -> int:
@@ -288,6 +291,10 @@ class Sweeper:
                 partial(_changed, delete(api_keys).where(api_keys.c.id.in_(closed)))
             )
         return removed
+
+    async def _workers(self) -> int:
+        before = self._before(self._retention.records_s)
+        return await self._database.transact(lambda tx: workers.forget(tx, before))
 
     async def _delete(self, statement: Callable[[Connection, datetime], int], kept_s: float) -> int:
         def work(tx: Connection) -> int:

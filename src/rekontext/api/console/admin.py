@@ -19,7 +19,8 @@ from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId
-from rekontext.jobs import Job, State, history, queries, unfinished_by_state
+from rekontext.jobs import Job, State, history, queries, unfinished_by_state, workers
+from rekontext.jobs.workers import Worker
 
 _SHOWN_MAX: Final = 100
 
@@ -111,13 +112,13 @@ def add(routes: APIRouter, parts: Parts) -> None:
     async def queue(request: Request) -> dict[str, object]:
         await parts.caller(request, "admin")
 
-        def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]]]:
+        def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]], list[Worker]]:
             unfinished = (State.QUEUED, State.PROCESSING)
             found = history(tx, None, states=unfinished, descending=False, per_page=_SHOWN_MAX).jobs
             places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
-            return unfinished_by_state(tx), places
+            return unfinished_by_state(tx), places, workers.alive(tx, since=parts.dispatcher.alive_since)
 
-        counts, found = await parts.database.read_long(look)
+        counts, found, alive = await parts.database.read_long(look)
         return {
             "queued": counts[State.QUEUED],
             "processing": counts[State.PROCESSING],
@@ -127,6 +128,10 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "edit_s": round(parts.dispatcher.edit_s, 3),
             "model": described_model(parts),
             "devices": dict(parts.fleet.devices),
+            "worker": parts.dispatcher.worker,
+            "workers": [
+                {"name": each.name, "seen_at": moment(each.seen_at), "devices": dict(each.devices)} for each in alive
+            ],
             "jobs": [_unfinished(job, ahead, parts) for job, ahead in found],
         }
 

@@ -141,7 +141,7 @@ export function queue(place) {
         card("Waiting", count(found.queued), `${count(found.queued_max)} at most`),
         card("Running", count(found.processing), `${found.running_here} of ${found.running_max} in this process`),
         card("An edit takes", found.edit_s ? seconds(found.edit_s) : "–"),
-        card("Model", found.model.name ?? "–", found.model.ready ? states(found.devices) : "loading"),
+        card("Model", found.model.name ?? "–", found.model.ready ? states(devices(found)) || "no process with a device is up" : "loading"),
       ),
       table(
         "Unfinished edits",
@@ -163,6 +163,16 @@ export function queue(place) {
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
   return repeated(load, { everyMs: LOOK_EVERY_MS });
+}
+
+/** Those of this process; with those of others, each is named with its process. */
+function devices(found) {
+  const others = found.workers.filter(({ name }) => name !== found.worker);
+  if (!others.length) return found.devices;
+  const all = [{ name: found.worker, devices: found.devices }, ...others];
+  return Object.fromEntries(
+    all.flatMap(({ name, devices }) => Object.entries(devices).map(([device, state]) => [`${name} ${device}`, state])),
+  );
 }
 
 /** "ready on cpu", or "ready on 7 devices; failed on cuda:3". */

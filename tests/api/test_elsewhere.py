@@ -1,0 +1,84 @@
+"""A process without devices in front, and processes with devices that come and go behind it, on one database."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, cast
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.api.studio import Studio
+from tests.pictures.samples import photo_bytes
+
+pytestmark = pytest.mark.anyio
+
+ORDER: Final = {
+    "prompt": "make it night",
+    "input_image": base64.b64encode(photo_bytes()).decode(),
+    "num_inference_steps": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rekontext.fleet.elsewhere.LOOK_EVERY_S", 0.05)
+
+
+def front_in(folder: Path) -> Studio:
+    return Studio(folder=folder, fleet=cast(Any, None), settings={"worker": "front", "lease_s": 1})
+
+
+def back_in(folder: Path, name: str) -> Studio:
+    return Studio(folder=folder, settings={"worker": name, "lease_s": 1})
+
+
+async def until_ready(client: httpx2.AsyncClient) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while (answer := await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - others make it true
+            await asyncio.sleep(0.05)
+    return dict(answer.json())
+
+
+async def test_edits_are_accepted_while_no_device_is_up_and_run_once_one_is(tmp_path: Path) -> None:
+    """From none to some and back, as a fleet does that grows with the queue."""
+    front, first, second = front_in(tmp_path), back_in(tmp_path, "first"), back_in(tmp_path, "second")
+    async with asyncio.timeout(60), front.open() as client:
+        assert (await client.get("/readyz")).json()["not_ready"] == ["model"]  # nobody has ever been up
+
+        async with first.open():
+            assert (await until_ready(client))["model"] == "mini"
+            answer = await client.post("/v1/flux-kontext-dev", json=ORDER)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+            assert Image.open(BytesIO(answer.content)).size == (48, 32)
+            queue = (await client.get("/console/api/admin/queue")).json()
+            assert (queue["devices"], queue["running_max"]) == ({}, 0)
+            assert [(each["name"], each["devices"]) for each in queue["workers"]] == [("first", {"cpu": "ready"})]
+            assert len(first.fleet.requests) == 1
+
+        await asyncio.sleep(1.5)  # longer than a lease
+        submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()
+        assert (submitted["status"], submitted["eta_seconds"]) == ("QUEUED", None)
+        assert (await client.get("/console/api/admin/queue")).json()["workers"] == []
+        assert (await client.get("/readyz")).status_code == 200
+
+        async with second.open():
+            place = f"/v2/requests/{submitted['request_id']}/status"
+            while (await client.get(place)).json()["status"] != "COMPLETED":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert len(second.fleet.requests) == 1
+
+
+async def test_a_front_that_starts_while_nobody_is_up_knows_what_was_served_last(tmp_path: Path) -> None:
+    """It may be started anew while the fleet is at zero."""
+    back = back_in(tmp_path, "back")
+    async with asyncio.timeout(60):
+        async with back.open() as client:
+            await until_ready(client)
+        async with front_in(tmp_path).open() as client:
+            assert (await until_ready(client))["model"] == "mini"
+            assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()["status"] == "QUEUED"
