@@ -78,7 +78,8 @@ async def test_a_front_that_starts_while_nobody_is_up_knows_what_was_served_last
     back = back_in(tmp_path, "back")
     async with asyncio.timeout(60):
         async with back.open() as client:
-            await until_ready(client)
+            while not (await client.get("/console/api/admin/queue")).json()["workers"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         async with front_in(tmp_path).open() as client:
             assert (await until_ready(client))["model"] == "mini"
             assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()["status"] == "QUEUED"
