@@ -74,7 +74,9 @@ class ObedientFleet(LocalFleet):
         raise EngineFault("the engine broke")
 
     async def close(self) -> None:
-        while self._opening.model == "clinging" or (self._closes and not self._closes.exists()):  # noqa: ASYNC110
+        if self._opening.model == "clinging":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while self._closes and not self._closes.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     def outlook(self) -> tuple[Outlook, dict[str, int]]:
