@@ -40,6 +40,8 @@ from tests.fakes import FakeRandomness
 STRANGER: Final = keys.make_secret(FakeRandomness(seed=99))
 """Shaped like a key, and nobody's."""
 
+SOON_S: Final = 30.0
+"""Within this everything happens that is to happen, on a slow machine too."""
 SEED_DRAWN: Final = 777
 SIZES: Final = {
     "1:1": (256, 256),

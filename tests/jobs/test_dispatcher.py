@@ -443,8 +443,8 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
             await asyncio.Event().wait()
         raise DatabaseUnavailable("gone")
 
+    job = plant.office.accept().job  # not while it works: the claim after a submit would be what waits for ever
     async with plant.at_work():
-        job = await submit(plant)
         await asyncio.wait_for(gate.begun.wait(), 10)
         with monkeypatch.context() as broken:
             broken.setattr(plant.office.database, "transact", away)
