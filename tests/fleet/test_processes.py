@@ -255,7 +255,9 @@ async def test_faults_and_refusals_are_what_they_were() -> None:
         assert refused.value.code == "edit_refused"
         with pytest.raises(EngineFault, match=r"^it failed$"):
             await fleet.edit(request(2, "fail"))
-        assert process_of(await fleet.edit(request(3)))
+        with pytest.raises(EngineFault, match="KeyError: 'nobody expects it'"):
+            await asyncio.wait_for(fleet.edit(request(3, "stumble")), SOON_S)
+        assert process_of(await fleet.edit(request(4)))
 
 
 async def test_a_result_that_can_not_be_sent_is_a_fault() -> None:
