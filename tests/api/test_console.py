@@ -72,7 +72,7 @@ async def test_histories_leave_the_threads_of_keys_alone(client: httpx2.AsyncCli
         "/console/api/admin/requests",
         "/inference-request/request-history",
     )
-    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(30))) for _ in range(LONG_READERS)]
+    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(60))) for _ in range(LONG_READERS)]
     asked = [asyncio.ensure_future(client.get(page)) for page in pages]
     for _ in pages:
         assert (await client.get("/console/api/me")).status_code == 200
