@@ -14,6 +14,7 @@ from rekontext.database import JobId
 from rekontext.fleet import ProcessFleet
 from rekontext.jobs import queries
 from tests.api.studio import Studio
+from tests.faults.test_server_killed import START_S_MAX
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,7 @@ async def test_an_edit_survives_its_device_s_process(
     fleet = ProcessFleet(devices=["a", "b"], model="good", retry_s=0.01, command=command)
     studio = Studio(folder=tmp_path, fleet=cast(Any, fleet), settings={"faults_max": 3})
     prompt = f"die {tmp_path / 'dead'}" if dies == "once" else "die"
-    async with asyncio.timeout(60), studio.open() as client:
+    async with asyncio.timeout(START_S_MAX), studio.open() as client:
         answer = await client.post(
             "/v1/flux-kontext-dev", json={"prompt": prompt, "input_image": PHOTO, "num_inference_steps": 4}
         )

@@ -154,6 +154,6 @@ class Plant:
 
     async def ended(self, job: Job) -> Job:
         """The job once it has ended."""
-        found = await self.desk.wait(job.id, account=None, timeout_s=20)
+        found = await self.desk.wait(job.id, account=None, timeout_s=60)
         assert found.state.is_terminal, f"job {job.id} is still {found.state}"
         return found
