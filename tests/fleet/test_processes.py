@@ -188,6 +188,24 @@ async def test_a_process_that_hangs_with_its_work_is_ended(tmp_path: Path, monke
         assert process_of(await fleet.edit(request(4))) != first
 
 
+async def test_new_work_does_not_hide_that_a_process_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is the only one, it gets all that comes."""
+    async with started(fleet_of("a", silent_s_max=0.05)) as fleet:
+        first = process_of(await fleet.edit(request(1)))
+        edit = await running(fleet, 2, tmp_path / "never")
+        os.kill(first, signal.SIGSTOP)
+        more: list[asyncio.Task[EditResult]] = []
+        with monkeypatch.context() as impatient:
+            impatient.setattr(STEPS_MAX, 0.1)
+            async with asyncio.timeout(SOON_S):
+                while not edit.done():
+                    more.append(asyncio.create_task(fleet.edit(replace(request(3), id=f"more {len(more)}"))))
+                    await asyncio.sleep(0.02)
+        with pytest.raises(EngineFault, match="told of nothing"):
+            await edit
+        await asyncio.gather(*more, return_exceptions=True)
+
+
 async def test_a_process_that_hangs_and_can_not_be_killed_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

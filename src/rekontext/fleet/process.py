@@ -226,7 +226,6 @@ class EngineProcess:
             waited_s = time.monotonic() - came_s
             self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
             edit.is_handed_over = True
-            self._silent_s = 0.0
             return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
@@ -310,9 +309,9 @@ class EngineProcess:
         look_s = self._silent_s_max / _LOOKS_PER_SILENCE
         while True:
             await asyncio.sleep(look_s)
-            # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
-            self._silent_s += look_s
             steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
+            # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
+            self._silent_s = self._silent_s + look_s if steps_s else 0.0
             if steps_s and self._silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
                 self._silence = EngineFault(
                     f"its process told of nothing for {self._silent_s:.0f} s, though it had work"
