@@ -149,7 +149,7 @@ class Plant:
         try:
             yield
         finally:
-            await self.dispatcher.close()
+            await asyncio.wait_for(self.dispatcher.close(), 60)
             await asyncio.wait_for(running, 10)
 
     async def ended(self, job: Job) -> Job:
