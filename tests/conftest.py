@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import structlog
 
 from rekontext.database import Database
 from tests.database import postgres
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
 _numbers = count(1)
+
+# A traceback with every value in it takes a second and more to draw, and the event loop stands still meanwhile.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 LONG: Final = (
     "engine/test_rehearsal.py",

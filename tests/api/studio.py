@@ -44,6 +44,8 @@ from tests.fakes import FakeRandomness
 STRANGER: Final = keys.make_secret(FakeRandomness(seed=99))
 """Shaped like a key, and nobody's."""
 
+SOON_S: Final = 30.0
+"""Within this everything happens that is to happen, on a slow machine too."""
 SEED_DRAWN: Final = 777
 SIZES: Final = {
     "1:1": (256, 256),
@@ -177,6 +179,14 @@ async def gone(*_asked: object, **_how: object) -> NoReturn:
     raise DatabaseUnavailable("gone for a moment")
 
 
+class _Bounded(httpx2.ASGITransport):
+    """An answer is here when it is whole, a stream's too: one that never ends fails the test that waits for it."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        async with asyncio.timeout(2 * SOON_S):
+            return await super().handle_async_request(request)
+
+
 @dataclass(frozen=True)
 class Template:
     """A data folder as the first start leaves it, made once and copied for each studio."""
@@ -260,7 +270,7 @@ class Studio:
 
     def client(self, key: str | None = None) -> httpx2.AsyncClient:
         """A client with a key of its own."""
-        transport = httpx2.ASGITransport(app=self.app, raise_app_exceptions=False)
+        transport = _Bounded(app=self.app, raise_app_exceptions=False)
         return httpx2.AsyncClient(
             transport=transport, base_url="http://studio", headers={"x-api-key": self.key if key is None else key}
         )

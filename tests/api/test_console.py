@@ -16,7 +16,7 @@ from rekontext.contract import EditRefused
 from rekontext.database.transactions import LONG_READERS
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio
+from tests.api.studio import SOON_S, Studio
 from tests.api.test_requests import followed
 from tests.pictures.samples import photo_bytes
 
@@ -72,7 +72,7 @@ async def test_histories_leave_the_threads_of_keys_alone(client: httpx2.AsyncCli
         "/console/api/admin/requests",
         "/inference-request/request-history",
     )
-    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(30))) for _ in range(LONG_READERS)]
+    long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(60))) for _ in range(LONG_READERS)]
     asked = [asyncio.ensure_future(client.get(page)) for page in pages]
     for _ in pages:
         assert (await client.get("/console/api/me")).status_code == 200
@@ -412,7 +412,7 @@ async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         first = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
-        await studio.fleet.began.wait()
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         second = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
         queue = (await client.get("/console/api/admin/queue")).json()
         assert queue["devices"] == {"cpu": "ready"}

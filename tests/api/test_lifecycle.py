@@ -19,7 +19,7 @@ from rekontext.api import health, room
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio, gone
+from tests.api.studio import SOON_S, Studio, gone
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -82,10 +82,10 @@ async def test_hanging_up_cancels_the_edit_within_one_step(studio: Studio) -> No
     async with studio.open() as client:
         caller = Caller(GOOD, studio.headers)
         call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         caller.hang_up.set()
-        await asyncio.wait_for(studio.fleet.stopped.wait(), 5)
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(studio.fleet.stopped.wait(), SOON_S)
+        await asyncio.wait_for(call, SOON_S)
         assert studio.fleet.steps_done == 0
         studio.fleet.may_step.set()
         assert (await client.post(URL, json=GOOD)).headers["x-remaining-credits"] == "9.96"
@@ -98,9 +98,9 @@ async def test_hanging_up_with_an_idempotency_key_leaves_the_edit_alone(studio: 
     async with studio.open() as client:
         caller = Caller(GOOD, headers)
         call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         caller.hang_up.set()
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, SOON_S)
         studio.fleet.may_step.set()
         answer = await client.post(URL, json=GOOD, headers=headers)
         assert (answer.status_code, answer.headers["idempotency-replayed"]) == (200, "true")
@@ -137,7 +137,7 @@ async def test_too_many_edits_answer_429_with_retry_after(
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         inside = [asyncio.create_task(client.post(URL, json=GOOD))]
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         if code == "queue_full":
             assert (await client.post("/v2/flux-kontext-dev", json=GOOD)).status_code == 200
         turned_away = await client.post(URL, json=GOOD)
@@ -156,7 +156,7 @@ async def test_no_more_edits_run_than_allowed(make_studio: MakeStudio) -> None:
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         calls = [asyncio.create_task(client.post(URL, json=GOOD)) for _ in range(3)]
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         assert len(studio.fleet.requests) == 1
         studio.fleet.may_step.set()
         assert [answer.status_code for answer in await asyncio.gather(*calls)] == [200, 200, 200]
@@ -294,7 +294,7 @@ async def test_readiness_is_told_soon_when_the_database_says_nothing(
     async with studio.open() as client:
         with monkeypatch.context() as broken:
             broken.setattr(studio.service.parts.database, "read", hang)
-            answer = await asyncio.wait_for(client.get("/readyz"), 5)
+            answer = await asyncio.wait_for(client.get("/readyz"), SOON_S)
     assert asked.is_set()
     assert (answer.status_code, answer.json()["not_ready"]) == (503, ["database"])
 
@@ -330,7 +330,7 @@ async def test_a_refusal_stays_one_when_the_store_goes_away(
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         running = asyncio.create_task(client.post(URL, json=GOOD))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         with monkeypatch.context() as broken:
             broken.setattr(studio.service.parts.objects, "delete", away)
             answer = await client.post(URL, json=GOOD)
@@ -346,7 +346,7 @@ async def test_a_picture_that_can_t_be_read_is_not_ordered_again(
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         call = asyncio.create_task(client.post(URL, json=GOOD))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         with monkeypatch.context() as broken:
             broken.setattr(studio.service.parts.objects, "get", away)
             studio.fleet.may_step.set()
@@ -370,7 +370,7 @@ async def test_a_paid_picture_is_handed_over_without_the_database(
     async with studio.open() as client:
         monkeypatch.setattr(studio.service.parts.desk, "job", gone)
         call = asyncio.create_task(client.post(URL, json=GOOD))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         with monkeypatch.context() as broken:
             broken.setattr(studio.service.parts.database, "read", gone)
             studio.fleet.may_step.set()

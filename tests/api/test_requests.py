@@ -19,7 +19,7 @@ from rekontext.contract import EditRefused, Progress
 from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
-from tests.api.studio import PillowFleet, Studio
+from tests.api.studio import SOON_S, PillowFleet, Studio
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -56,11 +56,12 @@ async def test_only_the_process_that_runs_an_edit_says_how_far_it_is(make_studio
     """Another one, asked of a running edit, would tell how long its own engine takes for one that begins now."""
     here, there = make_studio(), make_studio(worker="there")
     here.fleet.may_step.clear()
-    async with here.open() as client, there.open() as elsewhere:
-        await there.fleet.started.wait()
+    async with here.open() as client:
         url = (await client.post(V2, json=GOOD)).json()["status_url"]
-        await here.fleet.began.wait()
-        own, others = (await client.get(url)).json(), (await elsewhere.get(url)).json()
+        await asyncio.wait_for(here.fleet.began.wait(), SOON_S)
+        async with there.open() as elsewhere:  # not before: either of two may take it
+            await asyncio.wait_for(there.fleet.started.wait(), SOON_S)
+            own, others = (await client.get(url)).json(), (await elsewhere.get(url)).json()
         here.fleet.may_step.set()
     assert own["status"] == others["status"] == "PROCESSING"
     assert (own["queue_position"], own["eta_seconds"], own["progress"]) == (0, 3.0, {"step": 0, "steps": 6})
@@ -71,7 +72,7 @@ async def test_an_edit_that_has_ended_makes_no_progress(studio: Studio, client: 
     """What the engine still tells of one that was cancelled is not shown as where it stands."""
     studio.fleet.may_step.clear()
     submitted = (await client.post(V2, json=GOOD)).json()
-    await studio.fleet.began.wait()
+    await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
     await client.post(submitted["cancel_url"])
     await followed(client, submitted["events_url"])
     studio.fleet.tell(Progress(step=1, steps=6, remaining_s=1.0))
@@ -129,7 +130,7 @@ async def test_a_job_that_isn_t_done_says_when_it_will_be(make_studio: MakeStudi
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         first = (await client.post(V2, json=GOOD)).json()
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         second = await client.post(V2, json=GOOD)
         third = await client.post(V2, json=GOOD | {"num_inference_steps": 10})
         assert third.json()["queue_position"] > second.json()["queue_position"] > 0
@@ -152,7 +153,7 @@ async def test_a_deadline_counts_those_that_wait_before_it(make_studio: MakeStud
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         await client.post(V2, json=GOOD)
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         last = await client.post(V2, json=GOOD)
         refused = await client.post(V2, json=GOOD | {"deadline_s": last.json()["eta_seconds"] + 1})
         assert (refused.status_code, refused.json()["code"]) == (400, "deadline_unmeetable")
@@ -221,9 +222,9 @@ async def test_an_open_stream_ends_when_the_server_goes_down(studio: Studio) -> 
     async with studio.open() as client:
         url = (await client.post(V2, json=GOOD)).json()["events_url"]
         listening = asyncio.create_task(client.get(url))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         studio.service.hang_up()
-        answer = await asyncio.wait_for(listening, 5)
+        answer = await asyncio.wait_for(listening, SOON_S)
         assert "done" not in answer.text
 
 
@@ -232,10 +233,10 @@ async def test_a_cancel_makes_the_job_free(studio: Studio) -> None:
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         submitted = (await client.post(V2, json=GOOD)).json()
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         cancelled = (await client.post(submitted["cancel_url"])).json()
         assert (cancelled["cancelled"], cancelled["cancel_requested"]) == (True, True)
-        await asyncio.wait_for(studio.fleet.stopped.wait(), 5)
+        await asyncio.wait_for(studio.fleet.stopped.wait(), SOON_S)
         events = await followed(client, submitted["events_url"])
         assert (events[-1][0], events[-1][2]["status"]) == ("done", "CANCELLED")
         result = await client.get(submitted["response_url"])
@@ -272,10 +273,10 @@ async def test_a_waiting_caller_hears_of_a_cancel_by_another(studio: Studio) -> 
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         waiting = asyncio.create_task(client.post(V1, json=GOOD))
-        await asyncio.wait_for(studio.fleet.began.wait(), 5)
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         [row] = (await client.get("/console/api/requests")).json()["data"]
         await client.post(f"/v2/requests/{row['request_id']}/cancel")
-        answer = await asyncio.wait_for(waiting, 5)
+        answer = await asyncio.wait_for(waiting, SOON_S)
     assert (answer.status_code, answer.json()["code"]) == (409, "cancelled")
 
 
@@ -428,7 +429,7 @@ async def test_a_job_outlives_the_server(make_studio: MakeStudio) -> None:
     first.fleet.may_step.clear()
     async with first.open() as client:
         submitted = (await client.post(V2, json=GOOD)).json()
-        await asyncio.wait_for(first.fleet.began.wait(), 5)
+        await asyncio.wait_for(first.fleet.began.wait(), SOON_S)
     second = make_studio()
     async with second.open() as client:
         events = await followed(client, submitted["events_url"])

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from rekontext.api.middleware import Sight
 from rekontext.api.origins import Origins
 from tests.api.conftest import MakeStudio
-from tests.api.studio import Studio, gone
+from tests.api.studio import SOON_S, Studio, gone
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -204,7 +204,7 @@ def test_log_lines_are_json_with_the_request_s_id() -> None:
         "try: 1 / 0\n"
         "except ZeroDivisionError: logging.getLogger('uvicorn.error').exception('broken')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=SOON_S)
     own, theirs, fault = [json.loads(line) for line in done.stderr.splitlines()]
     assert (own["event"], own["answer"], own["request_id"], own["level"]) == ("hello", 42, "r1", "info")
     assert (theirs["event"], "color_message" in theirs) == ("Started well", False)
@@ -222,7 +222,7 @@ def test_a_traceback_for_people_shows_no_variables() -> None:
         "try: edit(wish)\n"
         "except ZeroDivisionError: structlog.get_logger('x').exception('broken')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=SOON_S)
     assert "ZeroDivisionError" in done.stderr
     assert "a private wish" not in done.stderr
 
@@ -241,7 +241,7 @@ def test_strangers_can_t_speak_to_the_terminal() -> None:
         "try: raise ValueError(bad)\n"
         "except ValueError: log.exception('broken')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=SOON_S)
     lines = done.stderr.decode().split("\n")
     assert [line for line in lines if not line.isprintable()] == []
     shown = r"/\x1b]0;owned\x07\r\n\u202e\x9b2Jé"

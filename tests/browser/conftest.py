@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.browser.site import Site, photo_bytes, served
 
@@ -23,7 +23,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-WAIT_MS = 15_000
+WAIT_MS = 30_000
 
 
 @dataclass
@@ -65,6 +65,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("Chromium is missing")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        expect.set_options(timeout=WAIT_MS)
         yield browser
         browser.close()
 

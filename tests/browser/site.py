@@ -94,11 +94,11 @@ def served(folder: Path, *, fleet: Fleet | None = None, **settings: Any) -> Iter
     studio = Studio(folder=folder, settings=defaults | settings, fleet=cast(PillowFleet, fleet or PausingFleet()))
     server = _Server(server_config(studio.app, answers_s=5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="site")
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="site", daemon=True)
         thread.start()
+        assert server.listens.wait(WAIT_S), "the service did not start"
+        site = Site(studio, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
         try:
-            assert server.listens.wait(WAIT_S), "the service did not start"
-            site = Site(studio, server, f"http://127.0.0.1:{listener.getsockname()[1]}")
             yield site
         finally:
             site._call(studio.service.hang_up)

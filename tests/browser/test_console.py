@@ -47,9 +47,11 @@ def receiver() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/hook"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def go_to(page: Page, view: str) -> None:

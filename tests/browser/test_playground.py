@@ -454,7 +454,7 @@ def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Pa
     another.write_bytes(photo_bytes())
     choose(page, another, "blur it")
     page.fill("#p-guidance", "3")
-    page.wait_for_timeout(500)  # what is kept is written behind the page's back, and nothing on it tells when
+    await_draft(page, "another.jpg", "blur it", "3")
     page.reload()
     expect(page.locator("#drop-full")).to_contain_text("another.jpg")
     expect(page.locator("#prompt")).to_have_value("blur it")
@@ -519,6 +519,25 @@ def test_the_new_edit_is_seen_in_a_long_row(open_page: OpenPage, photo: Path) ->
     run(page)
     expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(7)
     assert page.locator("#strip").evaluate("row => row.scrollLeft") < 10
+
+
+def await_draft(page: Page, *expected: str) -> None:
+    """Whose photo, prompt and guidance are kept: that is done behind the page's back, and nothing on it tells when."""
+    kept = """() => new Promise((resolve) => {
+        indexedDB.open("rekontext.draft").onsuccess = ({ target: { result: database } }) => {
+            const store = database.transaction("draft").objectStore("draft");
+            const [photo, request] = ["photo", "request"].map((part) => store.get(part));
+            store.transaction.oncomplete = () => {
+                database.close();
+                resolve([photo.result?.name, request.result?.prompt, String(request.result?.values.guidance)]);
+            };
+        };
+    })"""
+    for _ in range(500):
+        if page.evaluate(kept) == list(expected):
+            return
+        page.wait_for_timeout(10)
+    raise AssertionError(f"{page.evaluate(kept)} is kept, not {expected}")
 
 
 def await_held(page: Page, count: int) -> None:

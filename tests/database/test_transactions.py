@@ -56,12 +56,12 @@ def test_reads_do_not_wait_for_a_writer(database: Database) -> None:
     def work(tx: Connection) -> None:
         note(tx, "slow")
         writing.set()
-        assert may_commit.wait(10)
+        assert may_commit.wait(60)
 
     async def scene() -> list[str]:
         writer = asyncio.ensure_future(database.transact(work))
-        assert await asyncio.to_thread(writing.wait, 10)
-        seen = await asyncio.wait_for(database.read(actions), 10)
+        assert await asyncio.to_thread(writing.wait, 30)
+        seen = await asyncio.wait_for(database.read(actions), 30)
         may_commit.set()
         await writer
         return seen
@@ -75,8 +75,8 @@ def test_reads_do_not_wait_for_long_ones(database: Database) -> None:
     may_end = threading.Event()
 
     async def scene() -> list[str]:
-        long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(10))) for _ in range(20)]
-        seen = await asyncio.wait_for(database.read(actions), 5)
+        long = [asyncio.ensure_future(database.read_long(lambda tx: may_end.wait(60))) for _ in range(20)]
+        seen = await asyncio.wait_for(database.read(actions), 30)
         may_end.set()
         assert await asyncio.gather(*long) == [True] * 20
         return seen
@@ -92,12 +92,12 @@ def test_cancelling_the_caller_does_not_split_a_transaction(database: Database) 
     def work(tx: Connection) -> None:
         note(tx, "first")
         writing.set()
-        assert may_commit.wait(10)
+        assert may_commit.wait(60)
         note(tx, "second")
 
     async def scene() -> None:
         caller = asyncio.ensure_future(database.transact(work))
-        assert await asyncio.to_thread(writing.wait, 10)
+        assert await asyncio.to_thread(writing.wait, 30)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller

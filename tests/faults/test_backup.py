@@ -22,7 +22,7 @@ from rekontext.cli import main
 from rekontext.database.tables import jobs
 from tests.api.studio import Studio
 from tests.faults.server import settings
-from tests.faults.test_server_killed import GOOD, ROOT, running
+from tests.faults.test_server_killed import GOOD, ROOT, START_S_MAX, running
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def rekontext(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedPro
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_S_MAX,
     )
 
 

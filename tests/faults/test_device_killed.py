@@ -16,6 +16,7 @@ from rekontext.fleet import ProcessFleet
 from rekontext.jobs import queries
 from rekontext.jobs.model import Job, State
 from tests.api.studio import Studio
+from tests.faults.test_server_killed import START_S_MAX
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +44,7 @@ async def test_an_edit_survives_its_device_s_process(
     """It runs again on the next one, and is charged once; one that kills every process fails, free of charge."""
     studio = studio_on(tmp_path, "a", "b")
     prompt = f"die {tmp_path / 'dead'}" if dies == "once" else "die"
-    async with asyncio.timeout(60), studio.open() as client:
+    async with asyncio.timeout(START_S_MAX), studio.open() as client:
         answer = await client.post("/v1/flux-kontext-dev", json=order(prompt))
         assert answer.status_code == status
         job = JobId(answer.headers["x-request-id"])
@@ -57,7 +58,7 @@ async def test_an_edit_that_kills_every_process_takes_its_neighbours_along_once(
     """On each of its tries it would else: as many as it has, and theirs are used up as well."""
     go = tmp_path / "go"
     studio = studio_on(tmp_path, "a")
-    async with asyncio.timeout(60), studio.open() as client:
+    async with asyncio.timeout(START_S_MAX), studio.open() as client:
 
         async def jobs(*ids: str) -> list[Job]:
             return await studio.service.parts.database.read(lambda tx: [queries.get(tx, JobId(id)) for id in ids])
@@ -69,7 +70,7 @@ async def test_an_edit_that_kills_every_process_takes_its_neighbours_along_once(
         neighbours = [
             (await client.post("/v2/flux-kontext-dev", json=order(f"wait {go}"))).json()["request_id"] for _ in range(3)
         ]
-        await until(lambda job: job.state is State.PROCESSING, *neighbours)
+        await until(lambda job: studio.service.parts.forecast.progress(job) is not None, *neighbours)
         poison = asyncio.create_task(client.post("/v1/flux-kontext-dev", json=order("die")))
         await until(lambda job: job.faults == 1, *neighbours)
         go.touch()

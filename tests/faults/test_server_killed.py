@@ -34,6 +34,8 @@ pytestmark = pytest.mark.anyio
 ROOT: Final = Path(__file__).parents[2]
 EDITS: Final = 200
 KILLS: Final = 5
+START_S_MAX: Final = 180.0
+"""Where others compute, a process takes half a minute to import all that it needs."""
 SUBMITTERS: Final = 8
 PRICE_MICROS: Final = 40_000
 GOOD: Final = {
@@ -91,7 +93,7 @@ async def running(data_dir: Path) -> AsyncIterator[tuple[Process, str]]:
     )
     try:
         assert process.stdout is not None
-        said = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        said = (await asyncio.wait_for(process.stdout.readline(), START_S_MAX)).decode()
         assert said.startswith("PORT "), "the server ended before it answered"
         yield process, f"http://127.0.0.1:{said.split()[1]}"
     finally:

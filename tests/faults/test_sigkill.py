@@ -21,6 +21,7 @@ from rekontext.jobs import State
 from rekontext.jobs.queries import from_row
 from rekontext.pictures.store import open_store
 from tests.fakes import FakeClock, FakeRandomness
+from tests.faults.test_server_killed import START_S_MAX
 from tests.faults.victim import ACCOUNT, PRICE_MICROS
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +55,7 @@ class Client:
             while waiting and outstanding < OUTSTANDING_MAX:
                 process.stdin.write(json.dumps({"submit": waiting.pop(0)}).encode() + b"\n")
                 outstanding += 1
-            answer = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+            answer = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S_MAX))
             outstanding -= 1
             answers -= 1
             key, job = answer["accepted"], answer["job"]

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +40,9 @@ class ObedientFleet(LocalFleet):
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
     process, "die FILE" only if there is no such file yet, "wait FILE" goes on when there is one, "refuse" and "fail"
-    are refused and fail, "log" logs, and "odd" has a result that can't be sent, "bomb" one that can't be read,
-    and "break" breaks the engine. After "odd FILE", "bomb FILE" and "break FILE" it closes when there is one.
+    are refused and fail, "stumble" fails as a bug does, "log" logs, and "odd" has a result that can't be sent, "bomb"
+    one that can't be read, and "break" breaks the engine. After "odd FILE", "bomb FILE" and "break FILE" it closes when
+    there is one.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -49,6 +51,7 @@ class ObedientFleet(LocalFleet):
         costs = CostModel(seconds={"step": {1: STEP_S, 17: STEP_S}, "prepare": {17: 0.0}, "decode": {16: 0.0}})
         self._outlook = Outlook(canvas=Canvas(area=4096), text_tokens=-15, costs=costs)
         self._keys: dict[str, int] = {}
+        self._numbers = count()
         self._is_started = False
         self._broken = asyncio.Event()
         self._closes: Path | None = None
@@ -74,7 +77,9 @@ class ObedientFleet(LocalFleet):
         raise EngineFault("the engine broke")
 
     async def close(self) -> None:
-        while self._opening.model == "clinging" or (self._closes and not self._closes.exists()):  # noqa: ASYNC110
+        if self._opening.model == "clinging":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while self._closes and not self._closes.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     def outlook(self) -> tuple[Outlook, dict[str, int]]:
@@ -85,7 +90,7 @@ class ObedientFleet(LocalFleet):
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         tell = on_progress or (lambda _news: None)
         work_s = self._outlook.work_s(self._outlook.plan(request))
-        key = self._keys[request.id] = id(request)
+        key = self._keys[request.id] = next(self._numbers)
         self._outlook.scheduler.add(
             key, account=request.account, work_s=work_s, now_s=time.monotonic(), priority=request.priority
         )
@@ -100,6 +105,8 @@ class ObedientFleet(LocalFleet):
                 raise EditRefused("the prompt is refuse: it must be another")
             if what == "fail":
                 raise EngineFault("it failed")
+            if what == "stumble":
+                raise KeyError("nobody expects it")
             if what in ("odd", "bomb", "break") and path:
                 self._closes = Path(path)
             if what == "break":

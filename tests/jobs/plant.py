@@ -152,11 +152,11 @@ class Plant:
         try:
             yield
         finally:
-            await self.dispatcher.close()
+            await asyncio.wait_for(self.dispatcher.close(), 60)
             await asyncio.wait_for(running, 10)
 
     async def ended(self, job: Job) -> Job:
         """The job once it has ended."""
-        found = await self.desk.wait(job.id, account=None, timeout_s=20)
+        found = await self.desk.wait(job.id, account=None, timeout_s=60)
         assert found.state.is_terminal, f"job {job.id} is still {found.state}"
         return found

@@ -227,14 +227,29 @@ async def test_a_job_that_is_claimed_before_its_submit_returns_is_not_told_to_wa
     assert [event.kind for event in await all_of(plant.hub.listen(accepted.job.id))] == ["processing", "ended"]
 
 
-async def test_many_listeners_hear_each_place_once(plant: Plant) -> None:
+async def test_many_listeners_hear_each_place_once(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them look it up; whoever sees it first tells the others."""
     here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)
     before, job = plant.office.accept().job, plant.office.accept().job
+    honest, looks = here.desk.standing, 0
+
+    async def counted(job: JobId, *, account: AccountId | None) -> Standing:
+        nonlocal looks
+        seen = await honest(job, account=account)
+        looks += 1
+        return seen
+
+    async def all_look() -> None:
+        enough = looks + 25
+        async with asyncio.timeout(20):
+            while looks < enough:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(here.desk, "standing", counted)
     listening = [asyncio.create_task(all_of(here.desk.listen(job.id, account=ALICE))) for _ in range(5)]
-    await asyncio.sleep(0.1)
+    await all_look()
     plant.office.cancel(before.id)
-    await asyncio.sleep(0.1)
+    await all_look()
     plant.office.cancel(job.id)
     async with asyncio.timeout(20):
         heard = await asyncio.gather(*listening)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 
 from rekontext.contract import EditRefused, EditRequest, EngineFault, OnProgress
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import Job, Patience, State, input_key
+from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
 from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
@@ -203,6 +207,51 @@ async def test_a_cancel_from_another_process_arrives_with_the_heartbeat(plant: P
         await plant.dispatcher.heartbeat()
         assert (await plant.ended(job)).state is State.CANCELLED
         assert gate.stopped.is_set()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_job_that_a_heartbeat_held_while_it_could_be_claimed_is_claimed_afterwards(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attempt has just failed; a claim passes over the rows that others look at, and nothing else would wake it."""
+    office.patience = Patience(backoff_s=0)
+    gate, failing, passed_over = Gate(), threading.Event(), threading.Event()
+    fail, renew, claim = JobLife.fail, JobLife.renew, JobLife.claim
+
+    def slow_fail(life: JobLife, tx: Connection, lease: Lease, **how: Any) -> Job:
+        job = fail(life, tx, lease, **how)
+        failing.set()
+        for _ in range(500):  # until the heartbeat waits for this row
+            if tx.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
+                break
+            tx.execute(text("SELECT pg_sleep(0.01)"))
+        return job
+
+    def slow_renew(life: JobLife, tx: Connection, leases: Sequence[Lease], **how: Any) -> dict[Lease, Job]:
+        renewed = renew(life, tx, leases, **how)
+        assert passed_over.wait(20)
+        return renewed
+
+    def seen_claim(life: JobLife, tx: Connection, **how: Any) -> list[Job]:
+        claimed = claim(life, tx, **how)
+        if failing.is_set():
+            passed_over.set()
+        return claimed
+
+    async def broken(request: EditRequest, on_progress: OnProgress) -> None:
+        await gate(request, on_progress)
+        raise EngineFault("CUDA said no")
+
+    plant = Plant(office=office, objects=store, fleet=FakeFleet(behaviours=[broken, at_once]))
+    for name, method in (("fail", slow_fail), ("renew", slow_renew), ("claim", seen_claim)):
+        monkeypatch.setattr(JobLife, name, method)
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        gate.open.set()
+        assert await asyncio.to_thread(failing.wait, 10)
+        await plant.dispatcher.heartbeat()
+        assert (await plant.ended(job)).state is State.COMPLETED
 
 
 async def test_heartbeats_keep_long_edits_alive(plant: Plant) -> None:
@@ -443,8 +492,8 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
             await asyncio.Event().wait()
         raise DatabaseUnavailable("gone")
 
+    job = plant.office.accept().job  # not while it works: the claim after a submit would be what waits for ever
     async with plant.at_work():
-        job = await submit(plant)
         await asyncio.wait_for(gate.begun.wait(), 10)
         with monkeypatch.context() as broken:
             broken.setattr(plant.office.database, "transact", away)

@@ -170,11 +170,12 @@ async def test_a_slow_site_is_given_up(site: Site) -> None:
 
 async def test_a_closed_port_is_said(site: Site) -> None:
     """A refused connection is the caller's URL's fault, in words."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    async with fetcher("127.0.0.1") as opened:
-        with pytest.raises(PictureUnreachable, match=r"can't be fetched: it refused the connection$"):
-            await opened.fetch(f"http://127.0.0.1:{port}/", bytes_max=1000)
+    with socket.socket() as taken:  # so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        async with fetcher("127.0.0.1") as opened:
+            with pytest.raises(PictureUnreachable, match=r"can't be fetched: it refused the connection$"):
+                await opened.fetch(f"http://127.0.0.1:{port}/", bytes_max=1000)
 
 
 @pytest.mark.parametrize(

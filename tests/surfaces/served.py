@@ -14,7 +14,7 @@ import uvicorn
 from rekontext.api.http1 import Connection, server_config
 from tests.api.studio import Studio
 
-START_S_MAX = 20.0
+START_S_MAX = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def test_submit_async_and_wait(client: Any, asset: str) -> None:
     """The handle's own calls: submit, status, wait, result."""
     job = client.submit_async(SLUG, prompt="invert it", input_image=asset, **FAST)
     assert job.submit_response["status"] == "QUEUED"
-    done = job.wait(interval=0.05, timeout=20)
+    done = job.wait(interval=0.05, timeout=60)
     assert (done["status"], done["request_id"]) == ("COMPLETED", job.request_id)
     assert job.status()["status"] == "COMPLETED"
     assert job.result()["seed"] == 7
@@ -134,7 +134,7 @@ def test_a_job_that_fails_is_an_inference_failed(client: Any, photo: Path) -> No
     cut.write_bytes(whole[: len(whole) // 2])
     [url] = client.files.upload(str(cut))["file_urls"]
     with pytest.raises(InferenceFailed) as caught:
-        client.submit_async(SLUG, prompt="invert it", input_image=url).wait(interval=0.05, timeout=20)
+        client.submit_async(SLUG, prompt="invert it", input_image=url).wait(interval=0.05, timeout=60)
     assert "cut off" in caught.value.detail
 
 

@@ -146,7 +146,7 @@ class Channel:
     def hang_up(self) -> None:
         """Close this end: the other gets `EOFError`. What wasn't sent yet never is."""
         self._sending.cancel()
-        self._writer.close()
+        self._writer.transport.abort()  # a close would wait for one that takes nothing any more
 
     async def _send(self) -> None:
         while True:

@@ -145,7 +145,7 @@ class EngineProcess:
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._state_since_s = time.monotonic()
-        self._heard_s = self._state_since_s
+        self._silent_s = 0.0
         self._silence: EngineFault | None = None
         self._channel: Channel | None = None
         self._retiring: asyncio.TimerHandle | None = None
@@ -230,7 +230,6 @@ class EngineProcess:
                 waited_s = time.monotonic() - came_s
                 self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
                 edit.is_handed_over = True
-                self._heard_s = time.monotonic()
                 return await edit.ended
         except asyncio.CancelledError:
             if edit.is_handed_over and self._channel is not None:
@@ -266,8 +265,8 @@ class EngineProcess:
         except Exception as error:
             self._lose(error)
             return
-        self._channel, self._silence = channel, None
-        watching = asyncio.create_task(self._kill_if_silent(process))
+        self._channel, self._silence, self._silent_s = channel, None, 0.0
+        watching = asyncio.create_task(self._end_if_silent(process, channel))
         try:
             channel.post(self._opening)
             while (fault := self._hear(await channel.receive())) is None:
@@ -309,15 +308,20 @@ class EngineProcess:
                 raise
         return process, channel
 
-    async def _kill_if_silent(self, process: Process) -> None:
+    async def _end_if_silent(self, process: Process, channel: Channel) -> None:
         """Have an end of a process that hangs: whoever hands it work would wait for as long as an attempt may take."""
+        look_s = self._silent_s_max / _LOOKS_PER_SILENCE
         while True:
-            await asyncio.sleep(self._silent_s_max / _LOOKS_PER_SILENCE)
+            await asyncio.sleep(look_s)
             steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
-            silent_s = time.monotonic() - self._heard_s
-            if steps_s and silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
-                self._silence = EngineFault(f"its process told of nothing for {silent_s:.0f} s, though it had work")
-                process.kill()
+            # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
+            self._silent_s = self._silent_s + look_s if steps_s else 0.0
+            if steps_s and self._silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
+                self._silence = EngineFault(
+                    f"its process told of nothing for {self._silent_s:.0f} s, though it had work"
+                )
+                _kill(process)
+                channel.hang_up()  # one that can't be killed would never do so
                 return
 
     def _lose(self, error: Exception) -> None:
@@ -342,7 +346,7 @@ class EngineProcess:
 
     def _hear(self, message: object) -> Exception | None:
         """Take in what the process says. Returns why it ends, if it does."""
-        self._heard_s = time.monotonic()
+        self._silent_s = 0.0
         match message:
             case Opened():
                 self.card = message.card
@@ -480,8 +484,13 @@ async def _end(process: Process, channel: Channel) -> None:
     """Have the process end, one way or the other. One that a driver holds can't even be killed: it is left."""
     channel.hang_up()
     if await _ended(process) is None:
-        process.kill()
+        _kill(process)
         await _ended(process)
+
+
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        process.kill()
 
 
 async def _ended(process: Process) -> int | None:

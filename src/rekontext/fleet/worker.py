@@ -108,6 +108,9 @@ class Worker:
             outcome = refused
         except EngineFault as fault:
             outcome = fault
+        except Exception as fault:  # it is ours; whoever waits for the edit must not wait for ever
+            _log.exception("an edit failed")
+            outcome = EngineFault(f"{type(fault).__name__}: {fault}")
         finally:
             del self._edits[number], self._ids[number]
         self._show()  # first, so that nobody reckons with an edit that is done

@@ -291,6 +291,9 @@ class Dispatcher:
                 running_still.stop("cancelled")
             elif job.lease_until is not None:
                 running_still.lease_until = job.lease_until
+        if len(renewed) < len(leases):
+            # One may have gone back into the queue just then: a claim has passed over it while this held its row.
+            self.wake()
 
     async def recover(self, *, after_restart: bool = False) -> None:
         """Take back the jobs of workers that are gone."""
