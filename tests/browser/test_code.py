@@ -25,6 +25,7 @@ RUN = {
     "Python SDK": ("edit_sdk.py", [sys.executable]),
     "JavaScript": ("edit.mjs", [str(NODE)]),
 }
+SEED = 2**63 - 1
 PROMPT = """it's "night" -- $HOME; @file, <b> & 100 %\\n"""
 
 
@@ -70,7 +71,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
     page = open_page()
     page.set_input_files("#file", photo)
     page.fill("#prompt", PROMPT)
-    page.fill("#p-seed", "5")
+    page.fill("#p-seed", str(SEED))
     page.fill("#p-num_inference_steps", "4")
     page.get_by_text("Output and speed").click()
     page.get_by_role("radio", name="webp").check()
@@ -88,7 +89,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
         picture = executed(code, language, folder, site.key)
         assert picture.format == "WEBP"
         (asked,) = site.fleet.requests[before:]
-        assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, 5, 4, 7.0)
+        assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, SEED, 4, 7.0)
         assert asked.photo is not None
 
     run("Wait for it", "file")

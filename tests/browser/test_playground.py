@@ -609,6 +609,11 @@ def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenP
     page.locator(".example").nth(1).click()
     expect(page.locator("#drop-full")).to_contain_text(".webp")
     expect(page.locator("#prompt")).not_to_be_empty()
+    page = open_page(key=None)
+    page.get_by_role("button", name="use a link").click()
+    page.fill("#link", "https://example.com/100%.jpg")
+    page.locator("#link").press("Enter")
+    expect(page.locator("#drop-full")).to_contain_text("100%.jpg")
 
 
 def test_the_page_asks_for_a_key_once_and_keeps_it_as_told(

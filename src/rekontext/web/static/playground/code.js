@@ -194,8 +194,11 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
   const files = !link && !download ? "readFile, writeFile" : "writeFile";
   const lines = [`import { ${files} } from "node:fs/promises";`, ""];
   lines.push(`const headers = { "x-api-key": process.env.${KEY_VARIABLE} };`);
+  const isTooLarge = Object.values(fields).some((value) => typeof value === "bigint");
   if (link) {
-    lines.push(`const edit = ${toJson({ input_image: link, ...fields }, 2)};`);
+    const edit = toJson({ input_image: link, ...fields }, 2);
+    // As a number of JavaScript's such a seed would be rounded.
+    lines.push(`const edit = ${isTooLarge ? JSON.stringify(edit) : edit};`);
   } else {
     lines.push(
       download
@@ -215,7 +218,7 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
     `const answer = await fetch(${JSON.stringify(url)}, {`,
     `  method: "POST",`,
     `  headers: ${all},`,
-    `  body: ${link ? "JSON.stringify(edit)" : "edit"},`,
+    `  body: ${link && !isTooLarge ? "JSON.stringify(edit)" : "edit"},`,
     "});",
     "if (!answer.ok) throw new Error(await answer.text());",
   );
