@@ -421,7 +421,8 @@ async def test_a_refused_edit_is_told_the_same_way_to_who_waits_and_who_comes_ba
                 pass
     result = answer.json()
     assert result["code"] == waited["code"]
-    assert result["error"][0].isupper()
+    begins = {"engine": "This model", "photo": "input_image can't be used", "deadline": "The edit is expected"}
+    assert result["error"].startswith(begins[refusal]), "a capital, but for a parameter's name"
     assert result["error"].endswith(".")
     kinds = {"engine": "edit_refused", "photo": "unreadable_picture", "deadline": "deadline_unmeetable"}
     assert waited["code"] == kinds[refusal]
