@@ -336,6 +336,10 @@ def test_values_that_no_form_would_hold_are_told(open_page: OpenPage, photo: Pat
     choose(page, photo)
     run(page)
     expect(page.locator("#aspect_ratio-fault")).to_contain_text("5 is not allowed")
+    page = open_page(linked('{"aspect_ratio": ["1:1"], "prompt": "x"}'))
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#aspect_ratio-fault")).to_contain_text("is not allowed: one of match_input_image")
 
 
 def test_one_press_is_one_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
