@@ -64,6 +64,21 @@ def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("language", RUN)
+def test_copied_code_tells_why_it_was_refused(language: str, open_page: OpenPage, photo: Path, tmp_path: Path) -> None:
+    """In the words of the API, not by a status alone."""
+    page = open_page()
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    name, command = RUN[language]
+    (tmp_path / name).write_text(copied(page, language, "Submit, then collect"))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "REKONTEXT_KEY": "rk_wrong"}
+    run = [*command, name]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "this is not an API key of this service" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("language", RUN)
 def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path) -> None:
     """Waiting and collecting, with a file, an uploaded link and an example; every value arrives unchanged."""
     if language == "curl" and shutil.which("curl") is None:

@@ -68,10 +68,12 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
     );
     return lines.join("\n");
   }
+  // Without an "exit", which would close the terminal that this is pasted into.
+  const caught = (name, call) => `${name}=$(${call}) || printf '%s\\n' "$${name}" >&2`;
   const text = (field) => `sed -n 's/.*"${field}": *"\\([^"]*\\)".*/\\1/p'`;
   lines.push(
     "# Hand the edit in; from here on it can't be lost.",
-    `job=$(${join(`curl -sS --fail-with-body ${host}/v2/${SLUG}`, [key, ...body])})`,
+    caught("job", join(`curl -sS --fail-with-body ${host}/v2/${SLUG}`, [key, ...body])),
     `id=$(printf '%s' "$job" | ${text("request_id")})`,
     "",
     "# Ask every second until it has ended.",
@@ -80,7 +82,7 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
     "done",
     "",
     "# Collect the picture.",
-    `result=$(curl -sS --fail-with-body ${host}/v2/requests/$id ${key})`,
+    caught("result", `curl -sS --fail-with-body ${host}/v2/requests/$id ${key}`),
     `curl -sS --fail-with-body "$(printf '%s' "$result" | ${text("output")})" -o ${out}`,
   );
   return lines.join("\n");
