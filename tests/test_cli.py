@@ -113,7 +113,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["edit", "photo.jpg", "x", "-o", "a.png", "--output-format", "bmp"], "one of webp, jpg, png"),
         (["edit", "photo.jpg", "x", "-o", "a.bmp"], "ends in none of .png, .jpg, .jpeg, .webp"),
         (["edit", "photo.jpg", "x", "-o", "nowhere/a.png"], "is not there; make it first"),
-        (["edit", "photo.jpg", "x", "-o", "."], "--output-format"),
+        (["edit", "photo.jpg", "x", "-o", "."], "give the name of a file in it"),
+        (["edit", "photo.jpg", "x", "-o", "a.png", "--guidance", "nan"], '--guidance is "nan"'),
+        (["serve", "--model", "nowhere"], "the model nowhere can't be loaded"),
         (["edit", "none.jpg", "x", "-o", "a.png"], "there is no file none.jpg"),
         (["edit", ".", "x", "-o", "a.png"], "can't be read"),
         (["edit", "text.jpg", "x", "-o", "a.png"], "text.jpg: the bytes are no jpeg, png, gif or webp picture"),
@@ -547,6 +549,35 @@ def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:
     assert "A correction can't take $13.00 away: $12.00 can be spent." in too_much.err
 
 
+def test_a_key_is_revoked_by_its_id_or_by_itself(run: Run) -> None:
+    """Whoever found one where it doesn't belong has nothing else of it; without an account all keys are listed."""
+    alice, bob = (json.loads(run(["accounts", "create", name, "--json"]).out) for name in ("alice", "bob"))
+    run(["keys", "revoke", alice["api_key"]])
+    run(["keys", "revoke", bob["key_id"]])
+    run(["keys", "create", "bob"])
+    listed = json.loads(run(["keys", "list", "--json"]).out)["keys"]
+    assert [(each["account_id"], each["revoked_at"] is None) for each in listed] == [
+        (alice["id"], False),
+        (bob["id"], False),
+        (bob["id"], True),
+    ]
+    lines = run(["keys", "list"]).out.splitlines()
+    assert [line for line in lines if line.startswith(("alice", "bob"))] == [
+        f"alice ({alice['id']})",
+        f"bob ({bob['id']})",
+    ]
+    strange = run(["keys", "revoke", alice["api_key"][:-1]])
+    assert (strange.code, strange.err) == (2, "error: there is no such API key; it may be mistyped or cut short\n")
+
+
+def test_python_runs_the_package_as_the_command(run: Run) -> None:
+    """Where no script was installed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rekontext", "--version"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, run(["--version"]).out)
+
+
 def test_keys_and_accounts_are_listed_for_narrow_windows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a pipe there are 80 columns: whatever is copied or looked for stands whole on a line."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -640,7 +671,7 @@ def test_serve_ends_when_the_model_can_t_be_loaded(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_stops_serve_before_a_key_is_made(run: Run, name: str) -> None:
     """The key is shown once, by a start that ends well."""
     outcome = run(["serve", "--model", name, "--port", "0"])
-    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
     assert f"the model {name} can't be loaded: there is no such folder or file" in outcome.err
     assert not Path("data").exists()
 

@@ -252,7 +252,7 @@ class DeadlineUnmeetable(EditRefused):
     code: ClassVar[str] = "deadline_unmeetable"
 
     def __init__(self, *, deadline_s: float, finish_s: float) -> None:
-        super().__init__(f"deadline_s is {deadline_s:g}, but the edit is expected to be done in {finish_s:.1f} s")
+        super().__init__(f"the edit is expected to be done in {finish_s:.1f} s, and deadline_s is {deadline_s:g}")
         self.deadline_s = deadline_s
         self.finish_s = finish_s
 

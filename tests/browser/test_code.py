@@ -25,6 +25,7 @@ RUN = {
     "Python SDK": ("edit_sdk.py", [sys.executable]),
     "JavaScript": ("edit.mjs", [str(NODE)]),
 }
+SEED = 2**63 - 1
 PROMPT = """it's "night" -- $HOME; @file, <b> & 100 %\\n"""
 
 
@@ -63,6 +64,21 @@ def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("language", RUN)
+def test_copied_code_tells_why_it_was_refused(language: str, open_page: OpenPage, photo: Path, tmp_path: Path) -> None:
+    """In the words of the API, not by a status alone."""
+    page = open_page()
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    name, command = RUN[language]
+    (tmp_path / name).write_text(copied(page, language, "Submit, then collect"))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "REKONTEXT_KEY": "rk_wrong"}
+    run = [*command, name]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "this is not an API key of this service" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("language", RUN)
 def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path) -> None:
     """Waiting and collecting, with a file, an uploaded link and an example; every value arrives unchanged."""
     if language == "curl" and shutil.which("curl") is None:
@@ -70,7 +86,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
     page = open_page()
     page.set_input_files("#file", photo)
     page.fill("#prompt", PROMPT)
-    page.fill("#p-seed", "5")
+    page.fill("#p-seed", str(SEED))
     page.fill("#p-num_inference_steps", "4")
     page.get_by_text("Output and speed").click()
     page.get_by_role("radio", name="webp").check()
@@ -88,7 +104,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
         picture = executed(code, language, folder, site.key)
         assert picture.format == "WEBP"
         (asked,) = site.fleet.requests[before:]
-        assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, 5, 4, 7.0)
+        assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, SEED, 4, 7.0)
         assert asked.photo is not None
 
     run("Wait for it", "file")

@@ -336,6 +336,10 @@ def test_values_that_no_form_would_hold_are_told(open_page: OpenPage, photo: Pat
     choose(page, photo)
     run(page)
     expect(page.locator("#aspect_ratio-fault")).to_contain_text("5 is not allowed")
+    page = open_page(linked('{"aspect_ratio": ["1:1"], "prompt": "x"}'))
+    choose(page, photo)
+    run(page)
+    expect(page.locator("#aspect_ratio-fault")).to_contain_text("is not allowed: one of match_input_image")
 
 
 def test_one_press_is_one_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -628,6 +632,11 @@ def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenP
     page.locator(".example").nth(1).click()
     expect(page.locator("#drop-full")).to_contain_text(".webp")
     expect(page.locator("#prompt")).not_to_be_empty()
+    page = open_page(key=None)
+    page.get_by_role("button", name="use a link").click()
+    page.fill("#link", "https://example.com/100%.jpg")
+    page.locator("#link").press("Enter")
+    expect(page.locator("#drop-full")).to_contain_text("100%.jpg")
 
 
 def test_the_page_asks_for_a_key_once_and_keeps_it_as_told(

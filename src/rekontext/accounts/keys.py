@@ -219,6 +219,18 @@ def authenticate(tx: Connection, secret: str, *, pepper: bytes, now: datetime) -
     return key
 
 
+def known_by(tx: Connection, secret: str, *, pepper: bytes) -> KeyId:
+    """The id of the key that `secret` is, whether or not it is still open.
+
+    Raises:
+        KeyUnknown: it is none of ours.
+    """
+    row = tx.execute(BY_DIGEST, {"digest": digest(secret, pepper)}).first()
+    if row is None:
+        raise KeyUnknown("there is no such API key; it may be mistyped or cut short")
+    return KeyId(row.id)
+
+
 def of_account(tx: Connection, account: AccountId, *, now: datetime) -> Sequence[ApiKey]:
     """The account's open keys and the newest `CLOSED_SHOWN_MAX` closed ones, oldest first."""
     is_its = api_keys.c.account_id == account

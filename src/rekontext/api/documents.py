@@ -146,8 +146,9 @@ def error(job: Job) -> str | None:
 
 
 def as_sentence(text: str) -> str:
-    """With a capital and a full stop, as every error is told."""
-    text = text[:1].upper() + text[1:]
+    """With a capital and a full stop, as every error is told. A parameter's name stays as it is written."""
+    is_name = "_" in text.partition(" ")[0]
+    text = text if is_name else text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

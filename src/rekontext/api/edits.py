@@ -29,7 +29,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
 from rekontext.api.workbench import parameters_of
 from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
-from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import (
     KEY_CHARACTERS_MAX,
     Desk,
@@ -51,6 +51,8 @@ from rekontext.sources import Clock
 
 SLUG: Final = "flux-kontext-dev"
 _RETRY_AFTER_S_MAX: Final = 300
+_LOOKED_AT_MAX: Final = 64
+"""Running edits that are asked for when the first of them ends."""
 _log = structlog.get_logger(__name__)
 
 
@@ -235,7 +237,8 @@ class Edits:
             )
         except (QueueFull, TooManyInFlight) as fault:
             await self._drop(key)
-            wait_s = min(max(math.ceil(self._forecast.edit_s), 1), _RETRY_AFTER_S_MAX)
+            room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
+            wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
             raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
         except (AccountRefused, JobRefused):
             await self._drop(key)
@@ -279,6 +282,23 @@ class Edits:
         with suppress(DatabaseUnavailable):
             balance = await self._database.read(lambda tx: ledger.balance(tx, account))
         return found, balance
+
+    async def _room_in_s(self, account: AccountId | None) -> float:
+        """When the first edit of this account, or of all for None, is expected to end.
+
+        What an edit usually takes where nothing is known of them: while the model loads, or where others run them.
+        """
+
+        def look(tx: Connection) -> list[tuple[Job, int | None]]:
+            running = queries.history(tx, account, states=(State.PROCESSING,), per_page=_LOOKED_AT_MAX).jobs
+            if running or account is None:  # in a full queue whoever waits ends later
+                return [(job, None) for job in running]
+            first = queries.history(tx, account, states=(State.QUEUED,), descending=False, per_page=1).jobs
+            return [(job, queries.ahead(tx, job)) for job in first]
+
+        found = await self._database.read(look)
+        told = [self._forecast.of_job(job, ahead=ahead) for job, ahead in found]
+        return min((each.finish_s for each in told if each is not None), default=self._forecast.edit_s)
 
     async def _drop(self, key: str) -> None:
         """Remove the picture of an order that was not accepted. If that fails, the sweeper comes by."""

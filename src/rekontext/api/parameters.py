@@ -10,6 +10,7 @@ ignored.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,8 @@ def nameless_file(text: str) -> Upload | None:
 
 def shown(value: object) -> object:
     """A caller's value for a message: as it is when short and when our own JSON can hold it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # as from a command line; JSON has none
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 64):
         return value
     if isinstance(value, Upload):

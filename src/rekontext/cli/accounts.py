@@ -104,17 +104,39 @@ def create_key(
     _say(as_json, _key(made.key) | {"api_key": made.secret}, f"API key: {made.secret}\n{_ONCE}")
 
 
-def list_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
-    """An account's open keys and the newest closed ones, without the keys themselves."""
+def list_keys(account: str | None, *, data_dir: Path | None, as_json: bool) -> None:
+    """Open keys and the newest closed ones, without the keys themselves.
+
+    Args:
+        account: whose; None for everybody's.
+    """
     now = SystemClock().now()
-    found = _transact(data_dir, lambda tx, _: keys.of_account(tx, registry.find(tx, account).id, now=now))
-    blocks = [_key_block(each, now) for each in found] or ["The account has no API key."]
-    _say(as_json, {"keys": [_key(each) for each in found]}, "\n".join(blocks))
+
+    def look(tx: Connection, _: Acts) -> list[tuple[Account, Sequence[ApiKey]]]:
+        if account is None:
+            owners = [each for each, _ in registry.every_with_balance(tx)]
+        else:
+            owners = [registry.find(tx, account)]
+        return [(owner, keys.of_account(tx, owner.id, now=now)) for owner in owners]
+
+    found = _transact(data_dir, look)
+    blocks = []
+    for owner, its in found:
+        if account is None:
+            blocks.append(f"{printable(owner.name)} ({owner.id})")
+        blocks += [_key_block(each, now) for each in its] or ["The account has no API key."]
+    listed = [_key(each) for _, its in found for each in its]
+    _say(as_json, {"keys": listed}, "\n".join(blocks or ["There is no account."]))
 
 
 def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
-    """Close a key for good."""
-    revoked = _transact(data_dir, lambda tx, acts: acts.revoke_key(tx, KeyId(key)))
+    """Close a key for good, which is named by its id or by itself."""
+
+    def work(tx: Connection, acts: Acts) -> ApiKey:
+        is_secret = key.startswith(keys.PREFIX)
+        return acts.revoke_key(tx, keys.known_by(tx, key, pepper=acts.pepper) if is_secret else KeyId(key))
+
+    revoked = _transact(data_dir, work)
     _say(as_json, _key(revoked), f"{revoked.id} ({revoked.hint}…) opens nothing any more.")
 
 

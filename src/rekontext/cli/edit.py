@@ -50,9 +50,9 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
     Raises:
         CommandFailed: the input is bad, or the model can't be used.
     """
+    _check_writable(out)
     output_format = given["output_format"] or _format_of(out)
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
-    _check_writable(out)
     try:
         settings = load_settings(model=model)
     except SettingsError as fault:

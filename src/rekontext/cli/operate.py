@@ -116,8 +116,14 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(account: AccountName, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """An account's keys, without the keys themselves: those that are open, and the newest 100 that are closed."""
+def list_keys(
+    account: Annotated[
+        str | None, typer.Argument(metavar="ACCOUNT", help="Its name or its id.", show_default="every account")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keys of accounts, without the keys themselves: the open ones, and of each account the newest 100 closed ones."""
     from rekontext.cli import accounts
 
     accounts.list_keys(account, data_dir=data_dir, as_json=as_json)
@@ -125,7 +131,7 @@ def list_keys(account: AccountName, data_dir: DataDir = None, as_json: AsJson = 
 
 @keys.command("revoke")
 def revoke_key(
-    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it: key_…")],
+    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it: key_…; or the key itself.")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:

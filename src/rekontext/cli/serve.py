@@ -145,7 +145,7 @@ def _require_model(model: str) -> None:
     if model == MINI or is_hub_id(model) or local_path(model).exists():
         return
     why = "there is no such folder or file, and it is no hub id (owner/name)"
-    raise CommandFailed(f"the model {model} can't be loaded: {why}", exit_code=1)
+    raise CommandFailed(f"the model {model} can't be loaded: {why}")
 
 
 def _listen(settings: Settings) -> socket.socket:

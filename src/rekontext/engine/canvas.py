@@ -100,6 +100,17 @@ class Canvas:
 
 
 def stretch(photo: Image.Image, size: Size) -> Image.Image:
-    """The photo in RGB at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
-    photo = photo.convert("RGB")
+    """The photo in RGB, on white, at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
+    photo = _flat_rgb(photo)
     return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
+
+
+def _flat_rgb(photo: Image.Image) -> Image.Image:
+    if photo.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion clips instead of scaling
+        photo = photo.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+    if not photo.has_transparency_data:
+        return photo.convert("RGB")
+    layered = photo.convert("RGBA")
+    flat = Image.new("RGB", layered.size, "white")
+    flat.paste(layered, mask=layered.getchannel("A"))
+    return flat

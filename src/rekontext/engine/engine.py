@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Final, cast
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from rekontext.contract import (
@@ -212,7 +212,7 @@ class Engine:
         """Edit a picture as the prompt says, and wait for it.
 
         Args:
-            photo: of any size and mode; None makes a picture from the prompt alone.
+            photo: of any size and mode, turned as its EXIF says; None makes a picture from the prompt alone.
             steps: 1..50.
             guidance: 0..10.
             seed: the same seed gives the same picture; None draws one.
@@ -229,7 +229,7 @@ class Engine:
         request = EditRequest(
             id="",
             prompt=prompt,
-            photo=photo,
+            photo=None if photo is None else ImageOps.exif_transpose(photo),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,

@@ -68,10 +68,12 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
     );
     return lines.join("\n");
   }
+  // Without an "exit", which would close the terminal that this is pasted into.
+  const caught = (name, call) => `${name}=$(${call}) || printf '%s\\n' "$${name}" >&2`;
   const text = (field) => `sed -n 's/.*"${field}": *"\\([^"]*\\)".*/\\1/p'`;
   lines.push(
     "# Hand the edit in; from here on it can't be lost.",
-    `job=$(${join(`curl -sS --fail-with-body ${host}/v2/${SLUG}`, [key, ...body])})`,
+    caught("job", join(`curl -sS --fail-with-body ${host}/v2/${SLUG}`, [key, ...body])),
     `id=$(printf '%s' "$job" | ${text("request_id")})`,
     "",
     "# Ask every second until it has ended.",
@@ -80,7 +82,7 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
     "done",
     "",
     "# Collect the picture.",
-    `result=$(curl -sS --fail-with-body ${host}/v2/requests/$id ${key})`,
+    caught("result", `curl -sS --fail-with-body ${host}/v2/requests/$id ${key}`),
     `curl -sS --fail-with-body "$(printf '%s' "$result" | ${text("output")})" -o ${out}`,
   );
   return lines.join("\n");
@@ -194,8 +196,11 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
   const files = !link && !download ? "readFile, writeFile" : "writeFile";
   const lines = [`import { ${files} } from "node:fs/promises";`, ""];
   lines.push(`const headers = { "x-api-key": process.env.${KEY_VARIABLE} };`);
+  const isTooLarge = Object.values(fields).some((value) => typeof value === "bigint");
   if (link) {
-    lines.push(`const edit = ${toJson({ input_image: link, ...fields }, 2)};`);
+    const edit = toJson({ input_image: link, ...fields }, 2);
+    // As a number of JavaScript's such a seed would be rounded.
+    lines.push(`const edit = ${isTooLarge ? JSON.stringify(edit) : edit};`);
   } else {
     lines.push(
       download
@@ -215,7 +220,7 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
     `const answer = await fetch(${JSON.stringify(url)}, {`,
     `  method: "POST",`,
     `  headers: ${all},`,
-    `  body: ${link ? "JSON.stringify(edit)" : "edit"},`,
+    `  body: ${link && !isTooLarge ? "JSON.stringify(edit)" : "edit"},`,
     "});",
     "if (!answer.ok) throw new Error(await answer.text());",
   );

@@ -50,7 +50,7 @@ export async function fromLink(text) {
     throw new PhotoRefused("This isn't a link. It should begin with https:// or http://.");
   }
   if (!["http:", "https:"].includes(url.protocol)) throw new PhotoRefused("Only http and https links can be fetched.");
-  const name = decodeURIComponent(url.pathname.split("/").pop()) || url.hostname;
+  const name = nameIn(url) || url.hostname;
   if (isHere(url.href)) return fromHere(url.href, { name, url: url.href });
   if (!readKey()) {
     return { name, blob: null, url: url.href, origin: null, example: null, shown: null, width: null, height: null };
@@ -103,6 +103,15 @@ export function dataUri(blob) {
 
 export function suffix(type) {
   return { "image/jpeg": "jpg", "image/png": "png", "image/gif": "gif", "image/webp": "webp" }[type] ?? "png";
+}
+
+function nameIn({ pathname }) {
+  const last = pathname.split("/").pop();
+  try {
+    return decodeURIComponent(last);
+  } catch {
+    return last; // a percent sign that stands for itself
+  }
 }
 
 function dataBlob(uri) {
