@@ -429,7 +429,7 @@ async def test_a_deadline_that_passes_while_a_device_starts_is_refused_in_the_ca
     """It was meant from the moment of the submit."""
     async with started(fleet_of("a", idle_s=0.05)) as fleet:
         await until(lambda: fleet.devices == {"a": "asleep"})
-        with pytest.raises(DeadlineUnmeetable, match=r"deadline_s is 0\.01, but") as refused:
+        with pytest.raises(DeadlineUnmeetable, match=r"deadline_s is 0\.01$") as refused:
             await fleet.edit(request(1, deadline_s=0.01))
         assert refused.value.finish_s > 0.01
 
