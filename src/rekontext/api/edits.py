@@ -294,7 +294,7 @@ class Edits:
 
 Missing = Literal["model", "database", "disk"]
 _MISSING: Final[dict[Missing, str]] = {
-    "model": "the model is still loading; edits sent now wait for it",
+    "model": "the model isn't loaded yet; edits sent now wait for it",
     "database": "the database can't be reached",
     "disk": "the disk is full or can't be written",
 }
