@@ -106,3 +106,12 @@ async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: 
         refused = await client.post("/v2/flux-kontext-dev", json={**ORDER, "deadline_s": queue["edit_s"]})
         assert refused.json()["code"] == "deadline_unmeetable"
         back.fleet.may_step.set()
+
+
+async def test_a_front_that_knows_no_model_accepts_nothing_whose_price_depends_on_it(tmp_path: Path) -> None:
+    """And says so, rather than that the edit waits."""
+    front = Studio(folder=tmp_path, fleet=cast(Any, None), settings={"price_per_megapixel_usd": 1})
+    async with asyncio.timeout(60), front.open() as client:
+        answer = await client.post("/v2/flux-kontext-dev", json=ORDER)
+        assert (answer.status_code, answer.json()["not_ready"]) == (503, ["model"])
+        assert "nothing was accepted, send it again later" in answer.json()["error"]
