@@ -83,3 +83,35 @@ async def test_a_front_that_starts_while_nobody_is_up_knows_what_was_served_last
         async with front_in(tmp_path).open() as client:
             assert (await until_ready(client))["model"] == "mini"
             assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()["status"] == "QUEUED"
+
+
+async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: Path) -> None:
+    """Else everyone who comes to a busy device would be told the time of an idle one, and no deadline be refused."""
+    front, back = front_in(tmp_path), back_in(tmp_path, "back")
+    async with asyncio.timeout(60), back.open(), front.open() as client:
+        await until_ready(client)
+        back.fleet.may_step.clear()
+        for _ in range(2):
+            assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).is_success
+        place = "/console/api/estimate?num_inference_steps=4&width=48&height=32"
+        while (told := (await client.get(place)).json())["queue_position"] != 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        while (await client.get("/console/api/admin/queue")).json()["processing"] != 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.5)  # the front has looked again
+        told = (await client.get(place)).json()
+        queue = (await client.get("/console/api/admin/queue")).json()
+        assert told["queue_position"] == 2
+        assert told["eta_seconds"] > 2 * queue["edit_s"]
+        refused = await client.post("/v2/flux-kontext-dev", json={**ORDER, "deadline_s": queue["edit_s"]})
+        assert refused.json()["code"] == "deadline_unmeetable"
+        back.fleet.may_step.set()
+
+
+async def test_a_front_that_knows_no_model_accepts_nothing_whose_price_depends_on_it(tmp_path: Path) -> None:
+    """And says so, rather than that the edit waits."""
+    front = Studio(folder=tmp_path, fleet=cast(Any, None), settings={"price_per_megapixel_usd": 1})
+    async with asyncio.timeout(60), front.open() as client:
+        answer = await client.post("/v2/flux-kontext-dev", json=ORDER)
+        assert (answer.status_code, answer.json()["not_ready"]) == (503, ["model"])
+        assert "nothing was accepted, send it again later" in answer.json()["error"]

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site, photo_bytes
+from tests.jobs.office import Office
 
 
 def choose(page: Page, photo: Path, prompt: str = "make it night") -> None:
@@ -130,6 +132,20 @@ def test_an_edit_shows_its_steps_and_can_be_cancelled(open_page: OpenPage, site:
     expect(page.locator(".verdict")).to_contain_text("Cancelled. Nothing was charged.")
     page.reload()
     expect(page.locator("#balance")).to_have_text("$10.00")
+
+
+def test_an_edit_that_runs_in_another_process_waits_and_then_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Its steps and times aren't known here, and no guess stands in their place."""
+    page = open_page()
+    choose(page, photo)
+    site.fleet.is_ready = False
+    run(page)
+    expect(page.locator(".status")).to_have_text("Waiting for a device")
+    parts = site.studio.service.parts
+    office = Office(database=parts.database)
+    parts.database.transact_sync(lambda tx: office.life.claim(tx, worker="elsewhere", limit=1, now=datetime.now(UTC)))
+    expect(page.locator(".status")).to_have_text("Running")
+    page.get_by_role("button", name="Cancel").click()
 
 
 def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, photo: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -64,6 +64,50 @@ async def test_a_fleet_elsewhere_speaks_by_what_it_was_told() -> None:
     watching.cancel()
     await fleet.close()
     assert not fleet.is_ready
+
+
+def of_a_newer_version(profile: dict[str, Any]) -> dict[str, Any]:
+    return {**profile, "card": {**profile["card"], "licence": "none"}, "colour": "blue"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda profile: {},
+        lambda profile: {**profile, "costs": None},
+        lambda profile: {**profile, "token_s": None},
+        lambda profile: {**profile, "card": {"name": "nothing else"}},
+        lambda profile: {**profile, "card": {**profile["card"], "knows": 5}},
+    ],
+)
+async def test_what_another_version_tells_ends_no_service(
+    damage: Callable[[dict[str, Any]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is upgraded the other is not yet: by what it can't read a front goes on as before, and says so once."""
+    looks, said = 0, []
+    monkeypatch.setattr("rekontext.fleet.elsewhere._log.error", lambda *words, **more: said.append(words[0]))
+    told = damage(profile_of("broken", step_s=9.0))
+
+    async def look() -> Mapping[str, Any] | None:
+        nonlocal looks
+        looks += 1
+        return told
+
+    fleet = ElsewhereFleet(look=look, every_s=0.01)
+    running = asyncio.create_task(fleet.start())
+    async with asyncio.timeout(10):
+        while looks < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert (running.done(), fleet.is_ready, said) == (False, False, ["profile_unknown"])
+        told = of_a_newer_version(profile_of("newer", step_s=0.1))
+        await running
+        running = asyncio.create_task(fleet.watch())
+        told = damage(profile_of("broken", step_s=9.0))
+        seen = looks
+        while looks < seen + 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (running.done(), fleet.is_ready, fleet.card.name) == (False, True, "newer")
+    running.cancel()
 
 
 async def test_a_real_fleet_tells_what_it_takes_to_estimate_for_it() -> None:

@@ -272,6 +272,24 @@ async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None
     assert heard == [2, 1, "CANCELLED"]
 
 
+async def test_a_listener_hears_when_another_process_begins_and_gives_back(plant: Plant) -> None:
+    """Steps are told there only, but that it doesn't wait any more is in the database: told once for each attempt."""
+    here = Plant(office=plant.office, objects=plant.objects, worker="here", poll_s=0.01)
+    job = plant.office.accept().job
+    heard: list[tuple[str, object]] = []
+    async with asyncio.timeout(20):
+        async for event in here.desk.listen(job.id, account=ALICE):
+            match event.kind:
+                case "queued":
+                    (job,) = plant.office.claim()
+                case "processing" if job.attempt == 1:
+                    plant.office.hand_back(job.lease)
+                case "processing":
+                    plant.office.complete(job.lease)
+            heard.append((event.kind, event.data.get("attempt")))
+    assert heard == [("queued", None), ("processing", 1), ("queued", None), ("processing", 2), ("ended", None)]
+
+
 async def test_a_slow_listener_misses_steps_but_never_the_end() -> None:
     """It holds nobody up: what is remembered is bounded."""
     hub = EventHub(epoch="e")

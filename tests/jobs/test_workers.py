@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,7 @@ from rekontext.jobs.workers import Worker
 from rekontext.pictures.store import open_store
 from tests.fakes import FakeClock
 from tests.jobs.office import Office
-from tests.jobs.plant import FakeFleet, Plant
+from tests.jobs.plant import FakeFleet, Gate, Plant
 
 
 def worker(name: str, clock: FakeClock, **devices: DeviceState) -> Worker:
@@ -76,3 +77,25 @@ async def test_processes_reckon_with_each_others_devices(office: Office, tmp_pat
     await other.dispatcher.report()
     await front.dispatcher.report()
     assert front.dispatcher.place_s == other.dispatcher.edit_s
+
+
+@pytest.mark.anyio
+async def test_a_process_without_devices_reckons_with_edits_that_run_elsewhere(office: Office, tmp_path: Path) -> None:
+    """A device takes many at once, which nobody who comes after them is done before. Those with devices see theirs."""
+    store = open_store(f"file://{tmp_path}/objects")
+    gate = Gate()
+    back = Plant(office=office, objects=store, worker="back", fleet=FakeFleet(behaviours=[gate]), running_max=6)
+    front = Plant(office=office, objects=store, worker="front", fleet=Without(), running_max=0, poll_s=0.01)
+    for _ in range(3):
+        office.accept()
+    async with back.at_work(), front.at_work():
+        async with asyncio.timeout(20):
+            while front.dispatcher.served_first != 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await back.dispatcher.report()
+        assert back.dispatcher.served_first == 0
+        another = Plant(office=office, objects=store, worker="another")
+        await another.dispatcher.report()
+        await front.dispatcher.report()
+        assert front.dispatcher.served_first == 2  # on two devices, one that runs alone keeps nobody waiting
+        gate.open.set()

@@ -142,13 +142,13 @@ class Edits:
         """What an edit of so many steps costs.
 
         Raises:
-            NotReady: the price depends on the size of pictures, and the model isn't loaded.
+            PriceUnknown: it depends on the size of pictures, and the model isn't loaded.
         """
         tariff = self._tariff
         if not (tariff.per_megapixel_micros or tariff.per_megapixel_step_micros):
             return tariff.price_micros(pixels=0, steps=steps)
         if not self._fleet.is_ready:
-            raise NotReady
+            raise PriceUnknown
         return tariff.price_micros(pixels=self._fleet.card.canvas_area, steps=steps)
 
     def requests_per_minute(self, policy: KeyPolicy) -> int:
@@ -205,7 +205,7 @@ class Edits:
             DeadlineUnmeetable: it can't be done by `order.deadline_s`.
             Busy: there are too many unfinished edits.
             StoreUnavailable: the picture can't be kept; nothing was held.
-            InsufficientCredits, SpendCapReached, IdempotencyKeyReused, NotReady, DatabaseUnavailable.
+            InsufficientCredits, SpendCapReached, IdempotencyKeyReused, PriceUnknown, DatabaseUnavailable.
         """
         caller.key.require_model(SLUG)
         if order.priority > 0 and "admin" not in caller.key.policy.scopes:
@@ -314,7 +314,7 @@ class Edits:
 
 Missing = Literal["model", "database", "disk"]
 _MISSING: Final[dict[Missing, str]] = {
-    "model": "the model is still loading; edits sent now wait for it",
+    "model": "the model isn't loaded yet; edits sent now wait for it",
     "database": "the database can't be reached",
     "disk": "the disk is full or can't be written",
 }
@@ -326,6 +326,13 @@ class NotReady(RuntimeError):
     def __init__(self, missing: Sequence[Missing] = ("model",)) -> None:
         super().__init__("; ".join(_MISSING[each] for each in missing))
         self.missing = tuple(missing)
+
+
+class PriceUnknown(NotReady):
+    """The price depends on the model's size of pictures, so without one no edit is accepted."""
+
+    def __str__(self) -> str:
+        return "the price depends on the model, which isn't loaded yet; nothing was accepted, send it again later"
 
 
 class Busy(RuntimeError):

@@ -29,6 +29,9 @@ class Works(Protocol):
     @property
     def place_s(self) -> float | None: ...
 
+    @property
+    def served_first(self) -> int: ...
+
     def takes(self, account: AccountId) -> bool: ...
 
 
@@ -97,5 +100,6 @@ class Forecast:
             return None
         if self._works.takes(account):  # those before it wait for places that it doesn't need
             ahead = 0
+        ahead += self._works.served_first
         waiting_s = ahead * place_s
         return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

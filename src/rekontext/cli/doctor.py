@@ -306,7 +306,7 @@ def _memory(settings: Settings) -> Finding:
     free = _available_memory_bytes()
     if free is None:
         return Finding(subject="memory", verdict="note", says="this system does not tell how much is free")
-    if settings.model == MINI and free < _MINI_NEEDS_BYTES:
+    if settings.device != (NO_DEVICE,) and settings.model == MINI and free < _MINI_NEEDS_BYTES:
         needed = _MINI_NEEDS_BYTES / _GIB
         return Finding(
             subject="memory",

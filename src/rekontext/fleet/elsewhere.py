@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from rekontext.contract import (
     DeviceState,
@@ -19,13 +21,14 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
-from rekontext.fleet.profile import from_profile
+from rekontext.fleet.profile import ProfileUnknown, from_profile
 
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
 Look = Callable[[], Awaitable[Mapping[str, Any] | None]]
-LOOK_EVERY_S = 2.0
+LOOK_EVERY_S: Final = 2.0
+_log = structlog.get_logger(__name__)
 
 
 class ElsewhereFleet:
@@ -41,6 +44,7 @@ class ElsewhereFleet:
         self._every_s = every_s
         self._known: tuple[ModelCard, Outlook] | None = None
         self._profile: Mapping[str, Any] = {}
+        self._fault = ""
 
     @property
     def devices(self) -> Mapping[str, DeviceState]:
@@ -90,8 +94,14 @@ class ElsewhereFleet:
 
     async def _learn(self) -> bool:
         profile = await self._look()
-        if profile is not None and profile != self._profile:
+        if profile is None or (self._known is not None and profile == self._profile):
+            return self.is_ready
+        try:
             self._known, self._profile = from_profile(profile), profile
+        except ProfileUnknown as fault:  # of another version, say: what was known before is still good
+            if str(fault) != self._fault:
+                self._fault = str(fault)
+                _log.error("profile_unknown", fault=self._fault)
         return self.is_ready
 
     def _told(self) -> tuple[ModelCard, Outlook]:

@@ -6,7 +6,7 @@ As JSON values, since it goes through the database. Loads no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from rekontext.contract import ModelCard
@@ -25,9 +25,21 @@ def to_profile(card: ModelCard, outlook: Outlook) -> dict[str, Any]:
     }
 
 
+class ProfileUnknown(ValueError):
+    """What was told isn't a profile as this version knows them."""
+
+
 def from_profile(profile: Mapping[str, Any]) -> tuple[ModelCard, Outlook]:
-    """What `to_profile` was given."""
-    card = ModelCard(**{**profile["card"], "knows": tuple(profile["card"]["knows"])})
-    seconds = {stage: {int(n): float(s) for n, s in known.items()} for stage, known in profile["costs"].items()}
-    costs = CostModel(seconds=seconds, token_s=profile["token_s"])
-    return card, Outlook(canvas=Canvas(area=card.canvas_area), text_tokens=profile["text_tokens"], costs=costs)
+    """What `to_profile` was given. What a newer version tells besides is passed over.
+
+    Raises:
+        ProfileUnknown: something is missing, or isn't what it should be.
+    """
+    try:
+        told = {each.name: profile["card"][each.name] for each in fields(ModelCard) if each.name in profile["card"]}
+        card = ModelCard(**{**told, "knows": tuple(told.get("knows", ())), "canvas_area": int(told["canvas_area"])})
+        seconds = {stage: {int(n): float(s) for n, s in known.items()} for stage, known in profile["costs"].items()}
+        costs = CostModel(seconds=seconds, token_s=float(profile["token_s"]))
+        return card, Outlook(canvas=Canvas(area=card.canvas_area), text_tokens=int(profile["text_tokens"]), costs=costs)
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise ProfileUnknown(f"{type(fault).__name__}: {fault}") from fault

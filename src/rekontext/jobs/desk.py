@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.events import Event, EventHub
+from rekontext.jobs.events import Event, EventHub, EventKind
 from rekontext.jobs.life import Accepted, JobLife
 from rekontext.jobs.model import Job, Order, State
 from rekontext.sources import Clock
@@ -24,6 +24,9 @@ from rekontext.sources import Clock
 
 class Works(Protocol):
     """What the desk needs of a dispatcher in its own process."""
+
+    @property
+    def worker(self) -> str: ...
 
     def wake(self) -> None: ...
 
@@ -182,13 +185,19 @@ class Desk:
             await events.aclose()
 
     async def _look(self, job: JobId, account: AccountId | None) -> None:
-        """Publish what only the database knows: the place in the queue, and an end in another process."""
+        """Publish what only the database knows: the place in the queue, a start and an end in another process."""
         known = self._hub.newest(job)
         standing = await self.standing(job, account=account)
         if standing.job.state.is_terminal:
             if not self._hub.has_ended(job):
                 self._hub.note_end(standing.job)
-        elif standing.ahead is not None and self._hub.newest(job) is known:  # else what was seen may be over
-            place = {"ahead": standing.ahead}
-            if known is None or (known.kind, known.data) != ("queued", place):  # else each listener would tell all
-                self._hub.publish(job, "queued", place)
+            return
+        if self._hub.newest(job) is not known or self._runs_here(standing.job):
+            return  # what was seen may be over, or is told by whoever runs it
+        kind: EventKind = "processing" if standing.ahead is None else "queued"
+        data = {"attempt": standing.job.attempt} if standing.ahead is None else {"ahead": standing.ahead}
+        if known is None or (known.kind, known.data) != (kind, data):  # else each listener would tell all
+            self._hub.publish(job, kind, data)
+
+    def _runs_here(self, job: Job) -> bool:
+        return job.state is State.PROCESSING and self._works is not None and job.worker == self._works.worker

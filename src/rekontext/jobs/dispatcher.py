@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
-from rekontext.jobs import workers
+from rekontext.jobs import queries, workers
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
@@ -120,6 +120,7 @@ class Dispatcher:
         self._edit_s: float | None = None
         self._others_edit_s: float | None = None
         self._usable = len(fleet.devices)
+        self._others_running = 0
 
     @property
     def worker(self) -> str:
@@ -141,6 +142,11 @@ class Dispatcher:
     def place_s(self) -> float | None:
         """About how long until the queue moves on by a place, with the devices of all processes. None without any."""
         return self.edit_s / self._usable if self._usable else None
+
+    @property
+    def served_first(self) -> int:
+        """How many of the others' running edits a new one waits for. A fleet with devices says so itself: 0 then."""
+        return max(0, self._others_running - max(0, self._usable - 1))
 
     @property
     def alive_since(self) -> datetime:
@@ -171,7 +177,7 @@ class Dispatcher:
             async with asyncio.TaskGroup() as loops:
                 beats = [
                     loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
-                    loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.report)),
+                    loops.create_task(self._every(self._report_s, self.report)),
                     loops.create_task(self._every(lease_s / 2, self.recover)),
                 ]
                 while not self._closing:
@@ -311,16 +317,24 @@ class Dispatcher:
 
     async def report(self) -> None:
         """Write down what this process has, if it has devices, and see what all of them have together."""
-        own = self._own()
+        own, has_devices = self._own(), bool(self._fleet.devices)
 
-        def look(tx: Connection) -> list[Worker]:
+        def look(tx: Connection) -> tuple[list[Worker], int]:
             if own is not None:
                 workers.report(tx, replace(own, seen_at=self._clock.now()))
-            return workers.alive(tx, since=self.alive_since)
+            running = 0 if has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
+            return workers.alive(tx, since=self.alive_since), running
 
-        found = await (self._database.read(look) if own is None else self._database.transact(look))
+        found, self._others_running = await (
+            self._database.read(look) if own is None else self._database.transact(look)
+        )
         self._usable = sum(worker.usable for worker in found)
         self._others_edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
+
+    @property
+    def _report_s(self) -> float:
+        """Without devices there is nothing to write, and what is running elsewhere is known by looking only."""
+        return self._life.patience.lease_s / _HEARTBEATS_PER_LEASE if self._fleet.devices else self._poll_s
 
     def _own(self) -> Worker | None:
         if not (self._fleet.is_ready and self._fleet.devices):

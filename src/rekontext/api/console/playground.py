@@ -40,7 +40,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         width: Side = 1024,
         height: Side = 1024,
     ) -> dict[str, object]:
-        """Of an edit submitted now. Times are null while the model is loading."""
+        """Of an edit submitted now. Times are null while the model is loading or no device is up."""
         caller = await parts.caller(request, None)
         ahead = await parts.database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
         parameters = {

@@ -141,7 +141,7 @@ export function queue(place) {
         card("Waiting", count(found.queued), `${count(found.queued_max)} at most`),
         card("Running", count(found.processing), `${found.running_here} of ${found.running_max} in this process`),
         card("An edit takes", found.edit_s ? seconds(found.edit_s) : "–"),
-        card("Model", found.model.name ?? "–", found.model.ready ? states(devices(found)) || "no process with a device is up" : "loading"),
+        card("Model", found.model.name ?? "–", modelState(found)),
       ),
       table(
         "Unfinished edits",
@@ -163,6 +163,11 @@ export function queue(place) {
   });
   place.append(heading("Queue and workers", "Live, the oldest first."), list);
   return repeated(load, { everyMs: LOOK_EVERY_MS });
+}
+
+function modelState(found) {
+  if (found.model.ready) return states(devices(found)) || "no process with a device is up";
+  return Object.keys(found.devices).length ? "loading" : "no process with a device has been up yet";
 }
 
 /** Those of this process; with those of others, each is named with its process. */

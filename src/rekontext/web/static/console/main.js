@@ -96,7 +96,7 @@ function drawMe() {
   fill(
     $("#model"),
     h(`span.dot.${me.model.ready ? "good" : "wait"}`),
-    me.model.name ?? "loading",
+    me.model.name ?? "no model yet",
     h("span.faint", {}, me.model.device ?? ""),
   );
 }

@@ -17,7 +17,7 @@ export function drawMe(me) {
   fill(
     $("#model"),
     h(`span.dot.${model.ready ? "good" : "wait"}`),
-    model.name ?? "model is loading",
+    model.name ?? "no model yet",
     h("span.faint", {}, model.device ?? ""),
   );
   $("#version").textContent = `Rekontext ${me.version}`;

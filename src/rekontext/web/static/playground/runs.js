@@ -146,7 +146,7 @@ export class Runs extends EventTarget {
         this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds, etaAt: Date.now() });
         break;
       case "processing":
-        this.#change(run, { state: "PROCESSING", position: 0 });
+        this.#change(run, { state: "PROCESSING", position: 0, step: 0, eta: null });
         break;
       case "progress":
         this.#change(run, {

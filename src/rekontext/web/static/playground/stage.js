@@ -299,11 +299,13 @@ function statusWords(run) {
   if (run.isLost) return ["Connection lost, trying again …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
   if (run.state === "QUEUED") {
+    if (run.position === null) return ["Waiting for a device"];
     return [
       run.position > 0
         ? `Waiting behind ${run.position} ${run.position === 1 ? "edit" : "edits"}${left}`
         : `Starting${left}`,
     ];
   }
+  if (!run.step && run.eta === null) return ["Running"]; // in another process, which alone knows its steps
   return [h("b", {}, `Step ${run.step}`), ` of ${run.steps}${left}`];
 }
