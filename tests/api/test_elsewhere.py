@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, cast
@@ -12,11 +13,14 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.api.studio import Studio
+from tests.api.studio import SOON_S, Studio
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
 
+LEASE_S: Final = 2
+QUEUE: Final = "/console/api/admin/queue"
+ESTIMATE: Final = "/console/api/estimate?num_inference_steps=4&width=48&height=32"
 ORDER: Final = {
     "prompt": "make it night",
     "input_image": base64.b64encode(photo_bytes()).decode(),
@@ -30,24 +34,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def front_in(folder: Path) -> Studio:
-    return Studio(folder=folder, fleet=cast(Any, None), settings={"worker": "front", "lease_s": 1})
+    return Studio(folder=folder, fleet=cast(Any, None), settings={"worker": "front", "lease_s": LEASE_S})
 
 
 def back_in(folder: Path, name: str) -> Studio:
-    return Studio(folder=folder, settings={"worker": name, "lease_s": 1})
+    return Studio(folder=folder, settings={"worker": name, "lease_s": LEASE_S})
 
 
-async def until_ready(client: httpx2.AsyncClient) -> dict[str, Any]:
-    async with asyncio.timeout(20):
-        while (answer := await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - others make it true
-            await asyncio.sleep(0.05)
-    return dict(answer.json())
+async def until(client: httpx2.AsyncClient, place: str, holds: Callable[[Any], bool]) -> Any:
+    """What is answered once it is so."""
+    while not holds(told := (await client.get(place)).json()):  # noqa: ASYNC110 - other processes make it true
+        await asyncio.sleep(0.05)
+    return told
+
+
+async def until_ready(client: httpx2.AsyncClient) -> Any:
+    return await until(client, "/readyz", lambda told: told.get("status") == "ready")
 
 
 async def test_edits_are_accepted_while_no_device_is_up_and_run_once_one_is(tmp_path: Path) -> None:
     """From none to some and back, as a fleet does that grows with the queue."""
     front, first, second = front_in(tmp_path), back_in(tmp_path, "first"), back_in(tmp_path, "second")
-    async with asyncio.timeout(60), front.open() as client:
+    async with asyncio.timeout(2 * SOON_S), front.open() as client:
         assert (await client.get("/readyz")).json()["not_ready"] == ["model"]  # nobody has ever been up
 
         async with first.open():
@@ -55,31 +63,29 @@ async def test_edits_are_accepted_while_no_device_is_up_and_run_once_one_is(tmp_
             answer = await client.post("/v1/flux-kontext-dev", json=ORDER)
             assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
             assert Image.open(BytesIO(answer.content)).size == (48, 32)
-            queue = (await client.get("/console/api/admin/queue")).json()
+            queue = await until(client, QUEUE, lambda told: told["workers"])
             assert (queue["devices"], queue["running_max"]) == ({}, 0)
             assert [(each["name"], each["devices"]) for each in queue["workers"]] == [("first", {"cpu": "ready"})]
             assert len(first.fleet.requests) == 1
 
-        await asyncio.sleep(1.5)  # longer than a lease
+        await until(client, ESTIMATE, lambda told: told["eta_seconds"] is None)
         submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()
         assert (submitted["status"], submitted["eta_seconds"]) == ("QUEUED", None)
-        assert (await client.get("/console/api/admin/queue")).json()["workers"] == []
+        assert (await client.get(QUEUE)).json()["workers"] == []
         assert (await client.get("/readyz")).status_code == 200
 
         async with second.open():
             place = f"/v2/requests/{submitted['request_id']}/status"
-            while (await client.get(place)).json()["status"] != "COMPLETED":  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+            await until(client, place, lambda told: told["status"] == "COMPLETED")
         assert len(second.fleet.requests) == 1
 
 
 async def test_a_front_that_starts_while_nobody_is_up_knows_what_was_served_last(tmp_path: Path) -> None:
     """It may be started anew while the fleet is at zero."""
     back = back_in(tmp_path, "back")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(2 * SOON_S):
         async with back.open() as client:
-            while not (await client.get("/console/api/admin/queue")).json()["workers"]:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+            await until(client, QUEUE, lambda told: told["workers"])
         async with front_in(tmp_path).open() as client:
             assert (await until_ready(client))["model"] == "mini"
             assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()["status"] == "QUEUED"
@@ -88,20 +94,13 @@ async def test_a_front_that_starts_while_nobody_is_up_knows_what_was_served_last
 async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: Path) -> None:
     """Else everyone who comes to a busy device would be told the time of an idle one, and no deadline be refused."""
     front, back = front_in(tmp_path), back_in(tmp_path, "back")
-    async with asyncio.timeout(60), back.open(), front.open() as client:
+    async with asyncio.timeout(2 * SOON_S), back.open(), front.open() as client:
         await until_ready(client)
         back.fleet.may_step.clear()
         for _ in range(2):
             assert (await client.post("/v2/flux-kontext-dev", json=ORDER)).is_success
-        place = "/console/api/estimate?num_inference_steps=4&width=48&height=32"
-        while (told := (await client.get(place)).json())["queue_position"] != 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        while (await client.get("/console/api/admin/queue")).json()["processing"] != 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(1.5)  # the front has looked again
-        told = (await client.get(place)).json()
-        queue = (await client.get("/console/api/admin/queue")).json()
-        assert told["queue_position"] == 2
+        queue = await until(client, QUEUE, lambda told: told["processing"] == 2)
+        told = await until(client, ESTIMATE, lambda told: told["queue_position"] == 2)
         assert told["eta_seconds"] > 2 * queue["edit_s"]
         refused = await client.post("/v2/flux-kontext-dev", json={**ORDER, "deadline_s": queue["edit_s"]})
         assert refused.json()["code"] == "deadline_unmeetable"
@@ -111,7 +110,7 @@ async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: 
 async def test_a_front_that_knows_no_model_accepts_nothing_whose_price_depends_on_it(tmp_path: Path) -> None:
     """And says so, rather than that the edit waits."""
     front = Studio(folder=tmp_path, fleet=cast(Any, None), settings={"price_per_megapixel_usd": 1})
-    async with asyncio.timeout(60), front.open() as client:
+    async with asyncio.timeout(2 * SOON_S), front.open() as client:
         answer = await client.post("/v2/flux-kontext-dev", json=ORDER)
         assert (answer.status_code, answer.json()["not_ready"]) == (503, ["model"])
         assert "nothing was accepted, send it again later" in answer.json()["error"]
