@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Final
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -379,10 +380,16 @@ def _read_until(process: subprocess.Popen[str], word: str) -> str:
     pytest.fail(f"{word!r} was never said:\n{said}")
 
 
+def _edited_by(client: httpx2.Client) -> httpx2.Response:
+    return client.post(
+        "/v1/flux-kontext-dev",
+        data={"prompt": "make it night", "num_inference_steps": "4"},
+        files={"input_image": Path("photo.jpg").read_bytes()},
+    )
+
+
 def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None:
     """The printed key and curl line work; Ctrl-C ends it with 0."""
-    import httpx2
-
     said = _read_until(served, "edited.png")
     key = said.split("shown this once: ")[1].split()[0]
     assert "shown this once" in said.replace(key, "")
@@ -390,11 +397,7 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
     assert key.encode() not in b"".join(path.read_bytes() for path in Path("kept").iterdir() if path.is_file())
     with httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=SOON_S) as client:
         assert client.get("/readyz").status_code == 200
-        answer = client.post(
-            "/v1/flux-kontext-dev",
-            data={"prompt": "make it night", "num_inference_steps": "4"},
-            files={"input_image": Path("photo.jpg").read_bytes()},
-        )
+        answer = _edited_by(client)
         pages = [client.get(path).status_code for path in ("/", "/console", "/docs")]
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert (answer.headers["x-cost"], answer.headers["x-remaining-credits"]) == ("0.04", "9.96")
@@ -405,8 +408,6 @@ def test_serve_from_first_start_to_ctrl_c(served: subprocess.Popen[str]) -> None
 
 def test_serve_without_a_device_lets_another_process_run_its_edits(model: str) -> None:
     """In front of machines that come and go. It needs to know nothing of the model."""
-    import httpx2
-
     with _serving("no/such-model", REKONTEXT_DEVICE="none") as front:
         said = _read_until(front, "No device here")
         key = said.split("shown this once: ")[1].split()[0]
@@ -414,11 +415,7 @@ def test_serve_without_a_device_lets_another_process_run_its_edits(model: str) -
         with _serving(model) as behind:
             assert "in other processes" in _read_until(front, "edited.png")
             with httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60) as client:
-                answer = client.post(
-                    "/v1/flux-kontext-dev",
-                    data={"prompt": "make it night", "num_inference_steps": "4"},
-                    files={"input_image": Path("photo.jpg").read_bytes()},
-                )
+                answer = _edited_by(client)
             assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
             behind.send_signal(signal.SIGINT)
             assert behind.wait(timeout=SOON_S) == 0
@@ -460,8 +457,6 @@ def test_serve_ends_with_0_when_it_is_told_to() -> None:
 
 def test_serve_with_idle_s_holds_no_model_while_there_is_no_work(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's process ends, and comes again for the next edit."""
-    import httpx2
-
     monkeypatch.setenv("REKONTEXT_IDLE_S", "1")
     with _serving(model) as served:
         said = _read_until(served, "device_asleep")
@@ -470,11 +465,7 @@ def test_serve_with_idle_s_holds_no_model_while_there_is_no_work(model: str, mon
         with httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=SOON_S) as client:
             assert client.get("/readyz").status_code == 200
             assert 'rekontext_devices{state="asleep"} 1.0' in client.get("/metrics").text
-            answer = client.post(
-                "/v1/flux-kontext-dev",
-                data={"prompt": "make it night", "num_inference_steps": "4"},
-                files={"input_image": Path("photo.jpg").read_bytes()},
-            )
+            answer = _edited_by(client)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
         served.send_signal(signal.SIGINT)
         assert served.wait(timeout=SOON_S) == 0

@@ -212,6 +212,11 @@ class Settings(BaseSettings):
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
+    def has_device(self) -> bool:
+        """Whether edits run in this service at all."""
+        return self.device != (NO_DEVICE,)
+
+    @property
     def first_device(self) -> str | None:
         """Where a command computes that uses one device; None picks it."""
         return self.device[0] if self.device not in ((), (EVERY_GPU,), (NO_DEVICE,)) else None

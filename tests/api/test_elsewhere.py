@@ -28,11 +28,6 @@ ORDER: Final = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rekontext.fleet.elsewhere.LOOK_EVERY_S", 0.05)
-
-
 def front_in(folder: Path) -> Studio:
     return Studio(folder=folder, fleet=cast(Any, None), settings={"worker": "front", "lease_s": LEASE_S})
 

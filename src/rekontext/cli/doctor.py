@@ -22,7 +22,7 @@ from rekontext import __version__
 from rekontext.cli.failure import CommandFailed
 from rekontext.contract import EditRefused
 from rekontext.models import MINI, is_hub_id, local_path
-from rekontext.settings import EVERY_GPU, NO_DEVICE, Settings, SettingsError, load_settings, variable
+from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings, variable
 
 if TYPE_CHECKING:
     import torch
@@ -73,15 +73,15 @@ def examine(model: str | None, data_dir: Path | None = None) -> Iterator[Finding
         yield Finding(subject="settings", verdict="broken", says=str(fault))
         return
     yield Finding(subject="settings", verdict="ok", says="all REKONTEXT_* variables are understood")
-    if settings.device == (NO_DEVICE,):
-        says = "none here: processes with devices that share the database run the edits"
-        yield Finding(subject="device", verdict="ok", says=says)
-    else:
+    if settings.has_device:
         missing = [name for name in _ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
         yield _packages(missing)
         if not missing:
             yield from _devices(settings)
             yield _model(settings)
+    else:
+        says = "none here: processes with devices that share the database run the edits"
+        yield Finding(subject="device", verdict="ok", says=says)
     yield _database(settings)
     yield _secret(settings)
     yield _store(settings)
@@ -306,7 +306,7 @@ def _memory(settings: Settings) -> Finding:
     free = _available_memory_bytes()
     if free is None:
         return Finding(subject="memory", verdict="note", says="this system does not tell how much is free")
-    if settings.device != (NO_DEVICE,) and settings.model == MINI and free < _MINI_NEEDS_BYTES:
+    if settings.has_device and settings.model == MINI and free < _MINI_NEEDS_BYTES:
         needed = _MINI_NEEDS_BYTES / _GIB
         return Finding(
             subject="memory",

@@ -25,7 +25,7 @@ from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
-from rekontext.settings import EVERY_GPU, KEY_VARIABLE, NO_DEVICE, Settings, SettingsError, load_settings, variable
+from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
@@ -53,7 +53,7 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
-    if settings.device != (NO_DEVICE,):
+    if settings.has_device:
         _require_model(settings.model)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
@@ -61,7 +61,7 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 
     def ready(card: ModelCard) -> None:
         loaded.append(card)
-        console.print(_ready(card, url, is_here=settings.device != (NO_DEVICE,)))
+        console.print(_ready(card, url, is_here=settings.has_device))
 
     def stop(fault: Exception) -> None:
         broken.append(fault)
@@ -103,7 +103,7 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
 
 def _fleet(settings: Settings) -> Fleet | None:
     """One device in this process, or processes for several, or for one that sleeps; None for no device at all."""
-    if settings.device == (NO_DEVICE,):
+    if not settings.has_device:
         return None
     devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
     if len(devices) > 1 or settings.idle_s is not None:
@@ -184,10 +184,10 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
         lines.append(f"For another API key: {escape(another)}")
         if not service.is_administered:
             lines.append("There is no admin key: add --scope admin --scope edit --scope read to make one.")
-    if settings.device == (NO_DEVICE,):
-        lines.append("No device here: waiting to learn the model from a process with devices on the same database …")
-    else:
+    if settings.has_device:
         lines.append(f"Loading {escape(settings.model)} …")
+    else:
+        lines.append("No device here: waiting to learn the model from a process with devices on the same database …")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 
@@ -21,10 +21,8 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
+from rekontext.engine.outlook import Outlook
 from rekontext.fleet.profile import ProfileUnknown, from_profile
-
-if TYPE_CHECKING:
-    from rekontext.engine.outlook import Outlook
 
 Look = Callable[[], Awaitable[Mapping[str, Any] | None]]
 LOOK_EVERY_S: Final = 2.0

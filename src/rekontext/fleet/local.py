@@ -24,6 +24,7 @@ from rekontext.contract import (
     Preview,
     Progress,
 )
+from rekontext.fleet.profile import to_profile
 
 if TYPE_CHECKING:
     from rekontext.engine import Engine, Ticket
@@ -80,8 +81,6 @@ class LocalFleet:
 
     def profile(self) -> Mapping[str, object]:
         """As `Fleet.profile`."""
-        from rekontext.fleet.profile import to_profile
-
         return to_profile(self.card, self._started().outlook())
 
     async def start(self) -> None:

@@ -118,7 +118,7 @@ class Dispatcher:
         self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
         self._edit_s: float | None = None
-        self._others_edit_s: float | None = None
+        self._reported_edit_s: float | None = None
         self._usable = len(fleet.devices)
         self._others_running = 0
 
@@ -135,7 +135,7 @@ class Dispatcher:
     @property
     def edit_s(self) -> float:
         """What an edit took lately, in seconds of engine time, here or where one was made."""
-        known = (self._edit_s, self._others_edit_s)
+        known = (self._edit_s, self._reported_edit_s)
         return next((seconds for seconds in known if seconds is not None), _FIRST_GUESS_S)
 
     @property
@@ -329,7 +329,7 @@ class Dispatcher:
             self._database.read(look) if own is None else self._database.transact(look)
         )
         self._usable = sum(worker.usable for worker in found)
-        self._others_edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
+        self._reported_edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
 
     @property
     def _report_s(self) -> float:
