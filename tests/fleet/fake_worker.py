@@ -143,4 +143,4 @@ class ObedientFleet(LocalFleet):
 
 
 if __name__ == "__main__":
-    main(ObedientFleet)
+    main(ObedientFleet, prepare=lambda: None)

@@ -32,8 +32,9 @@ from rekontext.contract import (
 )
 from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
+from rekontext.fleet.child import Child
 from rekontext.fleet.messages import Channel, Opening
-from rekontext.fleet.process import EngineProcess, _end, _placed
+from rekontext.fleet.process import EngineProcess, _placed
 
 pytestmark = pytest.mark.anyio
 
@@ -57,6 +58,7 @@ def fleet_of(
     *devices: str,
     model: str = "good",
     idle_s: float | None = None,
+    standby: bool = False,
     folder: Path | None = None,
     retry_s: float = 0.01,
     silent_s_max: float = SOON_S,
@@ -65,6 +67,7 @@ def fleet_of(
         devices=devices,
         model=model,
         idle_s=idle_s,
+        standby=standby,
         cache_folder=folder,
         retry_s=retry_s,
         silent_s_max=silent_s_max,
@@ -85,6 +88,12 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
         while not holds():  # noqa: ASYNC110 - other processes make it true
             await asyncio.sleep(0.01)
+
+
+def standing_by(fleet: ProcessFleet) -> list[int]:
+    """The processes that stand by, 0 where none does."""
+    tasks = [process._standby for process in fleet._processes]
+    return [task.result()._process.pid if task is not None and task.done() else 0 for task in tasks]
 
 
 def process_of(result: EditResult) -> int:
@@ -229,7 +238,7 @@ async def test_a_process_that_hangs_and_can_not_be_killed_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver may hold it. Nor does it take anything any more; what it had is lost, and another one goes on."""
-    monkeypatch.setattr("rekontext.fleet.process.ENDING_S_MAX", 0.2)
+    monkeypatch.setattr("rekontext.fleet.child.ENDING_S_MAX", 0.2)
     async with started(fleet_of("a", silent_s_max=0.05)) as fleet:
         first = process_of(await fleet.edit(request(1)))
         honest = Process.kill
@@ -278,10 +287,10 @@ async def test_a_process_may_end_by_itself_in_the_moment_in_which_it_is_killed(m
         def kill(self) -> None:
             raise ProcessLookupError
 
-    monkeypatch.setattr("rekontext.fleet.process.ENDING_S_MAX", 0.01)
+    monkeypatch.setattr("rekontext.fleet.child.ENDING_S_MAX", 0.01)
     ours, theirs = socket.socketpair()
     with theirs:
-        await _end(cast(Process, Gone()), await Channel.over(ours))
+        await Child(cast(Process, Gone()), await Channel.over(ours)).end()
 
 
 async def test_faults_and_refusals_are_what_they_were() -> None:
@@ -325,6 +334,42 @@ async def test_a_device_without_work_gives_its_memory_back_until_there_is_some()
         assert fleet.estimate(request(2, steps=10)).wait_s > 0
         second = process_of(await fleet.edit(request(2)))
         assert second != first
+
+
+async def test_the_next_process_stands_by_while_a_device_sleeps() -> None:
+    """With all that takes long and touches no device; it is the one that serves when there is work."""
+    async with started(fleet_of("a", "b", idle_s=0.05, standby=True)) as fleet:
+        first, second = fleet._processes
+        await until(lambda: fleet.devices == {"a": "asleep", "b": "asleep"} and all(standing_by(fleet)))
+        from_nothing_s = first.loading_s
+        assert second.loading_s == from_nothing_s > first.opening_s
+        for process, expected in zip((first, second), standing_by(fleet), strict=True):
+            now_s = process._standby_since_s + 100
+            assert process._start_s(now_s) == process.opening_s
+            process.wake()
+            await process.until_ready()
+            assert process_of(await process.edit(request(1), came_s=time.monotonic())) == expected
+        assert first.loading_s == from_nothing_s
+    assert not any(is_alive(each) for each in standing_by(fleet))
+
+
+async def test_a_process_that_stood_by_may_be_killed() -> None:
+    """A machine short of memory takes those first that do nothing. The device starts from nothing then."""
+    async with started(fleet_of("a", idle_s=0.05, standby=True)) as fleet:
+        await until(lambda: fleet.devices == {"a": "asleep"} and all(standing_by(fleet)))
+        (killed,) = standing_by(fleet)
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: not is_alive(killed))
+        assert process_of(await fleet.edit(request(1))) != killed
+        assert fleet._processes[0].failures == 0
+
+
+async def test_processes_that_stand_by_end_with_the_fleet() -> None:
+    async with started(fleet_of("a", idle_s=0.05, standby=True)) as fleet:
+        await until(lambda: fleet.devices == {"a": "asleep"} and all(standing_by(fleet)))
+        waiting = standing_by(fleet)
+        assert all(is_alive(each) for each in waiting)
+    assert not any(is_alive(each) for each in waiting)
 
 
 async def test_a_device_that_sleeps_is_woken_when_the_others_have_too_much_to_do(tmp_path: Path) -> None:
@@ -497,7 +542,7 @@ async def test_a_process_that_will_not_end_is_killed_also_at_the_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would hold its GPU's memory after the service is gone."""
-    monkeypatch.setattr("rekontext.fleet.process.ENDING_S_MAX", 0.2)
+    monkeypatch.setattr("rekontext.fleet.child.ENDING_S_MAX", 0.2)
     async with started(fleet_of("a", model="clinging", idle_s=0.05)) as fleet:
         process = process_of(await fleet.edit(request(1)))
         await until(lambda: fleet._processes[0]._channel is None)  # it has been told to end
@@ -566,8 +611,8 @@ def test_a_start_that_is_late_is_expected_to_take_as_much_longer() -> None:
     process = EngineProcess(
         "a", Opening(model="good", device=None, dtype=None, cache_folder=None, compiled=False, batch="off")
     )
-    process.state, process.loading_s = "starting", 10.0
     began_s = process._state_since_s
+    process.state, process._ready_due_s = "starting", began_s + 10.0
     assert [process._start_s(began_s + after_s) for after_s in (0, 4, 10, 100)] == pytest.approx([10, 6, 0, 90])
 
 

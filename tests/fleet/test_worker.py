@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rekontext.contract import EditRefused
+from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Cancel, Channel
-from rekontext.fleet.process import WORKER
 from rekontext.fleet.worker import _sendable
 
 SOON_S = 30.0

@@ -110,6 +110,7 @@ def _fleet(settings: Settings) -> Fleet | None:
         return ProcessFleet(
             devices=devices or ("",),
             idle_s=settings.idle_s,
+            standby=settings.standby,
             model=settings.model,
             dtype=settings.dtype,
             cache_folder=settings.data_dir / "engine",

@@ -52,9 +52,10 @@ class Cancel:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The model is loaded."""
+    """The model is loaded; it took so long, without the imports."""
 
     card: ModelCard
+    opening_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

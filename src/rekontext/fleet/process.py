@@ -9,13 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-import socket
-import sys
 import time
-from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +26,7 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
+from rekontext.fleet.child import WORKER, Child
 from rekontext.fleet.messages import (
     Broken,
     Cancel,
@@ -49,10 +45,6 @@ from rekontext.fleet.room import Room
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
-WORKER: Final = (sys.executable, "-P", "-m", "rekontext.fleet.worker")
-"""`-P`: the folder that the service was started in may hold files that are named as modules are."""
-ENDING_S_MAX: Final = 12.0
-"""How long a process may take to end before it is killed; longer than it gives itself."""
 RETRY_S_MAX: Final = 60.0
 SILENT_S_MAX: Final = 600.0
 """A process that has work and tells of nothing for so long hangs, with its device or without."""
@@ -98,6 +90,7 @@ class EngineProcess:
         name: the device's: "cpu", "cuda" or "cuda:N"; empty leaves the choice to the engine.
         opening: what the engine is opened with; its device is `name`.
         idle_s: a process without work for so long is ended; None keeps it.
+        standby: whether the next one, with everything imported and nothing loaded, then stands by.
         retry_s: until a process that failed is started again; twice as long each time, up to a minute.
         silent_s_max: a process that has work and tells of nothing for so long is killed.
         on_change: called after each change of `state`.
@@ -109,7 +102,8 @@ class EngineProcess:
         faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
         fault: why the device failed last.
         card: the model, once it was loaded.
-        loading_s: how long it last took to load.
+        loading_s: how long it takes from no process to a loaded model.
+        opening_s: how much of that the model takes, once everything is imported.
         outlook: what is known of its edits; None before any device was ready.
     """
 
@@ -119,6 +113,7 @@ class EngineProcess:
         opening: Opening,
         *,
         idle_s: float | None = None,
+        standby: bool = False,
         retry_s: float = 1.0,
         silent_s_max: float = SILENT_S_MAX,
         on_change: Callable[[], None] = lambda: None,
@@ -130,11 +125,16 @@ class EngineProcess:
         self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
-        self.loading_s = 0.0
+        self.loading_s = self.opening_s = 0.0
         self.outlook: Outlook | None = None
         device, self._environment = _placed(name, os.environ)
         self._opening = replace(opening, device=device)
         self._idle_s = idle_s
+        self._is_standby_kept = standby and idle_s is not None
+        self._standby: asyncio.Task[Child] | None = None
+        self._standby_since_s = 0.0
+        self._ready_due_s = 0.0
+        self._is_from_nothing = True
         self._retry_s = retry_s
         self._silent_s_max = silent_s_max
         self._on_change = on_change
@@ -159,10 +159,12 @@ class EngineProcess:
         """Start the process if it isn't there."""
         self._wanted.set()
 
-    def assume(self, outlook: Outlook, loading_s: float) -> None:
+    def assume(self, other: EngineProcess) -> None:
         """Believe of this device what is known of another with the same model, until it was ready itself."""
-        if self.outlook is None:
-            self.outlook, self.loading_s = outlook.emptied(), loading_s
+        if self.outlook is None and other.outlook is not None:
+            self.outlook = other.outlook.emptied()
+            self.loading_s, self.opening_s = other.loading_s, other.opening_s
+            self._keep_standby()
 
     async def until_ready(self) -> None:
         """Wait until the model is loaded.
@@ -248,25 +250,58 @@ class EngineProcess:
         try:
             while True:
                 await self._wanted.wait()
+                now_s = time.monotonic()
+                self._ready_due_s = now_s + self._start_takes_s(now_s)
                 self._become("starting")
                 await self._live()
                 if self.state == "failed":
                     await asyncio.sleep(self._again_s)
                 self._become("asleep")
+                self._keep_standby()
         finally:
             self.fault = EngineFault("the engine was closed")
             self._give_up_edits("the engine was closed before the edit was done")
             self._become("failed")
+            if (child := await self._stood_by()) is not None:
+                await child.end()
+
+    def _keep_standby(self) -> None:
+        """Have the next process import everything while nobody waits for it."""
+        if self._is_standby_kept and self._standby is None and not self._wanted.is_set():
+            self._standby = asyncio.create_task(self._spawn())
+            self._standby_since_s = time.monotonic()
+
+    async def _stood_by(self) -> Child | None:
+        """The process that stood by, if there is one that still does."""
+        standby, self._standby = self._standby, None
+        if standby is None:
+            return None
+        try:
+            child = await standby
+        except OSError as error:
+            _log.warning("standby_lost", device=self.label, fault=str(error))
+            return None
+        if child.is_alive:
+            return child
+        _log.warning("standby_lost", device=self.label, fault=await child.death())
+        await child.end()
+        return None
+
+    async def _spawn(self) -> Child:
+        return await Child.spawn(self._command, self.name, self._environment)
 
     async def _live(self) -> None:
         """One life of the process, up to its end, be it for a fault or because it had no work for long."""
         try:
-            process, channel = await self._spawn()
+            child = await self._stood_by()
+            self._is_from_nothing = child is None
+            child = child or await self._spawn()
         except Exception as error:
             self._lose(error)
             return
-        self._channel, self._silence, self._silent_s = channel, None, 0.0
-        watching = asyncio.create_task(self._end_if_silent(process, channel))
+        channel = self._channel = child.channel
+        self._silence, self._silent_s = None, 0.0
+        watching = asyncio.create_task(self._end_if_silent(child))
         try:
             channel.post(self._opening)
             while (fault := self._hear(await channel.receive())) is None:
@@ -276,39 +311,20 @@ class EngineProcess:
             if self.state == "ready":
                 self._become("failed")  # at once: what it is handed now is lost
             if self.state != "asleep":
-                self._fail(self._silence or EngineFault(await _death(process)))
+                self._fail(self._silence or EngineFault(await child.death()))
         except Exception as error:
             self._lose(error)
         finally:
             watching.cancel()
             self._channel, self.faults = None, 0
-            ending = asyncio.create_task(_end(process, channel))
+            ending = asyncio.create_task(child.end())
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError:
                 await ending
                 raise
 
-    async def _spawn(self) -> tuple[Process, Channel]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            channel = await Channel.over(ours)
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    str(theirs.fileno()),
-                    self.name,  # for whoever looks at the list of processes
-                    stdin=DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env=self._environment,
-                    start_new_session=True,  # a Ctrl-C is the service's
-                )
-            except BaseException:
-                channel.hang_up()
-                raise
-        return process, channel
-
-    async def _end_if_silent(self, process: Process, channel: Channel) -> None:
+    async def _end_if_silent(self, child: Child) -> None:
         """Have an end of a process that hangs: whoever hands it work would wait for as long as an attempt may take."""
         look_s = self._silent_s_max / _LOOKS_PER_SILENCE
         while True:
@@ -320,8 +336,8 @@ class EngineProcess:
                 self._silence = EngineFault(
                     f"its process told of nothing for {self._silent_s:.0f} s, though it had work"
                 )
-                _kill(process)
-                channel.hang_up()  # one that can't be killed would never do so
+                child.kill()
+                child.channel.hang_up()  # one that can't be killed would never do so
                 return
 
     def _lose(self, error: Exception) -> None:
@@ -350,8 +366,11 @@ class EngineProcess:
         match message:
             case Opened():
                 self.card = message.card
-                self.loading_s = time.monotonic() - self._state_since_s
-                _log.info("device_ready", device=self.label, loading_s=round(self.loading_s, 1))
+                started_s = time.monotonic() - self._state_since_s
+                self.opening_s = message.opening_s
+                if self._is_from_nothing:
+                    self.loading_s = started_s
+                _log.info("device_ready", device=self.label, loading_s=round(started_s, 1))
             case Looked():
                 self._look(message)
                 if self.state == "starting":
@@ -449,8 +468,14 @@ class EngineProcess:
         if self.state == "ready":
             return 0.0
         if self.state == "starting":
-            return abs(self._state_since_s + self.loading_s - now_s)
-        return self.loading_s
+            return abs(self._ready_due_s - now_s)
+        return self._start_takes_s(now_s)
+
+    def _start_takes_s(self, now_s: float) -> float:
+        """Seconds from now to a loaded model, for a device that sleeps."""
+        if self._standby is None:
+            return self.loading_s
+        return max(self.opening_s, self.loading_s - (now_s - self._standby_since_s))
 
 
 def _later(request: EditRequest, waited_s: float, *, work_s: float) -> EditRequest:
@@ -478,35 +503,3 @@ def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, di
     if int(index) >= len(visible):
         return device, dict(environment)  # which the engine refuses, saying how many there are
     return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}
-
-
-async def _end(process: Process, channel: Channel) -> None:
-    """Have the process end, one way or the other. One that a driver holds can't even be killed: it is left."""
-    channel.hang_up()
-    if await _ended(process) is None:
-        _kill(process)
-        await _ended(process)
-
-
-def _kill(process: Process) -> None:
-    with suppress(ProcessLookupError):  # it has just ended by itself
-        process.kill()
-
-
-async def _ended(process: Process) -> int | None:
-    """How the process ended, once it has; None if it takes too long."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ENDING_S_MAX):
-            return await process.wait()
-    return None
-
-
-async def _death(process: Process) -> str:
-    """What the process died of, for the log."""
-    code = await _ended(process)
-    if code is None:
-        return "its process closed its connection"
-    if code >= 0:
-        return f"its process ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"its process was ended by {name}" + (" (is the machine out of memory?)" if name == "SIGKILL" else "")

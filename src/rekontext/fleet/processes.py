@@ -26,8 +26,9 @@ from rekontext.contract import (
 )
 from rekontext.engine.canvas import stretch
 from rekontext.engine.outlook import Outlook
+from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Opening
-from rekontext.fleet.process import SILENT_S_MAX, WORKER, DeviceFailed, EngineProcess
+from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess
 from rekontext.fleet.profile import to_profile
 
 FAILURES_MAX: Final = 5
@@ -41,6 +42,8 @@ class ProcessFleet:
     Args:
         devices: their names; an empty one leaves the choice to the engine.
         idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
+        standby: whether a device that gave its memory back keeps a process that has everything imported: on the host
+            that takes some 400 MB, and waking takes as long as loading the model does.
         retry_s, silent_s_max, command: as `EngineProcess` takes them.
         model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
     """
@@ -50,6 +53,7 @@ class ProcessFleet:
         *,
         devices: Sequence[str],
         idle_s: float | None = None,
+        standby: bool = False,
         model: str = "mini",
         dtype: str | None = None,
         cache_folder: Path | None = None,
@@ -68,6 +72,7 @@ class ProcessFleet:
                 name,
                 opening,
                 idle_s=idle_s,
+                standby=standby,
                 retry_s=retry_s,
                 silent_s_max=silent_s_max,
                 on_change=self._look,
@@ -133,7 +138,7 @@ class ProcessFleet:
         assert first.outlook is not None, "ready without an outlook"
         self._card, self._outlook = replace(first.card, device=_shortly(self.devices)), first.outlook.emptied()
         for process in self._processes:
-            process.assume(self._outlook, first.loading_s)
+            process.assume(first)
             if self._idle_s is None:
                 process.wake()
 

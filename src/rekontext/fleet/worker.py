@@ -3,6 +3,7 @@
     python -m rekontext.fleet.worker FD NAME
 
 It serves until the other end of the socket `FD` closes, however that came about, so it never outlives the service.
+Until it is told which model to open it stands by: it imports the engine and touches no device.
 NAME is for whoever looks at the list of processes.
 """
 
@@ -14,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -43,9 +45,10 @@ _log = logging.getLogger(__name__)
 class Worker:
     """Serves one fleet over one channel."""
 
-    def __init__(self, channel: Channel, fleet: LocalFleet) -> None:
+    def __init__(self, channel: Channel, fleet: LocalFleet, prepared: asyncio.Future[None]) -> None:
         self._channel = channel
         self._fleet = fleet
+        self._prepared = prepared
         self._edits: dict[int, asyncio.Task[None]] = {}
         self._ids: dict[int, str] = {}
         self._news = asyncio.Event()
@@ -65,13 +68,15 @@ class Worker:
 
     async def _work(self) -> None:
         try:
+            await self._prepared
+            began_s = time.monotonic()
             await self._fleet.start()
         except Exception as fault:
             if not isinstance(fault, ValueError | ImportError):  # those say what to do
                 _log.exception("the model can't be loaded")
             self._channel.post(NotOpened(fault=_sendable(fault)))
             return
-        self._channel.post(Opened(card=self._fleet.card))
+        self._channel.post(Opened(card=self._fleet.card, opening_s=time.monotonic() - began_s))
         looking = asyncio.create_task(self._look())
         try:
             await self._fleet.watch()
@@ -159,21 +164,20 @@ def _sendable(fault: Exception) -> Exception:
     return EngineFault(f"{type(fault).__name__}: {fault}")
 
 
-async def _main(end: socket.socket, open_fleet: Callable[[Opening], LocalFleet]) -> None:
+async def _main(end: socket.socket, open_fleet: Callable[[Opening], LocalFleet], prepare: Callable[[], None]) -> None:
     channel = await Channel.over(end)
     logging.getLogger().addHandler(_ToChannel(channel, asyncio.get_running_loop()))
-    try:
+    preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
+    with suppress(EOFError):
         opening = await channel.receive()
-    except EOFError:
-        return
-    assert isinstance(opening, Opening), f"the first message is {opening!r}"
-    fleet = open_fleet(opening)
-    await Worker(channel, fleet).serve()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(CLOSING_S_MAX):
-            await channel.flush()
-            await fleet.close()
-    # A model that is still being loaded, or a device that hangs, isn't waited for.
+        assert isinstance(opening, Opening), f"the first message is {opening!r}"
+        fleet = open_fleet(opening)
+        await Worker(channel, fleet, preparing).serve()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_S_MAX):
+                await channel.flush()
+                await fleet.close()
+    # What is still being imported or loaded, or a device that hangs, isn't waited for.
     os._exit(0)
 
 
@@ -188,13 +192,19 @@ def _local_fleet(opening: Opening) -> LocalFleet:
     )
 
 
-def main(open_fleet: Callable[[Opening], LocalFleet] = _local_fleet) -> None:
+def _import_engine() -> None:
+    import rekontext.engine.engine  # noqa: F401
+
+
+def main(
+    open_fleet: Callable[[Opening], LocalFleet] = _local_fleet, prepare: Callable[[], None] = _import_engine
+) -> None:
     """Serve the socket that was handed down."""
     # The service decides when this process ends, also where a signal goes to all of them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as end:
-        asyncio.run(_main(end, open_fleet))
+        asyncio.run(_main(end, open_fleet, prepare))
 
 
 if __name__ == "__main__":
