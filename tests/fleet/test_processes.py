@@ -325,6 +325,63 @@ async def test_a_cancelled_edit_stops_where_it_runs(tmp_path: Path) -> None:
         assert fleet.estimate(request(2)).position == 0
 
 
+async def test_a_device_that_has_nothing_left_to_do_gets_what_waits_for_another(tmp_path: Path) -> None:
+    """One edit at a time, of those that would wait for long."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        go = {id: tmp_path / str(id) for id in range(1, 6)}
+        edits = {id: asyncio.create_task(fleet.edit(request(id, f"wait {go[id]}"))) for id in go}
+        first, second = fleet._processes
+        await until(lambda: [e.is_taken_in for each in (first, second) for e in each._edits.values()] == [True] * 5)
+        assert sorted(len(process._edits) for process in (first, second)) == [2, 3]
+        shorter = min((first, second), key=lambda process: len(process._edits))
+        longer = second if shorter is first else first
+        for edit in list(shorter._edits.values()):
+            go[int(edit.request.id)].touch()
+        await until(lambda: len(shorter._edits) == 1 and len(longer._edits) == 2)
+        (moved,) = shorter._edits.values()
+        assert edits[int(moved.request.id)].done() is False
+        await until(lambda: (tmp_path / f"{moved.request.id}.cancelled").exists())  # where it was it takes no place
+        for path in go.values():
+            path.touch()
+        results = {id: process_of(await edit) for id, edit in edits.items()}
+    assert len(set(results.values())) == 2
+    assert fleet._processes[0].failures == fleet._processes[1].failures == 0
+
+
+async def test_a_device_whose_last_edits_failed_gets_none_of_anothers(tmp_path: Path) -> None:
+    """One that fails fast has nothing left to do very often."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        edits = [asyncio.create_task(fleet.edit(request(id, f"wait {tmp_path / 'go'}"))) for id in (1, 2, 3)]
+        with pytest.raises(EngineFault):
+            await fleet.edit(request(4, "fail"))
+        failed = next(process for process in fleet._processes if process.faults)
+        other = next(process for process in fleet._processes if process is not failed)
+        await until(lambda: sum(edit.is_taken_in for each in (failed, other) for edit in each._edits.values()) == 3)
+        had = len(other._edits)
+        fleet._share(failed)
+        assert not any(edit.ended.done() for edit in other._edits.values())
+        failed.faults = 0
+        fleet._share(failed)
+        await until(lambda: len(other._edits) == had - 1)
+        (tmp_path / "go").touch()
+        await asyncio.gather(*edits)
+
+
+async def test_an_edit_whose_steps_have_begun_stays_where_it_is(tmp_path: Path) -> None:
+    """What was done would be lost."""
+    async with started(fleet_of("a")) as fleet:
+        edits = [await running(fleet, id, tmp_path / "go") for id in (1, 2)]
+        (process,) = fleet._processes
+        await until(lambda: all(edit.is_taken_in for edit in process._edits.values()))
+        for edit in process._edits.values():
+            edit.is_stepped = True
+        assert not process.release()
+        (tmp_path / "go").touch()
+        await asyncio.gather(*edits)
+
+
 async def test_a_device_without_work_gives_its_memory_back_until_there_is_some() -> None:
     """The process is gone; the fleet still takes edits, and says that they take as much longer as a start takes."""
     async with started(fleet_of("a", idle_s=0.05)) as fleet:

@@ -52,11 +52,17 @@ _SILENT_STEPS_MAX: Final = 10
 """Unless so many steps may take longer than that."""
 _LOOKS_PER_SILENCE: Final = 10
 _DOUBLINGS_MAX: Final = 30
+_WORTH_MOVING: Final = 0.1
+"""An edit that waits for less than this share of its own length stays: elsewhere it is prepared anew."""
 _log = structlog.get_logger(__name__)
 
 
 class DeviceFailed(Exception):
     """The process couldn't be started, or died before the edit was handed to it. Another device may run it."""
+
+
+class Released(Exception):
+    """The edit waited for this device's steps, and another device has nothing to do."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,6 +75,7 @@ class _Edit:
         key: what the outlook calls it.
         is_handed_over: whether it was sent.
         is_taken_in: whether an outlook of the process's own had it.
+        is_stepped: whether the device has run a step of it.
     """
 
     request: EditRequest
@@ -78,6 +85,7 @@ class _Edit:
     ended: asyncio.Future[EditResult]
     is_handed_over: bool = False
     is_taken_in: bool = False
+    is_stepped: bool = False
 
     def __post_init__(self) -> None:
         self.key: Hashable = self
@@ -94,6 +102,7 @@ class EngineProcess:
         retry_s: until a process that failed is started again; twice as long each time, up to a minute.
         silent_s_max: a process that has work and tells of nothing for so long is killed.
         on_change: called after each change of `state`.
+        on_idle: called with the process when it is ready and has no edits.
         command: the program that serves the socket whose number is added to it, with the device's name.
 
     Attributes:
@@ -117,6 +126,7 @@ class EngineProcess:
         retry_s: float = 1.0,
         silent_s_max: float = SILENT_S_MAX,
         on_change: Callable[[], None] = lambda: None,
+        on_idle: Callable[[EngineProcess], None] = lambda _process: None,
         command: Sequence[str] = WORKER,
     ) -> None:
         self.name = name
@@ -138,6 +148,7 @@ class EngineProcess:
         self._retry_s = retry_s
         self._silent_s_max = silent_s_max
         self._on_change = on_change
+        self._on_idle = on_idle
         self._command = command
         self._edits: dict[int, _Edit] = {}
         self._submitted = 0
@@ -154,6 +165,11 @@ class EngineProcess:
     def label(self) -> str:
         """The device's name, or what the engine chose; empty before it has."""
         return self.name or (self.card.device if self.card else "")
+
+    @property
+    def load_s(self) -> float:
+        """Device seconds that its edits were expected to need."""
+        return sum(edit.work_s for edit in self._edits.values())
 
     def wake(self) -> None:
         """Start the process if it isn't there."""
@@ -208,6 +224,7 @@ class EngineProcess:
 
         Raises:
             DeviceFailed: the edit was not handed over.
+            Released: it was given back by `release`.
         """
         assert self.outlook is not None, "no device was ready yet"
         plan = self.outlook.plan(request)
@@ -233,7 +250,7 @@ class EngineProcess:
                 self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
                 edit.is_handed_over = True
                 return await edit.ended
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Released):
             if edit.is_handed_over and self._channel is not None:
                 self._channel.post(Cancel(number=number))
             raise
@@ -244,6 +261,23 @@ class EngineProcess:
             del self._edits[number]
             self._expect_no_more(edit)
             self._keep()
+
+    def release(self) -> bool:
+        """Give back the edit that is served next of those that would wait for long. Returns whether there is one."""
+        if self.outlook is None:
+            return False
+        waiting = {
+            edit.key: edit
+            for edit in self._edits.values()
+            if edit.is_taken_in and not edit.is_stepped and not edit.request.is_suspect and not edit.ended.done()
+        }
+        estimates = self.outlook.scheduler.estimates(time.monotonic(), of=waiting.keys()) if waiting else {}
+        for key, found in sorted(estimates.items(), key=lambda item: item[1].position):
+            edit = waiting[key]
+            if found.position > 0 and found.wait_s > _WORTH_MOVING * edit.work_s:
+                edit.ended.set_exception(Released(f"another device than {self.label} is free"))
+                return True
+        return False
 
     async def run(self) -> None:
         """Start the process when it is wanted, and again when it dies, until cancelled."""
@@ -377,6 +411,8 @@ class EngineProcess:
                     self._become("ready")
             case Told():
                 edit = self._edits.get(message.number)
+                if edit is not None and message.news.step:
+                    edit.is_stepped = True
                 if edit is not None and edit.on_progress is not None:
                     asyncio.get_running_loop().call_soon(edit.on_progress, message.news)
             case Done():
@@ -438,12 +474,15 @@ class EngineProcess:
                 edit.ended.set_exception(EngineFault(why))
 
     def _keep(self) -> None:
-        """See whether there is work; if not, the process ends in `idle_s`."""
+        """See whether there is work; if not, some may come from elsewhere, or the process ends in `idle_s`."""
         if self._retiring is not None:
             self._retiring.cancel()
             self._retiring = None
-        if self._idle_s is not None and self.state == "ready" and not self._edits:
+        if self.state != "ready" or self._edits:
+            return
+        if self._idle_s is not None:
             self._retiring = asyncio.get_running_loop().call_later(self._idle_s, self._retire)
+        self._on_idle(self)
 
     def _retire(self) -> None:
         assert not self._edits, "it has work"

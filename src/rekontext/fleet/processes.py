@@ -2,6 +2,7 @@
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
+A device that has nothing left to do gets the next of the edits that wait for another.
 One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
@@ -28,7 +29,7 @@ from rekontext.engine.canvas import stretch
 from rekontext.engine.outlook import Outlook
 from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Opening
-from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess
+from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess, Released
 from rekontext.fleet.profile import to_profile
 
 FAILURES_MAX: Final = 5
@@ -76,6 +77,7 @@ class ProcessFleet:
                 retry_s=retry_s,
                 silent_s_max=silent_s_max,
                 on_change=self._look,
+                on_idle=self._share,
                 command=command,
             )
             for name in devices
@@ -159,7 +161,7 @@ class ProcessFleet:
             process = await self._choose(request)
             try:
                 return await process.edit(request, came_s=came_s, on_progress=on_progress)
-            except DeviceFailed:  # it wasn't handed over: another one runs it, or this one later
+            except (DeviceFailed, Released):  # no step of it was run: another one runs it, or this one later
                 await asyncio.sleep(0)
 
     def estimate(self, request: EditRequest) -> Estimate:
@@ -209,6 +211,14 @@ class ProcessFleet:
             if self._usable():
                 return min(self._estimates(request), key=_comes_after)[1]
             await changed.wait()
+
+    def _share(self, idle: EngineProcess) -> None:
+        """A device has nothing to do: it gets an edit of the one that has most, unless it has failed at its last."""
+        if idle.faults or self._is_closed:
+            return
+        for process in sorted(self._processes, key=lambda each: each.load_s, reverse=True):
+            if process is not idle and process.release():
+                return
 
     def _look(self) -> None:
         """A device changed."""
