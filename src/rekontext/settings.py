@@ -83,9 +83,7 @@ class Settings(BaseSettings):
     idle_s: float | None = Field(
         default=None, ge=1, le=30 * _DAY, description="a device without work for so long gives its memory back"
     )
-    standby: bool = Field(
-        default=True, description="such a device keeps a process ready on the host: it wakes sooner"
-    )
+    standby: bool = Field(default=True, description="such a device keeps a process ready on the host: it wakes sooner")
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")

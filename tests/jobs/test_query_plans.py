@@ -11,12 +11,13 @@ from sqlalchemy import Connection, Select, bindparam, event, insert, select, tex
 
 from rekontext.accounts import keys, ledger
 from rekontext.database import Database
-from rekontext.database.tables import jobs, webhook_deliveries, webhook_endpoints
+from rekontext.database.tables import api_keys, jobs, webhook_deliveries, webhook_endpoints
 from rekontext.jobs import endpoints, idempotency, statements, sweeper, webhooks
 from tests.jobs.office import ALICE, BOB, Office
 
 HISTORY = 4000
 ENDPOINTS = 100
+KEYS = 100
 
 
 @pytest.fixture
@@ -30,11 +31,29 @@ def full(database: Database) -> Office:
         ended = {"state": "COMPLETED", "outputs": [], "finished_at": now, "files_until": None}
         waiting = {"state": "QUEUED", "outputs": None, "finished_at": None, "files_until": None}
         tx.execute(
+            insert(api_keys),
+            [
+                {
+                    "id": f"key-{number}",
+                    "account_id": ALICE,
+                    "name": "",
+                    "digest": str(number),
+                    "hint": "",
+                    "scopes": [],
+                    "sync_response": "json",
+                    "created_at": now,
+                    "revoked_at": now,
+                }
+                for number in range(KEYS)
+            ],
+        )
+        tx.execute(
             insert(jobs),
             [
                 {
                     "id": f"job-{number}",
                     "account_id": ALICE,
+                    "key_id": f"key-{number % KEYS}",
                     "model": "m",
                     "price_micros": 0,
                     "parameters": {},
@@ -156,6 +175,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ),
     ("old inputs", sweeper.INPUTS, {"before": NOW - timedelta(days=1), "limit": 4, "skipped": 0}, "ix_jobs_inputs"),
     ("old files", sweeper.FILES, {"now": NOW, "limit": 4, "skipped": 0}, "ix_jobs_files"),
+    ("closed keys", sweeper.CLOSED_KEYS, {"before": NOW, "limit": 4}, "ix_jobs_key"),
     ("old records", sweeper.RECORDS, {"before": NOW - timedelta(days=1), "limit": 4}, "ix_jobs_finished"),
 ]
 

@@ -200,6 +200,7 @@ jobs = Table(
     _partial("ix_jobs_inputs", "finished_at", where="finished_at IS NOT NULL AND input_key IS NOT NULL"),
     _partial("ix_jobs_files", "files_until", where="files_until IS NOT NULL"),
     Index("ix_jobs_history", "account_id", "number"),
+    Index("ix_jobs_key", "key_id"),
 )
 
 workers = Table(

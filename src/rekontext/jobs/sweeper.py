@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, func, select, update
+from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, exists, func, select, update
 
 from rekontext.database import Database
 from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
@@ -78,7 +78,7 @@ CLOSED_KEYS: Final = (
     .where(
         (api_keys.c.revoked_at <= bindparam("before", type_=api_keys.c.revoked_at.type))
         | (api_keys.c.expires_at <= bindparam("before", type_=api_keys.c.expires_at.type)),
-        api_keys.c.id.not_in(select(jobs.c.key_id).where(jobs.c.key_id.is_not(None)).distinct()),
+        ~exists().where(jobs.c.key_id == api_keys.c.id),
     )
     .limit(bindparam("limit"))
 )
