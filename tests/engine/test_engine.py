@@ -272,6 +272,12 @@ def test_values_out_of_range_are_refused_by_name(engine: Engine, values: dict[st
         engine.edit(PHOTO, "night", **values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("photo", ["photo.jpg", Path("photo.jpg"), np.zeros((8, 8, 3), dtype=np.uint8)])
+def test_what_is_no_picture_is_refused_by_its_kind(engine: Engine, photo: object) -> None:
+    with pytest.raises(EditRefused, match=rf"photo is a {type(photo).__name__}: it must be a PIL\.Image\.Image"):
+        engine.edit(photo, "night")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta"])
 def test_unknown_devices_are_refused_by_name(device: str) -> None:
     with pytest.raises(EditRefused, match=f"device is '{device}'"):

@@ -36,7 +36,8 @@ class _Bomb:
 
 
 class ObedientFleet(LocalFleet):
-    """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads; "clinging", which never ends.
+    """Models: "good"; "bad", which can't be loaded; "mortal", which dies while it loads; "clinging", which never ends;
+    "slow", which is loaded when a file "go" is in the cache folder.
 
     A device whose name is that of a file in the cache folder can't be loaded either. Of prompts, "die" kills the
     process, "die FILE" only if there is no such file yet, "wait FILE" goes on when there is one, "refuse" and "fail"
@@ -68,6 +69,8 @@ class ObedientFleet(LocalFleet):
             folder and self._opening.device and (folder / self._opening.device).exists()
         ):
             raise ValueError("the model is bad")
+        while self._opening.model == "slow" and folder and not (folder / "go").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         if self._opening.model == "mortal":
             os.kill(os.getpid(), signal.SIGKILL)
         self._is_started = True

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import structlog
 from PIL import Image
 
 from rekontext.contract import (
@@ -440,6 +441,20 @@ async def test_a_device_that_sleeps_is_woken_when_the_others_have_too_much_to_do
         await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
         go.touch()
         assert len({process_of(result) for result in await asyncio.gather(*edits)}) == 2
+
+
+async def test_a_start_that_takes_long_is_told_of_again_and_again(tmp_path: Path) -> None:
+    """It may be a download, or a driver that hangs: only somebody who looks can tell."""
+    with structlog.testing.capture_logs() as lines:
+        fleet = fleet_of("a", model="slow", folder=tmp_path, silent_s_max=0.05)
+        starting = asyncio.create_task(fleet.start())
+        await until(lambda: len(lines) >= 2)
+        (tmp_path / "go").touch()
+        async with asyncio.timeout(SOON_S):
+            await starting
+        await fleet.close()
+    assert {(line["event"], line["device"]) for line in lines[:-1]} == {("device_starts_long", "a")}
+    assert lines[-1]["event"] == "device_ready"
 
 
 async def test_a_model_that_can_not_be_loaded_stops_the_start() -> None:

@@ -32,6 +32,7 @@ from rekontext.contract import (
     Acceleration,
     AspectRatio,
     DeadlineUnmeetable,
+    EditRefused,
     EditRequest,
     EditResult,
     Estimate,
@@ -224,8 +225,12 @@ class Engine:
             An RGB picture of one of the model's own sizes.
 
         Raises:
-            EditRefused: a value is out of its range.
+            EditRefused: a value is out of its range, or `photo` is no picture.
         """
+        if photo is not None and not isinstance(photo, Image.Image):
+            raise EditRefused(
+                f"photo is a {type(photo).__name__}: it must be a PIL.Image.Image (PIL.Image.open reads a file) or None"
+            )
         request = EditRequest(
             id="",
             prompt=prompt,

@@ -335,7 +335,7 @@ class EngineProcess:
             return
         channel = self._channel = child.channel
         self._silence, self._silent_s = None, 0.0
-        watching = asyncio.create_task(self._end_if_silent(child))
+        watching = asyncio.create_task(self._watch(child))
         try:
             channel.post(self._opening)
             while (fault := self._hear(await channel.receive())) is None:
@@ -358,11 +358,21 @@ class EngineProcess:
                 await ending
                 raise
 
-    async def _end_if_silent(self, child: Child) -> None:
-        """Have an end of a process that hangs: whoever hands it work would wait for as long as an attempt may take."""
+    async def _watch(self, child: Child) -> None:
+        """Tell of a start that takes long, and have an end of a process that hangs.
+
+        Whoever hands that one work would wait for as long as an attempt may take.
+        """
         look_s = self._silent_s_max / _LOOKS_PER_SILENCE
+        starting_s = 0.0
         while True:
             await asyncio.sleep(look_s)
+            if self.state == "starting":  # a download or a compilation may take long: only somebody who looks can tell
+                starting_s += look_s
+                if starting_s > self._silent_s_max:
+                    since_s = round(time.monotonic() - self._state_since_s)
+                    _log.warning("device_starts_long", device=self.label, since_s=since_s)
+                    starting_s = 0.0
             steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
             # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
             self._silent_s = self._silent_s + look_s if steps_s else 0.0
