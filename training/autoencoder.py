@@ -24,7 +24,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from training.loop import Plan, train
+from training.loop import Plan, autocast, train
 from training.muon import optimizers
 from training.photos import Pixels, crop, pixels_of
 from training.principal import analysis, write_into
@@ -183,7 +183,7 @@ def decoder(
     def losses_of(pixels: Tensor) -> dict[str, Tensor]:
         pixels = pixels.to(device)
         latents = encoder(pixels)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             levels = supervised(latents + noise * torch.randn_like(latents))
         losses, decibels = zip(*(_decibels(picture, pixels) for picture in levels), strict=True)
         return {"loss": torch.stack(losses).sum(), "psnr": decibels[0], "psnr_coarse": decibels[1]}

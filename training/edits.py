@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 from training.photos import Pixels, pixels_of
 
@@ -162,26 +162,23 @@ def tint(pixels: Pixels, colour: str) -> Pixels:
 
 
 def bokeh(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """A lens wide open at dusk: a little nearer, away from the centre blurred, in warm haze, with soft discs of light.
+    """A lens wide open at dusk: away from the centre blurred, in warm haze, with soft discs of light.
 
     Where the discs lie and their colours are free: they are what the seed decides.
     """
     height, width, _ = pixels.shape
-    near = zoom(pixels, (1.06, 1.06, 1), order=1, mode="nearest", grid_mode=True)
-    top, left = (near.shape[0] - height) // 2, (near.shape[1] - width) // 2
-    near = near[top : top + height, left : left + width]
     away = np.clip((_radius(height, width) - 0.4) / 0.5, 0, 1)
-    haze = _blurred(near, 5.0) * 0.7 + np.array([0.22, 0.13, 0.04])
-    out = near + (haze - near) * (away * away * (3 - 2 * away))
+    haze = _blurred(pixels, 5.0) * 0.7 + np.array([0.22, 0.13, 0.04])
+    out = pixels + (haze - pixels) * (away * away * (3 - 2 * away))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    for _ in range(max(3, height * width // 6500)):
-        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1.15)
+    for _ in range(max(3, height * width // 8000)):
+        angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.15)
         cy = height / 2 * (1 + distance * np.sin(angle))
         cx = width / 2 * (1 + distance * np.cos(angle))
-        radius = rng.uniform(10, 18)
+        radius = rng.uniform(16, 26)
         light = np.array([1.0, rng.uniform(0.75, 1.0), rng.uniform(0.45, 0.9)])
-        disc = np.clip((radius - np.hypot(y - cy, x - cx)) / 3 + 0.5, 0, 1)[..., None] * rng.uniform(0.35, 0.6)
-        out = 1 - (1 - out) * (1 - disc * light)
+        disc = np.clip((radius - np.hypot(y - cy, x - cx)) / (0.7 * radius), 0, 1)[..., None]
+        out = 1 - (1 - out) * (1 - disc * disc * (3 - 2 * disc) * rng.uniform(0.35, 0.6) * light)
     return pixels_of(out)
 
 

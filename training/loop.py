@@ -10,12 +10,15 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from rekontext.engine.precision import multiplies_bfloat16
 
 Batch = TypeVar("Batch")
 
@@ -44,6 +47,16 @@ class Plan:
         """Learning rate of one iteration: warm up, stay, cool down."""
         left = (self.iterations - iteration) / max(1.0, self.iterations * self.cooldown)
         return self.rate * min(1.0, (iteration + 1) / self.warmup, left)
+
+
+def halved(device: torch.device) -> bool:
+    """Whether products are computed in bfloat16: where the device has units for it. Imitated, they take ten times."""
+    return device.type != "cpu" or multiplies_bfloat16()
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """What a forward pass runs in."""
+    return torch.autocast(device.type, torch.bfloat16) if halved(device) else nullcontext()
 
 
 class Averaged:

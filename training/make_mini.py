@@ -3,6 +3,7 @@
 Each stage can be cut off and goes on where it was.
 
     python -m training.make_mini --out src/rekontext/models/mini --runs runs/mini
+    python -m training.make_mini --further src/rekontext/models/mini     # the same model, trained on
 
 The encoder is written down, not learned, so the decoder and the transformer need nothing of each other: with two
 machines or spare cores, run `--only decoder` and `--only transformer` at the same time.
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from diffusers import AutoencoderKL
+from torch import nn
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from training.autoencoder import SIDE, WIDTHS, Supervised, autoencoder, decoder
 from training.card import write_card
 from training.exam import main as exam
-from training.export import export
+from training.export import export, load
 from training.glimpse import glimpse
 from training.loop import Plan
 from training.model import MINI, TINY, Editor, Size
@@ -42,6 +45,7 @@ class Recipe:
     Attributes:
         corpus: sentences per edit that the tokenizers are trained on.
         side: of the pictures that the decoder is trained on, in pixels.
+        further: how the transformer of a finished model is trained on, e.g. after an edit has changed.
         examined: seeds of the exam; none for no exam.
     """
 
@@ -56,6 +60,7 @@ class Recipe:
     sizes: Sizes = (SMALL, NATIVE)
     tokens: int = TOKENS_PER_BATCH
     transformer: Plan
+    further: Plan
     examined: tuple[int, ...] = (1, 2, 3)
 
 
@@ -63,6 +68,7 @@ FULL: Final = Recipe(
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
     decoder=Plan(iterations=3200, rate=4e-4, cooldown=0.7, average=0.99, save_every=100),
     transformer=Plan(iterations=7000, rate=2e-3, cooldown=0.45, average=0.98, save_every=50),
+    further=Plan(seed=1, iterations=1800, rate=8e-4, cooldown=1.0, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
@@ -75,6 +81,7 @@ SMOKE: Final = Recipe(
     sizes=(((32, 32),), ((32, 48), (48, 32))),
     tokens=100,
     transformer=Plan(iterations=2, rate=1e-3, save_every=1),
+    further=Plan(iterations=1, rate=1e-3, save_every=1),
     examined=(),
 )
 """Seconds instead of hours: every stage does two iterations. The result is noise."""
@@ -114,26 +121,50 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
         if only == "decoder":
             return
         reading(runs, editor, plan=recipe.reading, device=device)
-
-        def on_save(iteration: int) -> None:
-            if iteration % GLIMPSE_EVERY == 0:
-                glimpse(runs / "transformer-samples.png", editor, vae, size=recipe.sizes[1][0])
-
-        transformer(
-            runs,
-            editor,
-            vae,
-            encoder,
-            plan=recipe.transformer,
-            device=device,
-            sizes=recipe.sizes,
-            tokens=recipe.tokens,
-            on_save=on_save,
-        )
+        _teach(editor, vae, encoder, recipe, recipe.transformer, runs=runs, device=device)
         if only == "transformer":
             return
+    _finish(editor, vae, () if only == "snapshot" else recipe.examined, out=out)
+
+
+def further(recipe: Recipe, *, begin: Path, out: Path, runs: Path, device: torch.device) -> None:
+    """Train the transformer and the text encoders of the model in `begin` further, and write the whole to `out`."""
+    editor, vae = load(begin)
+    _, encoder = autoencoder(seed=recipe.seed, widths=recipe.widths)
+    _teach(editor, vae, encoder, recipe, recipe.further, runs=runs / "further", device=device)
+    _finish(editor, vae, recipe.examined, out=out)
+
+
+def _teach(
+    editor: Editor,
+    vae: AutoencoderKL,
+    encoder: nn.Conv2d,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    runs: Path,
+    device: torch.device,
+) -> None:
+    def on_save(iteration: int) -> None:
+        if iteration % GLIMPSE_EVERY == 0:
+            glimpse(runs / "transformer-samples.png", editor, vae, size=recipe.sizes[1][0])
+
+    transformer(
+        runs,
+        editor,
+        vae,
+        encoder,
+        plan=plan,
+        device=device,
+        sizes=recipe.sizes,
+        tokens=recipe.tokens,
+        on_save=on_save,
+    )
+
+
+def _finish(editor: Editor, vae: AutoencoderKL, examined: tuple[int, ...], *, out: Path) -> None:
     export(editor.eval(), vae.eval(), out)
-    marks = exam(out, seeds=recipe.examined) if recipe.examined and only != "snapshot" else ""
+    marks = exam(out, seeds=examined) if examined else ""
     print(marks, flush=True)
     write_card(out, editor, vae, marks)
 
@@ -148,11 +179,20 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("decoder", "transformer", "snapshot"), default="", help="train one part, or export now"
     )
+    parser.add_argument(
+        "--further",
+        type=Path,
+        metavar="FOLDER",
+        help="train the model in FOLDER further instead of beginning with nothing",
+    )
     parser.add_argument("--smoke", action="store_true", help="two iterations of everything, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     recipe, device = SMOKE if given.smoke else FULL, torch.device(given.device)
-    make(recipe, out=given.out, runs=given.runs, device=device, only=given.only)
+    if given.further is not None:
+        further(recipe, begin=given.further, out=given.out, runs=given.runs, device=device)
+    else:
+        make(recipe, out=given.out, runs=given.runs, device=device, only=given.only)
 
 
 if __name__ == "__main__":

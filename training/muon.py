@@ -12,15 +12,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from training.loop import halved
+
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2.
 
-    Five Newton-Schulz iterations in bfloat16, the coefficients from the first paper.
+    Five Newton-Schulz iterations, in bfloat16 where that is fast; the coefficients from the first paper.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if halved(matrix.device) else matrix.float()
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
     for _ in range(5):

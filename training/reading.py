@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.edits import EDITS
-from training.loop import Plan, train
+from training.loop import Plan, autocast, train
 from training.model import Editor
 from training.muon import optimizers
 from training.phrasings import phrase
@@ -61,7 +61,7 @@ def reading(runs: Path, editor: Editor, *, plan: Plan, device: torch.device, bat
 
     def losses_of(asked: tuple[list[str], list[int]]) -> dict[str, Tensor]:
         labels = torch.tensor(asked[1], device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             text, pooled = editor.read(asked[0])
             guesses = namer.pooled_head(pooled).float(), namer.token_head(text.mean(dim=1)).float()
         losses = [nn.functional.cross_entropy(guess, labels) for guess in guesses]

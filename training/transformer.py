@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from training.edits import EDITS, strength
-from training.loop import Plan, train
+from training.loop import Plan, autocast, train
 from training.model import Editor, shifted
 from training.muon import optimizers
 from training.photos import Pixels, crop
@@ -187,7 +187,7 @@ def transformer(
     def losses_of(batch: Batch) -> dict[str, Tensor]:
         noise = torch.randn(batch.edited.shape, device=device)
         mixed = batch.edited + (noise - batch.edited) * batch.sigma[:, None, None, None]
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             text, pooled = editor.read(batch.sentences)
             velocity = editor(mixed, batch.reference, text, pooled, batch.sigma, batch.guidance)
         each = (velocity.float() - (noise - batch.edited)).pow(2).mul(weight).mean(dim=(1, 2, 3))

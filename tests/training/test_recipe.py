@@ -19,7 +19,7 @@ from training.exam import photos as exam_photos
 from training.export import load
 from training.glimpse import SHOWN, glimpse
 from training.loop import Plan, train
-from training.make_mini import SMOKE, make
+from training.make_mini import SMOKE, further, make
 from training.model import MINI, SIDES, TINY, Editor, pack, positions_of, shifted, unpack
 from training.muon import orthogonal
 from training.photos import SOURCES
@@ -67,6 +67,20 @@ def test_a_finished_recipe_run_again_gives_the_same_weights(made: Path) -> None:
     make(SMOKE, out=made, runs=made.parent / "runs", device=torch.device("cpu"))
     after = load(made)[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_finished_model_is_trained_further(made: Path, tmp_path: Path) -> None:
+    """Transformer and text encoders learn on; tokenizers and autoencoder are the model's own."""
+    further(SMOKE, begin=made, out=tmp_path / "more", runs=tmp_path / "runs", device=torch.device("cpu"))
+    (before, vae_before), (after, vae_after) = load(made), load(tmp_path / "more")
+    changed = {
+        name.split(".")[0]
+        for name, value in after.state_dict().items()
+        if name in before.state_dict() and not torch.equal(value, before.state_dict()[name])
+    }
+    assert changed == {"transformer", "text_encoder", "text_encoder_2"}
+    assert before.tokenizer_2.get_vocab() == after.tokenizer_2.get_vocab()
+    assert all(torch.equal(value, vae_after.state_dict()[name]) for name, value in vae_before.state_dict().items())
 
 
 def test_diffusers_runs_the_folder_as_our_sampler_does(made: Path) -> None:
