@@ -98,7 +98,7 @@ class EngineProcess:
         name: the device's: "cpu", "cuda" or "cuda:N"; empty leaves the choice to the engine.
         opening: what the engine is opened with; its device is `name`.
         idle_s: a process without work for so long is ended; None keeps it.
-        standby: whether the next one, with everything imported and nothing loaded, then stands by.
+        standby: whether the next one, with the engine imported and no device touched, then stands by.
         retry_s: until a process that failed is started again; twice as long each time, up to a minute.
         silent_s_max: a process that has work and tells of nothing for so long is killed.
         on_change: called after each change of `state`.
@@ -111,8 +111,8 @@ class EngineProcess:
         faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
         fault: why the device failed last.
         card: the model, once it was loaded.
-        loading_s: how long it takes from no process to a loaded model.
-        opening_s: how much of that the model takes, once everything is imported.
+        importing_s: how long it takes from no process to one that has imported the engine.
+        opening_s: how long the model took last, from there.
         outlook: what is known of its edits; None before any device was ready.
     """
 
@@ -135,7 +135,7 @@ class EngineProcess:
         self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
-        self.loading_s = self.opening_s = 0.0
+        self.importing_s = self.opening_s = 0.0
         self.outlook: Outlook | None = None
         device, self._environment = _placed(name, os.environ)
         self._opening = replace(opening, device=device)
@@ -179,7 +179,7 @@ class EngineProcess:
         """Believe of this device what is known of another with the same model, until it was ready itself."""
         if self.outlook is None and other.outlook is not None:
             self.outlook = other.outlook.emptied()
-            self.loading_s, self.opening_s = other.loading_s, other.opening_s
+            self.importing_s, self.opening_s = other.importing_s, other.opening_s
             self._keep_standby()
 
     async def until_ready(self) -> None:
@@ -307,14 +307,15 @@ class EngineProcess:
 
     async def _stood_by(self) -> Child | None:
         """The process that stood by, if there is one that still does."""
-        standby, self._standby = self._standby, None
-        if standby is None:
+        if self._standby is None:
             return None
         try:
-            child = await standby
-        except OSError as error:
-            _log.warning("standby_lost", device=self.label, fault=str(error))
+            child = await asyncio.shield(self._standby)  # if we are cancelled, it is still there for `run` to end
+        except Exception as error:
+            self._standby = None
+            _log.warning("standby_lost", device=self.label, fault=f"{type(error).__name__}: {error}")
             return None
+        self._standby = None
         if child.is_alive:
             return child
         _log.warning("standby_lost", device=self.label, fault=await child.death())
@@ -329,7 +330,9 @@ class EngineProcess:
         try:
             child = await self._stood_by()
             self._is_from_nothing = child is None
-            child = child or await self._spawn()
+            if child is None:
+                self._ready_due_s = self._state_since_s + self.importing_s + self.opening_s
+                child = await self._spawn()
         except Exception as error:
             self._lose(error)
             return
@@ -413,7 +416,7 @@ class EngineProcess:
                 started_s = time.monotonic() - self._state_since_s
                 self.opening_s = message.opening_s
                 if self._is_from_nothing:
-                    self.loading_s = started_s
+                    self.importing_s = max(started_s - message.opening_s, 0.0)
                 _log.info("device_ready", device=self.label, loading_s=round(started_s, 1))
             case Looked():
                 self._look(message)
@@ -522,9 +525,17 @@ class EngineProcess:
 
     def _start_takes_s(self, now_s: float) -> float:
         """Seconds from now to a loaded model, for a device that sleeps."""
-        if self._standby is None:
-            return self.loading_s
-        return max(self.opening_s, self.loading_s - (now_s - self._standby_since_s))
+        importing_s = self.importing_s
+        if self._stands_by():
+            importing_s = max(importing_s - (now_s - self._standby_since_s), 0.0)
+        return importing_s + self.opening_s
+
+    def _stands_by(self) -> bool:
+        """Whether the next process is there, or is being made."""
+        standby = self._standby
+        if standby is None or not standby.done():
+            return standby is not None
+        return not standby.cancelled() and standby.exception() is None and standby.result().is_alive
 
 
 def _later(request: EditRequest, waited_s: float, *, work_s: float) -> EditRequest:

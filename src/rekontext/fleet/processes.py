@@ -43,7 +43,7 @@ class ProcessFleet:
     Args:
         devices: their names; an empty one leaves the choice to the engine.
         idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
-        standby: whether a device that gave its memory back keeps a process that has everything imported: on the host
+        standby: whether a device that gave its memory back keeps a process that has imported the engine: on the host
             that takes some 400 MB, and waking takes as long as loading the model does.
         retry_s, silent_s_max, command: as `EngineProcess` takes them.
         model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
