@@ -68,7 +68,7 @@ FULL: Final = Recipe(
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
     decoder=Plan(iterations=3200, rate=4e-4, cooldown=0.7, average=0.99, save_every=100),
     transformer=Plan(iterations=7000, rate=2e-3, cooldown=0.45, average=0.98, save_every=50),
-    further=Plan(seed=1, iterations=1800, rate=8e-4, cooldown=1.0, average=0.98, save_every=50),
+    further=Plan(seed=1, iterations=1300, rate=8e-4, cooldown=1.0, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,

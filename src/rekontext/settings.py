@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     keep_idempotency_keys_s: Kept = _DAY
 
     body_bytes_max: int = Field(default=32 * _MIB, ge=1024, le=2**31)
+    uploads_bytes_max: int = Field(
+        default=2048 * _MIB, ge=1024, le=2**50, description="of all uploads of an account that are kept"
+    )
     picture_bytes_max: int = Field(default=20 * _MIB, ge=1024, le=2**31)
     picture_pixels_max: int = Field(default=50_000_000, ge=1, le=89_000_000)
     codec_threads: int = Field(default=2, ge=1, le=64, description="threads that decode and encode pictures")

@@ -50,7 +50,7 @@ async def test_an_upload_that_cannot_be_written_down_leaves_nothing_behind(
 ) -> None:
     """Unless it may be written down all the same: then its picture stays, and the sweeper looks an hour later."""
 
-    def broken(_tx: object, _asset: object) -> None:
+    def broken(_tx: object, _asset: object, **_: object) -> None:
         raise fault
 
     monkeypatch.setattr(assets, "add", broken)
@@ -65,7 +65,7 @@ async def test_a_store_that_keeps_what_belongs_to_nobody_hides_no_reason(
 ) -> None:
     """The caller reads of the first fault, the log of both."""
 
-    def broken(_tx: object, _asset: object) -> None:
+    def broken(_tx: object, _asset: object, **_: object) -> None:
         raise DatabaseUnavailable("gone")
 
     async def stuck(_key: str) -> None:
@@ -142,6 +142,31 @@ async def test_our_own_links_are_read_in_process(client: httpx2.AsyncClient) -> 
     result = (await client.get(f"/v2/requests/{first.headers['x-request-id']}")).json()
     second = await client.post(V1, json=GOOD | {"input_image": result["output"]})
     assert Image.open(BytesIO(second.content)).size == (48, 32)
+
+
+async def test_an_account_that_keeps_too_many_uploads_is_told_so(make_studio: MakeStudio) -> None:
+    """What was written for the refused one is removed."""
+    most = max(1024, len(PHOTO))
+    kept = most // len(PHOTO)
+    studio = make_studio(uploads_bytes_max=most)
+    async with studio.open() as client:
+        for _ in range(kept):
+            assert (await client.post("/upload-asset", json={"data_urls": [URI]})).status_code == 200
+        answer = await client.post("/upload-asset", json={"data_urls": [URI]})
+        assert (answer.status_code, answer.json()["code"]) == (409, "uploads_full")
+        assert f"uploads have {kept * len(PHOTO)} bytes and may have {most}." in answer.json()["error"]
+        assert len([found async for found in studio.service.parts.objects.list("assets")]) == kept
+
+
+async def test_what_is_kept_of_a_photos_url_has_neither_password_nor_signature(client: httpx2.AsyncClient) -> None:
+    """It is shown in the history for a month, to operators too."""
+    [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+    link = link.replace("http://studio", "http://bob:hush@127.0.0.1:1")
+    answer = await client.post(V1, json=GOOD | {"input_image": link})
+    assert answer.status_code == 200, answer.text
+    shown = await client.get(f"/console/api/requests/{answer.headers['x-request-id']}")
+    assert shown.json()["parameters"]["input_image"] == link.partition("?")[0].replace("bob:hush@", "")
+    assert "hush" not in shown.text
 
 
 async def test_a_link_of_ours_is_ours_under_every_name_of_the_server(client: httpx2.AsyncClient) -> None:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
+
+from rekontext.database import AccountId
 from rekontext.jobs import assets
-from rekontext.jobs.assets import Asset
+from rekontext.jobs.assets import Asset, UploadsFull
 from rekontext.jobs.objects import asset_key
 from tests.jobs.office import ALICE, BOB, Office
+
+
+def upload(office: Office, name: str, *, account: AccountId = ALICE, size: int = 3, bytes_max: int = 6) -> Asset:
+    asset = Asset(
+        id=name,
+        account=account,
+        object_key=asset_key(name),
+        content_type="image/png",
+        file_name=f"{name}.png",
+        bytes=size,
+        created_at=office.clock.now(),
+    )
+    office.database.transact_sync(lambda tx: assets.add(tx, asset, bytes_max=bytes_max, kept_s=3600))
+    return asset
 
 
 def test_files_are_listed(office: Office) -> None:
@@ -13,16 +32,21 @@ def test_files_are_listed(office: Office) -> None:
     made = []
     for name in ("one", "two"):
         office.clock.advance(1)
-        asset = Asset(
-            id=name,
-            account=ALICE,
-            object_key=asset_key(name),
-            content_type="image/png",
-            file_name=f"{name}.png",
-            bytes=3,
-            created_at=office.clock.now(),
-        )
-        office.database.transact_sync(lambda tx, asset=asset: assets.add(tx, asset))  # type: ignore[misc]
-        made.append(asset)
+        made.append(upload(office, name))
     assert office.database.read_sync(lambda tx: assets.of_account(tx, ALICE)) == made[::-1]
     assert office.database.read_sync(lambda tx: assets.of_account(tx, BOB)) == []
+
+
+def test_an_account_keeps_so_many_bytes_and_no_more(office: Office) -> None:
+    """Uploads cost nothing: one account could fill the disk with them, and nobody's edits would be accepted."""
+    office.open_account(BOB)
+    upload(office, "one")
+    gone_at = office.clock.now() + timedelta(hours=1)
+    office.clock.advance(60)
+    upload(office, "two")
+    with pytest.raises(
+        UploadsFull, match=f"have 6 bytes and may have 6. The oldest of them goes at {gone_at:%Y-%m-%d %H:%M} UTC"
+    ):
+        upload(office, "three", size=1)
+    upload(office, "another's", account=BOB)
+    assert [asset.id for asset in office.database.read_sync(lambda tx: assets.of_account(tx, ALICE))] == ["two", "one"]

@@ -149,6 +149,20 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ("position", statements.AHEAD, {"turn": 1, "number": 50}, ("ix_jobs_turns", "ix_jobs_queue")),
     ("first turn", statements.FIRST_TURN, {}, "ix_jobs_turns"),
     ("highest turn", statements.HIGHEST_TURN, {}, "ix_jobs_turns"),
+    ("running", statements.RUNNING, {"limit": 4}, "ix_jobs_leases"),
+    ("waiting", statements.WAITING, {"limit": 4}, "ix_jobs_queue"),
+    (
+        "an account's running",
+        statements.RUNNING_OF,
+        {"account": ALICE, "limit": 4},
+        ("ix_jobs_in_flight", "ix_jobs_leases"),
+    ),
+    (
+        "an account's waiting",
+        statements.WAITING_OF,
+        {"account": ALICE, "limit": 1},
+        ("ix_jobs_in_flight", "ix_jobs_queue"),
+    ),
     ("oldest turn", statements.OLDEST_TURN, {}, "ix_jobs_queue"),
     (
         "last turn",

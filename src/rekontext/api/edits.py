@@ -290,11 +290,10 @@ class Edits:
         """
 
         def look(tx: Connection) -> list[tuple[Job, int | None]]:
-            running = queries.history(tx, account, states=(State.PROCESSING,), per_page=_LOOKED_AT_MAX).jobs
+            running = queries.running(tx, account, most=_LOOKED_AT_MAX)
             if running or account is None:  # in a full queue whoever waits ends later
                 return [(job, None) for job in running]
-            first = queries.history(tx, account, states=(State.QUEUED,), descending=False, per_page=1).jobs
-            return [(job, queries.ahead(tx, job)) for job in first]
+            return [(job, queries.ahead(tx, job)) for job in queries.waiting(tx, account, most=1)]
 
         found = await self._database.read(look)
         told = [self._forecast.of_job(job, ahead=ahead) for job, ahead in found]

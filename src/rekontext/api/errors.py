@@ -56,7 +56,15 @@ from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import IdempotencyKeyReused, JobRefused, JobUnknown, TooManyMessages, WebhookRefused, WebhookUnknown
+from rekontext.jobs import (
+    IdempotencyKeyReused,
+    JobRefused,
+    JobUnknown,
+    TooManyMessages,
+    UploadsFull,
+    WebhookRefused,
+    WebhookUnknown,
+)
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
 
 _log = structlog.get_logger(__name__)
@@ -247,6 +255,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
     CorrectionTooLarge: 409,
     NameTaken: 409,
     TooManyKeys: 409,
+    UploadsFull: 409,
     JobUnknown: 404,
     WebhookUnknown: 404,
     WebhookRefused: 400,

@@ -121,7 +121,9 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
     )
     await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
     try:
-        await parts.database.transact(lambda tx: assets.add(tx, asset))
+        await parts.database.transact(
+            lambda tx: assets.add(tx, asset, bytes_max=parts.limits.uploads_bytes_max, kept_s=parts.links.uploads_s)
+        )
     except Exception as fault:
         # In doubt it may be written down; the sweeper sees by and by.
         if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):

@@ -158,6 +158,7 @@ UPLOADED: Final[dict[int | str, dict[str, Any]]] = {
             }
         },
     },
+    409: {"model": ErrorBody, "description": "The account keeps as many uploads as it may."},
     **{status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429, 500, 503)},
 }
 

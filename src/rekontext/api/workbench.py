@@ -18,6 +18,7 @@ from rekontext.pictures import (
     decode,
     encode,
     inspect,
+    shown_address,
 )
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class PhotoRefused(EditRefused):
 
 
 def _shown_source(order: EditOrder) -> str:
-    """Where the picture came from, for its owner's history. Without the query, which may be a signature."""
+    """Where the picture came from, for its owner's history."""
     if order.photo_url is not None:
-        return order.photo_url.partition("?")[0][:_SHOWN_URL_CHARACTERS]
+        return shown_address(order.photo_url, most=_SHOWN_URL_CHARACTERS)
     return f"({order.photo.format}, {order.photo.width}x{order.photo.height}, {len(order.photo.data)} bytes)"

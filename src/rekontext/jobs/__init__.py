@@ -4,7 +4,7 @@
 """
 
 from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage, workers
-from rekontext.jobs.assets import Asset
+from rekontext.jobs.assets import Asset, UploadsFull
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
 from rekontext.jobs.endpoints import Delivery, Endpoint, TooManyMessages, WebhookRefused, WebhookUnknown
@@ -78,6 +78,7 @@ __all__ = [
     "Swept",
     "TooManyInFlight",
     "TooManyMessages",
+    "UploadsFull",
     "WebhookRefused",
     "WebhookUnknown",
     "Workbench",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, insert, select
+from sqlalchemy import Connection, RowMapping, func, insert, select
 
+from rekontext.accounts import registry
 from rekontext.database import AccountId
 from rekontext.database.tables import assets
+from rekontext.jobs.errors import JobRefused
 
 PAGE_MAX: Final = 200
 
@@ -27,8 +29,39 @@ class Asset:
     created_at: datetime
 
 
-def add(tx: Connection, asset: Asset) -> None:
-    """Write down a file whose bytes are stored already."""
+class UploadsFull(JobRefused):
+    """The account keeps as many bytes of uploads as it may."""
+
+    code = "uploads_full"
+
+    def __init__(self, *, kept: int, most: int, first_goes_at: datetime) -> None:
+        super().__init__(
+            f"This account's uploads have {kept} bytes and may have {most}. The oldest of them goes at "
+            f"{first_goes_at:%Y-%m-%d %H:%M} UTC; until then send the picture as input_image itself."
+        )
+
+
+def add(tx: Connection, asset: Asset, *, bytes_max: int, kept_s: float) -> None:
+    """Write down a file whose bytes are stored already.
+
+    Args:
+        bytes_max: of all files of the account, this one included.
+        kept_s: how long files are kept.
+
+    Raises:
+        UploadsFull: they would have more. Then this file's bytes belong to nobody.
+        AccountUnknown: there is no such account.
+    """
+    # The lock makes uploads of one account come one after the other, which makes the sum exact.
+    registry.lock(tx, asset.account)
+    kept, oldest = tx.execute(
+        select(func.coalesce(func.sum(assets.c.bytes), 0), func.min(assets.c.created_at)).where(
+            assets.c.account_id == asset.account
+        )
+    ).one()
+    if kept + asset.bytes > bytes_max:
+        first_goes_at = (oldest or asset.created_at) + timedelta(seconds=kept_s)
+        raise UploadsFull(kept=int(kept), most=bytes_max, first_goes_at=first_goes_at)
     values = vars(asset) | {"account_id": asset.account}
     del values["account"]
     tx.execute(insert(assets).values(**values))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, or_, select
 
 from rekontext.database import AccountId, JobId
 from rekontext.database.tables import jobs
@@ -92,6 +92,21 @@ def unfinished_by_state(tx: Connection) -> dict[State, int]:
     """How many jobs wait and how many run, for the metrics."""
     counted = {State(row.state): int(row.how_many) for row in tx.execute(statements.COUNT_BY_STATE)}
     return {state: counted.get(state, 0) for state in (State.QUEUED, State.PROCESSING)}
+
+
+def running(tx: Connection, account: AccountId | None, *, most: int) -> list[Job]:
+    """Jobs in work, of this account or, for None, of all."""
+    return _unfinished(tx, statements.RUNNING if account is None else statements.RUNNING_OF, account, most)
+
+
+def waiting(tx: Connection, account: AccountId | None, *, most: int) -> list[Job]:
+    """Jobs that wait, in the order in which they came, of this account or, for None, of all."""
+    return _unfinished(tx, statements.WAITING if account is None else statements.WAITING_OF, account, most)
+
+
+def _unfinished(tx: Connection, statement: Select[Any], account: AccountId | None, most: int) -> list[Job]:
+    of = {} if account is None else {"account": account}
+    return [from_row(row) for row in tx.execute(statement, {"limit": most, **of}).mappings()]
 
 
 @dataclass(frozen=True, kw_only=True)

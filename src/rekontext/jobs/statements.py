@@ -69,6 +69,15 @@ EXPIRED: Final = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+RUNNING: Final = select(jobs).where(is_state(State.PROCESSING)).order_by(jobs.c.lease_until).limit(bindparam("limit"))
+WAITING: Final = select(jobs).where(is_state(State.QUEUED)).order_by(jobs.c.number).limit(bindparam("limit"))
+# Both conditions for SQLite, as in LAST_TURN.
+_OF_ACCOUNT: Final = select(jobs).where(
+    jobs.c.account_id == bindparam("account"), is_state(State.QUEUED, State.PROCESSING)
+)
+RUNNING_OF: Final = _OF_ACCOUNT.where(is_state(State.PROCESSING)).limit(bindparam("limit"))
+# A sum, or SQLite would walk through the account's whole history to save the sorting.
+WAITING_OF: Final = _OF_ACCOUNT.where(is_state(State.QUEUED)).order_by(jobs.c.number + 0).limit(bindparam("limit"))
 COUNT_BY_STATE: Final = (
     select(jobs.c.state, func.count().label("how_many"))
     .where(is_state(State.QUEUED, State.PROCESSING))

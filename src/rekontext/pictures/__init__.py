@@ -10,7 +10,7 @@ from rekontext.pictures.encode import (
     OutputFormat,
     encode,
 )
-from rekontext.pictures.fetch import Fetcher
+from rekontext.pictures.fetch import Fetcher, shown_address
 from rekontext.pictures.guard import AddressRefused, AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 from rekontext.pictures.source import PhotoReader, Shortcut, is_url
@@ -58,5 +58,6 @@ __all__ = [
     "is_url",
     "open_store",
     "reason",
+    "shown_address",
     "sniff",
 ]

@@ -61,11 +61,11 @@ class Fetcher:
             async with asyncio.timeout(self._timeout_s):
                 return await self._follow(address, bytes_max)
         except TimeoutError as fault:
-            raise PictureUnreachable(f"{_shown(address)} did not answer within {self._timeout_s:g} s") from fault
+            raise PictureUnreachable(f"{shown_address(address)} did not answer within {self._timeout_s:g} s") from fault
         except PictureRefused:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell
-            raise PictureUnreachable(f"{_shown(address)} can't be fetched: {reason(fault)}") from fault
+            raise PictureUnreachable(f"{shown_address(address)} can't be fetched: {reason(fault)}") from fault
 
     async def _follow(self, address: str, bytes_max: int) -> bytes:
         url = _parse(address)
@@ -75,11 +75,13 @@ class Fetcher:
                     url = _parse(answer.headers["location"], base=url)
                     continue
                 if answer.status != 200:
-                    raise PictureUnreachable(f"{_shown(str(url))} answered {answer.status}, not 200")
+                    raise PictureUnreachable(f"{shown_address(str(url))} answered {answer.status}, not 200")
                 if answer.headers.get("content-encoding", "identity").lower() != "identity":
-                    raise PictureUnreachable(f"{_shown(str(url))} answered with a compressed body, which is not read")
+                    raise PictureUnreachable(
+                        f"{shown_address(str(url))} answered with a compressed body, which is not read"
+                    )
                 return await _body(answer, bytes_max)
-        raise PictureUnreachable(f"{_shown(address)} redirects more than {self._redirects_max} times")
+        raise PictureUnreachable(f"{shown_address(address)} redirects more than {self._redirects_max} times")
 
 
 def _parse(text: str, *, base: URL | None = None) -> URL:
@@ -89,14 +91,14 @@ def _parse(text: str, *, base: URL | None = None) -> URL:
         url = url if base is None else base.join(url)
         valid = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
     except ValueError as fault:
-        raise PictureUnreachable(f"{_shown(text)} is not a valid URL") from fault
+        raise PictureUnreachable(f"{shown_address(text)} is not a valid URL") from fault
     if not valid:
-        raise PictureUnreachable(f"{_shown(text)} is not a complete http or https URL")
+        raise PictureUnreachable(f"{shown_address(text)} is not a complete http or https URL")
     return url
 
 
 async def _body(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    too_large = PictureTooLarge(f"the picture at {_shown(str(answer.url))} has more than {bytes_max} bytes")
+    too_large = PictureTooLarge(f"the picture at {shown_address(str(answer.url))} has more than {bytes_max} bytes")
     if (answer.content_length or 0) > bytes_max:
         raise too_large
     body = bytearray()
@@ -107,9 +109,9 @@ async def _body(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
     return bytes(body)
 
 
-def _shown(address: str) -> str:
-    """An address for a message: short, and without the password or signature that it may carry."""
+def shown_address(address: str, *, most: int = 120) -> str:
+    """An address to be shown or kept: at most so many characters, without the password or signature in it."""
     bare = address.partition("?")[0]
     scheme, separator, rest = bare.partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:120]
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:most]

@@ -19,7 +19,7 @@ from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId
-from rekontext.jobs import Job, State, history, queries, unfinished_by_state, workers
+from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
 
 _SHOWN_MAX: Final = 100
@@ -113,8 +113,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         await parts.caller(request, "admin")
 
         def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]], list[Worker]]:
-            unfinished = (State.QUEUED, State.PROCESSING)
-            found = history(tx, None, states=unfinished, descending=False, per_page=_SHOWN_MAX).jobs
+            unfinished = [*queries.running(tx, None, most=_SHOWN_MAX), *queries.waiting(tx, None, most=_SHOWN_MAX)]
+            found = sorted(unfinished, key=lambda job: job.number)[:_SHOWN_MAX]
             places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
             return unfinished_by_state(tx), places, workers.alive(tx, since=parts.dispatcher.alive_since)
 
