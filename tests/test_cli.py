@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 from typing import Final
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -122,6 +123,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["edit", "text.jpg", "x", "-o", "a.png"], "text.jpg: the bytes are no jpeg, png, gif or webp picture"),
         (["edit", "http://127.0.0.1:1/a.png", "x", "-o", "a.png"], "can't be fetched"),
         (["edit", "photo.jpg", "x", "-o", "a.png", "--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["gallery", "a.png", "--photo", "none.jpg"], "there is no file none.jpg"),
+        (["gallery", "a.png", "--photo", "text.jpg"], "text.jpg: the bytes are no jpeg, png, gif or webp picture"),
+        (["gallery", "a.png", "--photo", "photo.jpg", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["serve", "--port", "99999"], "--port is 99999, which is wrong"),
     ],
 )
@@ -165,6 +169,36 @@ def test_edit_is_repeatable_by_its_seed(run: Run, model: str) -> None:
     assert Path("one.jpg").read_bytes() == Path("two.jpg").read_bytes()
     with Image.open("one.jpg") as written:
         assert (written.format, written.width) == ("PNG", written.height)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["edit", "photo.jpg", "x", "-o", "a.png"], ["gallery", "a.png"], ["bench", "scheduler", "--engine"]],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (ModuleNotFoundError("No module named 'torch'"), "pip install 'rekontext[engine]'"),
+        (
+            RuntimeError("CUDA out of memory.\nTried to allocate"),
+            "the engine failed: RuntimeError: CUDA out of memory.",
+        ),
+    ],
+    ids=["not installed", "out of memory"],
+)
+def test_an_engine_that_fails_is_told_in_one_line_and_exit_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], fault: Exception, says: str
+) -> None:
+    """Whichever command uses it."""
+    monkeypatch.setattr("rekontext.engine.engine.Engine.open", Mock(side_effect=fault))
+    monkeypatch.setattr("rekontext.engine.replay.judge", lambda *_: None)
+    outcome = run(arguments)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert says in outcome.err
+    assert [line for line in outcome.err.splitlines() if line.strip()] == [
+        f"error: {outcome.err.partition('error: ')[2].strip()}"
+    ]
 
 
 def test_a_failed_edit_leaves_the_old_file(run: Run) -> None:

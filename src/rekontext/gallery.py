@@ -56,7 +56,8 @@ def draw(
     line = font.getbbox("Hg")[3] * 1.3
     header = int(max(label.count("\n") + 1 for label in labels) * line) + GAP
     pitch = cell_px + GAP
-    heights = [min(cell_px, round(cell_px * photo.height / photo.width)) for photo in photos]
+    upright = [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
+    heights = [min(cell_px, round(cell_px * photo.height / photo.width)) for photo in upright]
     width = 2 * MARGIN + len(columns) * pitch - GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + header + sum(heights) + GAP * (len(photos) - 1)), GROUND)
     pen = ImageDraw.Draw(sheet)
@@ -64,12 +65,11 @@ def draw(
         centre = MARGIN + column * pitch + cell_px / 2
         pen.multiline_text((centre, MARGIN + header - GAP), label, fill=INK, font=font, anchor="md", align="center")
     done, top = 0, MARGIN + header
-    for photo, height in zip(photos, heights, strict=True):
-        upright = ImageOps.exif_transpose(photo).convert("RGB")
+    for photo, height in zip(upright, heights, strict=True):
         for column in range(len(columns)):
-            picture = upright
+            picture = photo
             if column:
-                picture = engine.edit(upright, columns[column], steps=steps, guidance=guidance, seed=seed)
+                picture = engine.edit(photo, columns[column], steps=steps, guidance=guidance, seed=seed)
                 done += 1
             fitted = ImageOps.contain(picture, (cell_px, height), Image.Resampling.LANCZOS)
             left = MARGIN + column * pitch + (cell_px - fitted.width) // 2

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from rekontext.pictures import AllowList, Fetcher, PictureTooLarge, PictureUnreachable
+from rekontext.pictures.fetch import PER_CALLER_MAX
 from rekontext.pictures.guard import is_public
 
 pytestmark = pytest.mark.anyio
@@ -208,6 +209,35 @@ async def test_tls_to_a_site_without_it_is_told(site: Site) -> None:
     async with fetcher("127.0.0.1") as opened:
         with pytest.raises(PictureUnreachable, match=r"can't be fetched: no TLS connection could be made$"):
             await opened.fetch(f"https://127.0.0.1:{site.port}/photo", bytes_max=5000)
+
+
+async def test_hosts_that_never_answer_hold_up_their_own_callers_fetches_only(site: Site) -> None:
+    """A caller may name as many of them as it has requests."""
+    async with fetcher("127.0.0.1", timeout_s=60) as opened:
+        slow = [
+            asyncio.create_task(opened.fetch(site.url("/slow"), bytes_max=1000, caller="greedy"))
+            for _ in range(2 * PER_CALLER_MAX)
+        ]
+        while site.visits.count("/slow") < PER_CALLER_MAX:  # noqa: ASYNC110 - another task makes it true
+            await asyncio.sleep(0.01)
+        assert await opened.fetch(site.url("/photo"), bytes_max=5000, caller="other") == PHOTO
+        own = asyncio.create_task(opened.fetch(site.url("/photo"), bytes_max=5000, caller="greedy"))
+        await asyncio.sleep(0.05)
+        assert not own.done()
+        for fetch in slow:
+            fetch.cancel()
+        assert await own == PHOTO
+        assert site.visits.count("/slow") == PER_CALLER_MAX
+
+
+async def test_a_fetch_that_never_had_its_turn_says_why(site: Site) -> None:
+    """Its own host isn't the one that doesn't answer."""
+    async with fetcher("127.0.0.1", timeout_s=0.2) as opened:
+        full = opened._places.setdefault("greedy", asyncio.Semaphore(0))
+        with pytest.raises(PictureUnreachable, match=f"/photo was not asked: {PER_CALLER_MAX} of your other URLs"):
+            await opened.fetch(site.url("/photo"), bytes_max=5000, caller="greedy")
+    assert full.locked()
+    assert site.visits == []
 
 
 async def test_secrets_in_a_url_are_not_repeated(site: Site) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rekontext.gallery import GROUND, draw
 
@@ -50,6 +50,15 @@ def test_each_photo_gets_a_row_and_each_instruction_a_column() -> None:
     assert counts[(0, 255, 0)] == 100 * 50
     assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 100 * 50 + 100 * 100
     assert counts[GROUND] > 0
+
+
+def test_a_photo_that_was_taken_turned_stands_upright_in_a_row_of_its_own_shape() -> None:
+    """Its file says that it lies on its side."""
+    photo = Image.new("RGB", (100, 50), "lime")
+    photo.getexif()[ExifTags.Base.Orientation] = 6
+    sheet = draw(Painter(), [photo], ["make it red"], cell_px=100)
+    counts = {colour: count for count, colour in sheet.getcolors(2**20) or []}
+    assert counts[(0, 255, 0)] == counts[(255, 0, 0)] == 50 * 100
 
 
 def test_a_long_instruction_is_wrapped_above_its_column() -> None:

@@ -24,6 +24,7 @@ from rekontext.api.parameters import (
     parse,
     shown,
 )
+from rekontext.database import AccountId
 from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
 
 
@@ -76,17 +77,18 @@ class OrderReader:
             body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
         )
 
-    async def finish(self, draft: Draft, *, shortcut: Shortcut | None = None) -> EditOrder:
+    async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
         """Fetch the picture.
 
         Args:
+            account: for whom.
             shortcut: reads the URLs that lead back to this server.
 
         Raises:
             ParametersRefused: with every parameter that is wrong.
         """
         problems = dict(draft.problems)
-        photo = await self._photo(draft.source, problems, shortcut)
+        photo = await self._photo(draft.source, problems, account, shortcut)
         parameters = draft.parameters
         if parameters is None or photo is None or problems:
             raise ParametersRefused(list(problems.values()))
@@ -109,14 +111,17 @@ class OrderReader:
             body_digest=draft.body_digest,
         )
 
-    async def _photo(self, source: object, problems: dict[str, Problem], shortcut: Shortcut | None) -> Photo | None:
+    async def _photo(
+        self, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None
+    ) -> Photo | None:
         """The picture, or None and a new problem. Nothing is fetched for an order that fails anyway."""
         if "input_image" in problems or not isinstance(source, (str, Upload)):
             return None
         if problems and isinstance(source, str) and is_url(source):
             return None
         try:
-            return await self._photos.read(source.data if isinstance(source, Upload) else source, shortcut=shortcut)
+            data = source.data if isinstance(source, Upload) else source
+            return await self._photos.read(data, caller=account, shortcut=shortcut)
         except PictureRefused as fault:
             problems["input_image"] = picture_problem(fault, source)
             return None

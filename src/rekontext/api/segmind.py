@@ -98,7 +98,8 @@ async def _submit(request: Request, caller: Caller, parts: Parts) -> Submitted:
     if key is not None:
         submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
     if submitted is None:
-        order = await parts.orders.finish(draft, shortcut=partial(parts.links.read_own, origin=origin))
+        own = partial(parts.links.read_own, origin=origin)
+        order = await parts.orders.finish(draft, account=caller.account, shortcut=own)
         job = JobId(request_id(request.scope))
         submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
     rename(request.scope, submitted.job.id)

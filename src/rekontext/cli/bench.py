@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rekontext.cli.computing import computing
+
 if TYPE_CHECKING:
     from rekontext.engine.replay import Verdict
 
@@ -61,10 +63,11 @@ def run_bench_scheduler(*, seed: int, as_json: bool, on_engine: bool) -> None:
 
 
 def _on_engine(seed: int) -> Verdict:
-    from rekontext.engine.rehearsal import rehearse
     from rekontext.engine.replay import Load
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with computing(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        from rekontext.engine.rehearsal import rehearse
+
         task = bar.add_task("on the real engine", total=3 * _EDITS_ON_ENGINE)
         return rehearse(Load(seed=seed, edits=_EDITS_ON_ENGINE), on_edit=lambda: bar.advance(task))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import typer
 from PIL import Image
@@ -20,22 +20,10 @@ from rekontext import contract
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
 from rekontext.assembly import AGENT, draw_seed
-from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
-from rekontext.pictures import (
-    AllowList,
-    Fetcher,
-    OutputFormat,
-    PictureLimits,
-    PictureRefused,
-    decode,
-    encode,
-    inspect,
-    is_url,
-)
+from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
+from rekontext.cli.failure import CommandFailed
+from rekontext.pictures import AllowList, Fetcher, OutputFormat, PictureRefused, decode, encode, inspect, is_url
 from rekontext.settings import Settings, SettingsError, load_settings
-
-if TYPE_CHECKING:
-    from rekontext.engine import Engine
 
 _FORMAT_OF_SUFFIX: Final[Mapping[str, OutputFormat]] = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
@@ -61,11 +49,11 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
     seed = draw_seed() if parameters.seed is None else parameters.seed
 
     console = Console(stderr=True, highlight=False, markup=False)
-    with console.status(f"Loading {settings.model} …"):
-        engine = _engine(settings)
-    started = time.monotonic()
-    with _progress(console, parameters.num_inference_steps) as on_step:
-        try:
+    with computing():
+        with console.status(f"Loading {settings.model} …"):
+            engine = open_engine(settings)
+        started = time.monotonic()
+        with _progress(console, parameters.num_inference_steps) as on_step:
             picture = engine.edit(
                 photo,
                 parameters.prompt,
@@ -76,8 +64,6 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
                 acceleration=parameters.acceleration,
                 on_step=on_step,
             )
-        except contract.EditRefused as fault:
-            raise CommandFailed(str(fault)) from fault
     took_s = time.monotonic() - started
     _write(out, encode(picture, parameters.output_format, parameters.output_quality))
     typer.echo(f"{out}  {picture.width}x{picture.height}  seed {seed}  {took_s:.1f} s")
@@ -117,12 +103,12 @@ def _check_writable(out: Path) -> None:
 
 
 def _photo(source: str, settings: Settings) -> Image.Image:
-    limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
+    if not is_url(source):
+        return photo_in(Path(source), settings)
     try:
-        data = asyncio.run(_fetched(source, settings)) if is_url(source) else _file(Path(source), limits)
-        return decode(inspect(data, limits))
+        return decode(inspect(asyncio.run(_fetched(source, settings)), limits_of(settings)))
     except PictureRefused as fault:
-        raise CommandFailed(f"{source}: {fault}" if not is_url(source) else str(fault)) from fault
+        raise CommandFailed(str(fault)) from fault
 
 
 async def _fetched(url: str, settings: Settings) -> bytes:
@@ -134,27 +120,6 @@ async def _fetched(url: str, settings: Settings) -> bytes:
         allow=AllowList.everything(),
     ) as fetcher:
         return await fetcher.fetch(url, bytes_max=settings.picture_bytes_max)
-
-
-def _file(path: Path, limits: PictureLimits) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(limits.bytes_max + 1)  # one more is enough for `inspect` to refuse it
-    except FileNotFoundError:
-        raise CommandFailed(f"there is no file {path}") from None
-    except OSError as fault:
-        raise CommandFailed(f"{path} can't be read: {fault.strerror}") from fault
-
-
-def _engine(settings: Settings) -> Engine:
-    try:
-        from rekontext.engine import Engine
-    except ImportError as fault:
-        raise CommandFailed(ENGINE_MISSING.format(fault=fault), exit_code=1) from fault
-    try:
-        return Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype)
-    except ValueError as fault:
-        raise CommandFailed(str(fault)) from fault
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from rekontext.cli.computing import computing, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
-from rekontext.pictures import PictureRefused
 from rekontext.samples import sample_photos
 
 INSTRUCTIONS: Final = (
@@ -32,11 +32,9 @@ def run_gallery(
     Raises:
         CommandFailed: a photo can't be read, `out` can't be written, or the model can't be opened.
     """
-    from PIL import Image, UnidentifiedImageError
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from rekontext.engine import CheckpointError, Engine
     from rekontext.gallery import draw
     from rekontext.settings import SettingsError, load_settings
 
@@ -44,15 +42,12 @@ def run_gallery(
         raise CommandFailed(f"OUT is {out.name}: its name must end in .png, .jpg or .webp", exit_code=2)
     try:
         settings = load_settings(model=model)
-        pictures = [Image.open(path).convert("RGB") for path in photos or sample_photos()]
-        engine = Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype)
-    except (SettingsError, CheckpointError, PictureRefused) as fault:
+    except SettingsError as fault:
         raise CommandFailed(str(fault), exit_code=2) from fault
-    except (OSError, UnidentifiedImageError) as fault:
-        raise CommandFailed(f"a photo can't be read: {fault}", exit_code=2) from fault
+    pictures = [photo_in(path, settings) for path in photos or sample_photos()]
     console = Console(stderr=True, markup=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with engine, Progress(*columns, console=console, transient=True) as bar:
+    with computing(), open_engine(settings) as engine, Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("drawing", total=len(pictures) * len(instructions or INSTRUCTIONS))
         sheet = draw(
             engine,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Hashable
 from types import TracebackType
 from typing import Final, Self
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -18,6 +20,7 @@ from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureU
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
+PER_CALLER_MAX: Final = 8
 # By name: "image/*" invites hosts that choose to send what we can't read.
 _ACCEPT: Final = "image/jpeg, image/png, image/webp, image/gif, */*;q=0.1"
 _COMPLETE_URL: Final = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
@@ -30,11 +33,23 @@ class Fetcher:
         timeout_s: for the whole fetch, redirects included.
         redirects_max: how many redirects are followed.
         agent: the User-Agent header.
+        per_caller_max: fetches of one caller that may be under way; more wait for each other, within their own time.
+            Hosts that never answer, all of one caller, would else hold up everybody's.
     """
 
-    def __init__(self, *, timeout_s: float, redirects_max: int, agent: str, allow: AllowList | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        redirects_max: int,
+        agent: str,
+        allow: AllowList | None = None,
+        per_caller_max: int = PER_CALLER_MAX,
+    ) -> None:
         self._timeout_s = timeout_s
         self._redirects_max = redirects_max
+        self._per_caller_max = per_caller_max
+        self._places: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
         self._sessions = GuardedSessions(
             allow or AllowList(),
             headers={"User-Agent": agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"},
@@ -50,18 +65,27 @@ class Fetcher:
     ) -> None:
         await self._sessions.__aexit__(kind, fault, traceback)
 
-    async def fetch(self, address: str, *, bytes_max: int) -> bytes:
+    async def fetch(self, address: str, *, bytes_max: int, caller: Hashable = None) -> bytes:
         """GET `address`, following redirects.
+
+        Args:
+            caller: for whom; see `per_caller_max`.
 
         Raises:
             PictureTooLarge: more than `bytes_max` bytes.
             PictureUnreachable: everything else that went wrong; the message says what.
         """
+        places = self._places.setdefault(caller, asyncio.Semaphore(self._per_caller_max))
+        has_begun = False
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), places:
+                has_begun = True
                 return await self._follow(address, bytes_max)
         except TimeoutError as fault:
-            raise PictureUnreachable(f"{shown_address(address)} did not answer within {self._timeout_s:g} s") from fault
+            why = f"{shown_address(address)} did not answer within {self._timeout_s:g} s"
+            if not has_begun:
+                why = f"{shown_address(address)} was not asked: {self._per_caller_max} of your other URLs don't answer"
+            raise PictureUnreachable(why) from fault
         except PictureRefused:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell

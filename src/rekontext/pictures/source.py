@@ -7,7 +7,7 @@ raw bytes of an uploaded file. Knows nothing of HTTP requests or JSON.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -35,10 +35,11 @@ class PhotoReader:
         self._fetcher = fetcher
         self._threads = threads
 
-    async def read(self, source: str | bytes, *, shortcut: Shortcut | None = None) -> Photo:
+    async def read(self, source: str | bytes, *, caller: Hashable = None, shortcut: Shortcut | None = None) -> Photo:
         """Fetch or decode, then check the header.
 
         Args:
+            caller: for whom; one caller's fetches don't hold up another's.
             shortcut: for URLs that lead back to this server.
 
         Raises:
@@ -48,7 +49,9 @@ class PhotoReader:
             text = source.strip()
             if is_url(text):
                 own = None if shortcut is None else await shortcut(text)
-                source = await self._fetcher.fetch(text, bytes_max=self._limits.bytes_max) if own is None else own
+                if own is None:
+                    own = await self._fetcher.fetch(text, bytes_max=self._limits.bytes_max, caller=caller)
+                source = own
             elif len(text) <= _INLINE_BYTES_MAX:
                 source = bytes_from_text(text, self._limits)
             else:

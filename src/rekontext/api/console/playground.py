@@ -67,7 +67,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             if not is_url(wanted.url):
                 raise PictureRefused("it is no http(s) URL")
             own = partial(parts.links.read_own, origin=parts.origins.of(request))
-            found = await parts.photos.read(wanted.url, shortcut=own)
+            found = await parts.photos.read(wanted.url, caller=caller.account, shortcut=own)
         except PictureRefused as fault:
             raise ParametersRefused([picture_problem(fault, wanted.url)]) from fault
         return Response(found.data, media_type=f"image/{found.format}", headers={"x-content-type-options": "nosniff"})
