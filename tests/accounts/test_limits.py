@@ -74,6 +74,7 @@ async def test_an_allowed_request_is_told_what_is_left(clock: FakeClock) -> None
     second = await limiter.count(KEY, requests_per_minute=3)
     assert (first.limit, first.remaining, second.remaining) == (3, 2, 1)
     assert 0 < (second.reset_at - clock.now()).total_seconds() <= 60
+    assert second.reset_at <= first.reset_at, "it is the oldest one's time"
 
 
 @pytest.mark.anyio

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Final
 
 import httpx2
 import pytest
 from starlette.routing import Route
 
 from rekontext.accounts import AccountRefused
+from rekontext.api import plain
 from rekontext.contract import ASPECT_RATIOS
 from rekontext.jobs import JobRefused
 from tests.api.studio import SOON_S, Studio
@@ -58,12 +61,40 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "x-api-key"
 
 
+PAGE: Final = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema", "at_times"),
+    [
+        ("### `POST /v2/flux-kontext-dev`", plain.SUBMITTED, set()),
+        ("### `GET /v2/requests/{id}/status`", plain.STATUS, set()),
+        ("### `GET /v2/requests/{id}` and", plain.RESULT, {"code", "notice"}),
+    ],
+)
+def test_the_examples_on_the_api_s_page_have_every_field(
+    heading: str, schema: dict[str, Any], at_times: set[str]
+) -> None:
+    """Clients are written from them. What is there at times only stands in the text."""
+    example = PAGE.partition(heading)[2].partition("```json\n")[2].partition("```")[0]
+    assert set(json.loads(example)) | at_times == set(schema["properties"])
+
+
+async def test_the_headers_that_say_when_are_documented_where_they_are_sent(client: httpx2.AsyncClient) -> None:
+    """With a submit and with a status, in the document and on the page."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for method, path in (("post", "/v2/flux-kontext-dev"), ("get", "/v2/requests/{id}/status")):
+        assert {"x-eta-seconds", "x-queue-position"} <= set(paths[path][method]["responses"]["200"]["headers"])
+        section = PAGE.partition(f"### `{method.upper()} {path}`")[2].partition("###")[0]
+        assert "`x-eta-seconds`" in section
+        assert "`x-queue-position`" in section
+
+
 @pytest.mark.parametrize("base", [AccountRefused, JobRefused])
 def test_the_api_s_page_has_every_code_of_a_refusal(base: type[AccountRefused] | type[JobRefused]) -> None:
     """Programs branch on them."""
-    page = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
     codes = {kind.code for kind in base.__subclasses__()}
-    assert {code for code in codes if f"`{code}`" not in page} == set()
+    assert {code for code in codes if f"`{code}`" not in PAGE} == set()
 
 
 async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:

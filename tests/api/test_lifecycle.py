@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import threading
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import httpx2
 import orjson
 import pytest
+from PIL import Image
 from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
+from rekontext import assembly
 from rekontext.api import health, room
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, PillowFleet, Studio, gone
-from tests.pictures.samples import photo_bytes
+from tests.pictures.samples import encoded, photo_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -200,6 +204,46 @@ async def test_edits_wait_for_the_model_to_load(studio: Studio) -> None:
         studio.fleet.may_start.set()
         assert (await call).status_code == 200
         assert (await client.get("/readyz")).json()["model"] == "mini"
+
+
+async def in_turn(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.parametrize("as_form", [False, True], ids=["JSON", "a form"])
+async def test_who_waits_holds_no_picture(
+    monkeypatch: pytest.MonkeyPatch, make_studio: MakeStudio, *, as_form: bool
+) -> None:
+    """The store has it: hundreds may wait, each for minutes, with bodies of many megabytes."""
+    monkeypatch.setattr(assembly, "_RECENT_BYTES_MAX", 0)  # bounded, however many wait
+    studio = make_studio()
+    photo = encoded(Image.frombytes("RGB", (150, 150), random.Random(0).randbytes(3 * 150 * 150)))
+    studio.fleet.may_start.clear()
+    async with studio.open() as client:
+        if as_form:
+            whole = client.build_request("POST", URL, data={"prompt": "invert it"}, files={"input_image": photo})
+        else:
+            whole = client.build_request("POST", URL, json=GOOD | {"input_image": base64.b64encode(photo).decode()})
+        body = await whole.aread()
+        pieces = [body[start : start + 2**14] for start in range(0, len(body), 2**14)]
+        tracemalloc.start()  # the caller's own copies were made before
+        try:
+            headers = {"content-type": whole.headers["content-type"]}
+            call = asyncio.create_task(client.post(URL, content=in_turn(pieces), headers=headers))
+            async with asyncio.timeout(SOON_S):
+                while not (await client.get("/console/api/admin/queue")).json()["queued"]:
+                    pass
+            for _ in range(20):  # what the last step held may take some turns of the loop to go
+                large = [trace for trace in tracemalloc.take_snapshot().traces if trace.size > len(photo) / 2]
+                if not large:
+                    break
+                await client.get("/healthz")
+            assert not large, [str(trace.traceback) for trace in large]
+        finally:
+            tracemalloc.stop()
+        studio.fleet.may_start.set()
+        assert (await call).status_code == 200
 
 
 async def test_a_service_whose_engine_broke_says_so_and_wants_to_end(studio: Studio) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NoReturn
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from rekontext.api import health, room
+from rekontext.api.edits import Edits
+from tests.api.studio import Studio
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +51,33 @@ async def test_a_page_of_another_origin_reads_nothing_else(
     answer = await client.get(path, headers=PAGE)
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_fault_that_nobody_foresaw_is_answered_as_every_other(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To pages too, and to no cache. It is counted and logged once, and raised on for the server's log."""
+
+    async def fail(*_: object) -> NoReturn:
+        raise KeyError("a secret of ours")
+
+    monkeypatch.setattr(Edits, "allow", fail)
+    async with studio.open() as client:
+        with capture_logs() as logs:
+            answer = await client.post(V1, json={}, headers=PAGE)
+        counted = (await client.get("/metrics")).text
+        raising = httpx2.ASGITransport(app=studio.app)
+        async with httpx2.AsyncClient(transport=raising, base_url="http://studio", headers=studio.headers) as other:
+            with pytest.raises(KeyError, match="a secret of ours"):
+                await other.post(V1, json={})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert [(line["status"], line["code"]) for line in logs if line["event"] == "request"] == [(500, "internal_error")]
+    assert 'rekontext_http_requests_total{operation="edit",status="500"} 1.0' in counted
 
 
 async def test_without_an_origin_nothing_is_said_about_origins(client: httpx2.AsyncClient) -> None:

@@ -1,4 +1,4 @@
-"""A studio behind a real server on a free port of the loopback, in a thread of its own."""
+"""A studio, or any application, behind a real server on a free port of the loopback, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from rekontext.api.http1 import Connection, server_config
 from tests.api.studio import Studio
 
 START_S_MAX = 60.0
+SEND_BYTES_MAX = 2**16
+"""What the kernel holds for a caller who doesn't read: little, so that a test needn't send megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,22 @@ class Served:
 
 
 @contextmanager
-def serve(studio: Studio, *, http: type[Connection] = Connection) -> Iterator[Served]:
+def serve(studio: Studio, *, http: type[Connection] = Connection, answers_s: int = 5) -> Iterator[Served]:
     """The studio, answering as long as the block lasts, on connections of this kind."""
+    with serve_app(studio.app, http=http, answers_s=answers_s) as url:
+        yield Served(studio=studio, url=url)
+
+
+@contextmanager
+def serve_app(app: ASGIApp, *, http: type[Connection] = Connection, answers_s: int = 5) -> Iterator[str]:
+    """Where the application answers as long as the block lasts, on connections of this kind.
+
+    Args:
+        answers_s: how long answers that are under way then may take.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(server_config(studio.app, answers_s=5, http=http))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES_MAX)
+        server = uvicorn.Server(server_config(app, answers_s=answers_s, http=http))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + START_S_MAX
@@ -42,7 +57,7 @@ def serve(studio: Studio, *, http: type[Connection] = Connection) -> Iterator[Se
             assert time.monotonic() < deadline, "the server took too long to start"
             thread.join(0.005)
         try:
-            yield Served(studio=studio, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(START_S_MAX)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+import select
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
+from rekontext.api import sse
 from rekontext.api.http1 import HEAD_BYTES_MAX, Connection, server_config
 from tests.api.studio import Studio
 from tests.faults.test_drain import ORDER
-from tests.surfaces.served import Served, serve
+from tests.surfaces.served import Served, serve, serve_app
 
 V1: Final = "/v1/flux-kontext-dev"
+BUNDLE: Final = "/docs/assets/swagger-ui-bundle.js"
 BODY: Final = json.dumps(ORDER).encode()
 
 
@@ -29,15 +39,61 @@ class Hasty(Connection):
     silence_s_max: ClassVar[float] = 0.5
 
 
+class Demanding(Hasty):
+    bytes_per_s_min: ClassVar[float] = 2**17
+
+
+class Roomy(Hasty):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.set_write_buffer_limits(high=2**24)
+        super().connection_made(transport)
+
+
+class Stopping(Connection):
+    silence_s_max: ClassVar[float] = 600.0
+    stopping_s_max: ClassVar[float] = 0.2
+
+
 class Lonely(Connection):
     connections_max: ClassVar[int] = 1
 
 
 @contextmanager
-def dialled(served: Served) -> Iterator[socket.socket]:
-    place = urlsplit(served.url)
+def dialled(served: Served | str) -> Iterator[socket.socket]:
+    place = urlsplit(served if isinstance(served, str) else served.url)
     with socket.create_connection((place.hostname or "", place.port or 0), timeout=30) as connection:
         yield connection
+
+
+@contextmanager
+def narrow(served: Served | str) -> Iterator[socket.socket]:
+    """A connection whose kernel takes hardly more than what is read."""
+    place = urlsplit(served if isinstance(served, str) else served.url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(30)
+        connection.connect((place.hostname, place.port))
+        yield connection
+
+
+def is_cut_off(connection: socket.socket, *, within_s: float = 20 * Hasty.silence_s_max) -> bool:
+    """Whether the other side gives up a connection that isn't read to its end."""
+    waiting = select.poll()
+    waiting.register(connection, 0)  # an end or a fault is told always
+    return bool(waiting.poll(1000 * within_s))
+
+
+def send_slowly(connection: socket.socket, body: bytes, *, piece: int, every_s: float) -> bytes:
+    """Send it in pieces as long as nothing comes; what came."""
+    until, patience_s = time.monotonic() + 20 * Hasty.silence_s_max, connection.gettimeout()
+    connection.settimeout(every_s)
+    for start in range(0, len(body), piece):
+        connection.sendall(body[start : start + piece])
+        assert time.monotonic() < until, "it goes on for ever"
+        with suppress(TimeoutError):
+            return connection.recv(65536)
+    connection.settimeout(patience_s)
+    return to_the_end(connection)
 
 
 def head(served: Served, *lines: str, method: str = "POST", path: str = V1, version: str = "1.1") -> bytes:
@@ -168,6 +224,108 @@ def test_an_unfinished_body_is_not_waited_for(hasty: Served) -> None:
     with dialled(hasty) as connection:
         connection.sendall(order_head(hasty) + BODY[:100])
         assert to_the_end(connection) == b""
+
+
+def test_a_body_that_only_drips_is_not_waited_for(hasty: Served) -> None:
+    """A byte now and then is no body that will ever be whole."""
+    with dialled(hasty) as connection:
+        connection.sendall(order_head(hasty))
+        assert send_slowly(connection, BODY, piece=1, every_s=Hasty.silence_s_max / 10) == b""
+
+
+def test_a_body_may_come_slowly(hasty: Served) -> None:
+    """Over a bad line it takes many times the silence that is allowed, and arrives."""
+    body = BODY + b" " * 2**14
+    every_s = Hasty.silence_s_max / 5
+    piece = math.ceil(4 * Hasty.bytes_per_s_min * every_s)
+    assert len(body) / piece * every_s > 3 * Hasty.silence_s_max
+    with dialled(hasty) as connection:
+        lines = ("content-type: application/json", f"content-length: {len(body)}", "connection: close")
+        connection.sendall(head(hasty, *lines))
+        assert send_slowly(connection, body, piece=piece, every_s=every_s).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("lines", [[], ["connection: close"]], ids=["kept", "closing"])
+def test_who_does_not_read_is_cut_off(hasty: Served, lines: list[str]) -> None:
+    """An answer without a key, larger than all that lies between us."""
+    with narrow(hasty) as connection:
+        connection.sendall(head(hasty, *lines, method="GET", path=BUNDLE))
+        assert is_cut_off(connection)
+
+
+def test_small_answers_have_to_be_read_too(tmp_path: Path) -> None:
+    """A transport that never was full holds them as long."""
+    with serve(Studio(folder=tmp_path), http=Roomy) as served, narrow(served) as connection:
+        connection.sendall(head(served, method="GET", path=BUNDLE))
+        assert is_cut_off(connection)
+
+
+def test_who_reads_next_to_nothing_is_cut_off(tmp_path: Path) -> None:
+    """A little now and then is no reading that will ever end."""
+    with serve(Studio(folder=tmp_path), http=Demanding) as served, narrow(served) as connection:
+        connection.sendall(head(served, method="GET", path=BUNDLE))
+        until = time.monotonic() + 20 * Hasty.silence_s_max
+        while not is_cut_off(connection, within_s=Hasty.silence_s_max / 10):
+            assert connection.recv(1024)
+            assert time.monotonic() < until, "it goes on for ever"
+
+
+def test_an_answer_may_be_read_slowly(hasty: Served) -> None:
+    """It takes many times the silence that is allowed, and arrives whole."""
+    with narrow(hasty) as connection:
+        connection.sendall(head(hasty, "connection: close", method="GET", path=BUNDLE))
+        said = read_until(connection, lambda said: b"\r\n\r\n" in said)
+        until = time.monotonic() + 4 * Hasty.silence_s_max
+        while time.monotonic() < until:
+            said += connection.recv(2048)
+            select.select([], [], [], Hasty.silence_s_max / 20)
+        told, _, begun = said.partition(b"\r\n\r\n")
+        length = int(told.lower().partition(b"content-length: ")[2].split()[0])
+        assert len(begun) < length, "it was over too soon to tell"
+        assert len(begun + to_the_end(connection)) == length
+
+
+def test_a_stream_that_is_not_read_ends() -> None:
+    """Its events are dropped with it."""
+    ended = threading.Event()
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield sse.frame("preview", {"image": "x" * 2**14}, "1")
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async def events(_: Request) -> StreamingResponse:
+        return StreamingResponse(sse.stream(frames(), closing=asyncio.Event()), media_type="text/event-stream")
+
+    with serve_app(Starlette(routes=[Route("/", events)]), http=Hasty) as url, narrow(url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert is_cut_off(connection)
+        assert ended.wait(30)
+
+
+def test_a_stream_may_say_little(tmp_path: Path) -> None:
+    """Only what isn't read counts: between two events it may be silent for as long as an edit takes."""
+    studio = Studio(folder=tmp_path)
+    studio.fleet.may_step.clear()
+    with serve(studio, http=Hasty) as served:
+        made = httpx.post(served.url + "/v2/flux-kontext-dev", json=ORDER, headers=studio.headers, timeout=30).json()
+        with dialled(served) as connection:
+            connection.sendall(head(served, method="GET", path=urlsplit(made["events_url"]).path))
+            read_until(connection, lambda said: b"event: progress" in said)
+            connection.settimeout(Hasty.silence_s_max * 3)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+
+
+def test_a_stop_does_not_wait_for_who_does_not_read(tmp_path: Path) -> None:
+    """Edits may be given longer to end than `serve` waits."""
+    with ExitStack() as left_open, serve(Studio(folder=tmp_path), http=Stopping, answers_s=600) as served:
+        connection = left_open.enter_context(narrow(served))
+        connection.sendall(head(served, method="GET", path=BUNDLE))
+        connection.recv(1)
 
 
 def test_who_waits_for_us_may_be_silent(hasty: Served) -> None:

@@ -50,7 +50,13 @@ class CountsNotShared(ConnectionError):
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """What a key may still send: for the headers of an answer that was allowed."""
+    """What a key may still send: for the headers of an answer that was allowed.
+
+    Attributes:
+        limit: requests per minute.
+        remaining: of these, now.
+        reset_at: when the oldest one of the last minute no longer counts.
+    """
 
     limit: int
     remaining: int

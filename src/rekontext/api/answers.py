@@ -85,7 +85,7 @@ def facts(job: Job, balance: Balance) -> dict[str, str]:
 
 
 def allowance(allowed: Allowance, *, reset_s: int) -> dict[str, str]:
-    """How many more requests the key may send, and when it may send as many again."""
+    """How many more requests the key may send, and when it may send one more than that."""
     return {
         "ratelimit-limit": str(allowed.limit),
         "ratelimit-remaining": str(allowed.remaining),

@@ -44,7 +44,7 @@ class MalformedBody(ValueError):
 
 
 async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) -> JsonObject | FormFields:
-    """Read the whole body.
+    """Read the whole body, once: `request` doesn't keep it.
 
     Returns:
         A dict when it was JSON, a sequence of fields when it was a form.
@@ -56,7 +56,8 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     try:
         match _media_type(content_type):
             case "application/json":
-                body = await request.body()
+                # Not `request.body()`, which keeps it as long as its caller waits for the edit.
+                body = b"".join([chunk async for chunk in request.stream()])
                 return _json(body) if len(body) <= _INLINE_BYTES_MAX else await threads.run(_json, body)
             case "multipart/form-data":
                 return await _form(request, bytes_max)

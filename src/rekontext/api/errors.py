@@ -50,7 +50,7 @@ from rekontext.api.edits import (
     UnknownModel,
 )
 from rekontext.api.links import FileGone
-from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, note, request_id
+from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
@@ -159,7 +159,7 @@ def failure_of(fault: Exception) -> Failure:
 
 
 def install(app: FastAPI, origins: Origins) -> None:
-    """Answer every failure of `app` in this file's words."""
+    """Answer every failure of `app` in this file's words. Before any middleware is added: its own is the innermost."""
 
     async def answer(request: Request, fault: Exception) -> Response:
         if isinstance(fault, HTTPException) and fault.status_code == 405:
@@ -175,7 +175,8 @@ def install(app: FastAPI, origins: Origins) -> None:
 
     for kind in _ANSWERED:
         app.add_exception_handler(kind, answer)
-    app.add_exception_handler(Exception, answer)  # outermost; the fault is raised on, for the log
+    app.add_middleware(Unforeseen, answer=answer)
+    app.add_exception_handler(Exception, answer)  # outermost, for faults of the middleware itself
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -202,7 +203,7 @@ def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
     if failure.job is not None:
         url = f"{origin}/v2/requests/{failure.job}"
         document |= {"status_url": f"{url}/status", "response_url": url}
-    # Named here too: an answer to an unforeseen fault is sent from outside the middleware that names the others.
+    # Named here too: a fault of the middleware itself is answered from outside the one that names the others.
     headers = {**failure.headers, REQUEST_ID_HEADER: request_id}
     return Response(orjson.dumps(document), failure.status, headers=headers, media_type="application/json")
 

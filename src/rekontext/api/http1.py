@@ -6,8 +6,14 @@ end of HTTP, so a client that offers h2c (Java's, `curl --http2`) loses its body
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
+import math
 import resource
+import socket
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Literal, cast
 
@@ -22,11 +28,15 @@ from rekontext.sources import random_id
 
 HEAD_BYTES_MAX: Final = 2**16
 SILENCE_S_MAX: Final = 30.0
+STOPPING_S_MAX: Final = 5.0
+BYTES_PER_S_MIN: Final = 2048
+"""Less than any line gives that pictures are sent over, a phone's whose month is used up (32 or 64 kbit/s) included."""
 IDLE_S_MAX: Final = 75
 """Longer than clients and proxies (60 seconds) keep an idle connection: whoever closes first must not be us, or a
 request that is just being sent is lost."""
 CONNECTIONS_MAX: Final = 4096
 _OTHER_FILES: Final = 512
+_RESET: Final = struct.pack("ii", 1, 0)
 _log = structlog.get_logger(__name__)
 
 _Owed = Literal["head", "body", "rest"]
@@ -38,12 +48,23 @@ class _Parting:
 
     A socket that is closed while bytes come in resets the connection, and the answer is lost with it. So it is closed
     for writing only, and what comes is dropped until the caller closes, too, or took too long (RFC 9112, 9.6).
+
+    Args:
+        is_sent_to: whether the caller is still sending.
+        wrote: called after each write.
+
+    Attributes:
+        written: bytes, since the connection was opened.
     """
 
-    def __init__(self, transport: asyncio.Transport, *, is_sent_to: Callable[[], bool]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, *, is_sent_to: Callable[[], bool], wrote: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._is_sent_to = is_sent_to
+        self._wrote = wrote
         self.has_begun = False
+        self.written = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -59,31 +80,67 @@ class _Parting:
         elif not self.has_begun:
             self._transport.close()
 
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self.written += len(data)
+        self._wrote()
+
+    def taken(self) -> int:
+        """Of the bytes written, how many have reached the caller's machine.
+
+        The transport's buffer alone would tell too late: the kernel takes the next bytes only once a third of its own
+        buffer is free, and that is megabytes.
+        """
+        queued = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+        except OSError:  # not everywhere can the kernel be asked
+            queued[0] = 0
+        return self.written - self._transport.get_write_buffer_size() - queued[0]
+
     def hang_up(self) -> None:
-        self._transport.close()
+        """Wait for nothing more, not even for what was written to be read."""
+        self._transport.abort()
+
+    def reset(self) -> None:
+        """As `hang_up`, and the kernel drops what it holds: it would go on offering that for minutes."""
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
 
 class Connection(H11Protocol):
-    """One connection. It is closed when its caller owes us something and takes too long.
+    """One connection. It is closed when its caller owes us something and takes too long, or doesn't read its answer.
 
     Attributes:
         silence_s_max: a whole head has so many seconds, from the opening of the connection or, after an answer, from
             its first byte; the rest of a body that nobody reads any more the same; a body that is read has them from
-            one piece to the next.
+            one piece to the next; and as often it is looked whether an answer is read.
+        bytes_per_s_min: at which bodies come and answers are read, on average.
+        stopping_s_max: once the server stops it is looked so soon, and then as often, whether an answer is read.
         connections_max: one more than these is answered 503 and closed.
     """
 
     silence_s_max: ClassVar[float] = SILENCE_S_MAX
+    bytes_per_s_min: ClassVar[float] = BYTES_PER_S_MIN
+    stopping_s_max: ClassVar[float] = STOPPING_S_MAX
     connections_max: ClassVar[int] = CONNECTIONS_MAX
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._owed: _Owed | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._look: asyncio.TimerHandle | None = None
+        self._look_s = self.silence_s_max
+        self._to_be_taken = 0
         self._has_answered = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._parting = _Parting(transport, is_sent_to=lambda: self.conn.their_state in (h11.SEND_BODY, h11.ERROR))
+        self._parting = _Parting(
+            transport,
+            is_sent_to=lambda: self.conn.their_state in (h11.SEND_BODY, h11.ERROR),
+            wrote=self._watch_reading,
+        )
         super().connection_made(cast(asyncio.Transport, self._parting))
         if len(self.connections) > self.connections_max:
             _log.warning("connections_full", connections=len(self.connections))
@@ -93,12 +150,14 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_looking()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        held = self._held()
         if not self._parting.has_begun:
             super().data_received(data)
-        self._watch(came=True)
+        self._watch(came=self._held() - held)
 
     def on_response_complete(self) -> None:
         self._has_answered = True
@@ -109,6 +168,10 @@ class Connection(H11Protocol):
         super().shutdown()
         if self._parting.has_begun:  # nobody is waited for any more
             self._parting.hang_up()
+        self._look_s = min(self._look_s, self.stopping_s_max)
+        if self._look is not None:
+            self._stop_looking()
+            self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -138,13 +201,19 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _watch(self, *, came: bool = False) -> None:
-        owed = self._owes()
+    def _held(self) -> int:
+        """Bytes of the body that have come and weren't given to the application yet."""
+        return 0 if self.cycle is None else len(self.cycle.body)
+
+    def _watch(self, *, came: int = 0) -> None:
+        """Look at what is owed now. `came` so many bytes of a body: each buys it some time, up to a whole silence."""
+        owed, latest = self._owes(), self.loop.time() + self.silence_s_max
         if owed != self._owed or (owed == "body" and came):
             self._stop_timer()
+            self._due = latest if owed != self._owed else min(latest, self._due + came / self.bytes_per_s_min)
             self._owed = owed
             if owed is not None:
-                self._timer = self.loop.call_later(self.silence_s_max, self._took_too_long)
+                self._timer = self.loop.call_at(self._due, self._took_too_long)
 
     def _owes(self) -> _Owed | None:
         if self.transport.is_closing():
@@ -169,6 +238,27 @@ class Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _watch_reading(self) -> None:
+        """Until the next look the caller takes all that it hasn't taken yet, or as much as the slowest may."""
+        if self._look is None and self in self.connections:
+            slowest = self._parting.taken() + math.ceil(self.bytes_per_s_min * self._look_s)
+            self._to_be_taken = min(self._parting.written, slowest)
+            self._look = self.loop.call_later(self._look_s, self._look_at_reading)
+
+    def _look_at_reading(self) -> None:
+        self._look = None
+        if not self.transport.get_write_buffer_size():  # what the kernel holds costs this process nothing
+            return
+        if self._parting.taken() >= self._to_be_taken:
+            self._watch_reading()
+        else:
+            self._parting.reset()
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
 
 def server_config(app: ASGIApp, *, answers_s: int, http: type[Connection] = Connection) -> uvicorn.Config:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID_HEADER: Final = "x-request-id"
@@ -184,6 +186,32 @@ def note(scope: Scope, **facts: str) -> None:
     """Have the log's line on this request say this, too."""
     noted: dict[str, str] = scope.get(_NOTED_KEY, {})
     noted.update(facts)
+
+
+class Unforeseen:
+    """Answers a fault that nothing else has answered, and raises it on, for whoever counts and logs.
+
+    Starlette's own does so outside of all middleware, and what that adds to answers is missing there.
+    """
+
+    def __init__(self, app: ASGIApp, *, answer: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_seen(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_seen)
+        except Exception as fault:
+            if scope["type"] == "http" and not has_begun:
+                await (await self._answer(Request(scope), fault))(scope, receive, send)
+            raise
 
 
 class BodyLimit:

@@ -41,21 +41,17 @@ _EXAMPLE: Final = {
 _TEXT: Final = {"schema": {"type": "string"}}
 
 
-def _headers(**said: str) -> dict[str, Any]:
-    return {name.replace("_", "-"): {"description": text, **_TEXT} for name, text in said.items()}
-
-
-_LIMITS: Final = _headers(
-    ratelimit_limit="Submits per minute that this key may send.",
+_LIMITS: Final = plain.headers(
+    ratelimit_limit="Requests per minute that this key may send.",
     ratelimit_remaining="How many of them are left.",
-    ratelimit_reset="Seconds until all are there again.",
+    ratelimit_reset="Seconds until the oldest request of the last minute no longer counts: then there is one more.",
 )
-_SUBMITTED: Final = _LIMITS | _headers(
+_SUBMITTED: Final = _LIMITS | plain.headers(
     x_request_id="Name of this request and of its job.",
     x_remaining_credits="US dollars that are left.",
     idempotency_replayed="true when an earlier request made this job.",
 )
-_FACTS: Final = _SUBMITTED | _headers(
+_FACTS: Final = _SUBMITTED | plain.headers(
     x_generation_time="Seconds of engine time.",
     x_cost="US dollars.",
     x_seed_value="The seed that was used.",
@@ -95,7 +91,7 @@ _REFUSED: Final[dict[int | str, dict[str, Any]]] = {
     429: {
         "model": ErrorBody,
         "description": "Too many requests or unfinished edits.",
-        "headers": _headers(retry_after="Seconds to wait."),
+        "headers": plain.headers(retry_after="Seconds to wait."),
     },
     500: {"model": ErrorBody, "description": "Our fault."},
     503: {"model": ErrorBody, "description": "Not now."},
@@ -121,7 +117,7 @@ WAITED: Final[dict[int | str, dict[str, Any]]] = {
 SUBMITTED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The job: where to ask for its status, its result and its events.",
-        "headers": _SUBMITTED | _headers(x_eta_seconds="When it will be done.", x_queue_position="0 is next."),
+        "headers": _SUBMITTED | plain.WHEN,
         "content": {"application/json": {"schema": plain.SUBMITTED}},
     },
     **_REFUSED,

@@ -89,6 +89,17 @@ RESULT: Final = _object(
 )
 
 
+def headers(**said: str) -> _Schema:
+    """The headers of an answer, each with what it says; underscores stand for dashes."""
+    return {name.replace("_", "-"): {"description": text, "schema": _TEXT} for name, text in said.items()}
+
+
+WHEN: Final = headers(
+    x_eta_seconds="Seconds until the picture is there; missing where that isn't known.",
+    x_queue_position="How many edits come before this one; missing where that isn't known.",
+)
+
+
 def _answer(description: str, schema: _Schema, content_type: str = "application/json") -> _Schema:
     return {"description": description, "content": {content_type: {"schema": schema}}}
 
@@ -132,7 +143,7 @@ PATHS: Final[_Schema] = {
             "status",
             "Where an edit stands",
             {
-                "200": _answer("QUEUED, PROCESSING or COMPLETED.", STATUS),
+                "200": _answer("QUEUED, PROCESSING or COMPLETED.", STATUS) | {"headers": WHEN},
                 "422": _answer("FAILED or CANCELLED; it cost nothing.", STATUS),
             },
         )

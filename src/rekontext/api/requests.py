@@ -19,7 +19,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.documents import forecast
 from rekontext.api.parameters import ParametersRefused, Problem
 from rekontext.api.parts import Parts
-from rekontext.contract import STEPS_MAX
+from rekontext.contract import STEPS_MAX, Estimate
 from rekontext.database import JobId
 from rekontext.jobs import Event, Job, State, queries
 
@@ -46,20 +46,17 @@ class RequestRoutes:
     async def status(self, request: Request) -> Response:
         """Where the job stands."""
         caller = await self._parts.caller(request, "read")
-        document = await self._status(request, caller)
+        document, estimate = await self._status(request, caller)
         is_bad = document["status"] in (State.FAILED, State.CANCELLED)
-        eta = document["eta_seconds"]
-        headers = (
-            {} if eta is None else {"x-eta-seconds": str(eta), "x-queue-position": str(document["queue_position"])}
-        )
-        return answers.json_answer(document, status=422 if is_bad else 200, headers=headers)
+        return answers.json_answer(document, status=422 if is_bad else 200, headers=answers.when(estimate))
 
     async def result(self, request: Request) -> Response:
         """What came of the job, or where it stands."""
         caller = await self._parts.caller(request, "read")
         job, document = await self._result(request, caller)
         if document is None:
-            return answers.json_answer(await self._status(request, caller), status=202)
+            document, _ = await self._status(request, caller)
+            return answers.json_answer(document, status=202)
         return answers.json_answer(document, status=200 if job.state is State.COMPLETED else 422)
 
     async def cancel(self, request: Request) -> Response:
@@ -112,15 +109,18 @@ class RequestRoutes:
                     _, document = await self._result(request, caller)
                     yield sse.frame("done", document or about, event.id)
 
-    async def _status(self, request: Request, caller: Caller) -> dict[str, object]:
+    async def _status(self, request: Request, caller: Caller) -> tuple[dict[str, object], Estimate | None]:
+        """Where the job stands, and when it will be done."""
         parts = self._parts
         standing = await parts.desk.standing(_job(request), account=caller.account)
-        return parts.documents.status(
+        estimate = parts.forecast.of_job(standing.job, ahead=standing.ahead)
+        document = parts.documents.status(
             standing.job,
             parts.origins.of(request),
-            estimate=parts.forecast.of_job(standing.job, ahead=standing.ahead),
+            estimate=estimate,
             progress=parts.forecast.progress(standing.job),
         )
+        return document, estimate
 
     async def _result(self, request: Request, caller: Caller) -> tuple[Job, dict[str, object] | None]:
         """The job, and its result if it has ended."""
