@@ -6,8 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import fields, replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +27,7 @@ from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
 
-NOTHING = Swept(
-    inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0, workers=0
-)
+NOTHING = Swept(**{field.name: 0 for field in fields(Swept)})
 HOUR = 3600
 RETENTION = Retention(inputs_s=HOUR, records_s=30 * HOUR, idempotency_s=20 * HOUR, assets_s=5 * HOUR)
 
@@ -200,6 +198,47 @@ async def test_a_picture_that_belongs_to_nobody_goes(
     office.clock.advance(HOUR)
     assert (await sweeper.sweep()).orphans == 1
     assert [found async for found in store.list(folder)] == []
+
+
+async def test_a_picture_whose_writing_a_kill_cut_off_goes(
+    office: Office, store: PictureStore, sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an hour, within the next one, and of many only some at once. Half a picture is nobody's."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 1)
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCHES_PER_SWEEP_MAX", 3)
+    cut_off = [tmp_path / "objects" / name for name in ("inputs/a#1", "assets/a#1", "outputs/j/1/a#1", "outputs/b#1")]
+    for path in cut_off:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of")
+        moment = office.clock.now().timestamp() + 60
+        os.utime(path, (moment, moment))
+    await sweeper.sweep()
+    office.clock.advance(HOUR)
+    assert await sweeper.sweep() == NOTHING
+    office.clock.advance(HOUR)
+    assert [(await sweeper.sweep()).cut_off for _ in range(3)] == [3, 1, 0]
+    assert [path for path in cut_off if path.exists()] == []
+
+
+async def test_folders_are_searched_for_cut_off_pictures_once_an_hour(
+    office: Office, store: PictureStore, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can't be searched is told, and isn't tried sooner."""
+    tried: list[str] = []
+
+    async def away(folder: str, *, before: datetime, at_most: int) -> int:
+        tried.append(folder)
+        raise StoreUnavailable("no permission")
+
+    monkeypatch.setattr(store, "clear_cut_off", away)
+    with capture_logs() as logs:
+        for seconds, times in ((0, 1), (HOUR - 1, 1), (1, 2)):
+            office.clock.advance(seconds)
+            await sweeper.sweep()
+            assert len(tried) == times
+    assert [(log["event"], log["kind"], log["fault"]) for log in logs] == [
+        ("sweep_failed", "cut_off", "no permission")
+    ] * 2
 
 
 @pytest.mark.parametrize("folder", ["inputs", "assets", "outputs"])

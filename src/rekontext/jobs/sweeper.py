@@ -83,6 +83,7 @@ CLOSED_KEYS: Final = (
     .limit(bindparam("limit"))
 )
 
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _BEGAN: Final = select(func.min(accounts.c.created_at))
 
 
@@ -115,6 +116,7 @@ class Swept:
     api_keys: int
     assets: int
     orphans: int
+    cut_off: int
     workers: int
 
 
@@ -131,7 +133,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
-        self._many_seen_at = datetime.min.replace(tzinfo=UTC)
+        self._many_seen_at = self._cut_off_seen_at = _NEVER
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -155,6 +157,7 @@ class Sweeper:
             api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             orphans=await self._guarded("orphans", self._orphans),
+            cut_off=await self._guarded("cut_off", self._cut_off),
             workers=await self._guarded("workers", self._workers),
         )
 
@@ -279,6 +282,19 @@ class Sweeper:
                 await look()
         await look()
         return unknown
+
+    async def _cut_off(self) -> int:
+        """Once in `ORPHAN_AGE_S` remove what kills cut off; where it is much, some of it in each sweep."""
+        now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
+        if timedelta() <= now - self._cut_off_seen_at < age:
+            return 0
+        self._cut_off_seen_at = now
+        removed, most = 0, BATCH * BATCHES_PER_SWEEP_MAX
+        for folder in (INPUTS_FOLDER, ASSETS_FOLDER, OUTPUTS_FOLDER):
+            removed += await self._objects.clear_cut_off(folder, before=now - age, at_most=most - removed)
+        if removed == most:
+            self._cut_off_seen_at = _NEVER
+        return removed
 
     async def _api_keys(self) -> int:
         # Not sooner than an order takes that came with the key while it was open.
