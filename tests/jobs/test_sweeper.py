@@ -113,11 +113,8 @@ async def test_everything_at_once_after_a_long_pause(office: Office, store: Pict
     assert office.database.read_sync(lambda tx: tx.execute(counted).scalar_one()) == 0
 
 
-async def test_closed_keys_go_as_late_as_the_records(
-    office: Office, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Revoked or expired so long ago, and named by no job; however many."""
-    monkeypatch.setattr("rekontext.jobs.sweeper.KEYS_PER_TRANSACTION", 2)
+async def test_closed_keys_go_as_late_as_the_records(office: Office, sweeper: Sweeper) -> None:
+    """Revoked or expired so long ago, and named by no job."""
     now = office.clock.now()
     hour, revoked = timedelta(hours=1), ["revoked", "revoked too", "named"]
     policies = {"open": None, "expires": now + hour, "outlives": now + 2 * hour} | dict.fromkeys(revoked)
@@ -301,6 +298,29 @@ async def test_orphans_that_cannot_be_removed_hide_no_upload(
         await store.put(key, b"in", content_type="image/png")
     office.clock.advance(20_000 * HOUR)
     assert [(await sweeper.sweep()).orphans for _ in range(2)] == [0, 1]
+
+
+async def test_many_orphans_go_in_several_sweeps(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything else would wait for them. The sweeps go on to the last, whatever can't be removed before it."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 2)
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCHES_PER_SWEEP_MAX", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    for number in range(7):
+        await store.put(f"inputs/no-{number}", b"in", content_type="image/png")
+    for number in range(3):
+        await store.put(f"outputs/no-{number}/1/0.png", b"out", content_type="image/png")
+    store.spoilt = {"inputs/no-1", "inputs/no-3"}
+    office.clock.advance(20_000 * HOUR)
+    swept = []
+    for sweeps in range(1, 5):
+        swept.append((await sweeper.sweep()).orphans)
+        assert len(store.tried) <= 4 * sweeps
+    assert sum(swept) == 8
+    left = [found.key for folder in ("inputs", "outputs") async for found in store.list(folder)]
+    assert sorted(left) == sorted(store.spoilt)
 
 
 async def test_outputs_of_jobs_that_a_restored_backup_does_not_know_go(
