@@ -115,6 +115,36 @@ async def test_the_end_in_another_process_is_seen_by_polling(plant: Plant) -> No
     assert [(event.kind, event.data) for event in await listening][-1] == ("ended", {"status": "COMPLETED"})
 
 
+async def test_ends_in_another_process_are_looked_for_together(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait, each second asks for some hundreds at once, and none when nobody waits any more."""
+    monkeypatch.setattr("rekontext.jobs.lookout.AT_ONCE_MAX", 4)
+    here = Plant(office=plant.office, objects=plant.objects, worker="here", poll_s=0.01)
+    database, read, looks, enough = plant.office.database, plant.office.database.read, 0, asyncio.Event()
+
+    async def counted(work: Callable[[Connection], object]) -> object:
+        nonlocal looks
+        looks += 1
+        if looks >= 20:
+            enough.set()
+        return await read(work)
+
+    monkeypatch.setattr(database, "read", counted)
+    before, started = asyncio.all_tasks(), [plant.office.start() for _ in range(8)]
+    waiting = [
+        asyncio.create_task(here.desk.wait(job.id, account=ALICE, timeout_s=20, known=job)) for job in started * 3
+    ]
+    await asyncio.wait_for(enough.wait(), 20)
+    for job in started:
+        plant.office.complete(job.lease)
+    looks = 0
+    found = await asyncio.gather(*waiting)
+    assert [(job.id, job.state) for job in found] == [(job.id, State.COMPLETED) for job in started * 3]
+    assert looks <= 4  # two rounds: one may have begun before
+    for left in asyncio.all_tasks() - before:
+        await asyncio.wait([left], timeout=10)
+    assert asyncio.all_tasks() == before
+
+
 async def test_another_accounts_job_is_unknown_at_the_desk(plant: Plant) -> None:
     """To look at, wait for, listen to or cancel."""
     accepted = await plant.desk.submit(plant.office.order())

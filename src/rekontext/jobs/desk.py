@@ -18,6 +18,7 @@ from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub, EventKind
 from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.lookout import Lookout
 from rekontext.jobs.model import Job, Order, State
 from rekontext.sources import Clock
 
@@ -69,6 +70,7 @@ class Desk:
         self._clock = clock
         self._works = works
         self._poll_s = poll_s
+        self._lookout = Lookout(database=database, hub=hub, every_s=poll_s)
         self._is_letting_go = False
 
     @property
@@ -146,15 +148,19 @@ class Desk:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         found = await self.job(job, account=account) if known is None else known
-        while not found.state.is_terminal and not self._is_letting_go and (left_s := deadline - loop.time()) > 0:
-            # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(self._poll_s, left_s)):
-                    ended = await self._hub.wait_ended(job)
-                    if ended is not None:
-                        return ended
-            with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
-                found = await self.job(job, account=account)
+        if found.state.is_terminal or self._is_letting_go:
+            return found
+        with self._lookout.watching(job):
+            while not self._is_letting_go and (left_s := deadline - loop.time()) > 0:
+                # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(self._poll_s, left_s)):
+                        ended = await self._hub.wait_ended(job)
+                        if ended is not None:
+                            return ended
+                        break
+        with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
+            found = await self.job(job, account=account)
         return found
 
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
