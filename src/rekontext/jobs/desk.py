@@ -50,7 +50,7 @@ class Desk:
     """Takes orders and answers questions. For one event loop.
 
     Args:
-        works: the dispatcher of this process, None where only others run edits.
+        works: the dispatcher of this process.
         poll_s: how long the news of another process may take to be seen here.
     """
 
@@ -61,7 +61,7 @@ class Desk:
         life: JobLife,
         hub: EventHub,
         clock: Clock,
-        works: Works | None = None,
+        works: Works,
         poll_s: float = 1.0,
     ) -> None:
         self._database = database
@@ -94,8 +94,7 @@ class Desk:
         if not accepted.replayed:
             if self._hub.newest(accepted.job.id) is None:  # else a dispatcher has it already
                 self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
-            if self._works is not None:
-                self._works.wake()
+            self._works.wake()
         return accepted
 
     async def job(self, job: JobId, *, account: AccountId | None) -> Job:
@@ -132,7 +131,7 @@ class Desk:
             self._hub.end(found)
         elif found.state.is_terminal:
             self._hub.note_end(found)
-        elif self._works is not None:
+        else:
             self._works.stop(job)
         return found
 
@@ -206,4 +205,4 @@ class Desk:
             self._hub.publish(job, kind, data)
 
     def _runs_here(self, job: Job) -> bool:
-        return job.state is State.PROCESSING and self._works is not None and job.worker == self._works.worker
+        return job.state is State.PROCESSING and job.worker == self._works.worker
