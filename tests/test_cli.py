@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -232,8 +234,8 @@ def test_doctor_asks_for_no_engine_where_none_is_wanted(run: Run, monkeypatch: p
     assert [each.subject for each in found.values() if each.verdict == "broken"] == []
 
 
-def _findings(verdict: str) -> dict[str, str]:
-    return {each.subject: each.says for each in examine("/nowhere/model") if each.verdict == verdict}
+def _findings(verdict: str, *, books: bool = False) -> dict[str, str]:
+    return {each.subject: each.says for each in examine("/nowhere/model", books=books) if each.verdict == verdict}
 
 
 def test_doctor_looks_where_serve_would(run: Run) -> None:
@@ -250,6 +252,26 @@ def test_doctor_opens_the_database(run: Run) -> None:
     assert "rekontext.db" in _findings("ok")["database"]
     Path("data/rekontext.db").write_bytes(b"not a database at all" * 1000)
     assert "is damaged" in _findings("broken")["database"]
+
+
+def test_doctor_adds_up_the_books_when_asked_to(run: Run) -> None:
+    """It says what it read; what is wrong, with the account and both amounts; and of much that is wrong some."""
+    assert "\nbooks" not in run(["doctor", "--model", "/nowhere/model"]).out
+    assert _findings("ok", books=True)["books"] == "none yet"
+    for name in ("alice", "bob"):
+        run(["accounts", "create", name, "--credits", "5"])
+    assert "2 transfers of 2 accounts: each adds up to 0" in _findings("ok", books=True)["books"]
+    with closing(sqlite3.connect("data/rekontext.db")) as database, database:
+        database.execute(
+            "UPDATE balances SET paid_micros = paid_micros + 7, held_paid_micros = 3, held_free_micros = 2"
+        )
+    said = _findings("broken", books=True)["books"]
+    assert re.search(r"account acc_\w+ shows \d+ in paid, its entries say \d+", said)
+    assert "; and 3 more; " in said
+    broken = run(["doctor", "--books", "--model", "/nowhere/model"])
+    assert (broken.code, "books" in broken.err) == (1, True)
+    Path("data/rekontext.db").write_bytes(b"not a database at all" * 1000)
+    assert "not read: " in _findings("broken", books=True)["books"]
 
 
 def test_a_database_beside_another_secret_is_not_served(run: Run) -> None:

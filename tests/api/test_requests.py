@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ from PIL import Image
 from sqlalchemy import select
 
 from rekontext.accounts import integrity
+from rekontext.api import sse
 from rekontext.api.documents import MINI_NOTICE
-from rekontext.contract import EditRefused, Progress
+from rekontext.contract import EditRefused, Preview, Progress
 from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
@@ -201,19 +203,39 @@ async def test_a_stream_is_taken_up_again_after_the_last_event(client: httpx2.As
     assert (over.status_code, over.content) == (204, b""), "or a client that has heard all would ask for ever"
 
 
-async def test_previews_come_when_the_submit_asked_for_them(client: httpx2.AsyncClient) -> None:
-    """As small pictures inside the stream; the listener may thin them out or leave them out."""
-    url = (await client.post(V2, json=GOOD | {"previews": 2})).json()["events_url"]
-    await followed(client, url)
-    found = [data for name, _, data in await followed(client, url) if name == "preview"]
-    assert [data["step"] for data in found] == [6], "of previews only the newest is remembered"
-    uri = found[0]["image"].removeprefix("data:image/jpeg;base64,")
-    assert Image.open(BytesIO(base64.b64decode(uri))).size == (found[0]["width"], found[0]["height"]) == (6, 4)
-    for query, count in (("previews=4", 0), ("previews=3", 1), ("previews=0", 0)):
-        shown = [name for name, _, _ in await followed(client, f"{url}?{query}")]
-        assert shown.count("preview") == count, query
-    wrong = await client.get(f"{url}?previews=x")
-    assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "previews")
+async def test_previews_come_when_the_submit_asked_for_them(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small pictures inside the stream, while the edit runs; the listener may thin them out or leave them out."""
+    frame, told_last = sse.frame, asyncio.Semaphore(0)
+
+    def watched(name: str, data: Mapping[str, object], event_id: str) -> bytes:
+        if name == "progress" and data["step"] == 5:
+            told_last.release()
+        return frame(name, data, event_id)
+
+    monkeypatch.setattr(sse, "frame", watched)
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        submitted = (await client.post(V2, json=GOOD | {"previews": 2})).json()
+        url = submitted["events_url"]
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
+        for step in (2, 6):
+            studio.fleet.tell(Preview(step=step, steps=6, picture=Image.new("RGB", (6, 4))))
+        studio.fleet.tell(Progress(step=5, steps=6, remaining_s=1.0))
+        counts = {"": 1, "?previews=4": 0, "?previews=3": 1, "?previews=0": 0}
+        listening = [asyncio.create_task(followed(client, f"{url}{query}")) for query in counts]
+        for _ in counts:
+            await asyncio.wait_for(told_last.acquire(), SOON_S)
+        await client.post(submitted["cancel_url"])
+        heard = await asyncio.wait_for(asyncio.gather(*listening), SOON_S)
+        shown = [[data for name, _, data in each if name == "preview"] for each in heard]
+        assert [len(previews) for previews in shown] == list(counts.values())
+        assert shown[0][0]["step"] == 6, "of previews only the newest is remembered"
+        uri = shown[0][0]["image"].removeprefix("data:image/jpeg;base64,")
+        size = (shown[0][0]["width"], shown[0][0]["height"])
+        assert Image.open(BytesIO(base64.b64decode(uri))).size == size == (6, 4)
+        assert "preview" not in [name for name, _, _ in await followed(client, url)], "of an edit that ended none is"
+        wrong = await client.get(f"{url}?previews=x")
+        assert (wrong.status_code, wrong.json()["errors"][0]["parameter"]) == (400, "previews")
 
 
 async def test_an_open_stream_ends_when_the_server_goes_down(studio: Studio) -> None:

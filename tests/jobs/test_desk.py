@@ -115,6 +115,36 @@ async def test_the_end_in_another_process_is_seen_by_polling(plant: Plant) -> No
     assert [(event.kind, event.data) for event in await listening][-1] == ("ended", {"status": "COMPLETED"})
 
 
+async def test_ends_in_another_process_are_looked_for_together(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait, each second asks for some hundreds at once, and none when nobody waits any more."""
+    monkeypatch.setattr("rekontext.jobs.lookout.AT_ONCE_MAX", 4)
+    here = Plant(office=plant.office, objects=plant.objects, worker="here", poll_s=0.01)
+    database, read, looks, enough = plant.office.database, plant.office.database.read, 0, asyncio.Event()
+
+    async def counted(work: Callable[[Connection], object]) -> object:
+        nonlocal looks
+        looks += 1
+        if looks >= 20:
+            enough.set()
+        return await read(work)
+
+    monkeypatch.setattr(database, "read", counted)
+    before, started = asyncio.all_tasks(), [plant.office.start() for _ in range(8)]
+    waiting = [
+        asyncio.create_task(here.desk.wait(job.id, account=ALICE, timeout_s=20, known=job)) for job in started * 3
+    ]
+    await asyncio.wait_for(enough.wait(), 20)
+    for job in started:
+        plant.office.complete(job.lease)
+    looks = 0
+    found = await asyncio.gather(*waiting)
+    assert [(job.id, job.state) for job in found] == [(job.id, State.COMPLETED) for job in started * 3]
+    assert looks <= 4  # two rounds: one may have begun before
+    for left in asyncio.all_tasks() - before:
+        await asyncio.wait([left], timeout=10)
+    assert asyncio.all_tasks() == before
+
+
 async def test_another_accounts_job_is_unknown_at_the_desk(plant: Plant) -> None:
     """To look at, wait for, listen to or cancel."""
     accepted = await plant.desk.submit(plant.office.order())
@@ -147,24 +177,25 @@ async def test_a_waiting_job_knows_its_place(plant: Plant) -> None:
 
 async def test_a_listener_hears_everything_in_order(plant: Plant) -> None:
     """Queue, start, every step, end."""
-    gate = Gate()
+    shown = asyncio.Event()
 
     async def behave(request: EditRequest, on_progress: OnProgress) -> None:
-        await gate(request, on_progress)
         await at_once(request, on_progress)
         on_progress(Preview(step=2, steps=4, picture=Image.new("RGB", (2, 3))))
+        await shown.wait()  # after the end there is none
 
     plant.fleet.behaviours = [behave]
     async with plant.at_work():
         accepted = await plant.desk.submit(plant.office.order())
-        await asyncio.wait_for(gate.begun.wait(), 10)
-        listening = asyncio.create_task(all_of(plant.desk.listen(accepted.job.id, account=ALICE)))
-        await asyncio.sleep(0)
-        gate.open.set()
-        heard = await listening
-    assert [event.kind for event in heard] == ["queued", "processing", *["progress"] * 6, "preview", "ended"]
+        heard = list[Event]()
+        async with asyncio.timeout(20):
+            async for event in plant.desk.listen(accepted.job.id, account=ALICE):
+                heard.append(event)
+                if event.kind == "preview":
+                    shown.set()
+    assert [event.kind for event in heard] == ["queued", "processing", *["progress"] * 5, "preview", "ended"]
     assert heard[0].data["ahead"] == 0
-    assert heard[3].data == {"step": 1, "steps": 4, "remaining_s": 3.0} or heard[3].data["step"] == 0
+    assert heard[3].data == {"step": 1, "steps": 4, "remaining_s": 3.0}
     assert heard[-2].data == {"step": 2, "size": [2, 3]}
     assert heard[-1].data == {"status": "COMPLETED"}
 
@@ -324,16 +355,18 @@ async def test_the_numbers_of_a_forgotten_job_do_not_begin_anew(monkeypatch: pyt
     assert [event.kind for event in await all_of(hub.listen(JOB, after=heard.id))] == ["ended"]
 
 
-async def test_of_many_previews_only_the_newest_is_kept() -> None:
-    """They are large."""
+async def test_of_many_previews_only_the_newest_is_kept_and_only_until_the_end() -> None:
+    """They are large, and the picture is there then. Who listens hears what comes before the end."""
     hub = EventHub(epoch="e")
     for step in range(5):
         hub.publish(JOB, "progress", {"step": step})
         hub.publish(JOB, "preview", {"step": step})
-    hub.publish(JOB, "ended", {})
-    heard = await all_of(hub.listen(JOB))
+    listening = hub.listen(JOB)
+    heard = [await anext(listening) for _ in range(6)]
     assert [event.data for event in heard if event.kind == "preview"] == [{"step": 4}]
-    assert len(heard) == 7
+    hub.publish(JOB, "ended", {})
+    assert [event.kind for event in await all_of(listening)] == ["ended"]
+    assert [event.kind for event in await all_of(hub.listen(JOB))] == ["progress"] * 5 + ["ended"]
 
 
 async def test_the_hub_forgets_quiet_jobs_but_not_those_that_are_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
-from rekontext.contract import EditRefused, EditRequest, EngineFault, OnProgress
+from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
 from rekontext.pictures.store import PictureStore, open_store
@@ -433,6 +434,42 @@ async def test_a_worker_without_a_database_stops_when_its_lease_is_over(
             with pytest.raises(DatabaseUnavailable):
                 await plant.dispatcher.heartbeat()
             await asyncio.wait_for(gate.stopped.wait(), 10)
+
+
+class NoDevices(FakeFleet):
+    """What a process has that only takes orders."""
+
+    @property
+    def devices(self) -> Mapping[str, DeviceState]:
+        return {}
+
+
+async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim without a fleet that is ready, or a heartbeat without leases, is no answer of the database."""
+    plant = Plant(office=office, objects=store, poll_s=0.001, fleet=NoDevices(is_ready=False))
+    looked, read, is_away = asyncio.Semaphore(0), office.database.read, True
+
+    async def flaky(work: object) -> object:
+        looked.release()
+        if is_away:
+            raise DatabaseUnavailable("gone")
+        return await read(work)  # type: ignore[arg-type]
+
+    async def look(times: int) -> None:
+        async with asyncio.timeout(20):
+            for _ in range(times):
+                await looked.acquire()
+
+    monkeypatch.setattr(office.database, "read", flaky)
+    with capture_logs() as lines:
+        async with plant.at_work():
+            await look(5)
+            assert [line["event"] for line in lines] == ["database_unavailable"]
+            is_away = False
+            await look(5)
+        assert [line["event"] for line in lines] == ["database_unavailable", "database_answers_again"]
 
 
 async def test_a_machine_that_slept_goes_on_where_it_was(plant: Plant) -> None:

@@ -144,6 +144,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
         "ix_jobs_turns",
     ),
     ("status", statements.BY_ID, {"job": "job-1"}, "uq_jobs_id"),
+    ("ends", statements.ENDED, {"jobs": ["job-1", "job-2"]}, "uq_jobs_id"),
     ("in flight", statements.IN_FLIGHT, {"account": ALICE}, "ix_jobs_in_flight"),
     ("queued", statements.QUEUED, {}, ("ix_jobs_queue", "ix_jobs_turns", "ix_jobs_in_flight")),
     ("position", statements.AHEAD, {"turn": 1, "number": 50}, ("ix_jobs_turns", "ix_jobs_queue")),

@@ -6,8 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import fields, replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +27,7 @@ from tests.jobs.office import ALICE, BOB, Office
 
 pytestmark = pytest.mark.anyio
 
-NOTHING = Swept(
-    inputs=0, outputs=0, records=0, idempotency_keys=0, deliveries=0, api_keys=0, assets=0, orphans=0, workers=0
-)
+NOTHING = Swept(**{field.name: 0 for field in fields(Swept)})
 HOUR = 3600
 RETENTION = Retention(inputs_s=HOUR, records_s=30 * HOUR, idempotency_s=20 * HOUR, assets_s=5 * HOUR)
 
@@ -115,11 +113,8 @@ async def test_everything_at_once_after_a_long_pause(office: Office, store: Pict
     assert office.database.read_sync(lambda tx: tx.execute(counted).scalar_one()) == 0
 
 
-async def test_closed_keys_go_as_late_as_the_records(
-    office: Office, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Revoked or expired so long ago, and named by no job; however many."""
-    monkeypatch.setattr("rekontext.jobs.sweeper.KEYS_PER_TRANSACTION", 2)
+async def test_closed_keys_go_as_late_as_the_records(office: Office, sweeper: Sweeper) -> None:
+    """Revoked or expired so long ago, and named by no job."""
     now = office.clock.now()
     hour, revoked = timedelta(hours=1), ["revoked", "revoked too", "named"]
     policies = {"open": None, "expires": now + hour, "outlives": now + 2 * hour} | dict.fromkeys(revoked)
@@ -202,6 +197,47 @@ async def test_a_picture_that_belongs_to_nobody_goes(
     assert [found async for found in store.list(folder)] == []
 
 
+async def test_a_picture_whose_writing_a_kill_cut_off_goes(
+    office: Office, store: PictureStore, sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an hour, within the next one, and of many only some at once. Half a picture is nobody's."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 1)
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCHES_PER_SWEEP_MAX", 3)
+    cut_off = [tmp_path / "objects" / name for name in ("inputs/a#1", "assets/a#1", "outputs/j/1/a#1", "outputs/b#1")]
+    for path in cut_off:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of")
+        moment = office.clock.now().timestamp() + 60
+        os.utime(path, (moment, moment))
+    await sweeper.sweep()
+    office.clock.advance(HOUR)
+    assert await sweeper.sweep() == NOTHING
+    office.clock.advance(HOUR)
+    assert [(await sweeper.sweep()).cut_off for _ in range(3)] == [3, 1, 0]
+    assert [path for path in cut_off if path.exists()] == []
+
+
+async def test_folders_are_searched_for_cut_off_pictures_once_an_hour(
+    office: Office, store: PictureStore, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can't be searched is told, and isn't tried sooner."""
+    tried: list[str] = []
+
+    async def away(folder: str, *, before: datetime, at_most: int) -> int:
+        tried.append(folder)
+        raise StoreUnavailable("no permission")
+
+    monkeypatch.setattr(store, "clear_cut_off", away)
+    with capture_logs() as logs:
+        for seconds, times in ((0, 1), (HOUR - 1, 1), (1, 2)):
+            office.clock.advance(seconds)
+            await sweeper.sweep()
+            assert len(tried) == times
+    assert [(log["event"], log["kind"], log["fault"]) for log in logs] == [
+        ("sweep_failed", "cut_off", "no permission")
+    ] * 2
+
+
 @pytest.mark.parametrize("folder", ["inputs", "assets", "outputs"])
 async def test_pictures_from_before_the_database_stay(
     office: Office, store: PictureStore, sweeper: Sweeper, tmp_path: Path, folder: str
@@ -262,6 +298,29 @@ async def test_orphans_that_cannot_be_removed_hide_no_upload(
         await store.put(key, b"in", content_type="image/png")
     office.clock.advance(20_000 * HOUR)
     assert [(await sweeper.sweep()).orphans for _ in range(2)] == [0, 1]
+
+
+async def test_many_orphans_go_in_several_sweeps(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything else would wait for them. The sweeps go on to the last, whatever can't be removed before it."""
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCH", 2)
+    monkeypatch.setattr("rekontext.jobs.sweeper.BATCHES_PER_SWEEP_MAX", 2)
+    store = SpoiltStore(tmp_path / "spoilt")
+    sweeper = Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
+    for number in range(7):
+        await store.put(f"inputs/no-{number}", b"in", content_type="image/png")
+    for number in range(3):
+        await store.put(f"outputs/no-{number}/1/0.png", b"out", content_type="image/png")
+    store.spoilt = {"inputs/no-1", "inputs/no-3"}
+    office.clock.advance(20_000 * HOUR)
+    swept = []
+    for sweeps in range(1, 5):
+        swept.append((await sweeper.sweep()).orphans)
+        assert len(store.tried) <= 4 * sweeps
+    assert sum(swept) == 8
+    left = [found.key for folder in ("inputs", "outputs") async for found in store.list(folder)]
+    assert sorted(left) == sorted(store.spoilt)
 
 
 async def test_outputs_of_jobs_that_a_restored_backup_does_not_know_go(

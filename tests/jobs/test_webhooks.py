@@ -269,6 +269,32 @@ async def test_what_waits_for_another_try_can_be_sent_now(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("late_status", [None, 200])
+async def test_what_is_sent_now_is_not_put_off_by_a_try_that_was_under_way(
+    office: Office, deliverer: Deliverer, receiver: Receiver, late_status: int | None
+) -> None:
+    """How that one ended is in the log; the answer to whoever asked was that the message goes."""
+    receiver.answers = [500, 200]
+    end_a_job(office, webhook_url=URL)
+    await deliverer.deliver()
+    started = office.clock.advance(6)
+    again_at = started + timedelta(seconds=30)
+    [under_way] = office.database.transact_sync(lambda tx: claim(tx, limit=1, now=started, again_at=again_at))
+    asked = office.clock.advance(5)
+    office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, under_way.id, now=asked))
+    ended = office.clock.advance(5)
+    office.database.transact_sync(
+        lambda tx: record(tx, under_way, late_status, None, started=started, ended=ended, wait_s=8 * 3600)
+    )
+    [waiting] = log(office)
+    assert (waiting.state, waiting.due_at, waiting.tries) == ("PENDING", asked, 0)
+    assert [attempt.status for attempt in waiting.attempts] == [500, late_status]
+    assert await deliverer.deliver() == 1
+    [sent] = log(office)
+    assert (sent.state, sent.tries, len(sent.attempts)) == ("DELIVERED", 1, 3)
+
+
+@pytest.mark.anyio
 async def test_a_receiver_that_is_gone_is_switched_off(
     office: Office, deliverer: Deliverer, receiver: Receiver
 ) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
@@ -80,6 +84,67 @@ async def test_a_store_that_is_away_is_told_apart_from_an_object_that_is_missing
         assert "\n" not in str(fault.value)
 
 
+KILLED_IN_A_PUT = """
+import asyncio, resource, signal, sys
+from rekontext.pictures.store import open_store
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+asyncio.run(open_store(sys.argv[1]).put("outputs/job/1/0.png", b"x" * 65536, content_type="image/png"))
+"""
+"""What writes more than 4 KiB into a file is killed by its system, in the middle."""
+
+
+def put_and_be_killed(folder: Path) -> None:
+    command = [sys.executable, "-c", KILLED_IN_A_PUT, f"file://{folder}"]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGXFSZ
+
+
+@pytest.mark.anyio
+async def test_what_a_kill_cut_off_is_seen_by_no_listing_and_cleared_away_by_its_age(
+    store: PictureStore, tmp_path: Path
+) -> None:
+    """With the folders that were made for it; whole objects and younger writes, which may go on, stay."""
+    put_and_be_killed(tmp_path / "objects")
+    for key in ("outputs/job#1a", "outputs/7"):
+        await store.put(key, b"whole", content_type="image/png")
+    [cut_off] = (tmp_path / "objects/outputs/job/1").iterdir()
+    moment = datetime(2026, 3, 14, tzinfo=UTC)
+    for path in (cut_off, *(tmp_path / "objects/outputs").glob("*7*")):
+        os.utime(path, (moment.timestamp(), moment.timestamp()))
+    whole = ["outputs/7", "outputs/job#1a"]
+    assert await keys(store, "outputs") == whole
+    earlier = moment - timedelta(seconds=1)
+    assert await store.clear_cut_off("outputs", before=earlier, at_most=10) == 0
+    assert await store.clear_cut_off("inputs", before=moment, at_most=10) == 0
+    assert await store.clear_cut_off("outputs", before=moment, at_most=0) == 0
+    assert cut_off.exists()
+    assert await store.clear_cut_off("outputs", before=moment, at_most=10) == 1
+    assert not (tmp_path / "objects/outputs/job").exists()
+    assert await keys(store, "outputs") == whole
+
+
+@pytest.mark.anyio
+async def test_what_was_cut_off_and_can_t_be_removed_is_told(
+    store: PictureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all that can be removed is gone."""
+    folder, unlink = tmp_path / "objects/inputs", Path.unlink
+    folder.mkdir()
+    for name in ("a#1", "b#1", "c#22"):
+        (folder / name).write_bytes(b"cut off")
+
+    def guarded(path: Path) -> None:
+        if path.name == "b#1":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", guarded)
+    with pytest.raises(StoreUnavailable, match=r"the store could not clear 'inputs': .*Permission denied"):
+        await store.clear_cut_off("inputs", before=datetime.now(UTC) + timedelta(hours=1), at_most=10)
+    assert [path.name for path in folder.iterdir()] == ["b#1"]
+
+
 @pytest.mark.anyio
 async def test_a_store_of_another_kind_keeps_the_same_promises() -> None:
     """What holds for a folder holds for an object store, here one in memory."""
@@ -91,6 +156,7 @@ async def test_a_store_of_another_kind_keeps_the_same_promises() -> None:
     await store.delete("a/b")
     with pytest.raises(ObjectMissing):
         await store.get("a/b")
+    assert await store.clear_cut_off("a", before=datetime.now(UTC), at_most=10) == 0
 
 
 @pytest.mark.parametrize("url", ["objects", "file://relative/folder", "ftp://host/x", "file:///proc/nowhere"])

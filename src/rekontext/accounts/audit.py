@@ -15,7 +15,7 @@ PAGE_MAX = 500
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRecord:
-    """One act. `actor` is "cli" or a key's id, `subject` the id of what was acted on."""
+    """One act. `actor` is "cli", "first start" or a key's id, `subject` the id of what was acted on."""
 
     id: int
     at: datetime

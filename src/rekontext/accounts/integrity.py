@@ -1,6 +1,6 @@
 """The audit of the books: reads everything, changes nothing, and says what doesn't add up.
 
-Cheap enough to run when idle or from the command line; the tests run it after every random history.
+It reads the whole ledger: `rekontext doctor --books` runs it when asked to, the tests after every random history.
 """
 
 from __future__ import annotations

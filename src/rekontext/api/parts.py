@@ -45,7 +45,7 @@ class Parts:
     """Everything that answers are made from. Lives as long as the app.
 
     Attributes:
-        fleet: asked only what model it serves and whether it is ready.
+        fleet: asked only what model it serves, whether it is ready and how its devices are.
         pepper: under which keys are hashed.
         closing: set when the server goes down: answers that could go on for long end then.
     """

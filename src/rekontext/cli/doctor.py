@@ -35,6 +35,7 @@ _GIB: Final = 2**30
 _MINI_NEEDS_BYTES: Final = 3 * _GIB // 2
 _DISK_NEEDED_BYTES: Final = _GIB
 _TRIED_KEY: Final = "doctor/tried"
+_FAULTS_SHOWN_MAX: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,13 @@ class Finding:
     says: str
 
 
-def run_doctor(*, model: str | None, data_dir: Path | None) -> None:
-    """Print what was found.
+def run_doctor(*, model: str | None, data_dir: Path | None, books: bool) -> None:
+    """Print what was found; of the books only if asked to.
 
     Raises:
         CommandFailed: something is broken (exit code 1).
     """
-    findings = list(examine(model, data_dir))
+    findings = list(examine(model, data_dir, books=books))
     table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "what was found"):
         table.add_column(heading, overflow="fold")
@@ -64,7 +65,7 @@ def run_doctor(*, model: str | None, data_dir: Path | None) -> None:
         raise CommandFailed(f"broken: {', '.join(broken)}; the lines above say what to do", exit_code=1)
 
 
-def examine(model: str | None, data_dir: Path | None = None) -> Iterator[Finding]:
+def examine(model: str | None, data_dir: Path | None = None, *, books: bool = False) -> Iterator[Finding]:
     """Look at everything; each finding stands by itself."""
     yield Finding(subject="python", verdict="ok", says=f"{platform.python_version()} at {sys.executable}")
     try:
@@ -83,6 +84,8 @@ def examine(model: str | None, data_dir: Path | None = None) -> Iterator[Finding
         says = "none here: processes with devices that share the database run the edits"
         yield Finding(subject="device", verdict="ok", says=says)
     yield _database(settings)
+    if books:
+        yield _books(settings)
     yield _secret(settings)
     yield _store(settings)
     yield _rate_limits(settings)
@@ -209,6 +212,44 @@ def _database(settings: Settings) -> Finding:
         database.close()
     says = f"SQLite, {path}" if settings.database_url is None else f"{database.dialect} answers"
     return Finding(subject=subject, verdict="ok", says=says)
+
+
+def _books(settings: Settings) -> Finding:
+    """Adds up every entry of the ledger, at one moment of a service that goes on."""
+    from sqlalchemy import Connection, func, inspect, select
+
+    from rekontext.accounts import integrity
+    from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database.tables import balances, transfers
+
+    def look(tx: Connection) -> tuple[str, list[str]]:
+        if not inspect(tx).has_table(transfers.name):
+            return "none yet", []
+        accounts, booked = (
+            tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (balances, transfers)
+        )
+        return f"{booked} transfers of {accounts} accounts", integrity.faults(tx)
+
+    subject = "books"
+    if settings.database_url is None and not settings.database_file.exists():
+        return Finding(subject=subject, verdict="ok", says="none yet")
+    try:
+        database = Database.open(settings.database, connections=1, migrate=False)
+    except ValueError as fault:
+        return Finding(subject=subject, verdict="broken", says=str(fault))
+    try:
+        read, faults = database.read_sync(look)
+    except DatabaseUnavailable as fault:
+        return Finding(subject=subject, verdict="broken", says=f"not read: {fault}")
+    finally:
+        database.close()
+    if faults:
+        more = len(faults) - _FAULTS_SHOWN_MAX
+        shown = "; ".join(faults[:_FAULTS_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")
+        says = f"{read}, in micro-dollars: {shown}; no command mends this: put back a backup that is right"
+        return Finding(subject=subject, verdict="broken", says=says)
+    right = "each adds up to 0, balances are what they say, what is held is what unfinished edits cost"
+    return Finding(subject=subject, verdict="ok", says=read if read == "none yet" else f"{read}: {right}")
 
 
 def _secret(settings: Settings) -> Finding:

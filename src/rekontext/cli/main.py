@@ -140,11 +140,15 @@ def gallery(
 
 
 @app.command()
-def doctor(model: Model = None, data_dir: operate.DataDir = None) -> None:
+def doctor(
+    model: Model = None,
+    data_dir: operate.DataDir = None,
+    books: Annotated[bool, typer.Option("--books", help="Add up the whole ledger, too.")] = False,
+) -> None:
     """Check whether this machine is ready, and say what to do where it is not."""
     from rekontext.cli.doctor import run_doctor
 
-    run_doctor(model=model, data_dir=data_dir)
+    run_doctor(model=model, data_dir=data_dir, books=books)
 
 
 @app.command()

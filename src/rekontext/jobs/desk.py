@@ -18,6 +18,7 @@ from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub, EventKind
 from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.lookout import Lookout
 from rekontext.jobs.model import Job, Order, State
 from rekontext.sources import Clock
 
@@ -49,7 +50,7 @@ class Desk:
     """Takes orders and answers questions. For one event loop.
 
     Args:
-        works: the dispatcher of this process, None where only others run edits.
+        works: the dispatcher of this process.
         poll_s: how long the news of another process may take to be seen here.
     """
 
@@ -60,7 +61,7 @@ class Desk:
         life: JobLife,
         hub: EventHub,
         clock: Clock,
-        works: Works | None = None,
+        works: Works,
         poll_s: float = 1.0,
     ) -> None:
         self._database = database
@@ -69,6 +70,7 @@ class Desk:
         self._clock = clock
         self._works = works
         self._poll_s = poll_s
+        self._lookout = Lookout(database=database, hub=hub, every_s=poll_s)
         self._is_letting_go = False
 
     @property
@@ -92,8 +94,7 @@ class Desk:
         if not accepted.replayed:
             if self._hub.newest(accepted.job.id) is None:  # else a dispatcher has it already
                 self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
-            if self._works is not None:
-                self._works.wake()
+            self._works.wake()
         return accepted
 
     async def job(self, job: JobId, *, account: AccountId | None) -> Job:
@@ -130,7 +131,7 @@ class Desk:
             self._hub.end(found)
         elif found.state.is_terminal:
             self._hub.note_end(found)
-        elif self._works is not None:
+        else:
             self._works.stop(job)
         return found
 
@@ -146,15 +147,19 @@ class Desk:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         found = await self.job(job, account=account) if known is None else known
-        while not found.state.is_terminal and not self._is_letting_go and (left_s := deadline - loop.time()) > 0:
-            # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(self._poll_s, left_s)):
-                    ended = await self._hub.wait_ended(job)
-                    if ended is not None:
-                        return ended
-            with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
-                found = await self.job(job, account=account)
+        if found.state.is_terminal or self._is_letting_go:
+            return found
+        with self._lookout.watching(job):
+            while not self._is_letting_go and (left_s := deadline - loop.time()) > 0:
+                # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(self._poll_s, left_s)):
+                        ended = await self._hub.wait_ended(job)
+                        if ended is not None:
+                            return ended
+                        break
+        with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
+            found = await self.job(job, account=account)
         return found
 
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
@@ -200,4 +205,4 @@ class Desk:
             self._hub.publish(job, kind, data)
 
     def _runs_here(self, job: Job) -> bool:
-        return job.state is State.PROCESSING and self._works is not None and job.worker == self._works.worker
+        return job.state is State.PROCESSING and job.worker == self._works.worker

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -46,6 +46,7 @@ _PER_FREE_PLACE: Final = 2
 """An account that holds so many places for each that is free gets no more: alone it takes about two thirds of them."""
 
 _Why = Literal["cancelled", "lost", "closing"]
+_Found = TypeVar("_Found")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -252,7 +253,7 @@ class Dispatcher:
             # The moment is the transaction's: one that waited for it would give a lease that is shorter, or over.
             return self._life.claim(tx, worker=self._worker, limit=limit, now=self._clock.now(), besides=besides)
 
-        jobs = await self._database.transact(claim)
+        jobs = await self._answered(self._database.transact(claim))
         for job in jobs:
             self._start(job)
         return jobs
@@ -279,7 +280,9 @@ class Dispatcher:
             return
         try:
             # The moment is the transaction's, as in `claim`.
-            renewed = await self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()))
+            renewed = await self._answered(
+                self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()))
+            )
         except DatabaseUnavailable:
             # Others may take these jobs from now on, so the work on them is for nothing.
             for running in list(self._running.values()):
@@ -309,7 +312,9 @@ class Dispatcher:
         now, worker = self._clock.now(), self._worker if after_restart else None
         more_may_come = True
         while more_may_come:  # one transaction takes only so many
-            changed = await self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
+            changed = await self._answered(
+                self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
+            )
             for job in changed:
                 _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
                 self._tell(job)
@@ -325,7 +330,7 @@ class Dispatcher:
             running = 0 if has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
             return workers.alive(tx, since=self.alive_since), running
 
-        found, self._others_running = await (
+        found, self._others_running = await self._answered(
             self._database.read(look) if own is None else self._database.transact(look)
         )
         self._usable = sum(worker.usable for worker in found)
@@ -451,8 +456,12 @@ class Dispatcher:
             await work()
         except DatabaseUnavailable as fault:
             self._outage.met(fault)
-        else:
-            self._outage.over()
+
+    async def _answered(self, asked: Awaitable[_Found]) -> _Found:
+        """What the database says to a round. Only here is it known to be back: many a round asks it nothing."""
+        found = await asked
+        self._outage.over()
+        return found
 
 
 def _took(job: Job) -> dict[str, float | None]:

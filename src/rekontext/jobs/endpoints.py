@@ -295,7 +295,14 @@ def replay(tx: Connection, account: AccountId, delivery: DeliveryId, *, now: dat
                 and_(webhook_deliveries.c.tries > 0, webhook_deliveries.c.due_at > now),
             ),
         )
-        .values(state="PENDING", tries=0, due_at=now, replayed_at=now, finished_at=None)
+        .values(
+            state="PENDING",
+            attempt=webhook_deliveries.c.attempt + 1,  # one that is under way can't put it off: it is only logged
+            tries=0,
+            due_at=now,
+            replayed_at=now,
+            finished_at=None,
+        )
     )
     if again.rowcount != 1:
         raise WebhookUnknown(f"there is no delivery {delivery} that was sent or given up before")

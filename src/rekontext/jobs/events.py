@@ -70,7 +70,7 @@ class EventHub:
         channel = self._channel(job)
         if channel.ended:
             return
-        if kind == "preview":  # large, and only the newest is of use
+        if kind in ("preview", "ended"):  # previews are large: only the newest is of use, and none after the end
             channel.events = deque((each for each in channel.events if each[1].kind != "preview"), EVENTS_PER_JOB_MAX)
         number = channel.last_number = self._last_number = self._last_number + 1
         channel.events.append((number, Event(id=f"{self._epoch}-{number}", kind=kind, data=data)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Final, Protocol
 
 from rekontext.database import JobId
@@ -34,6 +35,10 @@ class Objects(Protocol):
 
     def list(self, folder: str) -> AsyncIterator[StoredObject]:
         """Every object whose key starts with `folder` and a slash."""
+        ...
+
+    async def clear_cut_off(self, folder: str, *, before: datetime, at_most: int) -> int:
+        """Remove what kills cut off while it was written, `before` or earlier. Returns how many."""
         ...
 
 

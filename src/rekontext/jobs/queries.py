@@ -47,6 +47,11 @@ def get(tx: Connection, job: JobId, *, account: AccountId | None = None) -> Job:
     return from_row(row)
 
 
+def ended(tx: Connection, jobs: Sequence[JobId]) -> list[Job]:
+    """Those of these jobs that have ended."""
+    return [from_row(row) for row in tx.execute(statements.ENDED, {"jobs": jobs}).mappings()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Queue:
     """What waits, as an account finds it.

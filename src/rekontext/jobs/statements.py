@@ -21,6 +21,7 @@ def is_state(*states: State) -> ColumnElement[bool]:
 
 
 BY_ID: Final = select(jobs).where(jobs.c.id == bindparam("job"))
+ENDED: Final = select(jobs).where(jobs.c.id.in_(bindparam("jobs", expanding=True)), jobs.c.finished_at.is_not(None))
 IN_FLIGHT: Final = (
     select(func.count())
     .select_from(jobs)

@@ -28,8 +28,6 @@ _log = structlog.get_logger(__name__)
 
 BATCH: Final = 200
 BATCHES_PER_SWEEP_MAX: Final = 50
-KEYS_PER_TRANSACTION: Final = 5
-"""For each that is removed the database looks through all jobs for its name, and other writes wait."""
 FAILURES_PER_SWEEP_MAX: Final = 10
 """Of each kind: then the store may well be away, and each failure takes its time."""
 ORPHAN_AGE_S: Final = 3600.0
@@ -83,6 +81,7 @@ CLOSED_KEYS: Final = (
     .limit(bindparam("limit"))
 )
 
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _BEGAN: Final = select(func.min(accounts.c.created_at))
 
 
@@ -115,6 +114,7 @@ class Swept:
     api_keys: int
     assets: int
     orphans: int
+    cut_off: int
     workers: int
 
 
@@ -131,7 +131,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
-        self._many_seen_at = datetime.min.replace(tzinfo=UTC)
+        self._many_seen_at = self._cut_off_seen_at = _NEVER
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -155,6 +155,7 @@ class Sweeper:
             api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             orphans=await self._guarded("orphans", self._orphans),
+            cut_off=await self._guarded("cut_off", self._cut_off),
             workers=await self._guarded("workers", self._workers),
         )
 
@@ -236,21 +237,23 @@ class Sweeper:
 
         What is older than the first account isn't this database's: whoever starts on a new one by mistake keeps it.
         Uploads and outputs are many and orphans among them few, so these are looked through once in `ORPHAN_AGE_S`.
+        Where orphans are many, as after an old backup, some go in each sweep.
         """
         now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
         began = await self._database.read(lambda tx: tx.execute(_BEGAN).scalar())
         if began is None:
             return 0
-        before = now - age
-        orphans = await self._unknown(INPUTS_FOLDER, jobs.c.id, since=began, before=before)
         is_seeing_many = not timedelta() <= now - self._many_seen_at < age
+        looked_through = [(INPUTS_FOLDER, jobs.c.id)]
         if is_seeing_many:
-            orphans += await self._unknown(ASSETS_FOLDER, assets.c.id, since=began, before=before)
-            orphans += await self._unknown(OUTPUTS_FOLDER, jobs.c.id, since=began, before=before)
+            looked_through += [(ASSETS_FOLDER, assets.c.id), (OUTPUTS_FOLDER, jobs.c.id)]
+        orphans, most = list[str](), BATCH * BATCHES_PER_SWEEP_MAX
+        for folder, ids in looked_through:
+            orphans += await self._unknown(folder, ids, since=began, before=now - age, at_most=most - len(orphans))
+            if len(orphans) == most:
+                break
         removed = failures = 0
         for key in orphans:
-            if key in self._stuck:
-                continue
             if await self._succeeds("orphans", key, self._objects.delete(key)):
                 removed += 1
                 continue
@@ -258,13 +261,20 @@ class Sweeper:
             self._stuck.add(key)
             if failures == FAILURES_PER_SWEEP_MAX:
                 return removed
+        if len(orphans) == most:  # the next sweep goes on
+            return removed
         self._stuck.clear()
         if is_seeing_many:  # to the last: else the next sweep looks again
             self._many_seen_at = now
         return removed
 
-    async def _unknown(self, folder: str, ids: Column[str], *, since: datetime, before: datetime) -> list[str]:
-        """Keys of a folder, written from `since` until `before`, whose owners aren't among the ids of a table."""
+    async def _unknown(
+        self, folder: str, ids: Column[str], *, since: datetime, before: datetime, at_most: int
+    ) -> list[str]:
+        """Keys of a folder, written from `since` until `before`, whose owners aren't among the ids of a table.
+
+        Without those that couldn't be removed just before, and only until `at_most` are found.
+        """
         unknown, batch = list[str](), list[str]()
 
         async def look() -> None:
@@ -273,24 +283,36 @@ class Sweeper:
             batch.clear()
 
         async for stored in self._objects.list(folder):
-            if since <= stored.written_at <= before:
+            if since <= stored.written_at <= before and stored.key not in self._stuck:
                 batch.append(stored.key)
             if len(batch) == BATCH:
                 await look()
+                if len(unknown) >= at_most:
+                    break
         await look()
-        return unknown
+        return unknown[:at_most]
+
+    async def _cut_off(self) -> int:
+        """Once in `ORPHAN_AGE_S` remove what kills cut off; where it is much, some of it in each sweep."""
+        now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
+        if timedelta() <= now - self._cut_off_seen_at < age:
+            return 0
+        self._cut_off_seen_at = now
+        removed, most = 0, BATCH * BATCHES_PER_SWEEP_MAX
+        for folder in (INPUTS_FOLDER, ASSETS_FOLDER, OUTPUTS_FOLDER):
+            removed += await self._objects.clear_cut_off(folder, before=now - age, at_most=most - removed)
+        if removed == most:
+            self._cut_off_seen_at = _NEVER
+        return removed
 
     async def _api_keys(self) -> int:
         # Not sooner than an order takes that came with the key while it was open.
         before = self._before(max(self._retention.records_s, ORPHAN_AGE_S))
         rows = await self._database.read_long(partial(_rows, CLOSED_KEYS, {"before": before, "limit": BATCH}))
-        removed = 0
-        for start in range(0, len(rows), KEYS_PER_TRANSACTION):
-            closed = [row.id for row in rows[start : start + KEYS_PER_TRANSACTION]]
-            removed += await self._database.transact(
-                partial(_changed, delete(api_keys).where(api_keys.c.id.in_(closed)))
-            )
-        return removed
+        if not rows:
+            return 0
+        closed = delete(api_keys).where(api_keys.c.id.in_([row.id for row in rows]))
+        return await self._database.transact(partial(_changed, closed))
 
     async def _workers(self) -> int:
         before = self._before(self._retention.records_s)

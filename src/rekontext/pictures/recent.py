@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from rekontext.pictures.store import PictureStore, StoredObject
 
@@ -40,6 +41,10 @@ class RecentStore:
     def list(self, folder: str) -> AsyncIterator[StoredObject]:
         """As `PictureStore.list`."""
         return self._store.list(folder)
+
+    async def clear_cut_off(self, folder: str, *, before: datetime, at_most: int) -> int:
+        """As `PictureStore.clear_cut_off`."""
+        return await self._store.clear_cut_off(folder, before=before, at_most=at_most)
 
     def _remember(self, key: str, data: bytes) -> None:
         self._forget(key)

@@ -6,13 +6,16 @@ wire checks them and reads the object. Knows nothing of jobs or accounts.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
+import os
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -23,6 +26,8 @@ from obstore.store import LocalStore, from_url
 
 SECRET_BYTES_MIN: Final = 16
 _SIGNATURE_BYTES: Final = 24
+_CUT_OFF: Final = re.compile(r"#\d+")
+"""How the name ends under which a file is written before it has its own. The library takes no such key."""
 _RETRIED_FOR: Final = timedelta(seconds=15)  # not the library's three minutes: somebody waits for the answer
 
 
@@ -53,9 +58,9 @@ class PictureStore:
     Made by `open_store`. Whatever is asked of it may raise `StoreUnavailable`.
     """
 
-    def __init__(self, store: Any, *, is_local: bool) -> None:
+    def __init__(self, store: Any, *, folder: Path | None) -> None:
         self._store = store
-        self._is_local = is_local
+        self._folder = folder  # None for a cloud
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Write an object, replacing what was there."""
@@ -91,8 +96,52 @@ class PictureStore:
             for found in batch:
                 yield StoredObject(key=found["path"], bytes=found["size"], written_at=found["last_modified"])
 
+    async def clear_cut_off(self, folder: str, *, before: datetime, at_most: int) -> int:
+        """Remove what kills cut off while it was written, `before` or earlier. Returns how many.
+
+        No listing shows it. Only in a local folder: a cloud has rules of its own for uploads that weren't completed.
+        """
+        if self._folder is None:
+            return 0
+        with _in_our_words("clear", folder):
+            return await asyncio.to_thread(_clear_cut_off, self._folder, folder, before, at_most)
+
     def _attributes(self, content_type: str) -> dict[str, str] | None:
-        return None if self._is_local else {"Content-Type": content_type}  # a folder has no place for it
+        return {"Content-Type": content_type} if self._folder is None else None  # a folder has no place for it
+
+
+def _clear_cut_off(root: Path, folder: str, before: datetime, at_most: int) -> int:
+    """As `PictureStore.clear_cut_off`; what can't be removed counts, and is raised when all else is done."""
+    fault: OSError | None = None
+    tried = 0
+    for path in _cut_off(root / folder, before):
+        if tried == at_most:
+            break
+        tried += 1
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue  # by another process
+        except OSError as error:
+            fault = fault or error
+            continue
+        with suppress(OSError):  # it has others: then they stay
+            for made_for_it in path.relative_to(root).parents[:-2]:
+                (root / made_for_it).rmdir()
+    if fault is not None:
+        raise fault
+    return tried
+
+
+def _cut_off(folder: Path, before: datetime) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if _CUT_OFF.fullmatch(name[name.rfind("#") :]) is None:
+                continue
+            path = Path(parent, name)
+            with suppress(FileNotFoundError):
+                if datetime.fromtimestamp(path.lstat().st_mtime, UTC) <= before:
+                    yield path
 
 
 @contextmanager
@@ -123,12 +172,12 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Picture
         if not folder.is_absolute():
             raise ValueError(f"object store {url!r} must name an absolute folder: file:///FOLDER")
         try:
-            return PictureStore(LocalStore(folder, mkdir=True, automatic_cleanup=True), is_local=True)
+            return PictureStore(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder=folder)
         except Exception as error:
             raise ValueError(f"object store {url!r} can't be opened: {error}") from error
     config: Any = dict(options or {})  # each cloud has a type of its own for it
     try:
-        return PictureStore(from_url(url, config=config, retry_config={"retry_timeout": _RETRIED_FOR}), is_local=False)
+        return PictureStore(from_url(url, config=config, retry_config={"retry_timeout": _RETRIED_FOR}), folder=None)
     except Exception as error:
         raise ValueError(f"object store {url!r} can't be opened: {error}") from error
 
