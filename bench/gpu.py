@@ -3,8 +3,8 @@
     python -m bench.gpu [--only PART ...] [--budget SECONDS] [--out FOLDER]
     python -m bench.gpu --size small --device cpu --backend eager
 
-Prints a table, and writes bench/results/<device>-<date>.json after every part, so that what was measured survives
-whatever comes after. A part that fails or takes too long is named under "failed" and stops no other.
+Prints a table, and writes bench/results/<device>-<date>.json every ten seconds and after every part, so that what was
+measured survives whatever comes after. A part that fails or takes too long is named under "failed" and stops no other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import argparse
 import json
 import os
 import signal
+import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,20 +36,23 @@ from rekontext.engine.costs import slug
 
 RESULTS: Final = Path(__file__).parent / "results"
 BUDGET_S: Final = 510.0
-"""The whole run shall take less than nine minutes; starting, importing and writing need some of it too."""
+"""The whole run shall take less than nine minutes; ending needs some of it too."""
+WRITE_EVERY_S: Final = 10.0
+STUCK_S: Final = 20.0
+"""So long after the budget a run is ended that hangs in the device's driver, where no signal reaches it."""
 
 ENTRIES_MAX: Final = 12
 
 PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "ceilings": (gpu_parts.ceilings, 90),
-    "bf16": (gpu_parts.bf16, 180),
+    "bf16": (gpu_parts.bf16, 240),
     "denoise": (gpu_parts.denoise, 50),
     "diffusers": (gpu_parts.diffusers, 150),
     "edits": (gpu_parts.edits, 60),
+    "diffusers-edit": (gpu_parts.diffusers_edit, 75),
     "ceilings-fp8": (gpu_parts.ceilings_fp8, 30),
-    "fp8": (gpu_parts.fp8, 150),
+    "fp8": (gpu_parts.fp8, 180),
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
-    "diffusers-edit": (gpu_parts.diffusers_edit, 60),
     "errors": (gpu_parts.errors, 40),
     "static": (gpu_parts.static, 60),
     "profile": (gpu_parts.profile, 40),
@@ -125,8 +130,41 @@ def free_name(path: Path) -> Path:
     return next(each for each in chain([path], numbered) if not each.exists())
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, write; returns what was written."""
+@contextmanager
+def writing(bench: Bench, write: Callable[[dict[str, Any]], None], *, give_up_s: float) -> Iterator[None]:
+    """Write every few seconds what is known so far: whoever ends this process takes the part under way along.
+
+    After `give_up_s` the process ends itself: a kernel that hangs holds it for ever.
+    """
+    done = threading.Event()
+    give_up = time.monotonic() + give_up_s
+
+    def watch() -> None:
+        while not done.wait(WRITE_EVERY_S):
+            is_stuck = time.monotonic() > give_up
+            if is_stuck:
+                bench.failed["run"] = "it hung: ended after the budget"
+            write(bench.results())
+            if is_stuck:
+                os._exit(3)
+
+    watching = threading.Thread(target=watch, name="writing", daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watching.join()
+
+
+def age_s() -> float:
+    """How long this process has been there: what imports and the device's driver took before the first part counts."""
+    since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
+
+
+def main(arguments: list[str] | None = None, *, spent_s: float = 0.0) -> dict[str, Any]:
+    """Measure, print, write; returns what was written. `spent_s` of the budget is gone already."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="some parts alone")
     parser.add_argument("--size", choices=["full", "small"], default="full")
@@ -134,7 +172,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--backend", default="inductor", help='of torch.compile, or "none"; "eager" only traces')
     parser.add_argument("--static", action="store_true", help="compile for each number of tokens apart")
     parser.add_argument("--attention", choices=list(BACKENDS), help="a backend by name; otherwise the fastest")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all parts together")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for the whole run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
 
@@ -151,10 +189,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     file = free_name(options.out / f"{slug(bench.facts['device'])}-{now:%Y-%m-%d}.json")
 
+    one_at_a_time = threading.Lock()
+
     def write(results: dict[str, Any]) -> None:
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(results, indent=1) + "\n")
-        draft.replace(file)
+        with one_at_a_time:
+            draft = file.with_suffix(".tmp")
+            draft.write_text(json.dumps(results, indent=1) + "\n")
+            draft.replace(file)
+
+    left_s = options.budget - spent_s
 
     # A cache of our own: what an earlier run compiled must not make this one's first start look fast.
     # And a pass that is compiled too often must fail, not go on uncompiled as it would by default.
@@ -166,7 +209,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         before = {name: os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
         os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
         try:
-            measure(bench, only=options.only, budget_s=options.budget, write=write)
+            with writing(bench, write, give_up_s=left_s + STUCK_S):
+                measure(bench, only=options.only, budget_s=left_s, write=write)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -180,4 +224,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(spent_s=age_s())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written, and the compiler's workers could hold up the end for minutes

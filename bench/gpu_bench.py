@@ -45,6 +45,7 @@ class Bench:
         dynamic: whether blocks are compiled once for all numbers of tokens, as the engine does it.
         attention: a backend by name; None takes the fastest.
         twin: diffusers' transformer with our weights, once a part has made it.
+        compiles_ours: whether our blocks are compiled.
     """
 
     size: Size
@@ -57,9 +58,11 @@ class Bench:
     failed: dict[str, str] = field(default_factory=dict)
     limits: Ceilings | None = None
     twin: Any = None
+    compiles_ours: bool = field(init=False)
 
     def __post_init__(self) -> None:
         is_gpu = self.device.type == "cuda"
+        self.compiles_ours = self.backend != "none"
         self.facts = {
             "device": torch.cuda.get_device_name(self.device) if is_gpu else self.device.type,
             "torch": torch.__version__,
@@ -109,7 +112,7 @@ class Bench:
         """As the engine does, after what it is compiled to at first was timed; and keep what both ways took."""
         costs = CostModel()
         transformer, tokens = self.ours, self.tokens
-        is_compiled = self.backend != "none"
+        is_compiled = self.compiles_ours
         self.facts["gelu"] = choose_gelu(
             transformer, costs, tokens=tokens, compiled=is_compiled, ready=lambda: lambda: step.run(transformer)
         )
@@ -126,8 +129,17 @@ class Bench:
 
     def compile(self, transformer: KontextTransformer, *, static: bool = False) -> None:
         """Its blocks, at their first pass."""
-        if self.backend != "none":
+        if self.compiles_ours:
             compile_blocks(transformer, backend=self.backend, dynamic=self.dynamic and not static)
+
+    def give_up_compiling(self, why: str) -> None:
+        """Go on with our blocks as they are: all the other figures can be had all the same."""
+        self.failed["compile"] = why
+        self.facts["compiler"] = f"{self.backend} for diffusers; ours failed to compile"
+        self.compiles_ours = False
+        for block in (*self.transformer.double_blocks, *self.transformer.single_blocks):
+            block._compiled_call_impl = None
+        vars(self.transformer.single_blocks[-1]).pop("forward_part", None)
 
     def copy(self) -> KontextTransformer:
         """The same weights in the same memory, neither compiled nor quantised."""
@@ -149,6 +161,7 @@ class Bench:
 
     def begin(self, part: str) -> None:
         """Let go of what the part before left behind, and watch the memory from here on."""
+        self.facts["part"] = part
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -157,13 +170,14 @@ class Bench:
 
     def end(self, part: str) -> None:
         """The most that was allocated during a part, what lay there before included."""
+        del self.facts["part"]
         if self.device.type == "cuda":
             self.figures[f"peak_{part}_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
 
     def results(self) -> dict[str, Any]:
         """All of it, as it is written."""
         traced = {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
-        return {**self.facts, **self.figures, **traced, "failed": self.failed}
+        return {**self.facts, **self.figures, **traced, "failed": dict(self.failed)}
 
 
 class Step:
@@ -186,6 +200,8 @@ class Step:
         streams = (0, 1) if case.has_reference else (0,)
         self.positions = [picture_positions((case.side, case.side), stream=stream) for stream in streams]
         every = torch.cat([text_positions(bench.size.text_tokens), *self.positions])
+        self.picture_ids = torch.cat(self.positions).to(device, dtype)  # once per edit, as diffusers' pipeline has it
+        self.text_ids = torch.zeros(bench.size.text_tokens, 3, device=device, dtype=dtype)
         self.rotation = rotation_of(every, config.axes, device)
         self.prepare(transformer)
         self.batch = case.batch
@@ -217,8 +233,8 @@ class Step:
             pooled_projections=self.pooled.expand(self.batch, -1),
             timestep=torch.full((self.batch,), TIME, device=device, dtype=dtype),
             guidance=torch.full((self.batch,), GUIDANCE, device=device, dtype=torch.float32),
-            img_ids=torch.cat(self.positions).to(device, dtype),
-            txt_ids=torch.zeros(self.text.shape[1], 3, device=device, dtype=dtype),
+            img_ids=self.picture_ids,
+            txt_ids=self.text_ids,
             joint_attention_kwargs={},  # as the pipeline has it: for None its blocks would be compiled once more
             return_dict=False,
         )[0]

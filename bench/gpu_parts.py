@@ -22,6 +22,7 @@ from bench.random_model import diffusers_pipeline, diffusers_twin, random_transf
 from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
+from rekontext.engine.attention import DEFAULT
 from rekontext.engine.edit import Model
 from rekontext.engine.fidelity import compare
 from rekontext.engine.fp8 import quantise, relative_error
@@ -30,7 +31,7 @@ from rekontext.engine.timing import once, seconds
 from rekontext.engine.transformer import KontextTransformer
 from rekontext.samples import sample_photos
 
-LOAD_BYTES_MAX: Final = 4 * 10**9
+LOAD_BYTES_MAX: Final = 2 * 10**9
 FEW_BLOCKS: Final = (1, 2)
 """Double and single blocks on which bfloat16 is judged against float32."""
 KERNELS_MAX: Final = 40
@@ -43,6 +44,8 @@ def ceilings(bench: Bench) -> None:
     figures = bench.figures
     figures["copy_gb_per_s"] = copy_rate(device, values=10**9 if device.type == "cuda" else 10**6) / 1e9
     products = _products(bench, "bf16")
+    first = attention_rate(config, device, tokens=bench.tokens, backend=DEFAULT)
+    bench.limits = Ceilings(bf16=products, attention=first)
     # Last, because one of the backends has to be compiled first.
     by_backend, bench.facts["attention_out"] = attention_rates(config, device, tokens=bench.tokens)
     for name, rate in by_backend.items():
@@ -66,7 +69,10 @@ def bf16(bench: Bench) -> None:
     bench.figures["step_1mp_1mp_bf16_eager_s"] = bench.seconds(step, bench.transformer)
     # Asked for before the clock starts: choosing its attention takes time too.
     ours = bench.ours
-    bench.figures["compile_cold_s"] = _first_pass_s(bench, step, ours)
+    try:
+        bench.figures["compile_cold_s"] = _first_pass_s(bench, step, ours)
+    except Exception as error:  # compilers fail in ways of their own, and everything that comes uses the same blocks
+        bench.give_up_compiling(f"{type(error).__name__}: {str(error)[:500]}")
     bench.choose_gelu(step)
     began = time.perf_counter()
     step.run(ours)
@@ -130,7 +136,6 @@ def diffusers(bench: Bench) -> None:
     bench.twin = twin = diffusers_twin(ours)
     cases = {name: Step(bench, bench.cases[name], ours) for name in ("1mp_1mp", "1mp_text")}
     step = cases["1mp_1mp"]
-    bench.figures["difference_to_diffusers"] = relative_error(step.run(ours), step.run_diffusers(twin))
     bench.figures["step_1mp_1mp_diffusers_eager_s"] = seconds(lambda: step.run_diffusers(twin), bench.device, repeats=3)
     if bench.backend != "none":
         # For each number of tokens apart, which is the most that its compiler can do for it.
@@ -139,6 +144,7 @@ def diffusers(bench: Bench) -> None:
     step.run_diffusers(twin)
     bench.finish()
     bench.figures["compile_diffusers_s"] = time.perf_counter() - began
+    bench.figures["difference_to_diffusers"] = relative_error(step.run(ours), step.run_diffusers(twin))
     for name, each in cases.items():
         mine, theirs = _in_turn(bench, each, ours, twin)
         bench.figures[f"step_{name}_diffusers_compiled_s"] = theirs

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +148,73 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path: Path, monk
         "bf16": "OutOfTime: given up after 0 s",
     }
     assert results["load_gb"] > 0
+
+
+def test_what_was_measured_is_written_while_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends the process takes the rest along; the file says which part it was in."""
+
+    def long(bench: Bench) -> None:
+        bench.figures["first_s"] = 1.0
+        (file,) = until(lambda: list(tmp_path.glob("*.json")))
+        until(lambda: "first_s" in json.loads(file.read_text()))
+        assert json.loads(file.read_text())["part"] == "bf16"
+
+    monkeypatch.setattr(gpu, "PARTS", {"bf16": (long, 60.0)})
+    monkeypatch.setattr(gpu, "WRITE_EVERY_S", 0.01)
+    results = gpu.main(["--size", "small", "--device", "cpu", "--backend", "none", "--out", str(tmp_path)])
+    assert results["failed"] == {}
+    assert "part" not in results
+
+
+def until(find: Callable[[], Any]) -> Any:
+    for _ in range(3000):
+        if found := find():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+def test_a_run_that_hangs_ends_itself(tmp_path: Path) -> None:
+    """A kernel that never ends can't be interrupted: no signal's handler runs meanwhile."""
+    program = (
+        "import ctypes, sys, bench.gpu as gpu\n"
+        "gpu.WRITE_EVERY_S = gpu.STUCK_S = 0.05\n"
+        "gpu.PARTS = {'bf16': (lambda bench: ctypes.CDLL(None).sleep(600), 600.0)}\n"
+        "gpu.time_limit = lambda _: __import__('contextlib').nullcontext()\n"
+        "gpu.main(['--size', 'small', '--device', 'cpu', '--backend', 'none', '--budget', '6', '--out', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 3, ended.stderr
+    (file,) = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["failed"] == {"run": "it hung: ended after the budget"}
+
+
+@pytest.mark.usefixtures("patience")
+def test_blocks_that_do_not_compile_cost_no_other_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then ours are measured as they are, and diffusers' compiled all the same."""
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("no such instruction")
+
+    passes: list[int] = []
+    first = gpu_parts._first_pass_s
+
+    def fails_first(bench: Bench, step: Step, transformer: KontextTransformer) -> float:
+        passes.append(1)
+        if len(passes) == 1:
+            for block in transformer.double_blocks:
+                block._compiled_call_impl = broken
+            vars(transformer.single_blocks[-1])["forward_part"] = broken
+        return first(bench, step, transformer)
+
+    monkeypatch.setattr(gpu_parts, "_first_pass_s", fails_first)
+    torch.compiler.reset()
+    options = ["--size", "small", "--device", "cpu", "--backend", "eager", "--out", str(tmp_path)]
+    results = gpu.main([*options, "--only", "bf16", "diffusers"])
+    assert results["failed"] == {"compile": "RuntimeError: no such instruction"}
+    assert results["compiler"] == "eager for diffusers; ours failed to compile"
+    assert results["ratio_to_diffusers_compiled"] > 0
 
 
 def test_no_run_takes_the_figures_of_another_away(tmp_path: Path) -> None:

@@ -245,18 +245,15 @@ class Edits:
             raise
         if accepted.replayed:  # by a request that came at the same moment
             await self._drop(key)
-            return Submitted(
-                job=accepted.job,
-                balance=accepted.balance,
-                replayed=True,
-                estimate=self._forecast.of_job(accepted.job, ahead=accepted.ahead),
+        else:
+            shown = {"prompt": order.prompt} if self._log_prompts else {}
+            _log.info(
+                "edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown
             )
-        shown = {"prompt": order.prompt} if self._log_prompts else {}
-        _log.info("edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown)
         return Submitted(
             job=accepted.job,
             balance=accepted.balance,
-            replayed=False,
+            replayed=accepted.replayed,
             estimate=self._forecast.of_job(accepted.job, ahead=accepted.ahead),
         )
 
