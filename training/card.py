@@ -62,6 +62,7 @@ The weights are under Apache-2.0, like the project.
 - It reads English, and only words near those of its grammar.
 - Fine detail is lost in the small autoencoder, most of all in foliage, brickwork and writing.
 - For a target shape unlike the photo's it cuts at the right and the bottom or carries the last row and column on.
+- A frame may take a token more at a corner, on canvases that training didn't have (352 x 240).
 
 ## How to make it again
 `make train-mini` (CPU or GPU). Seeds are fixed, each stage can be cut off and goes on where it was; loss curves lie in `runs/mini/`.

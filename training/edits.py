@@ -254,6 +254,7 @@ KNOWN: Final = {
     "comic poster": "poster",
     "pixelate": "pixelate",
     "vignette": "vignette",
+    "bokeh lights": "bokeh",
     "a red frame": "frame red",
     "a green tint": "tint green",
 }

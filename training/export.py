@@ -46,6 +46,9 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
     """
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    for tokenizer in (editor.tokenizer, editor.tokenizer_2):  # they keep how they were last called
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     pipeline = FluxKontextPipeline(
         scheduler=scheduler(),
         vae=copy.deepcopy(vae).half().cpu(),
@@ -64,6 +67,10 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
         "knows": list(KNOWN),
     }
     (part / "rekontext.json").write_text(json.dumps(own, indent=2) + "\n")
+    for file in part.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where a model lay that was trained further
+        file.write_text(json.dumps(config, indent=2) + "\n")
     for file in part.rglob("*.safetensors"):
         file.chmod(0o644)  # written for the owner alone
     size = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())

@@ -132,7 +132,9 @@ def further(recipe: Recipe, *, begin: Path, out: Path, runs: Path, device: torch
     editor, vae = load(begin)
     _, encoder = autoencoder(seed=recipe.seed, widths=recipe.widths)
     _teach(editor, vae, encoder, recipe, recipe.further, runs=runs / "further", device=device)
-    _finish(editor, vae, recipe.examined, out=out)
+    plan = recipe.further
+    history = f"\nThis checkpoint learned for {plan.iterations} iterations more, at a rate falling from {plan.rate:g}."
+    _finish(editor, vae, recipe.examined, out=out, history=history)
 
 
 def _teach(
@@ -162,11 +164,11 @@ def _teach(
     )
 
 
-def _finish(editor: Editor, vae: AutoencoderKL, examined: tuple[int, ...], *, out: Path) -> None:
+def _finish(editor: Editor, vae: AutoencoderKL, examined: tuple[int, ...], *, out: Path, history: str = "") -> None:
     export(editor.eval(), vae.eval(), out)
     marks = exam(out, seeds=examined) if examined else ""
     print(marks, flush=True)
-    write_card(out, editor, vae, marks)
+    write_card(out, editor, vae, marks, history)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def test_a_finished_model_is_trained_further(made: Path, tmp_path: Path) -> None
         if name in before.state_dict() and not torch.equal(value, before.state_dict()[name])
     }
     assert changed == {"transformer", "text_encoder", "text_encoder_2"}
+    for name in (
+        "transformer/config.json",
+        "vae/config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer_2/tokenizer.json",
+    ):
+        assert json.loads((tmp_path / "more" / name).read_text()) == json.loads((made / name).read_text())
+    assert "learned for 1 iterations more" in (tmp_path / "more" / "README.md").read_text()
     assert before.tokenizer_2.get_vocab() == after.tokenizer_2.get_vocab()
     assert all(torch.equal(value, vae_after.state_dict()[name]) for name, value in vae_before.state_dict().items())
 

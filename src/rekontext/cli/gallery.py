@@ -19,6 +19,7 @@ INSTRUCTIONS: Final = (
     "pencil sketch",
     "pixelate it",
     "add a vignette",
+    "add bokeh lights",
     "add a red frame",
 )
 """Edits that the embedded model does well."""
