@@ -193,7 +193,8 @@ def test_an_engine_that_fails_is_told_in_one_line_and_exit_code_1(
     run: Run, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], fault: Exception, says: str
 ) -> None:
     """Whichever command uses it."""
-    monkeypatch.setattr("rekontext.engine.engine.Engine.open", Mock(side_effect=fault))
+    for opens in ("engine.Engine.open", "rehearsal.open_placed"):
+        monkeypatch.setattr(f"rekontext.engine.{opens}", Mock(side_effect=fault))
     monkeypatch.setattr("rekontext.engine.replay.judge", lambda *_: None)
     outcome = run(arguments)
     assert (outcome.code, outcome.out) == (1, "")
