@@ -31,7 +31,7 @@ class Child:
         """Start the program that serves the socket whose number is added to `command`, and `name` after it.
 
         Raises:
-            OSError: no process can be made.
+            OSError, RuntimeError: no process can be made, or no thread to wait for it.
         """
         ours, theirs = socket.socketpair()
         with theirs:

@@ -300,7 +300,7 @@ class EngineProcess:
                 await child.end()
 
     def _keep_standby(self) -> None:
-        """Have the next process import everything while nobody waits for it."""
+        """Have the next process import the engine while nobody waits for it."""
         if self._is_standby_kept and self._standby is None and not self._wanted.is_set():
             self._standby = asyncio.create_task(self._spawn())
             self._standby_since_s = time.monotonic()
