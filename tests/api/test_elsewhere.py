@@ -13,6 +13,8 @@ import httpx2
 import pytest
 from PIL import Image
 
+from rekontext.contract import Progress
+from rekontext.database import JobId
 from tests.api.studio import SOON_S, Studio
 from tests.pictures.samples import photo_bytes
 
@@ -100,6 +102,30 @@ async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: 
         refused = await client.post("/v2/flux-kontext-dev", json={**ORDER, "deadline_s": queue["edit_s"]})
         assert refused.json()["code"] == "deadline_unmeetable"
         back.fleet.may_step.set()
+
+
+async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Path) -> None:
+    """In the status, as events and on the queue page; the steps are counted where they are made."""
+    front, back = front_in(tmp_path), back_in(tmp_path, "back")
+    async with asyncio.timeout(2 * SOON_S), back.open(), front.open() as client:
+        await until_ready(client)
+        back.fleet.may_step.clear()
+        submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()
+        await back.fleet.began.wait()
+        back.fleet.tell(Progress(step=2, steps=4, remaining_s=1000.0))
+        place = f"/v2/requests/{submitted['request_id']}"
+        told = await until(client, f"{place}/status", lambda told: told["progress"] == {"step": 2, "steps": 4})
+        assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)
+        assert 900 < told["eta_seconds"] <= 1000
+        (job,) = (await client.get(QUEUE)).json()["jobs"]
+        assert (job["worker"], job["progress"]["step"]) == ("back", 2)
+        async for event in front.service.parts.desk.listen(JobId(submitted["request_id"]), account=front.account):
+            if event.kind == "progress":
+                back.fleet.may_step.set()
+        events = (await client.get(f"{place}/events")).text
+        assert '"step":2,"steps":4,"eta_seconds":' in events
+        assert events.index("event: processing") < events.index("event: progress") < events.index("event: done")
+        assert "rekontext_steps_total 0.0" in (await client.get("/metrics")).text
 
 
 async def test_a_front_that_knows_no_model_accepts_nothing_whose_price_depends_on_it(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_edit_shows_its_steps_and_can_be_cancelled(open_page: OpenPage, site:
 
 
 def test_an_edit_that_runs_in_another_process_waits_and_then_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Its steps and times aren't known here, and no guess stands in their place."""
+    """As long as that tells no steps and times, no guess stands in their place."""
     page = open_page()
     choose(page, photo)
     site.fleet.is_ready = False

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sqlalchemy import Connection
 
-from rekontext.contract import EditRequest, OnProgress, Preview
+from rekontext.contract import EditRequest, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
-from rekontext.jobs import Accepted, Event, EventHub, JobUnknown, Standing, State, events
+from rekontext.jobs import Accepted, Desk, Event, EventHub, JobUnknown, Lease, Standing, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
@@ -24,6 +24,28 @@ JOB = JobId("job")
 @pytest.fixture
 def plant(office: Office, tmp_path: Path) -> Plant:
     return Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), running_max=1)
+
+
+class OthersSaid:
+    """The dispatcher of a process that runs nothing itself, and what it has seen of the others' edits."""
+
+    worker = "front"
+
+    def __init__(self) -> None:
+        self.said: dict[Lease, Progress] = {}
+
+    @property
+    def others(self) -> OthersSaid:
+        return self
+
+    def progress(self, lease: Lease) -> Progress | None:
+        return self.said.get(lease)
+
+    def wake(self) -> None:
+        return
+
+    def stop(self, job: JobId) -> None:
+        return
 
 
 async def all_of(coming: AsyncIterator[Event]) -> list[Event]:
@@ -195,7 +217,7 @@ async def test_a_listener_hears_everything_in_order(plant: Plant) -> None:
                     shown.set()
     assert [event.kind for event in heard] == ["queued", "processing", *["progress"] * 5, "preview", "ended"]
     assert heard[0].data["ahead"] == 0
-    assert heard[3].data == {"step": 1, "steps": 4, "remaining_s": 3.0}
+    assert heard[3].data == {"attempt": 1, "step": 1, "steps": 4, "remaining_s": 3.0}
     assert heard[-2].data == {"step": 2, "size": [2, 3]}
     assert heard[-1].data == {"status": "COMPLETED"}
 
@@ -303,8 +325,53 @@ async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None
     assert heard == [2, 1, "CANCELLED"]
 
 
+async def test_listeners_hear_the_steps_that_another_process_tells(plant: Plant) -> None:
+    """As it has written them down: each once, however many listen, and those of a new attempt after its start."""
+    elsewhere = OthersSaid()
+    desk = Desk(
+        database=plant.office.database,
+        life=plant.office.life,
+        hub=plant.hub,
+        clock=plant.office.clock,
+        works=elsewhere,
+        poll_s=0.01,
+    )
+    job = plant.office.accept().job
+    listening = [asyncio.create_task(all_of(desk.listen(job.id, account=ALICE))) for _ in range(3)]
+
+    def is_told(kind: str, data: Mapping[str, object]) -> bool:
+        newest = plant.hub.newest(job.id)
+        return newest is not None and newest.kind == kind and newest.data.items() >= data.items()
+
+    async def told(kind: str, **data: object) -> None:
+        while not is_told(kind, data):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # time enough to tell it again
+
+    async with asyncio.timeout(20):
+        await told("queued")
+        for attempt, steps in ((1, (0, 3)), (2, (3, 4))):
+            (job,) = plant.office.claim()
+            await told("processing", attempt=attempt)
+            for step in steps:
+                elsewhere.said[job.lease] = Progress(step=step, steps=4, remaining_s=None)
+                await told("progress", attempt=attempt, step=step)
+            if attempt == 1:
+                plant.office.hand_back(job.lease)
+                await told("queued")
+        plant.office.complete(job.lease)
+        heard = await asyncio.gather(*listening)
+    expected = ["queued", (1, None), (1, 0), (1, 3), "queued", (2, None), (2, 3), (2, 4), "ended"]
+    for each in heard:
+        numbers = [(event.data.get("attempt"), event.data.get("step")) for event in each]
+        assert [
+            event.kind if attempt is None else (attempt, step)
+            for event, (attempt, step) in zip(each, numbers, strict=True)
+        ] == expected
+
+
 async def test_a_listener_hears_when_another_process_begins_and_gives_back(plant: Plant) -> None:
-    """Steps are told there only, but that it doesn't wait any more is in the database: told once for each attempt."""
+    """Also one that tells no steps: that it doesn't wait any more is in the database, told once for each attempt."""
     here = Plant(office=plant.office, objects=plant.objects, worker="here", poll_s=0.01)
     job = plant.office.accept().job
     heard: list[tuple[str, object]] = []

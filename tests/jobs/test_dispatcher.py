@@ -520,7 +520,13 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
     """Somebody wants the process to go: the lease runs out by itself, and another runs the job."""
     monkeypatch.setattr("rekontext.jobs.dispatcher.CLOSING_S_MAX", 0.1)
     gate, tried = Gate(), 0
-    plant = Plant(office=plant.office, objects=plant.objects, poll_s=0.001, fleet=FakeFleet(behaviours=[gate]))
+    plant = Plant(
+        office=plant.office,
+        objects=plant.objects,
+        poll_s=0.001,
+        fleet=FakeFleet(behaviours=[gate]),
+        running_max=1,  # full: a claim would be what waits for ever
+    )
 
     async def away(_work: object) -> None:
         nonlocal tried
@@ -529,7 +535,7 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
             await asyncio.Event().wait()
         raise DatabaseUnavailable("gone")
 
-    job = plant.office.accept().job  # not while it works: the claim after a submit would be what waits for ever
+    job = plant.office.accept().job
     async with plant.at_work():
         await asyncio.wait_for(gate.begun.wait(), 10)
         with monkeypatch.context() as broken:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from rekontext.contract import DeviceState
-from rekontext.database import Database
-from rekontext.jobs import workers
+from rekontext.contract import DeviceState, EditRequest, OnProgress, Progress
+from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.jobs import Lease, workers
 from rekontext.jobs.workers import Worker
 from rekontext.pictures.store import open_store
 from tests.fakes import FakeClock
@@ -41,6 +41,30 @@ def test_who_was_seen_lately_is_alive_and_the_last_is_remembered(database: Datab
         assert workers.latest(tx) == worker("a", clock, gpu="asleep", other="failed")
         assert workers.forget(tx, clock.now()) == 1
         assert workers.latest(tx) == worker("a", clock, gpu="asleep", other="failed")
+
+    database.transact_sync(work)
+
+
+def test_progress_is_known_of_processes_that_are_alive(database: Database, clock: FakeClock) -> None:
+    """Each tells of its own edits, by job and attempt; what one that is gone has told says nothing any more."""
+    began = clock.now()
+    first = {Lease(job=JobId("a"), attempt=1): Progress(step=0, steps=4, remaining_s=None)}
+    second = {Lease(job=JobId(job), attempt=2): Progress(step=3, steps=4, remaining_s=1.5) for job in "bc"}
+
+    def work(tx: Connection) -> None:
+        assert not workers.tell_progress(tx, "one", first)  # it hasn't said that it is there
+        workers.report(tx, worker("one", clock, gpu="ready"))
+        clock.advance(10)
+        workers.report(tx, worker("two", clock, gpu="ready"))
+        assert workers.tell_progress(tx, "one", first)
+        assert workers.tell_progress(tx, "two", second)
+        workers.report(tx, worker("two", clock, gpu="ready"))  # which takes nothing back
+        before = began - timedelta(seconds=1)
+        assert workers.progress(tx, besides="front", since=before) == {**first, **second}
+        assert workers.progress(tx, besides="two", since=before) == first
+        assert workers.progress(tx, besides="front", since=began) == second
+        assert workers.tell_progress(tx, "two", {})
+        assert workers.progress(tx, besides="front", since=before) == first
 
     database.transact_sync(work)
 
@@ -90,12 +114,65 @@ async def test_a_process_without_devices_reckons_with_edits_that_run_elsewhere(o
         office.accept()
     async with back.at_work(), front.at_work():
         async with asyncio.timeout(20):
-            while front.dispatcher.served_first != 3:  # noqa: ASYNC110
+            while front.dispatcher.others.served_first != 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await back.dispatcher.report()
-        assert back.dispatcher.served_first == 0
+        assert back.dispatcher.others.served_first == 0
         another = Plant(office=office, objects=store, worker="another")
         await another.dispatcher.report()
         await front.dispatcher.report()
-        assert front.dispatcher.served_first == 2  # on two devices, one that runs alone keeps nobody waiting
+        assert front.dispatcher.others.served_first == 2  # on two devices, one that runs alone keeps nobody waiting
         gate.open.set()
+
+
+@pytest.mark.anyio
+async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(office: Office, tmp_path: Path) -> None:
+    """The time that is left goes on between two looks, and an edit that has ended is told of no more."""
+    store = open_store(f"file://{tmp_path}/objects")
+    half_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def behave(request: EditRequest, on_progress: OnProgress) -> None:
+        on_progress(Progress(step=2, steps=4, remaining_s=1000.0))
+        half_way.set()
+        await go_on.wait()
+
+    back = Plant(office=office, objects=store, worker="back", fleet=FakeFleet(behaviours=[behave]))
+    front = Plant(office=office, objects=store, worker="front", fleet=Without(), running_max=0)
+    job = office.accept().job
+    async with asyncio.timeout(20), back.at_work():
+        await half_way.wait()
+        lease = (await front.desk.job(job.id, account=None)).lease
+        for plant in (back, back, front, front):  # in the first round nobody knows of anybody
+            await plant.dispatcher.report()
+            await plant.dispatcher.share_progress()
+        seen = front.dispatcher.others.progress(lease)
+        assert seen is not None
+        assert (seen.step, seen.steps) == (2, 4)
+        assert back.dispatcher.others.progress(lease) is None  # its own
+        await asyncio.sleep(0.01)
+        await front.dispatcher.share_progress()
+        later = front.dispatcher.others.progress(lease)
+        assert later is not None
+        assert 980 < (later.remaining_s or 0) < (seen.remaining_s or 0) <= 1000
+        go_on.set()
+        await back.ended(job)
+        await back.dispatcher.share_progress()
+        await front.dispatcher.share_progress()
+        assert front.dispatcher.others.progress(lease) is None
+
+
+@pytest.mark.anyio
+async def test_a_process_alone_looks_for_no_others(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one whose edits are no further than they were writes nothing: most services are one process."""
+    store = open_store(f"file://{tmp_path}/objects")
+    alone = Plant(office=office, objects=store)
+    await alone.dispatcher.report()
+
+    async def refused(_: object) -> object:
+        raise DatabaseUnavailable("it was asked")
+
+    monkeypatch.setattr(office.database, "transact", refused)
+    monkeypatch.setattr(office.database, "read", refused)
+    await alone.dispatcher.share_progress()

@@ -211,6 +211,7 @@ workers = Table(
     Column("devices", _Json, nullable=False),
     Column("edit_s", Float),
     Column("profile", _Json, nullable=False),
+    Column("progress", _Json, nullable=False, server_default=text("'{}'")),  # by job, of those that run there
 )
 
 idempotency_keys = Table(

@@ -31,6 +31,7 @@ from rekontext.jobs.model import (
     State,
 )
 from rekontext.jobs.objects import Objects, asset_key, input_key, output_folder, output_key
+from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
@@ -65,6 +66,7 @@ __all__ = [
     "NotDelivered",
     "Objects",
     "Order",
+    "Others",
     "Outbox",
     "Output",
     "Page",

@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection
 
+from rekontext.contract import Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.events import Event, EventHub, EventKind
+from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.life import Accepted, JobLife
 from rekontext.jobs.lookout import Lookout
-from rekontext.jobs.model import Job, Order, State
+from rekontext.jobs.model import Job, Lease, Order, State
 from rekontext.sources import Clock
+
+
+class Elsewhere(Protocol):
+    """What the desk needs to know of other processes."""
+
+    def progress(self, lease: Lease) -> Progress | None: ...
 
 
 class Works(Protocol):
@@ -28,6 +35,9 @@ class Works(Protocol):
 
     @property
     def worker(self) -> str: ...
+
+    @property
+    def others(self) -> Elsewhere: ...
 
     def wake(self) -> None: ...
 
@@ -190,19 +200,28 @@ class Desk:
             await events.aclose()
 
     async def _look(self, job: JobId, account: AccountId | None) -> None:
-        """Publish what only the database knows: the place in the queue, a start and an end in another process."""
+        """Tell what only the database knows: the place in the queue, and how a job fares in another process."""
         known = self._hub.newest(job)
         standing = await self.standing(job, account=account)
-        if standing.job.state.is_terminal:
+        found = standing.job
+        if found.state.is_terminal:
             if not self._hub.has_ended(job):
-                self._hub.note_end(standing.job)
+                self._hub.note_end(found)
             return
-        if self._hub.newest(job) is not known or self._runs_here(standing.job):
+        if self._hub.newest(job) is not known or self._runs_here(found):
             return  # what was seen may be over, or is told by whoever runs it
-        kind: EventKind = "processing" if standing.ahead is None else "queued"
-        data = {"attempt": standing.job.attempt} if standing.ahead is None else {"ahead": standing.ahead}
-        if known is None or (known.kind, known.data) != (kind, data):  # else each listener would tell all
-            self._hub.publish(job, kind, data)
+        # What is known already isn't told again: each listener would tell it to all.
+        told = {} if known is None else known.data
+        if standing.ahead is not None:
+            if "ahead" not in told or told["ahead"] != standing.ahead:
+                self._hub.note(job, "queued", {"ahead": standing.ahead})
+            return
+        if told.get("attempt") != found.attempt:
+            self._hub.note(job, "processing", {"attempt": found.attempt})
+            told = {}
+        progress = self._works.others.progress(found.lease)
+        if progress is not None and told.get("step") != progress.step:
+            self._hub.note(job, "progress", {"attempt": found.attempt, **asdict(progress)})
 
     def _runs_here(self, job: Job) -> bool:
         return job.state is State.PROCESSING and job.worker == self._works.worker

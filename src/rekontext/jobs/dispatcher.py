@@ -12,8 +12,8 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Final, Literal, TypeVar
 
@@ -22,13 +22,13 @@ from sqlalchemy import Connection
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
-from rekontext.jobs import queries, workers
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
 from rekontext.jobs.objects import Objects
+from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
 from rekontext.jobs.workers import Worker
@@ -57,6 +57,7 @@ class _Running:
         stopped_for: set once; its task is cancelled then, unless it hasn't begun and sees it by itself.
         settling_since: in loop time; then its ending is being written and can't be stopped any more.
         stored: keys of what it wrote into the store.
+        progress: its last step.
     """
 
     job: Job
@@ -66,6 +67,7 @@ class _Running:
     has_begun: bool = False
     settling_since: float | None = None
     stored: list[str] = field(default_factory=list)
+    progress: Progress | None = None
 
     def stop(self, why: _Why) -> None:
         if self.settling_since is not None or self.stopped_for is not None:
@@ -119,9 +121,9 @@ class Dispatcher:
         self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
         self._edit_s: float | None = None
-        self._reported_edit_s: float | None = None
-        self._usable = len(fleet.devices)
-        self._others_running = 0
+        self._others = Others(
+            database=database, clock=clock, worker=worker, devices=len(fleet.devices), lease_s=life.patience.lease_s
+        )
 
     @property
     def worker(self) -> str:
@@ -136,23 +138,18 @@ class Dispatcher:
     @property
     def edit_s(self) -> float:
         """What an edit took lately, in seconds of engine time, here or where one was made."""
-        known = (self._edit_s, self._reported_edit_s)
+        known = (self._edit_s, self._others.edit_s)
         return next((seconds for seconds in known if seconds is not None), _FIRST_GUESS_S)
 
     @property
     def place_s(self) -> float | None:
         """About how long until the queue moves on by a place, with the devices of all processes. None without any."""
-        return self.edit_s / self._usable if self._usable else None
+        return self.edit_s / self._others.usable if self._others.usable else None
 
     @property
-    def served_first(self) -> int:
-        """How many of the others' running edits a new one waits for. A fleet with devices says so itself: 0 then."""
-        return max(0, self._others_running - max(0, self._usable - 1))
-
-    @property
-    def alive_since(self) -> datetime:
-        """A process that was not seen since then is taken to be gone."""
-        return self._clock.now() - timedelta(seconds=self._life.patience.lease_s)
+    def others(self) -> Others:
+        """What is known of the processes that share the database."""
+        return self._others
 
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
@@ -180,6 +177,7 @@ class Dispatcher:
                     loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
                     loops.create_task(self._every(self._report_s, self.report)),
                     loops.create_task(self._every(lease_s / 2, self.recover)),
+                    loops.create_task(self._every(self._poll_s, self.share_progress)),
                 ]
                 while not self._closing:
                     self._news.clear()
@@ -322,19 +320,12 @@ class Dispatcher:
 
     async def report(self) -> None:
         """Write down what this process has, if it has devices, and see what all of them have together."""
-        own, has_devices = self._own(), bool(self._fleet.devices)
+        await self._answered(self._others.report(self._own()))
 
-        def look(tx: Connection) -> tuple[list[Worker], int]:
-            if own is not None:
-                workers.report(tx, replace(own, seen_at=self._clock.now()))
-            running = 0 if has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
-            return workers.alive(tx, since=self.alive_since), running
-
-        found, self._others_running = await self._answered(
-            self._database.read(look) if own is None else self._database.transact(look)
-        )
-        self._usable = sum(worker.usable for worker in found)
-        self._reported_edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
+    async def share_progress(self) -> None:
+        """Tell how far the edits here are, and see how far those elsewhere are."""
+        here = {lease: running.progress for lease, running in self._running.items() if running.progress is not None}
+        await self._others.share_progress(here)
 
     @property
     def _report_s(self) -> float:
@@ -372,7 +363,7 @@ class Dispatcher:
         self._hub.publish(job.id, "processing", {"attempt": job.attempt})
         try:
             ending = await self._attempts.run(
-                job, on_progress=lambda news: self._progress(job, news), stored=running.stored
+                job, on_progress=lambda news: self._progress(running, news), stored=running.stored
             )
         except asyncio.CancelledError:
             current = asyncio.current_task()
@@ -439,11 +430,13 @@ class Dispatcher:
         else:
             self._hub.end(job)
 
-    def _progress(self, job: Job, news: Progress | Preview) -> None:
+    def _progress(self, running: _Running, news: Progress | Preview) -> None:
+        job = running.job
         if isinstance(news, Preview):
             self._hub.publish(job.id, "preview", self._workbench.preview(news))
             return
-        self._hub.publish(job.id, "progress", {"step": news.step, "steps": news.steps, "remaining_s": news.remaining_s})
+        running.progress = news
+        self._hub.publish(job.id, "progress", {"attempt": job.attempt, **asdict(news)})
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -30,7 +30,7 @@ class Event:
 
     Attributes:
         id: grows within a job; a listener that comes back names the last one it has.
-        data: JSON values. "queued": ahead. "processing": attempt. "progress": step, steps, remaining_s.
+        data: JSON values. "queued": ahead. "processing": attempt. "progress": attempt, step, steps, remaining_s.
             "preview": what the wire makes of it. "ended": status.
     """
 
@@ -66,7 +66,11 @@ class EventHub:
         self._last_number = 0
 
     def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
-        """Tell every listener of `job`. Returns at once. After "ended" nothing more is taken."""
+        """Tell every listener of `job` what has just happened here. Returns at once."""
+        self.note(job, kind, data)
+
+    def note(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
+        """Tell every listener of `job` what happened, here or elsewhere. After "ended" nothing more is taken."""
         channel = self._channel(job)
         if channel.ended:
             return

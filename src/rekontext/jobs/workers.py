@@ -1,21 +1,24 @@
 """The processes that have devices, as each has written of itself: so those that share a database know of each other.
 
-One that was seen within a lease is taken to be alive. The newest is remembered for as long as it takes: by it a
-process without devices knows what it accepts edits for, while no other is up.
+One that was seen within a lease is taken to be alive, and how far its edits are is known by what it told. The newest
+is remembered for as long as it takes: by it a process without devices knows what it accepts edits for, while no other
+is up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rekontext.contract import DeviceState
+from rekontext.contract import DeviceState, Progress
+from rekontext.database import JobId
 from rekontext.database.tables import workers
+from rekontext.jobs.model import Lease
 
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -43,6 +46,9 @@ class Worker:
         return sum(state != "failed" for state in self.devices.values())
 
 
+_ABOUT: Final = tuple(workers.c[each.name] for each in fields(Worker))
+
+
 def report(tx: Connection, worker: Worker) -> None:
     """Write down that a process is alive, and what it has."""
     values = vars(worker)
@@ -52,14 +58,30 @@ def report(tx: Connection, worker: Worker) -> None:
 
 def alive(tx: Connection, *, since: datetime) -> list[Worker]:
     """Those that were seen since then, by name."""
-    found = select(workers).where(workers.c.seen_at > since).order_by(workers.c.name)
+    found = select(*_ABOUT).where(workers.c.seen_at > since).order_by(workers.c.name)
     return [Worker(**row) for row in tx.execute(found).mappings()]
 
 
 def latest(tx: Connection) -> Worker | None:
     """The one that was seen last, however long ago."""
-    found = tx.execute(select(workers).order_by(workers.c.seen_at.desc()).limit(1)).mappings().first()
+    found = tx.execute(select(*_ABOUT).order_by(workers.c.seen_at.desc()).limit(1)).mappings().first()
     return None if found is None else Worker(**found)
+
+
+def tell_progress(tx: Connection, name: str, progress: Mapping[Lease, Progress]) -> bool:
+    """Write down how far the edits of a process are. False if it hasn't reported yet: nothing is written then."""
+    told = {lease.job: {"attempt": lease.attempt, **asdict(reached)} for lease, reached in progress.items()}
+    return tx.execute(update(workers).where(workers.c.name == name).values(progress=told)).rowcount > 0
+
+
+def progress(tx: Connection, *, besides: str, since: datetime) -> dict[Lease, Progress]:
+    """How far the edits are of those processes, but for one, that were seen since then."""
+    told = select(workers.c.progress).where(workers.c.seen_at > since, workers.c.name != besides)
+    return {
+        Lease(job=JobId(job), attempt=reached.pop("attempt")): Progress(**reached)
+        for edits in tx.execute(told).scalars()
+        for job, reached in edits.items()
+    }
 
 
 def forget(tx: Connection, before: datetime) -> int:

@@ -116,7 +116,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             unfinished = [*queries.running(tx, None, most=_SHOWN_MAX), *queries.waiting(tx, None, most=_SHOWN_MAX)]
             found = sorted(unfinished, key=lambda job: job.number)[:_SHOWN_MAX]
             places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
-            return unfinished_by_state(tx), places, workers.alive(tx, since=parts.dispatcher.alive_since)
+            return unfinished_by_state(tx), places, workers.alive(tx, since=parts.dispatcher.others.alive_since)
 
         counts, found, alive = await parts.database.read_long(look)
         return {

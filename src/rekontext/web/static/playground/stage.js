@@ -306,6 +306,6 @@ function statusWords(run) {
         : `Starting${left}`,
     ];
   }
-  if (!run.step && run.eta === null) return ["Running"]; // in another process, which alone knows its steps
+  if (!run.step && run.eta === null) return ["Running"]; // in another process, which hasn't told its steps yet
   return [h("b", {}, `Step ${run.step}`), ` of ${run.steps}${left}`];
 }

@@ -1,0 +1,120 @@
+"""What a process knows of the others on its database: their devices, and how far the edits are that they run.
+
+Each tells of itself and looks at what the others told; between two looks this is what was seen last. Runs no edits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from rekontext.contract import Progress
+from rekontext.database import Database
+from rekontext.jobs import queries, workers
+from rekontext.jobs.model import Lease, State
+from rekontext.jobs.workers import Worker
+from rekontext.sources import Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """How far an edit is, and since when that is known here, in loop time."""
+
+    progress: Progress
+    since: float
+
+
+class Others:
+    """Tells of one process and looks at the others. For one event loop.
+
+    Args:
+        worker: the name of this process.
+        devices: how many it has. One that has none also counts the edits that the others run.
+        lease_s: a process that was silent for so long is taken to be gone.
+    """
+
+    def __init__(self, *, database: Database, clock: Clock, worker: str, devices: int, lease_s: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._worker = worker
+        self._has_devices = devices > 0
+        self._lease_s = lease_s
+        self._usable = devices
+        self._edit_s: float | None = None
+        self._running = 0
+        self._are_there = False
+        self._told: Mapping[Lease, Progress] = {}
+        self._seen: Mapping[Lease, _Seen] = {}
+
+    @property
+    def alive_since(self) -> datetime:
+        """A process that was not seen since then is taken to be gone."""
+        return self._clock.now() - timedelta(seconds=self._lease_s)
+
+    @property
+    def usable(self) -> int:
+        """Devices of all processes, this one's too, that aren't failed."""
+        return self._usable
+
+    @property
+    def edit_s(self) -> float | None:
+        """What an edit took lately where one was made, in seconds of engine time."""
+        return self._edit_s
+
+    @property
+    def served_first(self) -> int:
+        """How many of the others' running edits a new one waits for. A fleet with devices says so itself: 0 then."""
+        return max(0, self._running - max(0, self._usable - 1))
+
+    def progress(self, lease: Lease) -> Progress | None:
+        """How far an edit is that another process runs; None if nothing was told of it."""
+        seen = self._seen.get(lease)
+        if seen is None:
+            return None
+        left_s, age_s = seen.progress.remaining_s, asyncio.get_running_loop().time() - seen.since
+        return seen.progress if left_s is None else replace(seen.progress, remaining_s=max(0.0, left_s - age_s))
+
+    async def report(self, own: Worker | None) -> None:
+        """Write down what this process has, if it can be said, and see what all of them have together.
+
+        Raises:
+            DatabaseUnavailable: what was seen before is still known.
+        """
+
+        def look(tx: Connection) -> tuple[list[Worker], int]:
+            if own is not None:
+                workers.report(tx, replace(own, seen_at=self._clock.now()))
+            running = 0 if self._has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
+            return workers.alive(tx, since=self.alive_since), running
+
+        ask = self._database.read if own is None else self._database.transact
+        found, self._running = await ask(look)
+        self._usable = sum(worker.usable for worker in found)
+        self._edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
+        self._are_there = any(worker.name != self._worker for worker in found)
+
+    async def share_progress(self, here: Mapping[Lease, Progress]) -> None:
+        """Write down how far the edits of this process are, and see how far the others' are. Asks only where it must.
+
+        Raises:
+            DatabaseUnavailable: as `report`.
+        """
+        if here != self._told and await self._database.transact(
+            lambda tx: workers.tell_progress(tx, self._worker, here)
+        ):
+            self._told = here
+        if not self._are_there:
+            self._seen = {}
+            return
+        found = await self._database.read(lambda tx: workers.progress(tx, besides=self._worker, since=self.alive_since))
+        now, before = asyncio.get_running_loop().time(), self._seen
+        self._seen = {
+            lease: old
+            if (old := before.get(lease)) is not None and old.progress == progress
+            else _Seen(progress=progress, since=now)
+            for lease, progress in found.items()
+        }
