@@ -44,6 +44,33 @@ async def test_uploads_as_json_and_as_a_form(client: httpx2.AsyncClient) -> None
     assert (await client.get(listed[0]["url"])).status_code == 200
 
 
+async def test_an_upload_can_be_deleted(studio: Studio) -> None:
+    """By its owner only. The file itself goes with it, and an edit that was accepted with it goes on."""
+    async with studio.open() as client:
+        studio.fleet.may_step.clear()
+        [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+        submitted = (await client.post("/v2/flux-kontext-dev", json=GOOD | {"input_image": link})).json()
+        listed = (await client.get("/console/api/files")).json()
+        assert (listed["bytes_kept"], listed["bytes_max"]) == (len(PHOTO), 2 * 2**30)
+        place = f"/console/api/files/{listed['files'][0]['id']}"
+        async with studio.client(studio.new_account("stranger").secret) as stranger:
+            assert (await stranger.delete(place)).status_code == 404
+        async with studio.client(studio.new_key(scopes=frozenset({"read"})).secret) as reader:
+            assert (await reader.delete(place)).status_code == 403
+        assert (await client.get(link)).status_code == 200
+        deleted = await client.delete(place)
+        assert (deleted.status_code, deleted.json()["deleted"]) == (200, True)
+        assert (await client.get(link)).json()["code"] == "file_gone"
+        again = await client.delete(place)
+        assert (again.status_code, again.json()["code"]) == (404, "file_unknown")
+        assert [found async for found in studio.service.parts.objects.list("assets")] == []
+        refused = await client.post("/v2/flux-kontext-dev", json=GOOD | {"input_image": link})
+        assert refused.json()["code"] == "unreachable_picture"
+        studio.fleet.may_step.set()
+        ended = (await client.get(submitted["events_url"])).text
+        assert '"status":"COMPLETED"' in ended
+
+
 @pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])
 async def test_an_upload_that_cannot_be_written_down_leaves_nothing_behind(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: Exception, left: int

@@ -404,7 +404,7 @@ def test_the_secret_of_requests_own_webhooks_is_shown_and_replaced(open_page: Op
 
 
 def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """With their picture, size and a link to copy."""
+    """With their picture, size and a link to copy, and can be deleted."""
     uploaded = httpx2.post(
         f"{site.url}/upload-asset",
         headers={"x-api-key": site.key},
@@ -416,6 +416,10 @@ def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> Non
     go_to(page, "files")
     expect(rows(page)).to_contain_text("cat.jpg")
     assert page.locator(".row-picture").evaluate("image => image.decode().then(() => image.naturalWidth)") == 120
+    expect(page.get_by_text("of 2.1 GB that uploads may have.")).to_be_visible()
+    page.get_by_role("button", name="Delete cat.jpg").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("No uploads.")).to_be_visible()
 
 
 def test_an_account_sees_only_its_own_and_no_operation(open_page: OpenPage, site: Site, photo: Path) -> None:

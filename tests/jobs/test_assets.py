@@ -8,7 +8,7 @@ import pytest
 
 from rekontext.database import AccountId
 from rekontext.jobs import assets
-from rekontext.jobs.assets import Asset, UploadsFull
+from rekontext.jobs.assets import Asset, AssetUnknown, UploadsFull
 from rekontext.jobs.objects import asset_key
 from tests.jobs.office import ALICE, BOB, Office
 
@@ -45,8 +45,27 @@ def test_an_account_keeps_so_many_bytes_and_no_more(office: Office) -> None:
     office.clock.advance(60)
     upload(office, "two")
     with pytest.raises(
-        UploadsFull, match=f"have 6 bytes and may have 6. The oldest of them goes at {gone_at:%Y-%m-%d %H:%M} UTC"
+        UploadsFull, match=f"have 6 bytes and may have 6. .* the oldest goes by itself at {gone_at:%Y-%m-%d %H:%M} UTC"
     ):
         upload(office, "three", size=1)
     upload(office, "another's", account=BOB)
     assert [asset.id for asset in office.database.read_sync(lambda tx: assets.of_account(tx, ALICE))] == ["two", "one"]
+
+
+def test_what_is_removed_makes_room(office: Office) -> None:
+    """Nobody else can remove it, and nobody can twice."""
+    one = upload(office, "one")
+    upload(office, "two")
+
+    def remove(account: AccountId) -> Asset:
+        return office.database.transact_sync(lambda tx: assets.remove(tx, "one", account=account))
+
+    with pytest.raises(AssetUnknown):
+        remove(BOB)
+    assert office.database.read_sync(lambda tx: assets.kept_bytes(tx, ALICE)) == 6
+    assert remove(ALICE) == one
+    assert office.database.read_sync(lambda tx: assets.kept_bytes(tx, ALICE)) == 3
+    assert office.database.read_sync(lambda tx: assets.kept_bytes(tx, BOB)) == 0
+    upload(office, "three")
+    with pytest.raises(AssetUnknown, match="no upload one"):
+        remove(ALICE)

@@ -57,6 +57,7 @@ from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import (
+    AssetUnknown,
     IdempotencyKeyReused,
     JobRefused,
     JobUnknown,
@@ -257,6 +258,7 @@ _REFUSED: Final[Mapping[type[Exception], int]] = {
     NameTaken: 409,
     TooManyKeys: 409,
     UploadsFull: 409,
+    AssetUnknown: 404,
     JobUnknown: 404,
     WebhookUnknown: 404,
     WebhookRefused: 400,

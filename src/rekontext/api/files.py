@@ -127,12 +127,12 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
     except Exception as fault:
         # In doubt it may be written down; the sweeper sees by and by.
         if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-            await _clear_away(asset.object_key, parts)
+            await clear_away(asset.object_key, parts)
         raise
     return parts.links.to_upload(origin, asset)
 
 
-async def _clear_away(key: str, parts: Parts) -> None:
+async def clear_away(key: str, parts: Parts) -> None:
     """Remove what belongs to no upload. A failure is only logged: the sweeper comes by."""
     try:
         await parts.objects.delete(key)

@@ -4,7 +4,7 @@
 """
 
 from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage, workers
-from rekontext.jobs.assets import Asset, UploadsFull
+from rekontext.jobs.assets import Asset, AssetUnknown, UploadsFull
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
 from rekontext.jobs.endpoints import Delivery, Endpoint, TooManyMessages, WebhookRefused, WebhookUnknown
@@ -44,6 +44,7 @@ __all__ = [
     "TERMINAL",
     "Accepted",
     "Asset",
+    "AssetUnknown",
     "Bounds",
     "Deliverer",
     "Delivery",

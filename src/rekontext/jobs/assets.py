@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, func, insert, select
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select
 
 from rekontext.accounts import registry
 from rekontext.database import AccountId
@@ -36,9 +36,19 @@ class UploadsFull(JobRefused):
 
     def __init__(self, *, kept: int, most: int, first_goes_at: datetime) -> None:
         super().__init__(
-            f"This account's uploads have {kept} bytes and may have {most}. The oldest of them goes at "
-            f"{first_goes_at:%Y-%m-%d %H:%M} UTC; until then send the picture as input_image itself."
+            f"This account's uploads have {kept} bytes and may have {most}. Delete some "
+            "(DELETE /console/api/files/{id}), or send the picture as input_image itself; the oldest goes by itself at "
+            f"{first_goes_at:%Y-%m-%d %H:%M} UTC."
         )
+
+
+class AssetUnknown(JobRefused):
+    """The account has no such upload, or it is gone."""
+
+    code = "file_unknown"
+
+    def __init__(self, asset: str) -> None:
+        super().__init__(f"There is no upload {asset}")
 
 
 def add(tx: Connection, asset: Asset, *, bytes_max: int, kept_s: float) -> None:
@@ -76,6 +86,25 @@ def of_account(tx: Connection, account: AccountId, *, limit: int = 50) -> list[A
         .limit(min(limit, PAGE_MAX))
     )
     return [_asset(row) for row in tx.execute(query).mappings()]
+
+
+def remove(tx: Connection, asset: str, *, account: AccountId) -> Asset:
+    """Forget an upload. Its bytes belong to nobody then: they are the caller's to delete.
+
+    Raises:
+        AssetUnknown: the account has no such upload.
+    """
+    found = delete(assets).where(assets.c.id == asset, assets.c.account_id == account).returning(assets)
+    row = tx.execute(found).mappings().first()
+    if row is None:
+        raise AssetUnknown(asset)
+    return _asset(row)
+
+
+def kept_bytes(tx: Connection, account: AccountId) -> int:
+    """How many bytes the account's uploads have."""
+    total = select(func.coalesce(func.sum(assets.c.bytes), 0)).where(assets.c.account_id == account)
+    return int(tx.execute(total).scalar_one())
 
 
 def _asset(row: RowMapping) -> Asset:

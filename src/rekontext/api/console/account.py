@@ -11,10 +11,11 @@ from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.api.documents import shown_name
 from rekontext.api.edits import SLUG, NotReady
+from rekontext.api.files import clear_away
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.contract import STEPS_DEFAULT
-from rekontext.jobs import assets, usage
+from rekontext.jobs import Asset, assets, usage
 from rekontext.jobs.usage import Percentiles, Usage
 
 DAYS_MAX: Final = 92
@@ -55,7 +56,11 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/files", summary="What the account uploaded")
     async def files(request: Request, limit: Annotated[int, Query(ge=1, le=assets.PAGE_MAX)] = 50) -> dict[str, object]:
         caller = await parts.caller(request, "read")
-        found = await parts.database.read(lambda tx: assets.of_account(tx, caller.account, limit=limit))
+
+        def look(tx: Connection) -> tuple[list[Asset], int]:
+            return assets.of_account(tx, caller.account, limit=limit), assets.kept_bytes(tx, caller.account)
+
+        found, kept = await parts.database.read(look)
         origin = parts.origins.of(request)
         return {
             "files": [
@@ -68,8 +73,18 @@ def add(routes: APIRouter, parts: Parts) -> None:
                     "created_at": moment(asset.created_at),
                 }
                 for asset in found
-            ]
+            ],
+            "bytes_kept": kept,
+            "bytes_max": parts.limits.uploads_bytes_max,
         }
+
+    @routes.delete("/files/{file_id}", summary="Delete an upload")
+    async def delete_file(request: Request, file_id: str) -> dict[str, object]:
+        """Its link opens nothing any more. Edits that were accepted with it go on: each has a copy."""
+        caller = await parts.caller(request, "edit")
+        gone = await parts.database.transact(lambda tx: assets.remove(tx, file_id, account=caller.account))
+        await clear_away(gone.object_key, parts)
+        return {"id": gone.id, "deleted": True}
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:

@@ -1,46 +1,69 @@
 // What the account uploaded.
 
 import { getJson, here } from "../shared/api.js";
-import { copy, h } from "../shared/dom.js";
+import { copy, h, toast } from "../shared/dom.js";
 import { ago, bytes, moment } from "../shared/format.js";
+import { confirmed } from "../shared/shell.js";
 import { button, heading, table, within } from "./parts.js";
 
-export function files(place) {
+export function files(place, me) {
   const list = h("div", {});
+  const mayDelete = me.key.scopes.includes("edit");
   const load = within(list, async () => {
-    const { files: found } = await getJson("console/api/files?limit=100");
-    return table(
-      "Files",
-      [
-        {
-          title: "File",
-          kind: "wide",
-          cell: (file) => [
-            h("img.row-picture", { src: here(file.url), alt: "", loading: "lazy" }),
-            h("a", { href: here(file.url), target: "_blank", rel: "noopener" }, file.file_name),
-          ],
-        },
-        { title: "Type", cell: (file) => file.content_type },
-        { title: "Size", kind: "number", cell: (file) => bytes(file.bytes) },
-        {
-          title: "Uploaded",
-          kind: "number",
-          cell: (file) => h("time", { title: moment(file.created_at) }, ago(file.created_at)),
-        },
-        {
-          title: h("span.unseen", {}, "Actions"),
-          kind: "number",
-          cell: (file) =>
-            button("Copy link", () => copy(file.url, "Link copied"), { kind: "small quiet", picture: "copy" }),
-        },
-      ],
-      found,
-      { empty: "No uploads. POST /upload-asset keeps a photo here and gives a link to it." },
-    );
+    const { files: found, bytes_kept: kept, bytes_max: most } = await getJson("console/api/files?limit=100");
+    return [
+      table("Files", columns(mayDelete ? remove : null), found, {
+        empty: "No uploads. POST /upload-asset keeps a photo here and gives a link to it.",
+      }),
+      found.length > 0 && h("p.faint", {}, `${bytes(kept)} of ${bytes(most)} that uploads may have.`),
+    ];
   });
+  const remove = async (file) => {
+    const text = "Its link opens nothing any more. Edits that were sent with it go on.";
+    if (!(await confirmed({ title: `Delete ${file.file_name}?`, text, action: "Delete" }))) return;
+    try {
+      await getJson(`console/api/files/${file.id}`, { method: "DELETE" });
+    } catch (fault) {
+      toast(fault.message);
+    }
+    load();
+  };
   place.append(
     heading("Files", "Uploaded photos. Their links are signed and expire; asking again makes new ones."),
     list,
   );
   load();
+}
+
+function columns(remove) {
+  return [
+    {
+      title: "File",
+      kind: "wide",
+      cell: (file) => [
+        h("img.row-picture", { src: here(file.url), alt: "", loading: "lazy" }),
+        h("a", { href: here(file.url), target: "_blank", rel: "noopener" }, file.file_name),
+      ],
+    },
+    { title: "Type", cell: (file) => file.content_type },
+    { title: "Size", kind: "number", cell: (file) => bytes(file.bytes) },
+    {
+      title: "Uploaded",
+      kind: "number",
+      cell: (file) => h("time", { title: moment(file.created_at) }, ago(file.created_at)),
+    },
+    {
+      title: h("span.unseen", {}, "Actions"),
+      kind: "number",
+      cell: (file) => [
+        button("Copy link", () => copy(file.url, "Link copied"), { kind: "small quiet", picture: "copy" }),
+        remove &&
+          h(
+            "button.button.small.danger",
+            { type: "button", "aria-label": `Delete ${file.file_name}`, onclick: () => remove(file) },
+            "Delete",
+          ),
+      ],
+    },
+  ];
 }

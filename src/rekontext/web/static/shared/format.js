@@ -26,7 +26,8 @@ export function seconds(value) {
 export function bytes(value) {
   if (value < 1000) return `${value} B`;
   if (value < 999_500) return `${(value / 1000).toFixed(0)} kB`;
-  return `${(value / 1e6).toFixed(1)} MB`;
+  if (value < 999_950_000) return `${(value / 1e6).toFixed(1)} MB`;
+  return `${(value / 1e9).toFixed(1)} GB`;
 }
 
 export function count(value) {
