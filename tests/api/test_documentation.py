@@ -81,10 +81,14 @@ def test_the_examples_on_the_api_s_page_have_every_field(
 
 
 async def test_the_headers_that_say_when_are_documented_where_they_are_sent(client: httpx2.AsyncClient) -> None:
-    """With a submit and with a status, in the document and on the page."""
+    """With a submit, a status and what comes instead of a result, in the document and on the page."""
     paths = (await client.get("/openapi.json")).json()["paths"]
-    for method, path in (("post", "/v2/flux-kontext-dev"), ("get", "/v2/requests/{id}/status")):
-        assert {"x-eta-seconds", "x-queue-position"} <= set(paths[path][method]["responses"]["200"]["headers"])
+    for method, path, status in (
+        ("post", "/v2/flux-kontext-dev", "200"),
+        ("get", "/v2/requests/{id}/status", "200"),
+        ("get", "/v2/requests/{id}", "202"),
+    ):
+        assert {"x-eta-seconds", "x-queue-position"} <= set(paths[path][method]["responses"][status]["headers"])
         section = PAGE.partition(f"### `{method.upper()} {path}`")[2].partition("###")[0]
         assert "`x-eta-seconds`" in section
         assert "`x-queue-position`" in section

@@ -145,6 +145,7 @@ async def test_a_job_that_isn_t_done_says_when_it_will_be(make_studio: MakeStudi
         pending = await client.get(third.json()["response_url"])
         assert (pending.status_code, pending.json()["status"]) == (202, "QUEUED")
         assert "output" not in pending.json()
+        assert pending.headers["x-eta-seconds"] == str(pending.json()["eta_seconds"])
         studio.fleet.may_step.set()
         await followed(client, third.json()["events_url"])
 

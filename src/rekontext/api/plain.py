@@ -131,7 +131,7 @@ def _call(operation: str, summary: str, answers: _Schema, *more: _Schema) -> _Sc
 def _result(operation: str) -> _Schema:
     answers = {
         "200": _answer("COMPLETED.", RESULT),
-        "202": _answer("Not yet; where it stands.", STATUS),
+        "202": _answer("Not yet; where it stands.", STATUS) | {"headers": WHEN},
         "422": _answer("FAILED or CANCELLED; it cost nothing.", RESULT),
     }
     return {"get": _call(operation, "What came of an edit", answers)}

@@ -55,8 +55,8 @@ class RequestRoutes:
         caller = await self._parts.caller(request, "read")
         job, document = await self._result(request, caller)
         if document is None:
-            document, _ = await self._status(request, caller)
-            return answers.json_answer(document, status=202)
+            document, estimate = await self._status(request, caller)
+            return answers.json_answer(document, status=202, headers=answers.when(estimate))
         return answers.json_answer(document, status=200 if job.state is State.COMPLETED else 422)
 
     async def cancel(self, request: Request) -> Response:
