@@ -47,6 +47,7 @@ from rekontext.contract import (
 )
 from rekontext.database import AccountId, Database, JobId
 from rekontext.jobs import (
+    ASSETS_FOLDER,
     Bounds,
     Desk,
     Dispatcher,
@@ -295,7 +296,7 @@ def measure(edits: int) -> dict[str, float]:
             figures |= {f"{kind}_{figure}": round(value, 2) for figure, value in wire.items()}
             database = Database.open(url)
             try:
-                bench = Bench(database, RecentStore(open_store(f"file://{name}/{kind}"), bytes_max=64 * 2**20))
+                bench = Bench(database, RecentStore(open_store(f"file://{name}/{kind}"), bytes_max=64 * 2**20, besides=ASSETS_FOLDER))
                 bench.open_account()
                 found = asyncio.run(bench.run(edits))
             finally:

@@ -37,6 +37,7 @@ from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.copies import sqlite_file
 from rekontext.fleet import ElsewhereFleet
 from rekontext.jobs import (
+    ASSETS_FOLDER,
     Bounds,
     Deliverer,
     Desk,
@@ -195,7 +196,7 @@ def assemble(
     clock = clock or SystemClock()
     secret = secret_of(settings)
     pepper = pepper_of(secret)
-    store = RecentStore(open_store(settings.store), bytes_max=_RECENT_BYTES_MAX)
+    store = RecentStore(open_store(settings.store), bytes_max=_RECENT_BYTES_MAX, besides=ASSETS_FOLDER)
     try:
         limiter = RequestLimiter(clock=clock, storage=settings.rate_limits_url)
     except ValueError as fault:

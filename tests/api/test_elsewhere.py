@@ -107,18 +107,24 @@ async def test_a_front_tells_the_time_behind_edits_that_run_elsewhere(tmp_path: 
 async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Path) -> None:
     """In the status, as events and on the queue page; the steps are counted where they are made."""
     front, back = front_in(tmp_path), back_in(tmp_path, "back")
-    async with asyncio.timeout(2 * SOON_S), back.open(), front.open() as client:
+    async with asyncio.timeout(2 * SOON_S), back.open() as at_back, front.open() as client:
         await until_ready(client)
         back.fleet.may_step.clear()
-        submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER)).json()
+        once = {"Idempotency-Key": "once"}
+        submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER, headers=once)).json()
         await back.fleet.began.wait()
         back.fleet.tell(Progress(step=2, steps=4, remaining_s=1000.0))
         place = f"/v2/requests/{submitted['request_id']}"
         told = await until(client, f"{place}/status", lambda told: told["progress"] == {"step": 2, "steps": 4})
         assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)
         assert 900 < told["eta_seconds"] <= 1000
+        again = await client.post("/v2/flux-kontext-dev", json=ORDER, headers=once)
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
+        assert 900 < again.json()["eta_seconds"] <= 1000
         (job,) = (await client.get(QUEUE)).json()["jobs"]
-        assert (job["worker"], job["progress"]["step"]) == ("back", 2)
+        (same,) = (await at_back.get(QUEUE)).json()["jobs"]
+        assert job["worker"] == "back"
+        assert job["progress"].keys() == same["progress"].keys() == {"step", "steps", "remaining_s"}
         async for event in front.service.parts.desk.listen(JobId(submitted["request_id"]), account=front.account):
             if event.kind == "progress":
                 back.fleet.may_step.set()

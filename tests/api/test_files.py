@@ -44,8 +44,12 @@ async def test_uploads_as_json_and_as_a_form(client: httpx2.AsyncClient) -> None
     assert (await client.get(listed[0]["url"])).status_code == 200
 
 
-async def test_an_upload_can_be_deleted(studio: Studio) -> None:
+async def test_an_upload_can_be_deleted(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its owner only. The file itself goes with it, and an edit that was accepted with it goes on."""
+
+    async def stuck(_key: str) -> None:
+        raise StoreUnavailable("no permission")
+
     async with studio.open() as client:
         studio.fleet.may_step.clear()
         [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
@@ -57,7 +61,12 @@ async def test_an_upload_can_be_deleted(studio: Studio) -> None:
             assert (await stranger.delete(place)).status_code == 404
         async with studio.client(studio.new_key(scopes=frozenset({"read"})).secret) as reader:
             assert (await reader.delete(place)).status_code == 403
-        assert (await client.get(link)).status_code == 200
+        got = await client.get(link)
+        assert (got.status_code, got.headers["cache-control"]) == (200, "private, no-cache")
+        with monkeypatch.context() as patch:
+            patch.setattr(studio.service.parts.objects, "delete", stuck)
+            assert (await client.delete(place)).json()["code"] == "store_unavailable"
+        assert (await client.get("/console/api/files")).json()["files"] != []  # so that it can be tried again
         deleted = await client.delete(place)
         assert (deleted.status_code, deleted.json()["deleted"]) == (200, True)
         assert (await client.get(link)).json()["code"] == "file_gone"

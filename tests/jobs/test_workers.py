@@ -9,10 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from rekontext.contract import DeviceState, EditRequest, OnProgress, Progress
-from rekontext.database import Database, DatabaseUnavailable, JobId
+from rekontext.database import Database, DatabaseUnavailable, JobId, tables
 from rekontext.jobs import Lease, workers
 from rekontext.jobs.workers import Worker
 from rekontext.pictures.store import open_store
@@ -65,6 +65,30 @@ def test_progress_is_known_of_processes_that_are_alive(database: Database, clock
         assert workers.progress(tx, besides="front", since=began) == second
         assert workers.tell_progress(tx, "two", {})
         assert workers.progress(tx, besides="front", since=before) == first
+
+    database.transact_sync(work)
+
+
+def test_progress_of_another_version_is_passed_over(database: Database, clock: FakeClock) -> None:
+    """It tells what it can; what isn't understood must not end a process that runs edits."""
+    known = {"attempt": 1, "step": 2, "steps": 4, "remaining_s": 0.5}
+    told: list[object] = [
+        {"a": {**known, "later": "invented"}},
+        {"b": {"attempt": 1, "step": 2}},
+        {"b": None},
+        ["b"],
+        {"b": {**known, "step": "two"}},
+    ]
+
+    def work(tx: Connection) -> None:
+        before = clock.now() - timedelta(seconds=1)
+        for number, each in enumerate(told):
+            name = f"worker {number}"
+            workers.report(tx, worker(name, clock, gpu="ready"))
+            tx.execute(update(tables.workers).where(tables.workers.c.name == name).values(progress=each))
+        assert workers.progress(tx, besides="", since=before) == {
+            Lease(job=JobId("a"), attempt=1): Progress(step=2, steps=4, remaining_s=0.5)
+        }
 
     database.transact_sync(work)
 
@@ -169,6 +193,7 @@ async def test_a_process_alone_looks_for_no_others(
     store = open_store(f"file://{tmp_path}/objects")
     alone = Plant(office=office, objects=store)
     await alone.dispatcher.report()
+    await alone.dispatcher.share_progress()
 
     async def refused(_: object) -> object:
         raise DatabaseUnavailable("it was asked")

@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> PictureStore:
 
 @pytest.fixture
 def recent(store: PictureStore) -> RecentStore:
-    return RecentStore(store, bytes_max=10)
+    return RecentStore(store, bytes_max=10, besides="shared")
 
 
 async def test_what_was_written_is_in_memory_and_in_the_store(store: PictureStore, recent: RecentStore) -> None:
@@ -61,3 +61,11 @@ async def test_what_is_replaced_or_deleted_is_not_remembered(recent: RecentStore
     for key in "ab":  # what is gone takes no room: both are remembered
         await store.delete(key)
     assert [await recent.get(key) for key in "ab"] == [b"again", b"whole"]
+
+
+async def test_what_others_may_remove_is_read_from_the_store(recent: RecentStore, store: PictureStore) -> None:
+    """An upload that was deleted through another process would go on opening in this one."""
+    await recent.put("shared/a", b"12345", content_type="image/png")
+    await store.delete("shared/a")
+    with pytest.raises(ObjectMissing):
+        await recent.get("shared/a")

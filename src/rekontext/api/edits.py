@@ -174,7 +174,7 @@ class Edits:
         if not (0 < len(key) <= KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
             raise InvalidIdempotencyKey(key)
 
-        def look(tx: Connection) -> Submitted | None:
+        def look(tx: Connection) -> tuple[Job, int | None, Balance] | None:
             row = tx.execute(idempotency.EARLIER, {"account": caller.account, "key": key}).first()
             if row is None:
                 return None
@@ -182,14 +182,14 @@ class Edits:
                 raise IdempotencyKeyReused(key)
             job = queries.get(tx, JobId(row.job_id))
             ahead = queries.ahead(tx, job) if job.state is State.QUEUED else None
-            return Submitted(
-                job=job,
-                balance=ledger.balance(tx, caller.account),
-                replayed=True,
-                estimate=self._forecast.of_job(job, ahead=ahead),
-            )
+            return job, ahead, ledger.balance(tx, caller.account)
 
-        return await self._database.read(look)
+        found = await self._database.read(look)
+        if found is None:
+            return None
+        job, ahead, balance = found
+        estimate = self._forecast.of_job(job, ahead=ahead)
+        return Submitted(job=job, balance=balance, replayed=True, estimate=estimate)
 
     async def submit(
         self, caller: Caller, order: EditOrder, *, job: JobId, origin: str, idempotency_key: str | None

@@ -17,7 +17,7 @@ from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameles
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import Asset, asset_key, assets
+from rekontext.jobs import ASSETS_FOLDER, Asset, asset_key, assets
 from rekontext.pictures import Photo, PictureRefused, StoreUnavailable, sniff
 
 _log = structlog.get_logger(__name__)
@@ -30,8 +30,10 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",
     "cross-origin-resource-policy": "cross-origin",
-    "cache-control": "private, max-age=3600, immutable",
 }
+_LASTING: Final = {"cache-control": "private, max-age=3600, immutable"}
+_ASKED_FOR_AGAIN: Final = {"cache-control": "private, no-cache"}
+"""Of uploads, which their owner may delete."""
 
 
 def router(parts: Parts) -> APIRouter:
@@ -66,6 +68,7 @@ def link_route(parts: Parts) -> Route:
         kind = sniff(data)
         media_type = _UNKNOWN_TYPE if kind is None else f"image/{kind}"
         headers = _HEADERS | {"etag": f'"{hashlib.sha256(data).hexdigest()[:32]}"'}
+        headers |= _ASKED_FOR_AGAIN if key.startswith(f"{ASSETS_FOLDER}/") else _LASTING
         if _is_known(headers["etag"], request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
         return Response(data, media_type=media_type, headers=headers)
@@ -127,12 +130,12 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
     except Exception as fault:
         # In doubt it may be written down; the sweeper sees by and by.
         if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-            await clear_away(asset.object_key, parts)
+            await _clear_away(asset.object_key, parts)
         raise
     return parts.links.to_upload(origin, asset)
 
 
-async def clear_away(key: str, parts: Parts) -> None:
+async def _clear_away(key: str, parts: Parts) -> None:
     """Remove what belongs to no upload. A failure is only logged: the sweeper comes by."""
     try:
         await parts.objects.delete(key)

@@ -46,7 +46,7 @@ class Progresses(EventHub):
     def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
         """As `EventHub.publish`."""
         if kind == "progress":
-            self._progress[job] = data
+            self._progress[job] = {name: value for name, value in data.items() if name != "attempt"}
             if len(self._progress) > _REMEMBERED_MAX:  # jobs that were lost to another process never end here
                 del self._progress[next(iter(self._progress))]
         elif kind != "preview":

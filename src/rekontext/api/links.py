@@ -15,10 +15,10 @@ FOLDER: Final = "/files/"
 
 
 class FileGone(LookupError):
-    """A good link to a file whose time was over earlier."""
+    """A good link to a file that is there no more."""
 
     def __init__(self) -> None:
-        super().__init__("this file is gone: its time to be kept is over")
+        super().__init__("this file is gone: it was deleted, or its time to be kept is over")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import Objects, asset_key, input_key, output_folder, output_key
+from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, input_key, output_folder, output_key
 from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
@@ -39,6 +39,7 @@ from rekontext.jobs.webhooks import Deliverer, NotDelivered, Send, pending_messa
 from rekontext.jobs.workbench import File, Workbench
 
 __all__ = [
+    "ASSETS_FOLDER",
     "EVENT_TYPES",
     "KEY_CHARACTERS_MAX",
     "TERMINAL",

@@ -88,17 +88,21 @@ def of_account(tx: Connection, account: AccountId, *, limit: int = 50) -> list[A
     return [_asset(row) for row in tx.execute(query).mappings()]
 
 
-def remove(tx: Connection, asset: str, *, account: AccountId) -> Asset:
-    """Forget an upload. Its bytes belong to nobody then: they are the caller's to delete.
+def get(tx: Connection, asset: str, *, account: AccountId) -> Asset:
+    """One of the account's files.
 
     Raises:
-        AssetUnknown: the account has no such upload.
+        AssetUnknown: it has no such file.
     """
-    found = delete(assets).where(assets.c.id == asset, assets.c.account_id == account).returning(assets)
-    row = tx.execute(found).mappings().first()
+    row = tx.execute(select(assets).where(assets.c.id == asset, assets.c.account_id == account)).mappings().first()
     if row is None:
         raise AssetUnknown(asset)
     return _asset(row)
+
+
+def forget(tx: Connection, asset: Asset) -> None:
+    """Cross out a file whose bytes are removed already."""
+    tx.execute(delete(assets).where(assets.c.id == asset.id))
 
 
 def kept_bytes(tx: Connection, account: AccountId) -> int:

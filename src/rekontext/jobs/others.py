@@ -5,7 +5,7 @@ Each tells of itself and looks at what the others told; between two looks this i
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from rekontext.sources import Clock
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """How far an edit is, and since when that is known here, in loop time."""
+    """How far an edit is, and since when that is known here, in seconds of this machine's own clock."""
 
     progress: Progress
     since: float
@@ -47,7 +47,7 @@ class Others:
         self._edit_s: float | None = None
         self._running = 0
         self._are_there = False
-        self._told: Mapping[Lease, Progress] = {}
+        self._told: Mapping[Lease, Progress] | None = None  # an earlier process of this name may have told something
         self._seen: Mapping[Lease, _Seen] = {}
 
     @property
@@ -75,7 +75,7 @@ class Others:
         seen = self._seen.get(lease)
         if seen is None:
             return None
-        left_s, age_s = seen.progress.remaining_s, asyncio.get_running_loop().time() - seen.since
+        left_s, age_s = seen.progress.remaining_s, time.monotonic() - seen.since
         return seen.progress if left_s is None else replace(seen.progress, remaining_s=max(0.0, left_s - age_s))
 
     async def report(self, own: Worker | None) -> None:
@@ -103,15 +103,17 @@ class Others:
         Raises:
             DatabaseUnavailable: as `report`.
         """
-        if here != self._told and await self._database.transact(
-            lambda tx: workers.tell_progress(tx, self._worker, here)
+        if (
+            self._has_devices
+            and here != self._told
+            and await self._database.transact(lambda tx: workers.tell_progress(tx, self._worker, here))
         ):
             self._told = here
         if not self._are_there:
             self._seen = {}
             return
         found = await self._database.read(lambda tx: workers.progress(tx, besides=self._worker, since=self.alive_since))
-        now, before = asyncio.get_running_loop().time(), self._seen
+        now, before = time.monotonic(), self._seen
         self._seen = {
             lease: old
             if (old := before.get(lease)) is not None and old.progress == progress

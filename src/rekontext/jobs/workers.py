@@ -8,6 +8,7 @@ is up.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -77,11 +78,18 @@ def tell_progress(tx: Connection, name: str, progress: Mapping[Lease, Progress])
 def progress(tx: Connection, *, besides: str, since: datetime) -> dict[Lease, Progress]:
     """How far the edits are of those processes, but for one, that were seen since then."""
     told = select(workers.c.progress).where(workers.c.seen_at > since, workers.c.name != besides)
-    return {
-        Lease(job=JobId(job), attempt=reached.pop("attempt")): Progress(**reached)
-        for edits in tx.execute(told).scalars()
-        for job, reached in edits.items()
-    }
+    found: dict[Lease, Progress] = {}
+    for edits in tx.execute(told).scalars():
+        # One of another version may tell something else, or more.
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            for job, its in edits.items():
+                left_s = its["remaining_s"]
+                found[Lease(job=JobId(job), attempt=int(its["attempt"]))] = Progress(
+                    step=int(its["step"]),
+                    steps=int(its["steps"]),
+                    remaining_s=None if left_s is None else float(left_s),
+                )
+    return found
 
 
 def forget(tx: Connection, before: datetime) -> int:

@@ -14,10 +14,15 @@ from rekontext.pictures.store import PictureStore, StoredObject
 
 
 class RecentStore:
-    """`PictureStore` with a memory of at most `bytes_max` bytes; the oldest are forgotten first. For one event loop."""
+    """`PictureStore` with a memory of at most `bytes_max` bytes; the oldest are forgotten first. For one event loop.
 
-    def __init__(self, store: PictureStore, *, bytes_max: int) -> None:
+    Args:
+        besides: a folder whose objects are not remembered, since other processes remove them.
+    """
+
+    def __init__(self, store: PictureStore, *, bytes_max: int, besides: str) -> None:
         self._store = store
+        self._besides = f"{besides}/"
         self._bytes_max = bytes_max
         self._bytes = 0
         self._recent: OrderedDict[str, bytes] = OrderedDict()
@@ -26,7 +31,8 @@ class RecentStore:
         """As `PictureStore.put`."""
         self._forget(key)
         await self._store.put(key, data, content_type=content_type)
-        self._remember(key, data)
+        if not key.startswith(self._besides):
+            self._remember(key, data)
 
     async def get(self, key: str) -> bytes:
         """As `PictureStore.get`."""

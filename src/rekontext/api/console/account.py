@@ -11,7 +11,6 @@ from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.api.documents import shown_name
 from rekontext.api.edits import SLUG, NotReady
-from rekontext.api.files import clear_away
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.contract import STEPS_DEFAULT
@@ -82,9 +81,10 @@ def add(routes: APIRouter, parts: Parts) -> None:
     async def delete_file(request: Request, file_id: str) -> dict[str, object]:
         """Its link opens nothing any more. Edits that were accepted with it go on: each has a copy."""
         caller = await parts.caller(request, "edit")
-        gone = await parts.database.transact(lambda tx: assets.remove(tx, file_id, account=caller.account))
-        await clear_away(gone.object_key, parts)
-        return {"id": gone.id, "deleted": True}
+        file = await parts.database.read(lambda tx: assets.get(tx, file_id, account=caller.account))
+        await parts.objects.delete(file.object_key)  # first: if this fails, the file is still there to be deleted
+        await parts.database.transact(lambda tx: assets.forget(tx, file))
+        return {"id": file.id, "deleted": True}
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:

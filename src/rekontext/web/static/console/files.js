@@ -19,10 +19,11 @@ export function files(place, me) {
     ];
   });
   const remove = async (file) => {
-    const text = "Its link opens nothing any more. Edits that were sent with it go on.";
+    const text = `Uploaded ${moment(file.created_at)}, ${bytes(file.bytes)}. Its link opens nothing any more; edits that were sent with it go on.`;
     if (!(await confirmed({ title: `Delete ${file.file_name}?`, text, action: "Delete" }))) return;
     try {
       await getJson(`console/api/files/${file.id}`, { method: "DELETE" });
+      toast(`${file.file_name} is deleted`);
     } catch (fault) {
       toast(fault.message);
     }
@@ -60,7 +61,7 @@ function columns(remove) {
         remove &&
           h(
             "button.button.small.danger",
-            { type: "button", "aria-label": `Delete ${file.file_name}`, onclick: () => remove(file) },
+            { type: "button", "aria-label": `Delete ${file.file_name} of ${moment(file.created_at)}`, onclick: () => remove(file) },
             "Delete",
           ),
       ],

@@ -337,7 +337,7 @@ export function within(place, load) {
   return again;
 }
 
-/** As `fill`, but what had the focus has it again, and tables stay where they were scrolled to sideways. */
+/** As `fill`, but what had the focus has it again, or the view if that is gone; tables stay scrolled sideways. */
 function refill(place, content) {
   const scrolled = $$(".table-place", place).map((table) => table.scrollLeft);
   const focused = place.contains(document.activeElement) ? document.activeElement : null;
@@ -347,7 +347,7 @@ function refill(place, content) {
   $$(".table-place", place).forEach((table, which) => {
     table.scrollLeft = scrolled[which] ?? 0;
   });
-  if (focused) alike()[at]?.focus({ preventScroll: true });
+  if (focused) (alike()[at] ?? place.closest("[tabindex]"))?.focus({ preventScroll: true });
 }
 
 function nameOf(element) {
