@@ -296,7 +296,8 @@ def measure(edits: int) -> dict[str, float]:
             figures |= {f"{kind}_{figure}": round(value, 2) for figure, value in wire.items()}
             database = Database.open(url)
             try:
-                bench = Bench(database, RecentStore(open_store(f"file://{name}/{kind}"), bytes_max=64 * 2**20, besides=ASSETS_FOLDER))
+                store = open_store(f"file://{name}/{kind}")
+                bench = Bench(database, RecentStore(store, bytes_max=64 * 2**20, besides=ASSETS_FOLDER))
                 bench.open_account()
                 found = asyncio.run(bench.run(edits))
             finally:
