@@ -126,6 +126,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["edit", "http://127.0.0.1:1/a.png", "x", "-o", "a.png"], "can't be fetched"),
         (["edit", "photo.jpg", "x", "-o", "a.png", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["gallery", "a.png", "--photo", "none.jpg"], "there is no file none.jpg"),
+        (["gallery", "a.bmp"], "ends in none of .png, .jpg, .jpeg, .webp: rename it"),
+        (["gallery", "nowhere/a.png"], "is not there; make it first"),
         (["gallery", "a.png", "--photo", "text.jpg"], "text.jpg: the bytes are no jpeg, png, gif or webp picture"),
         (["gallery", "a.png", "--photo", "photo.jpg", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["serve", "--port", "99999"], "--port is 99999, which is wrong"),

@@ -255,6 +255,17 @@ def test_closing_ends_every_edit(tmp_path: Path) -> None:
     assert (tmp_path / "costs-model-cpu-float32.json").is_file()
 
 
+def test_what_only_spares_time_need_not_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A data folder that is full, or can't be written or read, takes no device away."""
+    build(tmp_path / "model", SHAPES["plain"])
+    (tmp_path / "file").write_text("no folder")
+    for costs_file in (tmp_path / "file" / "costs.json", tmp_path / "folder.json"):
+        (tmp_path / "folder-model-cpu-float32.json").mkdir(exist_ok=True)
+        with Engine.open(str(tmp_path / "model"), device="cpu", costs_file=costs_file) as engine:
+            engine.edit(PHOTO, "night", steps=1, seed=1)
+    assert "can't be kept" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

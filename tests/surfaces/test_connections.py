@@ -389,8 +389,24 @@ def test_one_connection_too_many_is_told_so(tmp_path: Path) -> None:
             said, _, body = to_the_end(second).partition(b"\r\n\r\n")
         assert said.startswith(b"HTTP/1.1 503 ")
         assert json.loads(body)["code"] == "too_many_connections"
+        # As clients do, who send before they read: a socket that is closed on them takes the answer along.
+        for _ in range(5):
+            with dialled(served) as third:
+                third.sendall(order_head(served) + bytes(2**20))
+                assert to_the_end(third).startswith(b"HTTP/1.1 503 ")
         first.sendall(head(served, "connection: close", method="GET", path="/healthz"))
         assert to_the_end(first).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_too_many_is_soon_gone(tmp_path: Path) -> None:
+    """It holds a file: whoever leaves it open is waited for no longer than it takes to send a little."""
+    with serve(Studio(folder=tmp_path), http=Lonely) as served, dialled(served), dialled(served) as second:
+        to_the_end(second)
+        until = time.monotonic() + 10
+        with pytest.raises(ConnectionError):  # nobody is there who takes it
+            while time.monotonic() < until:
+                second.sendall(b"x")
+                time.sleep(0.05)
 
 
 def test_requests_may_be_sent_ahead(served: Served) -> None:

@@ -36,6 +36,9 @@ IDLE_S_MAX: Final = 75
 request that is just being sent is lost."""
 CONNECTIONS_MAX: Final = 4096
 _OTHER_FILES: Final = 512
+_REFUSED_S_MAX: Final = 1.0
+_REFUSED_MAX: Final = 128
+"""So many connections too many have so long to read that they are, even if their callers are sending already."""
 _RESET: Final = struct.pack("ii", 1, 0)
 _log = structlog.get_logger(__name__)
 
@@ -134,17 +137,21 @@ class Connection(H11Protocol):
         self._look_s = self.silence_s_max
         self._to_be_taken = 0
         self._has_answered = False
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._parting = _Parting(
             transport,
-            is_sent_to=lambda: self.conn.their_state in (h11.SEND_BODY, h11.ERROR),
+            is_sent_to=lambda: self._is_refused or self.conn.their_state in (h11.SEND_BODY, h11.ERROR),
             wrote=self._watch_reading,
         )
         super().connection_made(cast(asyncio.Transport, self._parting))
         if len(self.connections) > self.connections_max:
             _log.warning("connections_full", connections=len(self.connections))
+            self._is_refused = len(self.connections) <= self.connections_max + _REFUSED_MAX
             self._refuse(503, "too_many_connections", "There are too many connections for one more. Retry later.")
+            if self._parting.has_begun:
+                self._owed, self._timer = "rest", self.loop.call_later(_REFUSED_S_MAX, self._took_too_long)
             return
         self._watch()
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "note", "broken"]
 
 _MARKS: Final[dict[Verdict, str]] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[bold red]broken[/]"}
-_ENGINE_PACKAGES: Final = ("torch", "diffusers", "transformers", "safetensors", "tokenizers", "einops")
+_ENGINE_PACKAGES: Final = (
+    *("torch", "diffusers", "transformers", "safetensors", "tokenizers", "einops"),
+    *("accelerate", "huggingface_hub", "numpy"),
+)
 _GIB: Final = 2**30
 _MINI_NEEDS_BYTES: Final = 3 * _GIB // 2
 _DISK_NEEDED_BYTES: Final = _GIB
@@ -140,7 +143,8 @@ def _model(settings: Settings) -> Finding:
     from rekontext.engine import Engine
 
     try:
-        card = Engine.open(MINI, device="cpu").card
+        with Engine.open(MINI, device="cpu") as engine:
+            card = engine.card
     except ValueError as fault:
         return Finding(subject="model", verdict="broken", says=f"mini: {fault}; install rekontext again")
     return Finding(subject="model", verdict="ok", says=f"mini opens: {card.parameters / 1e6:.1f} M parameters")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +20,10 @@ from rekontext.api.parameters import KontextParameters, parse
 from rekontext.assembly import AGENT, draw_seed
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
-from rekontext.pictures import AllowList, Fetcher, OutputFormat, PictureRefused, decode, encode, inspect, is_url
+from rekontext.cli.output import check_writable, format_of, write
+from rekontext.pictures import AllowList, Fetcher, PictureRefused, decode, encode, inspect, is_url
 from rekontext.settings import Settings, SettingsError, load_settings
 
-_FORMAT_OF_SUFFIX: Final[Mapping[str, OutputFormat]] = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
 
 
@@ -38,8 +36,8 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
     Raises:
         CommandFailed: the input is bad, or the model can't be used.
     """
-    _check_writable(out)
-    output_format = given["output_format"] or _format_of(out)
+    check_writable(out)
+    output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
     try:
         settings = load_settings(model=model)
@@ -65,18 +63,10 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
                 on_step=on_step,
             )
     took_s = time.monotonic() - started
-    _write(out, encode(picture, parameters.output_format, parameters.output_quality))
+    write(out, encode(picture, parameters.output_format, parameters.output_quality))
     typer.echo(f"{out}  {picture.width}x{picture.height}  seed {seed}  {took_s:.1f} s")
     if engine.card.is_mini:
         console.print(MINI_NOTICE, style="dim")
-
-
-def _format_of(out: Path) -> OutputFormat:
-    try:
-        return _FORMAT_OF_SUFFIX[out.suffix.lower()]
-    except KeyError:
-        known = ", ".join(_FORMAT_OF_SUFFIX)
-        raise CommandFailed(f'"{out.name}" ends in none of {known}: rename it or give --output-format') from None
 
 
 def _checked(given: Mapping[str, object]) -> KontextParameters:
@@ -90,16 +80,6 @@ def _checked(given: Mapping[str, object]) -> KontextParameters:
 
 def _flag(parameter: str) -> str:
     return _FLAGS.get(parameter) or f"--{parameter.replace('_', '-')}"
-
-
-def _check_writable(out: Path) -> None:
-    """Before minutes of work, not after."""
-    if out.is_dir():
-        raise CommandFailed(f"{out} is a folder; give the name of a file in it")
-    if not out.absolute().parent.is_dir():
-        raise CommandFailed(f"the folder {out.absolute().parent} is not there; make it first")
-    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        raise CommandFailed(f"{out} can't be written; choose another place")
 
 
 def _photo(source: str, settings: Settings) -> Image.Image:
@@ -145,24 +125,3 @@ def _show(bar: Progress, task: TaskID, progress: contract.Progress | contract.Pr
     is_last = progress.step == progress.steps
     left = "" if progress.remaining_s is None or is_last else f"{progress.remaining_s:.0f} s left"
     bar.update(task, completed=progress.step, remaining=left, description="Decoding" if is_last else "Denoising")
-
-
-def _write(out: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    part: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}.", delete=False) as file:
-            part = Path(file.name)
-            file.write(data)
-        part.chmod(0o666 & ~_umask())
-        part.replace(out)
-    except OSError as fault:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        raise CommandFailed(f"{out} can't be written: {fault.strerror}", exit_code=1) from fault
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

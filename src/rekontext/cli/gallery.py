@@ -8,6 +8,8 @@ from typing import Final
 
 from rekontext.cli.computing import computing, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
+from rekontext.cli.output import check_writable, format_of, write
+from rekontext.pictures import encode
 from rekontext.samples import sample_photos
 
 INSTRUCTIONS: Final = (
@@ -24,6 +26,8 @@ INSTRUCTIONS: Final = (
 )
 """Edits that the embedded model does well."""
 
+_QUALITY: Final = 80
+
 
 def run_gallery(
     *, out: Path, photos: Sequence[Path], instructions: Sequence[str], model: str | None, seed: int, steps: int
@@ -39,8 +43,8 @@ def run_gallery(
     from rekontext.gallery import draw
     from rekontext.settings import SettingsError, load_settings
 
-    if out.suffix.lower() not in {".png", ".jpg", ".webp"}:
-        raise CommandFailed(f"OUT is {out.name}: its name must end in .png, .jpg or .webp", exit_code=2)
+    output_format = format_of(out)
+    check_writable(out)
     try:
         settings = load_settings(model=model)
     except SettingsError as fault:
@@ -58,8 +62,5 @@ def run_gallery(
             steps=steps,
             on_cell=lambda done, _: bar.update(task, completed=done),
         )
-    try:
-        sheet.save(out)
-    except OSError as fault:
-        raise CommandFailed(f"{out} can't be written: {fault.strerror or fault}", exit_code=2) from fault
+    write(out, encode(sheet, output_format, _QUALITY))
     console.print(f"{out}: {len(pictures)} photos, {len(instructions or INSTRUCTIONS)} instructions", highlight=False)

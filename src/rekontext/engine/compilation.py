@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,8 +44,9 @@ def compile_blocks(
     """
     if transformer.device.type == "cpu" and backend == "inductor":
         _need_compiler()
-    if cache_file is not None and cache_file.is_file():
-        torch.compiler.load_cache_artifacts(cache_file.read_bytes())
+    if cache_file is not None:
+        with suppress(OSError):  # without it all is compiled anew
+            torch.compiler.load_cache_artifacts(cache_file.read_bytes())
     options = _FUSION if backend == "inductor" else None
     *single_blocks, last = transformer.single_blocks
     for block in [*transformer.double_blocks, *single_blocks]:

@@ -49,11 +49,11 @@ class CostModel:
 
     @classmethod
     def load(cls, path: Path) -> CostModel:
-        """From `path`; a missing or damaged file is a model that knows nothing yet: it will learn again."""
+        """From `path`; a file that is missing, damaged or can't be read is a model that knows nothing yet."""
         try:
             stored = json.loads(path.read_text())
             return cls(seconds={stage: {int(n): float(s) for n, s in known.items()} for stage, known in stored.items()})
-        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             return cls()
 
     def save(self, path: Path) -> None:

@@ -57,7 +57,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-from rekontext.engine.tuning import choose_attention, choose_gelu, costs_file_of
+from rekontext.engine.tuning import as_can_be, choose_attention, choose_gelu, costs_file_of
 from rekontext.models import MINI
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
@@ -185,7 +185,8 @@ class Engine:
         if compiled:
             self.warm_up()
             if compile_cache is not None:
-                keep(compile_cache)
+                with as_can_be():
+                    keep(compile_cache)
 
     @property
     def costs(self) -> CostModel:
@@ -604,7 +605,8 @@ class Engine:
     def _save_costs(self) -> None:
         file = self._costs_file
         if file:
-            self.costs.save(file)
+            with as_can_be():
+                self.costs.save(file)
 
     @property
     def _costs_file(self) -> Path | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -127,3 +128,12 @@ def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str
             if took_s is not None:
                 costs.learn(f"attention {name}", tokens, took_s)
     return attention.fastest({name: took_s for name, took_s in known.items() if took_s is not None})
+
+
+@contextmanager
+def as_can_be() -> Iterator[None]:
+    """What is kept for the next start only spares it time: where that can't be written, this one goes on."""
+    try:
+        yield
+    except OSError as fault:
+        _log.warning("what would spare the next start time can't be kept: %s", fault)

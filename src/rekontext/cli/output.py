@@ -1,0 +1,69 @@
+"""Pictures that commands write: what can be wrong with their place is told before the work, not after it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from rekontext.cli.failure import CommandFailed
+from rekontext.pictures import OutputFormat
+
+_FORMAT_OF_SUFFIX: Final[Mapping[str, OutputFormat]] = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+
+
+def format_of(out: Path, *, otherwise: str = "") -> OutputFormat:
+    """The format that a file's name asks for.
+
+    Args:
+        otherwise: what else can be done than rename it.
+
+    Raises:
+        CommandFailed: it asks for none.
+    """
+    try:
+        return _FORMAT_OF_SUFFIX[out.suffix.lower()]
+    except KeyError:
+        known = ", ".join(_FORMAT_OF_SUFFIX)
+        raise CommandFailed(f'"{out.name}" ends in none of {known}: rename it{otherwise}') from None
+
+
+def check_writable(out: Path) -> None:
+    """Before minutes of work, not after.
+
+    Raises:
+        CommandFailed: nothing can be written there.
+    """
+    if out.is_dir():
+        raise CommandFailed(f"{out} is a folder; give the name of a file in it")
+    if not out.absolute().parent.is_dir():
+        raise CommandFailed(f"the folder {out.absolute().parent} is not there; make it first")
+    if not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise CommandFailed(f"{out} can't be written; choose another place")
+
+
+def write(out: Path, data: bytes) -> None:
+    """Whole or not at all.
+
+    Raises:
+        CommandFailed: not at all; what was there is as it was.
+    """
+    part: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}.", delete=False) as file:
+            part = Path(file.name)
+            file.write(data)
+        part.chmod(0o666 & ~_umask())
+        part.replace(out)
+    except OSError as fault:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise CommandFailed(f"{out} can't be written: {fault.strerror}", exit_code=1) from fault
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
