@@ -1,4 +1,4 @@
-"""Every failure -> its answer. The only file in which an error meets an HTTP status.
+"""Every failure of a request -> its answer. What can't become a request is answered in http1.py, in the same form.
 
 The body is always `{"error": sentence, "code": stable_code, "request_id": id}`, with `errors` beside them when
 parameters are at fault. Clients of this surface show `error`; programs should branch on `code`.
