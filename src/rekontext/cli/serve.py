@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 from rich.console import Console
@@ -29,6 +30,8 @@ from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError,
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
+_GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))
+"""Where there is one of these, torch may see a GPU."""
 
 
 class _Server(uvicorn.Server):
@@ -102,11 +105,15 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
 
 
 def _fleet(settings: Settings) -> Fleet | None:
-    """One device in this process, or processes for several, or for one that sleeps; None for no device at all."""
+    """A process for each device, or this one for a CPU alone that never sleeps; None for no device at all.
+
+    A GPU that hangs takes its process along: whoever watches it must be in another.
+    """
     if not settings.has_device:
         return None
     devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
-    if len(devices) > 1 or settings.idle_s is not None:
+    is_cpu = devices == ("cpu",) or not (devices or _has_gpu_driver())
+    if not is_cpu or settings.idle_s is not None:
         return ProcessFleet(
             devices=devices or ("",),
             idle_s=settings.idle_s,
@@ -125,6 +132,11 @@ def _fleet(settings: Settings) -> Fleet | None:
         compiled=settings.compiled,
         batch=settings.batch,
     )
+
+
+def _has_gpu_driver() -> bool:
+    """Whether the engine may choose a GPU. Only torch would know, and takes long to import."""
+    return any(driver.exists() for driver in _GPU_DRIVERS)
 
 
 def _every_gpu() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Edits on several devices of this machine, or on devices that sleep: a process for each, see `process.py`.
+"""Edits on devices of this machine, which may sleep: a process for each, see `process.py`.
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
