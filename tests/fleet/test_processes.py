@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import structlog
@@ -600,6 +600,38 @@ async def test_closing_ends_what_runs(tmp_path: Path) -> None:
         await fleet.close()
         with pytest.raises(EngineFault, match="closed before the edit was done"):
             await edit
+
+
+async def test_closing_ends_all_processes_also_where_one_devices_task_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is ours, and in the log; the other's GPU is free."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        first = await running(fleet, 1, tmp_path / "go")
+        processes = {process_of(await fleet.edit(request(2)))}
+        (tmp_path / "go").touch()
+        processes.add(process_of(await first))
+        monkeypatch.setattr(fleet._processes[0], "_give_up_edits", Mock(side_effect=RuntimeError("ours")))
+        with structlog.testing.capture_logs() as logs:
+            await fleet.close()
+        assert [(line["event"], line["device"], str(line["exc_info"])) for line in logs] == [
+            ("device_lost", "a", "ours")
+        ]
+        assert (len(processes), any(map(is_alive, processes))) == (2, False)
+
+
+async def test_a_close_that_is_cancelled_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not before the process has ended."""
+    monkeypatch.setattr("rekontext.fleet.child.ENDING_S_MAX", 0.2)
+    async with started(fleet_of("a", model="clinging")) as fleet:
+        process = process_of(await fleet.edit(request(1)))
+        closing = asyncio.create_task(fleet.close())
+        await until(lambda: fleet._processes[0]._channel is None)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not is_alive(process)
 
 
 async def test_a_process_leaves_signals_to_the_service() -> None:

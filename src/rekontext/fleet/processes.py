@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
+
+import structlog
 
 from rekontext.contract import (
     DeviceState,
@@ -35,6 +36,7 @@ from rekontext.fleet.profile import to_profile
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
 _DOUBLINGS_MAX: Final = 10
+_log = structlog.get_logger(__name__)
 
 
 class ProcessFleet:
@@ -177,9 +179,10 @@ class ProcessFleet:
         self._look()
         for task in self._running:
             task.cancel()
-        for task in self._running:
-            with suppress(asyncio.CancelledError):
-                await task
+        ends = await asyncio.gather(*self._running, return_exceptions=True)
+        for process, end in zip(self._processes, ends, strict=False):  # before the start there are no tasks
+            if isinstance(end, Exception):
+                _log.error("device_lost", device=process.label, exc_info=end)
 
     def _shrunk(self, request: EditRequest) -> EditRequest:
         """With the photo at the size that the engine will use it at: many may wait, and all go through a pipe."""
