@@ -138,7 +138,6 @@ class ObedientFleet(LocalFleet):
             passes=request.steps,
             inference_s=float(os.getpid()),
             timings={
-                "left": request.deadline_s or 0.0,
                 **({"odd": cast(Any, lambda: None)} if what == "odd" else {}),
                 **({"bomb": cast(Any, _Bomb())} if what == "bomb" else {}),
             },

@@ -24,7 +24,6 @@ import structlog
 from PIL import Image
 
 from rekontext.contract import (
-    DeadlineUnmeetable,
     EditRefused,
     EditRequest,
     EditResult,
@@ -45,14 +44,13 @@ SOON_S = 30.0
 STEPS_MAX = "rekontext.fleet.process._SILENT_STEPS_MAX"
 
 
-def request(id: int, prompt: str = "", *, steps: int = 4, deadline_s: float | None = None) -> EditRequest:
+def request(id: int, prompt: str = "", *, steps: int = 4) -> EditRequest:
     return EditRequest(
         id=str(id),
         prompt=prompt,
         seed=id,
         steps=steps,
         photo=Image.new("RGB", (64, 64), (id, 0, 0)),
-        deadline_s=deadline_s,
     )
 
 
@@ -413,7 +411,7 @@ async def test_the_next_process_stands_by_while_a_device_sleeps() -> None:
             assert process._start_s(process._standby_since_s + 100) == 7.0
             process.wake()
             await process.until_ready()
-            assert process_of(await process.edit(request(1), came_s=time.monotonic())) == expected
+            assert process_of(await process.edit(request(1))) == expected
             assert process.opening_s < 7.0
         assert first.importing_s == importing_s
     assert not any(is_alive(each) for each in stood_by)
@@ -584,15 +582,6 @@ async def test_faults_that_are_far_between_do_not_add_up() -> None:
         assert fleet.is_ready
 
 
-async def test_a_deadline_that_passes_while_a_device_starts_is_refused_in_the_callers_numbers(tmp_path: Path) -> None:
-    """It was meant from the moment of the submit."""
-    async with started(fleet_of("a", idle_s=0.05)) as fleet:
-        await until(lambda: fleet.devices == {"a": "asleep"})
-        with pytest.raises(DeadlineUnmeetable, match=r"deadline_s is 0\.01$") as refused:
-            await fleet.edit(request(1, deadline_s=0.01))
-        assert refused.value.finish_s > 0.01
-
-
 async def test_closing_ends_what_runs(tmp_path: Path) -> None:
     """Nobody waits for ever for an edit of a closed fleet."""
     async with started(fleet_of("a")) as fleet:
@@ -741,15 +730,6 @@ async def test_a_cancelled_edit_is_not_reckoned_with_until_its_step_ends(tmp_pat
         await until(lambda: (tmp_path / "never.cancelled").exists())
         await fleet.edit(request(2))
         assert fleet.estimate(request(3)).position == 0
-
-
-async def test_a_deadline_counts_while_all_devices_have_failed() -> None:
-    """From the submit, not from when a device could take it."""
-    async with started(fleet_of("a", retry_s=1.0)) as fleet:
-        with pytest.raises(EngineFault):
-            await fleet.edit(request(1, "die"))
-        assert fleet.devices == {"a": "failed"}
-        assert (await fleet.edit(request(2, deadline_s=60))).timings["left"] < 60 - 0.9
 
 
 def test_a_start_that_is_late_is_expected_to_take_as_much_longer() -> None:

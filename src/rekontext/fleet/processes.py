@@ -9,7 +9,6 @@ One where the last edits failed counts as slower, since one that fails fast woul
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,12 +156,12 @@ class ProcessFleet:
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
-        came_s = time.monotonic()
+        assert request.deadline_s is None, "deadlines are kept where edits are accepted"
         request = await asyncio.to_thread(self._shrunk, request)
         while True:
             process = await self._choose(request)
             try:
-                return await process.edit(request, came_s=came_s, on_progress=on_progress)
+                return await process.edit(request, on_progress=on_progress)
             except (DeviceFailed, Released):  # no step of it was run: another one runs it, or this one later
                 await asyncio.sleep(0)
 
