@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekontext.cli.serve import _fleet
-from rekontext.fleet import LocalFleet, ProcessFleet
+from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
 
 
@@ -55,6 +55,16 @@ def test_what_sleeps_has_a_process_that_can_end(driver: Path, device: tuple[str,
     fleet = _fleet(settings(*device, idle_s=60))
     assert isinstance(fleet, ProcessFleet)
     assert (tuple(fleet.devices), fleet._idle_s) == (device or ("",), 60)
+
+
+def test_an_engine_is_opened_as_the_settings_say(tmp_path: Path) -> None:
+    """With what it has learned beside the rest that is kept."""
+    said = {"model": "some/model", "dtype": "bfloat16", "compiled": True, "batch": "any"}
+    fleet = _fleet(Settings(_env_file=None, data_dir=tmp_path, device=("cpu",), **said))  # type: ignore[arg-type, call-arg]
+    assert isinstance(fleet, LocalFleet)
+    assert fleet._opening == Opening(
+        model="some/model", device="cpu", dtype="bfloat16", cache_folder=tmp_path / "engine", compiled=True, batch="any"
+    )
 
 
 def test_without_a_device_there_is_no_fleet() -> None:

@@ -22,6 +22,9 @@ Acceleration = Literal["none", "regular", "high"]
 """How many transformer passes an edit may leave out. "none" is exact."""
 ACCELERATIONS: Final[tuple[Acceleration, ...]] = get_args(Acceleration)
 
+BatchMode = Literal["exact", "any", "off"]
+"""Which edits may share a pass where that is faster: those that keep every bit of theirs, all of one shape, none."""
+
 STEPS_MIN: Final = 4
 STEPS_MAX: Final = 50
 STEPS_DEFAULT: Final = 35

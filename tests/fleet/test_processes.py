@@ -41,6 +41,7 @@ pytestmark = pytest.mark.anyio
 
 FAKE = (sys.executable, "-m", "tests.fleet.fake_worker")
 SOON_S = 30.0
+GOOD = Opening(model="good")
 STEPS_MAX = "rekontext.fleet.process._SILENT_STEPS_MAX"
 
 
@@ -64,11 +65,10 @@ def fleet_of(
     silent_s_max: float = SOON_S,
 ) -> ProcessFleet:
     return ProcessFleet(
+        Opening(model=model, cache_folder=folder),
         devices=devices,
-        model=model,
         idle_s=idle_s,
         standby=standby,
-        cache_folder=folder,
         retry_s=retry_s,
         silent_s_max=silent_s_max,
         command=FAKE,
@@ -94,10 +94,6 @@ def standing_by(fleet: ProcessFleet) -> list[int]:
     """The processes that stand by, 0 where none does."""
     tasks = [process._standby for process in fleet._processes]
     return [task.result()._process.pid if task is not None and task.done() else 0 for task in tasks]
-
-
-def opening() -> Opening:
-    return Opening(model="good", device=None, dtype=None, cache_folder=None, compiled=False, batch="off")
 
 
 def process_of(result: EditResult) -> int:
@@ -447,7 +443,7 @@ async def test_a_process_that_can_not_be_made_to_stand_by_is_no_fault_of_the_dev
 @pytest.mark.parametrize("turns", range(2, 6))
 async def test_a_device_may_be_closed_in_any_moment_of_a_wake(turns: int) -> None:
     """The process that was being made is left over otherwise, and nobody knows it."""
-    process = EngineProcess("a", opening(), idle_s=SOON_S, standby=True, command=FAKE)
+    process = EngineProcess("a", GOOD, idle_s=SOON_S, standby=True, command=FAKE)
     running = asyncio.create_task(process.run())
     await asyncio.sleep(0)
     process._keep_standby()
@@ -516,7 +512,7 @@ async def test_a_process_that_dies_while_it_loads_stops_the_start() -> None:
 async def test_a_process_that_can_not_be_made_is_a_fault_too() -> None:
     """There may be too many already, or too little memory for one more."""
     with pytest.raises(EngineFault, match="FileNotFoundError"):
-        await ProcessFleet(devices=["a"], retry_s=0.01, command=["/no/such/program"]).start()
+        await ProcessFleet(Opening(), devices=["a"], retry_s=0.01, command=["/no/such/program"]).start()
 
 
 async def test_the_fleet_serves_on_the_devices_that_it_has(tmp_path: Path) -> None:
@@ -734,7 +730,7 @@ async def test_a_cancelled_edit_is_not_reckoned_with_until_its_step_ends(tmp_pat
 
 def test_a_start_that_is_late_is_expected_to_take_as_much_longer() -> None:
     """One that hangs must not look as if it were over any moment."""
-    process = EngineProcess("a", opening())
+    process = EngineProcess("a", GOOD)
     began_s = process._state_since_s
     process.state, process._ready_due_s = "starting", began_s + 10.0
     assert [process._start_s(began_s + after_s) for after_s in (0, 4, 10, 100)] == pytest.approx([10, 6, 0, 90])

@@ -23,7 +23,7 @@ from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
-from rekontext.fleet import LocalFleet, ProcessFleet
+from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
@@ -113,18 +113,7 @@ def _fleet(settings: Settings) -> Fleet | None:
         return None
     devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
     is_cpu = devices == ("cpu",) or not (devices or _has_gpu_driver())
-    if not is_cpu or settings.idle_s is not None:
-        return ProcessFleet(
-            devices=devices or ("",),
-            idle_s=settings.idle_s,
-            standby=settings.standby,
-            model=settings.model,
-            dtype=settings.dtype,
-            cache_folder=settings.data_dir / "engine",
-            compiled=settings.compiled,
-            batch=settings.batch,
-        )
-    return LocalFleet(
+    opening = Opening(
         model=settings.model,
         device=devices[0] if devices else None,
         dtype=settings.dtype,
@@ -132,6 +121,9 @@ def _fleet(settings: Settings) -> Fleet | None:
         compiled=settings.compiled,
         batch=settings.batch,
     )
+    if is_cpu and settings.idle_s is None:
+        return LocalFleet(opening)
+    return ProcessFleet(opening, devices=devices or ("",), idle_s=settings.idle_s, standby=settings.standby)
 
 
 def _has_gpu_driver() -> bool:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
@@ -42,32 +41,25 @@ class ProcessFleet:
     """A `rekontext.contract.Fleet` of engines in processes of their own.
 
     Args:
+        opening: what each engine is opened with, on its own device.
         devices: their names; an empty one leaves the choice to the engine.
         idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
         standby: whether a device that gave its memory back keeps a process that has imported the engine: on the host
             that takes some 400 MB, and waking takes as long as loading the model does.
         retry_s, silent_s_max, command: as `EngineProcess` takes them.
-        model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
     """
 
     def __init__(
         self,
+        opening: Opening,
         *,
         devices: Sequence[str],
         idle_s: float | None = None,
         standby: bool = False,
-        model: str = "mini",
-        dtype: str | None = None,
-        cache_folder: Path | None = None,
-        compiled: bool = False,
-        batch: Literal["exact", "any", "off"] = "exact",
         retry_s: float = 1.0,
         silent_s_max: float = SILENT_S_MAX,
         command: Sequence[str] = WORKER,
     ) -> None:
-        opening = Opening(
-            model=model, device=None, dtype=dtype, cache_folder=cache_folder, compiled=compiled, batch=batch
-        )
         self._idle_s = idle_s
         self._processes = [
             EngineProcess(
