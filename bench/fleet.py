@@ -16,7 +16,7 @@ from statistics import median
 
 from bench.engine import default_request
 from rekontext.contract import Fleet
-from rekontext.fleet import LocalFleet, ProcessFleet
+from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 
 IDLE_S = 3.0
 """Longer than the other fleet's edit takes, or the device would fall asleep between two of its own."""
@@ -27,7 +27,7 @@ WAKING_TRIES = 3
 
 async def measure(*, repeats: int) -> dict[str, float]:
     """All figures: seconds, and the ratio of the time in a process of its own to that in ours."""
-    ours, apart = LocalFleet(device="cpu"), ProcessFleet(devices=["cpu"])
+    ours, apart = LocalFleet(Opening(device="cpu")), ProcessFleet(Opening(), devices=["cpu"])
     await ours.start()
     await apart.start()
     try:
@@ -49,7 +49,7 @@ async def measure(*, repeats: int) -> dict[str, float]:
 
 
 async def _waking(*, standby: bool) -> float:
-    fleet = ProcessFleet(devices=["cpu"], idle_s=IDLE_S, standby=standby)
+    fleet = ProcessFleet(Opening(), devices=["cpu"], idle_s=IDLE_S, standby=standby)
     await fleet.start()
     try:
         times = []

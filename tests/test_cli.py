@@ -484,7 +484,9 @@ def test_serve_without_a_device_lets_another_process_run_its_edits(model: str) -
 
 def _code_when_told_to_end(script: str, *, after: str) -> int:
     """How a program ends that gets SIGTERM once it has said a word."""
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "REKONTEXT_DEVICE": "cpu"}  # the engine that the script replaces is in its process
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         watchdog = Timer(SOON_S, process.kill)
         watchdog.start()
         try:
@@ -540,7 +542,8 @@ def _greeting(*options: str) -> str:
         "main(['serve', '--port', '0', *sys.argv[1:]])\n"
     )
     command = [sys.executable, "-c", script, *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}) as process:
+    environment = {**os.environ, "NO_COLOR": "1", "REKONTEXT_DEVICE": "cpu"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         watchdog = Timer(SOON_S, process.kill)
         watchdog.start()
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
 Acceleration = Literal["none", "regular", "high"]
 """How many transformer passes an edit may leave out. "none" is exact."""
 ACCELERATIONS: Final[tuple[Acceleration, ...]] = get_args(Acceleration)
+
+BatchMode = Literal["exact", "any", "off"]
+"""Which edits may share a pass where that is faster: those that keep every bit of theirs, all of one shape, none."""
 
 STEPS_MIN: Final = 4
 STEPS_MAX: Final = 50
@@ -218,11 +220,11 @@ class Fleet(Protocol):
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit to its end. Cancelling the awaiting task stops it within one step.
 
-        `on_progress` is called on the event loop's thread.
+        `on_progress` is called on the event loop's thread. The request has no `deadline_s`: whether it can be
+        kept is found out where edits are accepted.
 
         Raises:
             EditRefused: the request can't be done as asked (the caller's fault; never retried).
-            DeadlineUnmeetable: it can't be done by its `deadline_s`.
             EngineFault: the engine failed (ours; may be retried).
         """
         ...
@@ -255,10 +257,6 @@ class DeadlineUnmeetable(EditRefused):
         super().__init__(f"the edit is expected to be done in {finish_s:.1f} s, and deadline_s is {deadline_s:g}")
         self.deadline_s = deadline_s
         self.finish_s = finish_s
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """An error must survive the way from another process."""
-        return partial(DeadlineUnmeetable, deadline_s=self.deadline_s, finish_s=self.finish_s), ()
 
 
 class EngineFault(RuntimeError):

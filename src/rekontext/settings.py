@@ -21,6 +21,8 @@ from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
+from rekontext.contract import BatchMode
+
 PREFIX: Final = "REKONTEXT_"
 KEY_VARIABLE: Final = "REKONTEXT_KEY"
 """Where the examples let a client keep its API key. No setting of the server, but often set in the same shell."""
@@ -77,7 +79,7 @@ class Settings(BaseSettings):
         default=None, description="precision; empty fits the device"
     )
     compiled: bool = Field(default=False, description="compile the transformer: a slower start and faster steps")
-    batch: Literal["exact", "any", "off"] = Field(
+    batch: BatchMode = Field(
         default="exact", description="edits that share a pass: if that changes no bit, always, never"
     )
     idle_s: float | None = Field(

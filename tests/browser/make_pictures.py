@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from rekontext import web
-from rekontext.fleet import LocalFleet
+from rekontext.fleet import LocalFleet, Opening
 from tests.browser.conftest import ARGUMENTS
 from tests.browser.site import Site, served
 
@@ -62,7 +62,7 @@ def make_screenshots(model: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder), fleet=LocalFleet(model=model, device="cpu", dtype=None)) as site,
+        served(Path(folder), fleet=LocalFleet(Opening(model=model, device="cpu"))) as site,
         sync_playwright() as playwright,
     ):
         source = Path(folder) / "coffee.jpg"

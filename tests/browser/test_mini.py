@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 import rekontext.models
-from rekontext.fleet import LocalFleet
+from rekontext.fleet import LocalFleet, Opening
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site, served
 
@@ -32,7 +32,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the embedded model is missing in {MODEL}")
         pytest.skip("the embedded model is missing")
-    with served(tmp_path, fleet=LocalFleet(device="cpu")) as site:
+    with served(tmp_path, fleet=LocalFleet(Opening(device="cpu"))) as site:
         yield site
 
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rekontext.contract import EditRequest
+from rekontext.contract import BatchMode, EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
-from rekontext.engine.batching import Batching, BatchMode
+from rekontext.engine.batching import Batching
 from tests.small_model import SHAPES, build
 
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8), "RGB")

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import pytest
 
 from rekontext.database import JobId
-from rekontext.fleet import ProcessFleet
+from rekontext.fleet import Opening, ProcessFleet
 from rekontext.jobs import queries
 from rekontext.jobs.model import Job, State
 from tests.api.studio import Studio
@@ -27,7 +27,7 @@ PHOTO: Final = base64.b64encode(photo_bytes()).decode()
 def studio_on(folder: Path, *devices: str) -> Studio:
     """A service on fake devices."""
     command = (sys.executable, "-m", "tests.fleet.fake_worker")
-    fleet = ProcessFleet(devices=devices, model="good", retry_s=0.01, command=command)
+    fleet = ProcessFleet(Opening(model="good"), devices=devices, retry_s=0.01, command=command)
     return Studio(folder=folder, fleet=cast(Any, fleet), settings={"faults_max": 3})
 
 

@@ -47,8 +47,7 @@ class ObedientFleet(LocalFleet):
     """
 
     def __init__(self, opening: Opening) -> None:
-        super().__init__()
-        self._opening = opening
+        super().__init__(opening)
         costs = CostModel(seconds={"step": {1: STEP_S, 17: STEP_S}, "prepare": {17: 0.0}, "decode": {16: 0.0}})
         self._outlook = Outlook(canvas=Canvas(area=4096), text_tokens=-15, costs=costs)
         self._keys: dict[str, int] = {}
@@ -138,7 +137,6 @@ class ObedientFleet(LocalFleet):
             passes=request.steps,
             inference_s=float(os.getpid()),
             timings={
-                "left": request.deadline_s or 0.0,
                 **({"odd": cast(Any, lambda: None)} if what == "odd" else {}),
                 **({"bomb": cast(Any, _Bomb())} if what == "bomb" else {}),
             },

@@ -16,7 +16,7 @@ from rekontext.contract import EditRequest, EngineFault, ModelCard
 from rekontext.engine.canvas import Canvas
 from rekontext.engine.costs import CostModel
 from rekontext.engine.outlook import Outlook
-from rekontext.fleet import ElsewhereFleet, LocalFleet
+from rekontext.fleet import ElsewhereFleet, LocalFleet, Opening
 from rekontext.fleet.profile import from_profile, to_profile
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ async def test_what_another_version_tells_ends_no_service(
 
 async def test_a_real_fleet_tells_what_it_takes_to_estimate_for_it() -> None:
     """The same to the tenth of a second as the engine itself says."""
-    fleet = LocalFleet()
+    fleet = LocalFleet(Opening())
     await fleet.start()
     try:
         card, outlook = from_profile(json.loads(json.dumps(fleet.profile())))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rekontext.contract import EditRequest, EngineFault
-from rekontext.fleet import LocalFleet
+from rekontext.fleet import LocalFleet, Opening
 from rekontext.jobs.attempt import Attempts
 
 
@@ -31,7 +31,7 @@ class _Workbench:
 @pytest.mark.anyio
 async def test_a_fleet_whose_engine_broke_is_not_ready_and_says_so() -> None:
     """Before, a process without an engine went on looking well."""
-    fleet = LocalFleet()
+    fleet = LocalFleet(Opening())
     await fleet.start()
     watching = asyncio.ensure_future(fleet.watch())
     try:
@@ -51,7 +51,7 @@ async def test_a_fleet_whose_engine_broke_is_not_ready_and_says_so() -> None:
 @pytest.mark.anyio
 async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs() -> None:
     """The engine has it resized and compressed; a dozen that wait at fifty megapixels would take gigabytes."""
-    fleet, workbench, begun = LocalFleet(), _Workbench(), asyncio.Event()
+    fleet, workbench, begun = LocalFleet(Opening()), _Workbench(), asyncio.Event()
     await fleet.start()
     try:
         attempts = Attempts(fleet=fleet, objects=cast(Any, None), workbench=cast(Any, workbench), run_s_max=60)

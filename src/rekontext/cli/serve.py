@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 from rich.console import Console
@@ -22,13 +23,15 @@ from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
-from rekontext.fleet import LocalFleet, ProcessFleet
+from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.secret import SecretError
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
+_GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))
+"""Where there is one of these, torch may see a GPU."""
 
 
 class _Server(uvicorn.Server):
@@ -102,22 +105,15 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
 
 
 def _fleet(settings: Settings) -> Fleet | None:
-    """One device in this process, or processes for several, or for one that sleeps; None for no device at all."""
+    """A process for each device, or this one for a CPU alone that never sleeps; None for no device at all.
+
+    A GPU that hangs takes its process along: whoever watches it must be in another.
+    """
     if not settings.has_device:
         return None
     devices = _every_gpu() if settings.device == (EVERY_GPU,) else settings.device
-    if len(devices) > 1 or settings.idle_s is not None:
-        return ProcessFleet(
-            devices=devices or ("",),
-            idle_s=settings.idle_s,
-            standby=settings.standby,
-            model=settings.model,
-            dtype=settings.dtype,
-            cache_folder=settings.data_dir / "engine",
-            compiled=settings.compiled,
-            batch=settings.batch,
-        )
-    return LocalFleet(
+    is_cpu = devices == ("cpu",) or not (devices or _has_gpu_driver())
+    opening = Opening(
         model=settings.model,
         device=devices[0] if devices else None,
         dtype=settings.dtype,
@@ -125,6 +121,14 @@ def _fleet(settings: Settings) -> Fleet | None:
         compiled=settings.compiled,
         batch=settings.batch,
     )
+    if is_cpu and settings.idle_s is None:
+        return LocalFleet(opening)
+    return ProcessFleet(opening, devices=devices or ("",), idle_s=settings.idle_s, standby=settings.standby)
+
+
+def _has_gpu_driver() -> bool:
+    """Whether the engine may choose a GPU. Only torch would know, and takes long to import."""
+    return any(driver.exists() for driver in _GPU_DRIVERS)
 
 
 def _every_gpu() -> tuple[str, ...]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
-BatchMode = Literal["exact", "any", "off"]
+from rekontext.contract import BatchMode
+
 BATCH_SIZES: Final = (2, 4)
 """Tried in this order; a size that doesn't pay ends the trying."""
 

@@ -31,6 +31,7 @@ from rekontext.contract import (
     STEPS_DEFAULT,
     Acceleration,
     AspectRatio,
+    BatchMode,
     DeadlineUnmeetable,
     EditRefused,
     EditRequest,
@@ -43,7 +44,7 @@ from rekontext.contract import (
 )
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
-from rekontext.engine.batching import Batching, BatchMode
+from rekontext.engine.batching import Batching
 from rekontext.engine.canvas import PIXELS_PER_TOKEN
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks, keep

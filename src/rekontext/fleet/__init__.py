@@ -2,6 +2,7 @@
 
 from rekontext.fleet.elsewhere import ElsewhereFleet
 from rekontext.fleet.local import LocalFleet
+from rekontext.fleet.messages import Opening
 from rekontext.fleet.processes import ProcessFleet
 
-__all__ = ["ElsewhereFleet", "LocalFleet", "ProcessFleet"]
+__all__ = ["ElsewhereFleet", "LocalFleet", "Opening", "ProcessFleet"]

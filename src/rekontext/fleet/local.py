@@ -9,8 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from rekontext.contract import (
     DeviceState,
@@ -24,6 +23,7 @@ from rekontext.contract import (
     Preview,
     Progress,
 )
+from rekontext.fleet.messages import Opening
 from rekontext.fleet.profile import to_profile
 
 if TYPE_CHECKING:
@@ -37,28 +37,11 @@ class LocalFleet:
     """The embedded fleet: a `rekontext.contract.Fleet` on this machine's device.
 
     Args:
-        model, device, dtype: as `rekontext.engine.Engine.open` takes them.
-        cache_folder: where measured step times and compiled code are kept between runs.
-        compiled: whether to compile the transformer before the first edit.
-        batch: "exact", "any" or "off", as `Engine.open` takes it.
+        opening: what the engine is opened with.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str = "mini",
-        device: str | None = None,
-        dtype: str | None = None,
-        cache_folder: Path | None = None,
-        compiled: bool = False,
-        batch: Literal["exact", "any", "off"] = "exact",
-    ) -> None:
-        self._model = model
-        self._device = device
-        self._dtype = dtype
-        self._cache_folder = cache_folder
-        self._compiled = compiled
-        self._batch = batch
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
         self._engine: Engine | None = None
         self._tickets: dict[str, Ticket] = {}
 
@@ -66,7 +49,7 @@ class LocalFleet:
     def devices(self) -> dict[str, DeviceState]:
         """The one device; its name is known once the model is loaded."""
         if self._engine is None:
-            return {self._device or "": "starting"}
+            return {self._opening.device or "": "starting"}
         return {self._engine.card.device: "failed" if self._engine.broken.done() else "ready"}
 
     @property
@@ -159,15 +142,15 @@ class LocalFleet:
     def _open(self) -> Engine:
         from rekontext.engine import Engine
 
-        folder = self._cache_folder
+        opening, folder = self._opening, self._opening.cache_folder
         return Engine.open(
-            self._model,
-            device=self._device,
-            dtype=self._dtype,
+            opening.model,
+            device=opening.device,
+            dtype=opening.dtype,
             costs_file=folder and folder / "costs.json",
-            compiled=self._compiled,
+            compiled=opening.compiled,
             compile_cache=folder and folder / "compiled.bin",
-            batch=self._batch,
+            batch=opening.batch,
         )
 
     def _started(self) -> Engine:

@@ -12,9 +12,18 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from rekontext.contract import EditRefused, EditRequest, EditResult, EngineFault, ModelCard, Preview, Progress
+from rekontext.contract import (
+    BatchMode,
+    EditRefused,
+    EditRequest,
+    EditResult,
+    EngineFault,
+    ModelCard,
+    Preview,
+    Progress,
+)
 
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
@@ -25,14 +34,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What an engine is opened with; as `rekontext.fleet.LocalFleet` takes it."""
+    """What an engine is opened with.
 
-    model: str
-    device: str | None
-    dtype: str | None
-    cache_folder: Path | None
-    compiled: bool
-    batch: Literal["exact", "any", "off"]
+    Attributes:
+        model, device, dtype, batch: as `rekontext.engine.Engine.open` takes them.
+        cache_folder: where measured step times and compiled code are kept between runs.
+        compiled: whether to compile the transformer before the first edit.
+    """
+
+    model: str = "mini"
+    device: str | None = None
+    dtype: str | None = None
+    cache_folder: Path | None = None
+    compiled: bool = False
+    batch: BatchMode = "exact"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from rekontext.contract import (
-    DeadlineUnmeetable,
     DeviceState,
     EditRequest,
     EditResult,
@@ -216,11 +215,8 @@ class EngineProcess:
         start_s = self._start_s(now_s)
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
-    async def edit(self, request: EditRequest, *, came_s: float, on_progress: OnProgress | None = None) -> EditResult:
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """As `Fleet.edit`. Waits for the process if it isn't there; an edit that is suspect is in it alone.
-
-        Args:
-            came_s: when it was submitted, as `time.monotonic` has it; its deadline counts from then.
 
         Raises:
             DeviceFailed: the edit was not handed over.
@@ -240,23 +236,18 @@ class EngineProcess:
         self._edits[number] = edit
         self._expect(edit)
         self._keep()
-        waited_s = 0.0
         try:
             # What kills the process takes along whoever is in it, and again with each new try.
             async with self._room.entered(alone=request.is_suspect):
                 await self.until_ready()
                 assert self._channel is not None, "ready without a channel"
-                waited_s = time.monotonic() - came_s
-                self._channel.post(Submit(number=number, request=_later(request, waited_s, work_s=edit.work_s)))
+                self._channel.post(Submit(number=number, request=request))
                 edit.is_handed_over = True
                 return await edit.ended
         except (asyncio.CancelledError, Released):
             if edit.is_handed_over and self._channel is not None:
                 self._channel.post(Cancel(number=number))
             raise
-        except DeadlineUnmeetable as refused:
-            assert request.deadline_s is not None, "refused for a deadline that it hasn't got"
-            raise DeadlineUnmeetable(deadline_s=request.deadline_s, finish_s=refused.finish_s + waited_s) from refused
         finally:
             del self._edits[number]
             self._expect_no_more(edit)
@@ -536,20 +527,6 @@ class EngineProcess:
         if standby is None or not standby.done():
             return standby is not None
         return not standby.cancelled() and standby.exception() is None and standby.result().is_alive
-
-
-def _later(request: EditRequest, waited_s: float, *, work_s: float) -> EditRequest:
-    """The same request after a wait: less time is left.
-
-    Raises:
-        DeadlineUnmeetable: none is.
-    """
-    if request.deadline_s is None:
-        return request
-    left_s = request.deadline_s - waited_s
-    if left_s <= 0:
-        raise DeadlineUnmeetable(deadline_s=request.deadline_s, finish_s=work_s)
-    return replace(request, deadline_s=left_s)
 
 
 def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Edits on several devices of this machine, or on devices that sleep: a process for each, see `process.py`.
+"""Edits on devices of this machine, which may sleep: a process for each, see `process.py`.
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
@@ -9,12 +9,11 @@ One where the last edits failed counts as slower, since one that fails fast woul
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
+
+import structlog
 
 from rekontext.contract import (
     DeviceState,
@@ -35,38 +34,32 @@ from rekontext.fleet.profile import to_profile
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""
 _DOUBLINGS_MAX: Final = 10
+_log = structlog.get_logger(__name__)
 
 
 class ProcessFleet:
     """A `rekontext.contract.Fleet` of engines in processes of their own.
 
     Args:
+        opening: what each engine is opened with, on its own device.
         devices: their names; an empty one leaves the choice to the engine.
         idle_s: a device without work for so long gives its memory back, until there is work; None keeps all loaded.
         standby: whether a device that gave its memory back keeps a process that has imported the engine: on the host
             that takes some 400 MB, and waking takes as long as loading the model does.
         retry_s, silent_s_max, command: as `EngineProcess` takes them.
-        model, dtype, cache_folder, compiled, batch: as `LocalFleet` takes them.
     """
 
     def __init__(
         self,
+        opening: Opening,
         *,
         devices: Sequence[str],
         idle_s: float | None = None,
         standby: bool = False,
-        model: str = "mini",
-        dtype: str | None = None,
-        cache_folder: Path | None = None,
-        compiled: bool = False,
-        batch: Literal["exact", "any", "off"] = "exact",
         retry_s: float = 1.0,
         silent_s_max: float = SILENT_S_MAX,
         command: Sequence[str] = WORKER,
     ) -> None:
-        opening = Opening(
-            model=model, device=None, dtype=dtype, cache_folder=cache_folder, compiled=compiled, batch=batch
-        )
         self._idle_s = idle_s
         self._processes = [
             EngineProcess(
@@ -155,12 +148,12 @@ class ProcessFleet:
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """Run one edit where it is expected to be done first. Cancelling the awaiting task stops it within one step."""
-        came_s = time.monotonic()
+        assert request.deadline_s is None, "deadlines are kept where edits are accepted"
         request = await asyncio.to_thread(self._shrunk, request)
         while True:
             process = await self._choose(request)
             try:
-                return await process.edit(request, came_s=came_s, on_progress=on_progress)
+                return await process.edit(request, on_progress=on_progress)
             except (DeviceFailed, Released):  # no step of it was run: another one runs it, or this one later
                 await asyncio.sleep(0)
 
@@ -177,9 +170,10 @@ class ProcessFleet:
         self._look()
         for task in self._running:
             task.cancel()
-        for task in self._running:
-            with suppress(asyncio.CancelledError):
-                await task
+        ends = await asyncio.gather(*self._running, return_exceptions=True)
+        for process, end in zip(self._processes, ends, strict=False):  # before the start there are no tasks
+            if isinstance(end, Exception):
+                _log.error("device_lost", device=process.label, exc_info=end)
 
     def _shrunk(self, request: EditRequest) -> EditRequest:
         """With the photo at the size that the engine will use it at: many may wait, and all go through a pipe."""

@@ -181,23 +181,12 @@ async def _main(end: socket.socket, open_fleet: Callable[[Opening], LocalFleet],
     os._exit(0)
 
 
-def _local_fleet(opening: Opening) -> LocalFleet:
-    return LocalFleet(
-        model=opening.model,
-        device=opening.device,
-        dtype=opening.dtype,
-        cache_folder=opening.cache_folder,
-        compiled=opening.compiled,
-        batch=opening.batch,
-    )
-
-
 def _import_engine() -> None:
     import rekontext.engine.engine  # noqa: F401
 
 
 def main(
-    open_fleet: Callable[[Opening], LocalFleet] = _local_fleet, prepare: Callable[[], None] = _import_engine
+    open_fleet: Callable[[Opening], LocalFleet] = LocalFleet, prepare: Callable[[], None] = _import_engine
 ) -> None:
     """Serve the socket that was handed down."""
     # The service decides when this process ends, also where a signal goes to all of them.
