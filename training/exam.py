@@ -28,7 +28,7 @@ CANVASES: Final = (
     (288, 288),
     (240, 336),
     (336, 240),
-    (224, 368),
+    (240, 352),
 )  # height, width: 1:1, 4:3, 3:4 and 3:2 on the native area
 SEEDS: Final = (1, 2, 3)
 ASKED: Final = (

@@ -68,7 +68,7 @@ FULL: Final = Recipe(
     reading=Plan(iterations=250, rate=2e-3, warmup=20, cooldown=0.5, average=0.98, save_every=50),
     decoder=Plan(iterations=3200, rate=4e-4, cooldown=0.7, average=0.99, save_every=100),
     transformer=Plan(iterations=7000, rate=2e-3, cooldown=0.45, average=0.98, save_every=50),
-    further=Plan(seed=1, iterations=1300, rate=8e-4, cooldown=1.0, average=0.98, save_every=50),
+    further=Plan(seed=2, iterations=700, rate=5e-4, cooldown=1.0, average=0.98, save_every=50),
 )
 SMOKE: Final = Recipe(
     corpus=4,
@@ -131,7 +131,7 @@ def further(recipe: Recipe, *, begin: Path, out: Path, runs: Path, device: torch
     """Train the transformer and the text encoders of the model in `begin` further, and write the whole to `out`."""
     editor, vae = load(begin)
     _, encoder = autoencoder(seed=recipe.seed, widths=recipe.widths)
-    _teach(editor, vae, encoder, recipe, recipe.further, runs=runs / "further", device=device)
+    _teach(editor, vae, encoder, recipe, recipe.further, native=(0.5, 0.5), runs=runs / "further", device=device)
     plan = recipe.further
     history = f"\nThis checkpoint learned for {plan.iterations} iterations more, at a rate falling from {plan.rate:g}."
     _finish(editor, vae, recipe.examined, out=out, history=history)
@@ -146,6 +146,7 @@ def _teach(
     *,
     runs: Path,
     device: torch.device,
+    native: tuple[float, float] = (0.08, 0.5),
 ) -> None:
     def on_save(iteration: int) -> None:
         if iteration % GLIMPSE_EVERY == 0:
@@ -159,6 +160,7 @@ def _teach(
         plan=plan,
         device=device,
         sizes=recipe.sizes,
+        native=native,
         tokens=recipe.tokens,
         on_save=on_save,
     )

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from rekontext.engine.canvas import Canvas
 from training.edits import EDITS, strength
 from training.loop import Plan, autocast, train
 from training.model import Editor, shifted
@@ -25,10 +26,8 @@ from training.scenes import scene
 from training.shapes import change
 from training.unrelated import unrelated
 
-NATIVE: Final = (
-    *((288, 288), (240, 336), (336, 240), (224, 368), (368, 224), (272, 304), (304, 272)),
-    *((192, 448), (448, 192), (208, 384), (384, 208)),
-)
+NATIVE: Final = Canvas(area=288 * 288).sizes
+"""All that the engine draws, and no other: what was learned on one doesn't hold at the borders of the next."""
 SMALL: Final = ((64, 96), (96, 64), (96, 96), (80, 112), (112, 80), (128, 96), (96, 128), (128, 128))
 TOKENS_PER_BATCH: Final = 4200
 TEXT_TOKENS: Final = 48
@@ -144,15 +143,17 @@ def transformer(
     plan: Plan,
     device: torch.device,
     sizes: Sizes = (SMALL, NATIVE),
+    native: tuple[float, float] = (0.08, 0.5),
     tokens: int = TOKENS_PER_BATCH,
     on_save: Callable[[int], None] | None = None,
 ) -> Editor:
     """Train `editor` in place, or load it where `runs` has it finished.
 
-    Small pictures teach most of it cheaply; the share of native ones grows to a half at the end, so
-    that attention has seen as many tokens as it will meet.
+    Small pictures teach most of it cheaply; the share of native ones grows towards the end, so that attention has seen
+    as many tokens as it will meet.
 
     Args:
+        native: the share of batches with native pictures, in the first half and at the end.
         encoder: the autoencoder's, as one convolution.
     """
     editor.to(device)
@@ -168,7 +169,8 @@ def transformer(
 
     def make_batch(iteration: int) -> Batch:
         late = max(0.0, (iteration / plan.iterations - 0.5) / 0.5)
-        lesson = draw(iteration, seed=plan.seed, native=0.08 + 0.42 * late, sizes=sizes, tokens=tokens)
+        share = native[0] + (native[1] - native[0]) * late
+        lesson = draw(iteration, seed=plan.seed, native=share, sizes=sizes, tokens=tokens)
         rng = np.random.default_rng([plan.seed, 4, iteration])
         targets, cases = encode(lesson.targets), lesson.cases
         still, edited = targets[[case.still for case in cases]], targets[[case.edited for case in cases]]

@@ -30,7 +30,7 @@ from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError,
 
 _BACKLOG = 2048
 _LAST_ANSWERS_S = 5
-_GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))
+_GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
 """Where there is one of these, torch may see a GPU."""
 
 

@@ -56,15 +56,22 @@ function columns(remove) {
     {
       title: h("span.unseen", {}, "Actions"),
       kind: "number",
-      cell: (file) => [
-        button("Copy link", () => copy(file.url, "Link copied"), { kind: "small quiet", picture: "copy" }),
-        remove &&
-          h(
-            "button.button.small.danger",
-            { type: "button", "aria-label": `Delete ${file.file_name} of ${moment(file.created_at)}`, onclick: () => remove(file) },
-            "Delete",
-          ),
-      ],
+      cell: (file) =>
+        h(
+          "div.actions",
+          {},
+          button("Copy link", () => copy(file.url, "Link copied"), { kind: "small quiet", picture: "copy" }),
+          remove &&
+            h(
+              "button.button.small.danger",
+              {
+                type: "button",
+                "aria-label": `Delete ${file.file_name} of ${moment(file.created_at)}`,
+                onclick: () => remove(file),
+              },
+              "Delete",
+            ),
+        ),
     },
   ];
 }
