@@ -25,7 +25,7 @@ from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
 from rekontext.api.links import Links
-from rekontext.api.metrics import MeasuredHub, MeasuredWorkbench, Metrics
+from rekontext.api.metrics import MeasuredHub, Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
@@ -234,14 +234,13 @@ def assemble(
             outputs_s=settings.keep_outputs_s,
         ),
     )
-    workbench = workbench or EditWorkbench(limits=limits, threads=threads)
     running_max = settings.running_max * len(fleet.devices)
     dispatcher = Dispatcher(
         database=database,
         life=life,
         fleet=fleet,
         objects=store,
-        workbench=MeasuredWorkbench(workbench, hub=hub, clock=clock),
+        workbench=workbench or EditWorkbench(limits=limits, threads=threads),
         hub=hub,
         clock=clock,
         worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
