@@ -248,7 +248,7 @@ def assemble(
         run_s_max=settings.run_s_max,
     )
     desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
-    forecast = Forecast(fleet=fleet, works=dispatcher, progresses=hub)
+    forecast = Forecast(fleet=fleet, works=dispatcher)
     post = WebhookPost(allow=AllowList(settings.webhook_allow), agent=AGENT)
     deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
     edits = Edits(

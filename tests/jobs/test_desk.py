@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
-from rekontext.jobs import Accepted, Desk, Event, EventHub, JobUnknown, Lease, Standing, State, events
+from rekontext.jobs import Accepted, Desk, Event, EventHub, Job, JobUnknown, Lease, Standing, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
@@ -29,17 +29,14 @@ def plant(office: Office, tmp_path: Path) -> Plant:
 class OthersSaid:
     """The dispatcher of a process that runs nothing itself, and what it has seen of the others' edits."""
 
-    worker = "front"
-
     def __init__(self) -> None:
         self.said: dict[Lease, Progress] = {}
 
-    @property
-    def others(self) -> OthersSaid:
-        return self
+    def runs(self, job: Job) -> bool:
+        return False
 
-    def progress(self, lease: Lease) -> Progress | None:
-        return self.said.get(lease)
+    def progress(self, job: Job) -> Progress | None:
+        return self.said.get(job.lease)
 
     def wake(self) -> None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
-from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress
+from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress, Progress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
 from rekontext.pictures.store import PictureStore, open_store
@@ -97,6 +98,23 @@ async def test_no_more_jobs_run_than_may(plant: Plant) -> None:
             gate.open.set()
         for job in jobs:
             assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_progress_is_that_of_the_attempt_in_work(plant: Plant) -> None:
+    """One that lost its lease, or has ended, no longer says how far the job is; a new one has not begun to."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        running = plant.office.job(job.id)
+        assert plant.dispatcher.progress(running) == Progress(step=0, steps=4, remaining_s=None)
+        for other in (replace(running, attempt=2), replace(running, state=State.QUEUED)):
+            assert plant.dispatcher.progress(other) is None
+        gate.open.set()
+        done = await plant.ended(job)
+    assert plant.dispatcher.progress(done) is None
+    assert plant.dispatcher.progress(running) is None
 
 
 async def test_no_account_takes_all_the_places(office: Office, store: PictureStore) -> None:

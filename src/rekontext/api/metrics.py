@@ -21,12 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rekontext.accounts import usd
-from rekontext.api.forecast import Progresses
 from rekontext.api.parts import Parts
 from rekontext.contract import DEVICE_STATES
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
-from rekontext.jobs import EventKind, Job, State, pending_messages, unfinished_by_state
+from rekontext.jobs import EventHub, EventKind, Job, State, pending_messages, unfinished_by_state
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _LOOK_S_MAX: Final = 5.0
@@ -116,7 +115,7 @@ class Metrics:
         self.edit_seconds.labels("total").observe(job.total_s or 0.0)
 
 
-class MeasuredHub(Progresses):
+class MeasuredHub(EventHub):
     """The event hub, counting steps and ends."""
 
     def __init__(self, *, epoch: str, metrics: Metrics) -> None:

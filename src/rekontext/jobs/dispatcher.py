@@ -151,6 +151,17 @@ class Dispatcher:
         """What is known of the processes that share the database."""
         return self._others
 
+    def runs(self, job: Job) -> bool:
+        """Whether the job is in work in this process, as far as its row tells."""
+        return job.state is State.PROCESSING and job.worker == self._worker
+
+    def progress(self, job: Job) -> Progress | None:
+        """The last step of the attempt that is in work, here or in another process. None where it isn't known."""
+        if job.state is not State.PROCESSING:
+            return None
+        running = self._running.get(job.lease)
+        return self._others.progress(job.lease) if running is None else running.progress
+
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
         free = self._running_max - len(self._running)
