@@ -156,10 +156,7 @@ class Desk:
                 # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(self._poll_s, left_s)):
-                        ended = await self._hub.wait_ended(job)
-                        if ended is not None:
-                            return ended
-                        break
+                        return await self._hub.wait_ended(job)
         with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
             found = await self.job(job, account=account)
         return found
