@@ -21,6 +21,8 @@ from structlog.testing import capture_logs
 from rekontext import assembly
 from rekontext.api import health, room
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import JobLife
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, PillowFleet, Studio, gone
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.anyio
 
 URL: Final = "/v1/flux-kontext-dev"
 GOOD: Final = {"prompt": "invert it", "input_image": base64.b64encode(photo_bytes()).decode()}
+DOUBT: Final = DatabaseUnavailable("gone", is_in_doubt=True)
 
 
 class Caller:
@@ -365,6 +368,21 @@ async def test_a_store_that_is_away_answers_503_and_holds_nothing(studio: Studio
     said = [line["fault"] for line in lines if line["event"] == "store_unavailable"]
     assert [str(objects) in each for each in said] == [True, True]
     assert len(studio.fleet.requests) == 1
+
+
+@pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])
+async def test_an_order_that_cannot_be_written_down_leaves_nothing_behind(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: Exception, left: int
+) -> None:
+    """Unless it may be accepted all the same: then its edit needs the picture, and the sweeper looks later."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(JobLife, "accept", broken)
+    async with studio.open() as client:
+        assert (await client.post(URL, json=GOOD)).status_code in (500, 503)
+        assert len([found async for found in studio.service.parts.objects.list("inputs")]) == left
 
 
 async def test_a_refusal_stays_one_when_the_store_goes_away(

@@ -122,14 +122,6 @@ class Attempts:
             )
         return outputs
 
-    async def clear_away(self, stored: Sequence[str]) -> None:
-        """Remove what an attempt stored whose ending was refused. A failure is only logged: the sweeper comes by."""
-        for key in stored:
-            try:
-                await self.objects.delete(key)
-            except Exception as fault:
-                _log.warning("output_left_behind", key=key, fault=str(fault))
-
 
 def settle(tx: Connection, *, life: JobLife, lease: Lease, ending: Ending, now: datetime) -> Job:
     """Write an ending.

@@ -27,7 +27,7 @@ from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
-from rekontext.jobs.objects import Objects
+from rekontext.jobs.objects import Objects, clear_away
 from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
@@ -106,6 +106,7 @@ class Dispatcher:
         self._database = database
         self._life = life
         self._fleet = fleet
+        self._objects = objects
         self._attempts = Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max)
         self._workbench = workbench
         self._hub = hub
@@ -360,7 +361,7 @@ class Dispatcher:
             ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
             running.settling_since = asyncio.get_running_loop().time()
             if ending is None or not await self._settle(running.job, ending):
-                await self._attempts.clear_away(running.stored)
+                await clear_away(self._objects, *running.stored)
         except Exception:
             # The lease runs out and the job is tried again, a bounded number of times.
             _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)
