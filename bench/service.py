@@ -148,6 +148,7 @@ class Bench:
             clock=clock,
             worker="bench",
             running_max=4,
+            run_s_max=60.0,
         )
         self.desk = Desk(database=database, life=life, hub=hub, clock=clock, works=self.dispatcher)
 

@@ -100,7 +100,7 @@ class Dispatcher:
         clock: Clock,
         worker: str,
         running_max: int,
-        run_s_max: float = 600.0,
+        run_s_max: float,
         poll_s: float = 1.0,
     ) -> None:
         self._database = database
