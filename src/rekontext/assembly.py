@@ -21,6 +21,7 @@ from rekontext import __version__
 from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, peppers, registry
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
+from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
@@ -30,7 +31,6 @@ from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
 from rekontext.api.posting import WebhookPost
-from rekontext.api.room import Room
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
@@ -270,7 +270,7 @@ def assemble(
         dispatcher=dispatcher,
         deliverer=deliverer,
         objects=store,
-        room=Room(_folders(settings)),
+        disk=DiskCheck(_folders(settings)),
         fleet=fleet,
         forecast=forecast,
         edits=edits,
