@@ -18,7 +18,7 @@ from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFaul
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
 from rekontext.pictures.store import PictureStore, open_store
-from tests.jobs.office import ALICE, BOB, Office
+from tests.jobs.office import ALICE, BOB, PHOTO_KEY, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store
     """From order to charged output, without a poll."""
     order = plant.office.order()
     order = plant.office.order(input_key=input_key(order.job))
-    await store.put(str(order.input_key), b"photo", content_type="image/png")
+    await store.put(order.input_key, b"photo", content_type="image/png")
     async with plant.at_work():
         accepted = await plant.desk.submit(order)
         done = await plant.ended(accepted.job)
@@ -514,6 +514,7 @@ async def test_leases_begin_when_they_are_written(plant: Plant, monkeypatch: pyt
 
     gate = Gate()
     plant = Plant(office=plant.office, objects=plant.objects, running_max=1, fleet=FakeFleet(behaviours=[gate]))
+    await plant.objects.put(PHOTO_KEY, b"photo", content_type="image/png")
     job = plant.office.accept().job
     with monkeypatch.context() as patch:
         patch.setattr(plant.office.database, "transact", stalled)

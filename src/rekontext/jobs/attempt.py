@@ -101,8 +101,8 @@ class Attempts:
         )
 
     async def _request(self, job: Job) -> EditRequest:
-        photo = None if job.input_key is None else await self.objects.get(job.input_key)
-        return await self.workbench.unpack(job, photo)
+        assert job.input_key is not None, f"job {job.id} is {job.state}, and its input was swept"
+        return await self.workbench.unpack(job, await self.objects.get(job.input_key))
 
     async def _store(self, job: Job, result: EditResult, stored: list[str]) -> list[Output]:
         outputs = []
