@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from rekontext.api.disk import DiskCheck
-from rekontext.api.documents import shown_name
 from rekontext.api.edits import Missing, NotReady
 from rekontext.contract import Fleet
 from rekontext.database import Database, DatabaseUnavailable
@@ -54,7 +53,7 @@ def router(fleet: Fleet, database: Database, disk: DiskCheck) -> APIRouter:
         if missing:
             raise NotReady(missing)
         card = fleet.card
-        return Ready(model=shown_name(card.name), device=card.device, dtype=card.dtype, parameters=card.parameters)
+        return Ready(model=card.name, device=card.device, dtype=card.dtype, parameters=card.parameters)
 
     return routes
 
