@@ -21,16 +21,16 @@ from rekontext import __version__
 from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, peppers, registry
 from rekontext.api import create_app
 from rekontext.api.auth import DatabaseKeys
+from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
 from rekontext.api.links import Links
-from rekontext.api.metrics import MeasuredHub, MeasuredWorkbench, Metrics
+from rekontext.api.metrics import MeasuredHub, Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
 from rekontext.api.posting import WebhookPost
-from rekontext.api.room import Room
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
@@ -234,14 +234,13 @@ def assemble(
             outputs_s=settings.keep_outputs_s,
         ),
     )
-    workbench = workbench or EditWorkbench(limits=limits, threads=threads)
     running_max = settings.running_max * len(fleet.devices)
     dispatcher = Dispatcher(
         database=database,
         life=life,
         fleet=fleet,
         objects=store,
-        workbench=MeasuredWorkbench(workbench, hub=hub, clock=clock),
+        workbench=workbench or EditWorkbench(limits=limits, threads=threads),
         hub=hub,
         clock=clock,
         worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
@@ -249,7 +248,7 @@ def assemble(
         run_s_max=settings.run_s_max,
     )
     desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
-    forecast = Forecast(fleet=fleet, works=dispatcher, progresses=hub)
+    forecast = Forecast(fleet=fleet, works=dispatcher)
     post = WebhookPost(allow=AllowList(settings.webhook_allow), agent=AGENT)
     deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
     edits = Edits(
@@ -271,7 +270,7 @@ def assemble(
         dispatcher=dispatcher,
         deliverer=deliverer,
         objects=store,
-        room=Room(_folders(settings)),
+        disk=DiskCheck(_folders(settings)),
         fleet=fleet,
         forecast=forecast,
         edits=edits,

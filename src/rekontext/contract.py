@@ -160,7 +160,8 @@ class ModelCard:
     """What the loaded model is, for answers and for `doctor`.
 
     Attributes:
-        name: "mini", or the folder, file or hub id that was opened.
+        name: "mini", what the model's own rekontext.json says, or the last part of the folder or file, or the hub id,
+            that was opened; never where it lies on this machine.
         canvas_area: native pixels per picture (1048576 for the real model).
         is_mini: the embedded model, which knows only a few instructions.
         knows: those instructions, shortly, in words that it understands; empty for a model that knows them all.

@@ -72,7 +72,7 @@ class PillowFleet:
 
     def __init__(self, *, is_mini: bool = True, step_s: float = 0.5) -> None:
         self._card = ModelCard(
-            name="mini" if is_mini else "/srv/weights/kontext-dev",
+            name="mini" if is_mini else "kontext-dev",
             canvas_area=256 * 256,
             parameters=1,
             device="cpu",

@@ -187,8 +187,8 @@ async def test_the_headers_of_a_picture(client: httpx2.AsyncClient) -> None:
     assert "embedded model" in headers["x-rekontext-notice"]
 
 
-async def test_a_real_model_is_named_without_its_path(make_studio: MakeStudio) -> None:
-    """Where weights lie on the server is nobody's business, and there is no notice to give."""
+async def test_a_real_model_is_named_without_a_notice(make_studio: MakeStudio) -> None:
+    """There is none to give."""
     studio = make_studio(PillowFleet(is_mini=False))
     async with studio.open() as client:
         headers = (await client.post(URL, json=GOOD)).headers

@@ -113,7 +113,7 @@ async def test_a_store_that_keeps_what_belongs_to_nobody_hides_no_reason(
         with capture_logs() as logs:
             answer = await client.post("/upload-asset", json={"data_urls": [URI]})
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-    assert [log["fault"] for log in logs if log["event"] == "upload_left_behind"] == ["no permission"]
+    assert [log["fault"] for log in logs if log["event"] == "object_left_behind"] == ["no permission"]
 
 
 @pytest.mark.parametrize("keep_outputs_s", [60, 86_400 * 31])

@@ -19,8 +19,10 @@ from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from rekontext import assembly
-from rekontext.api import health, room
+from rekontext.api import disk, health
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import JobLife
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, PillowFleet, Studio, gone
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.anyio
 
 URL: Final = "/v1/flux-kontext-dev"
 GOOD: Final = {"prompt": "invert it", "input_image": base64.b64encode(photo_bytes()).decode()}
+DOUBT: Final = DatabaseUnavailable("gone", is_in_doubt=True)
 
 
 class Caller:
@@ -286,27 +289,27 @@ async def test_nothing_is_ready_on_a_full_disk(studio: Studio, monkeypatch: pyte
         return Path("/dev/full").open("wb")
 
     now_s = 0.0
-    monkeypatch.setattr(studio.service.parts.room, "_monotonic", lambda: now_s)
+    monkeypatch.setattr(studio.service.parts.disk, "_monotonic", lambda: now_s)
     async with studio.open() as client:
         assert (await client.get("/readyz")).status_code == 200
         with monkeypatch.context() as broken:
-            broken.setattr("rekontext.api.room.tempfile.TemporaryFile", full)
+            broken.setattr("rekontext.api.disk.tempfile.TemporaryFile", full)
             assert (await client.get("/readyz")).status_code == 200, "the outcome counts for a while"
-            now_s += room.KEPT_S
+            now_s += disk.KEPT_S
             answers = [await client.get("/readyz") for _ in range(3)]
             assert (answers[0].status_code, answers[0].json()["not_ready"]) == (503, ["disk"])
             assert answers[0].json()["error"] == "The disk is full or can't be written."
             assert tried == [studio.options.data_dir], "one trial is enough for some seconds"
-        now_s += room.KEPT_S
+        now_s += disk.KEPT_S
         assert (await client.get("/readyz")).status_code == 200
     assert not list(studio.options.data_dir.glob("tmp*"))
 
 
 async def test_a_folder_that_is_gone_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is tried; a disk that hangs is tried by one at a time, and said to be full meanwhile."""
-    assert await room.Room([]).is_there()
-    assert await room.Room([tmp_path]).is_there()
-    assert not await room.Room([tmp_path, tmp_path / "gone"]).is_there()
+    assert await disk.DiskCheck([]).has_room()
+    assert await disk.DiskCheck([tmp_path]).has_room()
+    assert not await disk.DiskCheck([tmp_path, tmp_path / "gone"]).has_room()
     trials = 0
     may_go_on = threading.Event()
 
@@ -315,13 +318,13 @@ async def test_a_folder_that_is_gone_has_no_room(tmp_path: Path, monkeypatch: py
         trials += 1
         return may_go_on.wait(10)
 
-    monkeypatch.setattr(room, "_all_take", hang)
-    monkeypatch.setattr(room, "LOOK_S_MAX", 0.01)
-    hanging = room.Room([tmp_path])
-    assert [await hanging.is_there() for _ in range(2)] == [False, False]
-    monkeypatch.setattr(room, "LOOK_S_MAX", 10.0)
+    monkeypatch.setattr(disk, "_all_take", hang)
+    monkeypatch.setattr(disk, "LOOK_S_MAX", 0.01)
+    hanging = disk.DiskCheck([tmp_path])
+    assert [await hanging.has_room() for _ in range(2)] == [False, False]
+    monkeypatch.setattr(disk, "LOOK_S_MAX", 10.0)
     may_go_on.set()
-    assert await hanging.is_there()
+    assert await hanging.has_room()
     assert trials == 1
 
 
@@ -365,6 +368,21 @@ async def test_a_store_that_is_away_answers_503_and_holds_nothing(studio: Studio
     said = [line["fault"] for line in lines if line["event"] == "store_unavailable"]
     assert [str(objects) in each for each in said] == [True, True]
     assert len(studio.fleet.requests) == 1
+
+
+@pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])
+async def test_an_order_that_cannot_be_written_down_leaves_nothing_behind(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: Exception, left: int
+) -> None:
+    """Unless it may be accepted all the same: then its edit needs the picture, and the sweeper looks later."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(JobLife, "accept", broken)
+    async with studio.open() as client:
+        assert (await client.post(URL, json=GOOD)).status_code in (500, 503)
+        assert len([found async for found in studio.service.parts.objects.list("inputs")]) == left
 
 
 async def test_a_refusal_stays_one_when_the_store_goes_away(

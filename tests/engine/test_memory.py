@@ -67,6 +67,12 @@ def test_weights_are_counted_from_the_configuration() -> None:
     assert plans(shallow, 0)[0].device_bytes < wide.device_bytes
 
 
+def test_a_model_is_named_without_the_folder_it_lies_in(tmp_path: Path) -> None:
+    """Callers are told its name; where weights lie on the server is nobody's business."""
+    build(tmp_path, SHAPES["deep"])
+    assert open_model(str(tmp_path), device=CPU, dtype=torch.float32).name == tmp_path.name
+
+
 def test_a_models_sizes_are_read_without_its_weights(tmp_path: Path) -> None:
     build(tmp_path, SHAPES["deep"])
     sizes = model_sizes(str(tmp_path))

@@ -63,6 +63,7 @@ async def work(database: Database, store_url: str, read_line: Callable[[], str])
         clock=clock,
         worker="victim",
         running_max=4,
+        run_s_max=60.0,
         poll_s=0.05,
     )
     desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)

@@ -22,10 +22,17 @@ class _Workbench:
     def __init__(self) -> None:
         self.photo: weakref.ref[Image.Image] | None = None
 
-    async def unpack(self, _job: object, _photo: bytes | None) -> EditRequest:
+    async def unpack(self, _job: object, _photo: bytes) -> EditRequest:
         photo = Image.new("RGB", (640, 480), "gray")
         self.photo = weakref.ref(photo)
         return EditRequest(id="job", prompt="make it night", photo=photo, seed=1, steps=50)
+
+
+class _Objects:
+    """One photo under every key."""
+
+    async def get(self, _key: str) -> bytes:
+        return b"photo"
 
 
 @pytest.mark.anyio
@@ -54,8 +61,8 @@ async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs() -
     fleet, workbench, begun = LocalFleet(Opening()), _Workbench(), asyncio.Event()
     await fleet.start()
     try:
-        attempts = Attempts(fleet=fleet, objects=cast(Any, None), workbench=cast(Any, workbench), run_s_max=60)
-        job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key=None))
+        attempts = Attempts(fleet=fleet, objects=cast(Any, _Objects()), workbench=cast(Any, workbench), run_s_max=60)
+        job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key="photo"))
         running = asyncio.ensure_future(attempts.run(job, on_progress=lambda _news: begun.set(), stored=[]))
         await asyncio.wait_for(begun.wait(), 60)
         gc.collect()

@@ -27,6 +27,7 @@ from tests.fakes import FakeClock, FakeIds, FakeRandomness
 ALICE = AccountId("acc_alice")
 BOB = AccountId("acc_bob")
 PRICE = 40_000
+PHOTO_KEY = "photo"
 OUTPUT = Output(key="outputs/x", content_type="image/png", file_name="x.png", bytes=3, width=1, height=1)
 MADE: Mapping[str, object] = {"seed": 7, "steps": 4, "passes": 4, "acceleration": "none"}
 
@@ -66,7 +67,7 @@ class Office:
         body: str = "body",
         price: int = PRICE,
         webhook_url: str | None = None,
-        input_key: str | None = None,
+        input_key: str = PHOTO_KEY,
     ) -> Order:
         job = JobId(self.ids())
         return Order(

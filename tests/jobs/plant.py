@@ -12,7 +12,7 @@ from PIL import Image
 from rekontext.contract import DeviceState, EditRequest, EditResult, Estimate, ModelCard, OnProgress, Preview, Progress
 from rekontext.jobs import Desk, Dispatcher, EventHub, File, Job
 from rekontext.jobs.objects import Objects
-from tests.jobs.office import Office
+from tests.jobs.office import PHOTO_KEY, Office
 
 Behaviour = Callable[[EditRequest, OnProgress], Awaitable[None]]
 
@@ -90,9 +90,9 @@ class FakeWorkbench:
     """Takes a picture's bytes as they are and makes of a result its seed."""
 
     def __init__(self) -> None:
-        self.photos: list[bytes | None] = []
+        self.photos: list[bytes] = []
 
-    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
         self.photos.append(photo)
         seed = job.parameters["seed"]
         assert isinstance(seed, int)
@@ -147,7 +147,8 @@ class Plant:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """The dispatcher runs inside the block and is closed at its end."""
+        """The dispatcher runs inside the block and is closed at its end. The orders' photo is in the store."""
+        await self.objects.put(PHOTO_KEY, b"photo", content_type="image/png")
         running = asyncio.create_task(self.dispatcher.run())
         try:
             yield

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
-from rekontext.jobs import Accepted, Desk, Event, EventHub, JobUnknown, Lease, Standing, State, events
+from rekontext.jobs import Accepted, Desk, Event, EventHub, Job, JobUnknown, Lease, Standing, State, events
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
@@ -29,23 +31,26 @@ def plant(office: Office, tmp_path: Path) -> Plant:
 class OthersSaid:
     """The dispatcher of a process that runs nothing itself, and what it has seen of the others' edits."""
 
-    worker = "front"
-
     def __init__(self) -> None:
         self.said: dict[Lease, Progress] = {}
 
-    @property
-    def others(self) -> OthersSaid:
-        return self
+    def runs(self, job: Job) -> bool:
+        return False
 
-    def progress(self, lease: Lease) -> Progress | None:
-        return self.said.get(lease)
+    def progress(self, job: Job) -> Progress | None:
+        return self.said.get(job.lease)
 
     def wake(self) -> None:
         return
 
     def stop(self, job: JobId) -> None:
         return
+
+
+def the_end(job: JobId) -> Job:
+    """A completed job, as far as the hub looks at it."""
+    row: dict[str, Any] = dict.fromkeys((each.name for each in fields(Job)), None)
+    return Job(**row | {"id": job, "state": State.COMPLETED})
 
 
 async def all_of(coming: AsyncIterator[Event]) -> list[Event]:
@@ -259,7 +264,7 @@ async def test_what_a_slow_look_saw_is_not_told_after_what_came_later(
     monkeypatch.setattr(plant.desk, "standing", slow)
     listening = asyncio.create_task(all_of(plant.desk.listen(job.id, account=ALICE)))
     await asyncio.wait_for(looked.wait(), 20)
-    plant.hub.publish(job.id, "ended", {"status": "COMPLETED"})
+    plant.hub.note_end(the_end(job.id))
     assert [event.kind for event in await listening] == ["processing", "ended"]
 
 
@@ -276,7 +281,7 @@ async def test_a_job_that_is_claimed_before_its_submit_returns_is_not_told_to_wa
 
     monkeypatch.setattr(plant.office.database, "transact", overtaken)
     accepted = await plant.desk.submit(plant.office.order())
-    plant.hub.publish(accepted.job.id, "ended", {"status": "COMPLETED"})
+    plant.hub.note_end(the_end(accepted.job.id))
     assert [event.kind for event in await all_of(plant.hub.listen(accepted.job.id))] == ["processing", "ended"]
 
 
@@ -393,7 +398,7 @@ async def test_a_slow_listener_misses_steps_but_never_the_end() -> None:
     hub = EventHub(epoch="e")
     for step in range(10 * events.EVENTS_PER_JOB_MAX):
         hub.publish(JOB, "progress", {"step": step})
-    hub.publish(JOB, "ended", {"status": "FAILED"})
+    hub.note_end(the_end(JOB))
     hub.publish(JOB, "progress", {"step": "too late"})
     heard = await all_of(hub.listen(JOB))
     assert len(heard) == events.EVENTS_PER_JOB_MAX
@@ -405,7 +410,7 @@ async def test_a_listener_that_claims_to_have_heard_more_still_hears_the_end(num
     """And a number that is too long for one is none."""
     hub = EventHub(epoch="e")
     hub.publish(JOB, "processing", {"attempt": 1})
-    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    hub.note_end(the_end(JOB))
     assert [event.kind for event in await all_of(hub.listen(JOB, after=f"e-{number}"))] == ["processing", "ended"]
 
 
@@ -417,8 +422,8 @@ async def test_the_numbers_of_a_forgotten_job_do_not_begin_anew(monkeypatch: pyt
     listening = hub.listen(JOB)
     heard = await anext(listening)
     await listening.aclose()
-    hub.publish(JobId("other"), "ended", {})
-    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    hub.note_end(the_end(JobId("other")))
+    hub.note_end(the_end(JOB))
     assert [event.kind for event in await all_of(hub.listen(JOB, after=heard.id))] == ["ended"]
 
 
@@ -431,7 +436,7 @@ async def test_of_many_previews_only_the_newest_is_kept_and_only_until_the_end()
     listening = hub.listen(JOB)
     heard = [await anext(listening) for _ in range(6)]
     assert [event.data for event in heard if event.kind == "preview"] == [{"step": 4}]
-    hub.publish(JOB, "ended", {})
+    hub.note_end(the_end(JOB))
     assert [event.kind for event in await all_of(listening)] == ["ended"]
     assert [event.kind for event in await all_of(hub.listen(JOB))] == ["progress"] * 5 + ["ended"]
 
@@ -443,8 +448,8 @@ async def test_the_hub_forgets_quiet_jobs_but_not_those_that_are_listened_to(mon
     listening = asyncio.create_task(all_of(hub.listen(JOB)))
     await asyncio.sleep(0)
     for number in range(100):
-        hub.publish(JobId(f"other-{number}"), "ended", {})
+        hub.note_end(the_end(JobId(f"other-{number}")))
     assert not hub.has_ended(JobId("other-0"))
     assert hub.has_ended(JobId("other-99"))
-    hub.publish(JOB, "ended", {"status": "COMPLETED"})
+    hub.note_end(the_end(JOB))
     assert [event.kind for event in await listening] == ["ended"]

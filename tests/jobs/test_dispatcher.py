@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
-from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress
+from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress, Progress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
 from rekontext.pictures.store import PictureStore, open_store
-from tests.jobs.office import ALICE, BOB, Office
+from tests.jobs.office import ALICE, BOB, PHOTO_KEY, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +49,7 @@ async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store
     """From order to charged output, without a poll."""
     order = plant.office.order()
     order = plant.office.order(input_key=input_key(order.job))
-    await store.put(str(order.input_key), b"photo", content_type="image/png")
+    await store.put(order.input_key, b"photo", content_type="image/png")
     async with plant.at_work():
         accepted = await plant.desk.submit(order)
         done = await plant.ended(accepted.job)
@@ -97,6 +98,23 @@ async def test_no_more_jobs_run_than_may(plant: Plant) -> None:
             gate.open.set()
         for job in jobs:
             assert (await plant.ended(job)).state is State.COMPLETED
+
+
+async def test_progress_is_that_of_the_attempt_in_work(plant: Plant) -> None:
+    """One that lost its lease, or has ended, no longer says how far the job is; a new one has not begun to."""
+    gate = Gate()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        running = plant.office.job(job.id)
+        assert plant.dispatcher.progress(running) == Progress(step=0, steps=4, remaining_s=None)
+        for other in (replace(running, attempt=2), replace(running, state=State.QUEUED)):
+            assert plant.dispatcher.progress(other) is None
+        gate.open.set()
+        done = await plant.ended(job)
+    assert plant.dispatcher.progress(done) is None
+    assert plant.dispatcher.progress(running) is None
 
 
 async def test_no_account_takes_all_the_places(office: Office, store: PictureStore) -> None:
@@ -496,6 +514,7 @@ async def test_leases_begin_when_they_are_written(plant: Plant, monkeypatch: pyt
 
     gate = Gate()
     plant = Plant(office=plant.office, objects=plant.objects, running_max=1, fleet=FakeFleet(behaviours=[gate]))
+    await plant.objects.put(PHOTO_KEY, b"photo", content_type="image/png")
     job = plant.office.accept().job
     with monkeypatch.context() as patch:
         patch.setattr(plant.office.database, "transact", stalled)

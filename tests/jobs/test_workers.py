@@ -165,13 +165,18 @@ async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(of
     job = office.accept().job
     async with asyncio.timeout(20), back.at_work():
         await half_way.wait()
-        lease = (await front.desk.job(job.id, account=None)).lease
+        running = await front.desk.job(job.id, account=None)
+        lease = running.lease
         for plant in (back, back, front, front):  # in the first round nobody knows of anybody
             await plant.dispatcher.report()
             await plant.dispatcher.share_progress()
         seen = front.dispatcher.others.progress(lease)
         assert seen is not None
         assert (seen.step, seen.steps) == (2, 4)
+        for plant in (back, front):
+            progress = plant.dispatcher.progress(running)
+            assert progress is not None
+            assert (progress.step, plant.dispatcher.runs(running)) == (2, plant is back)
         assert back.dispatcher.others.progress(lease) is None  # its own
         await asyncio.sleep(0.01)
         await front.dispatcher.share_progress()

@@ -64,7 +64,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     app.include_router(sdk.router(parts))
     app.include_router(console.router(parts))
     app.include_router(segmind.router(parts))
-    app.include_router(health.router(parts.fleet, parts.database, parts.room))
+    app.include_router(health.router(parts.fleet, parts.database, parts.disk))
     app.include_router(openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL))
     openapi.mount_assets(app)
     openapi.describe(app)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Final
 
 from rekontext.accounts import Balance, usd
@@ -152,15 +151,9 @@ def as_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def shown_name(name: str) -> str:
-    """A model's name for strangers: of a local path only its last part."""
-    path = PurePath(name)
-    return path.name if path.is_absolute() else name
-
-
 def _named(name: str, *, is_mini: bool) -> dict[str, object]:
     notice: dict[str, object] = {"notice": MINI_NOTICE} if is_mini else {}
-    return {"model": shown_name(name), **notice}
+    return {"model": name, **notice}
 
 
 def _seconds(value: float | None) -> float | None:

@@ -16,7 +16,6 @@ import structlog
 from sqlalchemy import Connection
 
 from rekontext.accounts import (
-    AccountRefused,
     Allowance,
     Balance,
     KeyPolicy,
@@ -36,17 +35,17 @@ from rekontext.jobs import (
     Idempotency,
     IdempotencyKeyReused,
     Job,
-    JobRefused,
     Objects,
     Order,
     QueueFull,
     State,
     TooManyInFlight,
+    clear_away,
     idempotency,
     input_key,
     queries,
 )
-from rekontext.pictures import OutputFormat, Photo, StoreUnavailable
+from rekontext.pictures import OutputFormat, Photo
 from rekontext.sources import Clock
 
 SLUG: Final = "flux-kontext-dev"
@@ -235,16 +234,17 @@ class Edits:
                     else Idempotency(key=idempotency_key, body_digest=order.body_digest),
                 )
             )
-        except (QueueFull, TooManyInFlight) as fault:
-            await self._drop(key)
+        except Exception as fault:
+            # In doubt it may be accepted; the sweeper sees by and by.
+            if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
+                await clear_away(self._objects, key)
+            if not isinstance(fault, QueueFull | TooManyInFlight):
+                raise
             room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
             wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
             raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
-        except (AccountRefused, JobRefused):
-            await self._drop(key)
-            raise
         if accepted.replayed:  # by a request that came at the same moment
-            await self._drop(key)
+            await clear_away(self._objects, key)
         else:
             shown = {"prompt": order.prompt} if self._log_prompts else {}
             _log.info(
@@ -295,13 +295,6 @@ class Edits:
         found = await self._database.read(look)
         told = [self._forecast.of_job(job, ahead=ahead) for job, ahead in found]
         return min((each.finish_s for each in told if each is not None), default=self._forecast.edit_s)
-
-    async def _drop(self, key: str) -> None:
-        """Remove the picture of an order that was not accepted. If that fails, the sweeper comes by."""
-        try:
-            await self._objects.delete(key)
-        except StoreUnavailable as fault:
-            _log.warning("input_left_behind", key=key, fault=str(fault))
 
     def _check_deadline(self, deadline_s: float, estimate: Estimate | None) -> None:
         if estimate is not None and estimate.finish_s > deadline_s:

@@ -23,6 +23,7 @@ from starlette.routing import Match
 from rekontext.accounts import (
     AccountRefused,
     AccountUnknown,
+    Allowance,
     CorrectionTooLarge,
     InsufficientCredits,
     KeyRefused,
@@ -35,6 +36,7 @@ from rekontext.accounts import (
     SpendCapReached,
     TooManyKeys,
 )
+from rekontext.api.answers import allowance
 from rekontext.api.auth import MissingKey
 from rekontext.api.bodies import MalformedBody, UnsupportedContentType
 from rekontext.api.connection import CallerGone
@@ -271,13 +273,8 @@ def _refusal(fault: AccountRefused | JobRefused) -> Failure:
     """What accounts and jobs refuse, in their own words and under their own codes."""
     sentence = as_sentence(str(fault))
     if isinstance(fault, RateLimited):
-        headers = _retry(fault.retry_after_s) | {
-            "ratelimit-limit": str(fault.limit),
-            "ratelimit-remaining": "0",
-            "ratelimit-reset": str(fault.retry_after_s),
-            "x-rate-limit-remaining": "0",
-            "x-rate-limit-reset-at-utc": f"{fault.reset_at:%Y-%m-%dT%H:%M:%SZ}",
-        }
+        none_left = Allowance(limit=fault.limit, remaining=0, reset_at=fault.reset_at)
+        headers = _retry(fault.retry_after_s) | allowance(none_left, reset_s=fault.retry_after_s)
         return Failure(status=429, code=fault.code, sentence=sentence, headers=headers)
     if isinstance(fault, TooManyMessages):
         return Failure(status=429, code=fault.code, sentence=sentence, headers=_retry(_MESSAGES_RETRY_S))

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import PureWindowsPath
 from typing import Final
 
-import structlog
 from fastapi import APIRouter, Request, Response, Security
 from starlette.routing import Route
 
@@ -17,10 +16,8 @@ from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameles
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import ASSETS_FOLDER, Asset, asset_key, assets
-from rekontext.pictures import Photo, PictureRefused, StoreUnavailable, sniff
-
-_log = structlog.get_logger(__name__)
+from rekontext.jobs import ASSETS_FOLDER, Asset, asset_key, assets, clear_away
+from rekontext.pictures import Photo, PictureRefused, sniff
 
 FILES_MAX: Final = 16
 _NAME_CHARACTERS_MAX: Final = 255
@@ -130,17 +127,9 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
     except Exception as fault:
         # In doubt it may be written down; the sweeper sees by and by.
         if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-            await _clear_away(asset.object_key, parts)
+            await clear_away(parts.objects, asset.object_key)
         raise
     return parts.links.to_upload(origin, asset)
-
-
-async def _clear_away(key: str, parts: Parts) -> None:
-    """Remove what belongs to no upload. A failure is only logged: the sweeper comes by."""
-    try:
-        await parts.objects.delete(key)
-    except StoreUnavailable as fault:
-        _log.warning("upload_left_behind", key=key, fault=str(fault))
 
 
 def _is_known(etag: str, if_none_match: str) -> bool:

@@ -9,9 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from rekontext.api.documents import shown_name
+from rekontext.api.disk import DiskCheck
 from rekontext.api.edits import Missing, NotReady
-from rekontext.api.room import Room
 from rekontext.contract import Fleet
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.tables import accounts
@@ -32,7 +31,7 @@ class Ready(BaseModel):
     parameters: int
 
 
-def router(fleet: Fleet, database: Database, room: Room) -> APIRouter:
+def router(fleet: Fleet, database: Database, disk: DiskCheck) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
     @routes.get("/healthz", summary="The process is alive")
@@ -45,7 +44,7 @@ def router(fleet: Fleet, database: Database, room: Room) -> APIRouter:
         responses={503: {"description": "`not_ready` lists what is missing: model, database, disk"}},
     )
     async def readyz() -> Ready:
-        has_database, has_room = await asyncio.gather(_answers(database), room.is_there())
+        has_database, has_room = await asyncio.gather(_answers(database), disk.has_room())
         missing: list[Missing] = [] if fleet.is_ready else ["model"]
         if not has_database:
             missing.append("database")
@@ -54,7 +53,7 @@ def router(fleet: Fleet, database: Database, room: Room) -> APIRouter:
         if missing:
             raise NotReady(missing)
         card = fleet.card
-        return Ready(model=shown_name(card.name), device=card.device, dtype=card.dtype, parameters=card.parameters)
+        return Ready(model=card.name, device=card.device, dtype=card.dtype, parameters=card.parameters)
 
     return routes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Counts
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -21,30 +21,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rekontext.accounts import usd
-from rekontext.api.forecast import Progresses
 from rekontext.api.parts import Parts
-from rekontext.contract import DEVICE_STATES, EditRequest, EditResult, Preview
+from rekontext.contract import DEVICE_STATES
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.database.tables import balances
-from rekontext.jobs import EventKind, File, Job, State, Workbench, pending_messages, unfinished_by_state
-from rekontext.sources import Clock
+from rekontext.jobs import EventHub, EventKind, Job, State, pending_messages, unfinished_by_state
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-_REMEMBERED_MAX: Final = 4096
 _LOOK_S_MAX: Final = 5.0
 _OF_PROXIES: Final = ("forwarded", "via", "x-real-ip", "x-forwarded-")
 _PORT: Final = re.compile(r":\d*$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What an edit took, until it is known whether it was paid."""
-
-    price_micros: int
-    passes: int
-    queue_s: float
-    inference_s: float
-    total_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,28 +104,23 @@ class Metrics:
         for book, amount in books.credits_usd.items():
             self.credits.labels(book).set(amount)
 
-    def completed(self, made: Made) -> None:
+    def completed(self, job: Job) -> None:
         """An edit was made and paid."""
-        self.passes.inc(made.passes)
-        self.captured.inc(usd(made.price_micros))
-        self.edit_seconds.labels("queue").observe(made.queue_s)
-        self.edit_seconds.labels("inference").observe(made.inference_s)
-        self.edit_seconds.labels("total").observe(made.total_s)
+        passes = (job.made or {}).get("passes")
+        assert isinstance(passes, int), f"job {job.id} is {job.state} and was made in {passes!r} passes"
+        self.passes.inc(passes)
+        self.captured.inc(usd(job.price_micros))
+        self.edit_seconds.labels("queue").observe(job.queue_s or 0.0)
+        self.edit_seconds.labels("inference").observe(job.inference_s or 0.0)
+        self.edit_seconds.labels("total").observe(job.total_s or 0.0)
 
 
-class MeasuredHub(Progresses):
+class MeasuredHub(EventHub):
     """The event hub, counting steps and ends."""
 
     def __init__(self, *, epoch: str, metrics: Metrics) -> None:
         super().__init__(epoch=epoch)
         self._metrics = metrics
-        self._made: dict[JobId, Made] = {}
-
-    def remember(self, job: JobId, made: Made) -> None:
-        """Keep this until the job ends."""
-        self._made[job] = made
-        if len(self._made) > _REMEMBERED_MAX:  # jobs that were lost to another process never end here
-            del self._made[next(iter(self._made))]
 
     def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
         """As `EventHub.publish`."""
@@ -150,40 +131,9 @@ class MeasuredHub(Progresses):
     def end(self, job: Job) -> None:
         """As `EventHub.end`."""
         self._metrics.edits.labels(job.state.value.lower()).inc()
-        made = self._made.pop(job.id, None)
-        if made is not None and job.state is State.COMPLETED:
-            self._metrics.completed(made)
+        if job.state is State.COMPLETED:
+            self._metrics.completed(job)
         super().end(job)
-
-
-class MeasuredWorkbench:
-    """A `Workbench` that remembers what was made until it is known whether it was paid."""
-
-    def __init__(self, workbench: Workbench, *, hub: MeasuredHub, clock: Clock) -> None:
-        self._workbench = workbench
-        self._hub = hub
-        self._clock = clock
-
-    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
-        """As `Workbench.unpack`."""
-        return await self._workbench.unpack(job, photo)
-
-    async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
-        """As `Workbench.pack`."""
-        files = await self._workbench.pack(job, result)
-        made = Made(
-            price_micros=job.price_micros,
-            passes=result.passes,
-            queue_s=job.queue_s or 0.0,
-            inference_s=result.inference_s,
-            total_s=(self._clock.now() - job.accepted_at).total_seconds(),
-        )
-        self._hub.remember(job.id, made)
-        return files
-
-    def preview(self, preview: Preview) -> Mapping[str, object]:
-        """As `Workbench.preview`."""
-        return self._workbench.preview(preview)
 
 
 def route(parts: Parts, metrics: Metrics) -> Route:

@@ -9,13 +9,13 @@ from starlette.requests import Request
 
 from rekontext.accounts import Scope
 from rekontext.api.auth import Caller, Keys, caller_of
+from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
 from rekontext.api.links import Links
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
-from rekontext.api.room import Room
 from rekontext.contract import Fleet
 from rekontext.database import Database
 from rekontext.jobs import Deliverer, Desk, Dispatcher, Objects
@@ -55,7 +55,7 @@ class Parts:
     dispatcher: Dispatcher
     deliverer: Deliverer
     objects: Objects
-    room: Room
+    disk: DiskCheck
     fleet: Fleet
     forecast: Forecast
     edits: Edits

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from math import ceil
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from fastapi import Query
 
 from rekontext.accounts import usd
 from rekontext.api.documents import Documents, error, maker, metrics
 from rekontext.jobs import Job, Page, State
 
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+PageSize = Annotated[int, Query(ge=1, le=100)]
 _OURS: Final = ("origin", "input_size")
 
 

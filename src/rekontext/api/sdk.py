@@ -18,7 +18,7 @@ from rekontext.api.hooks import described, described_delivery, new_endpoint
 from rekontext.api.keyed import keyed_route
 from rekontext.api.parameters import ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
-from rekontext.api.rows import Rows, day_end, day_start, moment, page, states_named
+from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, moment, page, states_named
 from rekontext.api.segmind import KEY
 from rekontext.contract import STEPS_DEFAULT
 from rekontext.database import EndpointId, JobId
@@ -32,9 +32,6 @@ _SORTS: Final[dict[str, Literal["accepted_at", "model", "price"]]] = {
     "model_name": "model",
     "credits_deduction": "price",
 }
-
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-PageSize = Annotated[int, Query(ge=1, le=100)]
 
 
 class EventTypes(BaseModel):

@@ -88,9 +88,8 @@ class EditWorkbench:
         self._limits = limits
         self._threads = threads
 
-    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
         """As `Workbench.unpack`."""
-        assert photo is not None, f"job {job.id} was accepted without a picture"
         picture = await self._threads.run(self._decode, photo)
         return edit_request(job.parameters, job=job.id, account=job.account, photo=picture, is_suspect=job.faults > 0)
 

@@ -30,7 +30,7 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, input_key, output_folder, output_key
+from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, output_folder, output_key
 from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
 from rekontext.jobs.queries import Page, history, unfinished_by_state
@@ -88,6 +88,7 @@ __all__ = [
     "Workbench",
     "asset_key",
     "assets",
+    "clear_away",
     "endpoints",
     "history",
     "idempotency",

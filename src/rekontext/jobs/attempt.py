@@ -101,8 +101,8 @@ class Attempts:
         )
 
     async def _request(self, job: Job) -> EditRequest:
-        photo = None if job.input_key is None else await self.objects.get(job.input_key)
-        return await self.workbench.unpack(job, photo)
+        assert job.input_key is not None, f"job {job.id} is {job.state}, and its input was swept"
+        return await self.workbench.unpack(job, await self.objects.get(job.input_key))
 
     async def _store(self, job: Job, result: EditResult, stored: list[str]) -> list[Output]:
         outputs = []
@@ -121,14 +121,6 @@ class Attempts:
                 )
             )
         return outputs
-
-    async def clear_away(self, stored: Sequence[str]) -> None:
-        """Remove what an attempt stored whose ending was refused. A failure is only logged: the sweeper comes by."""
-        for key in stored:
-            try:
-                await self.objects.delete(key)
-            except Exception as fault:
-                _log.warning("output_left_behind", key=key, fault=str(fault))
 
 
 def settle(tx: Connection, *, life: JobLife, lease: Lease, ending: Ending, now: datetime) -> Job:

@@ -20,24 +20,16 @@ from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.life import Accepted, JobLife
 from rekontext.jobs.lookout import Lookout
-from rekontext.jobs.model import Job, Lease, Order, State
+from rekontext.jobs.model import Job, Order, State
 from rekontext.sources import Clock
-
-
-class Elsewhere(Protocol):
-    """What the desk needs to know of other processes."""
-
-    def progress(self, lease: Lease) -> Progress | None: ...
 
 
 class Works(Protocol):
     """What the desk needs of a dispatcher in its own process."""
 
-    @property
-    def worker(self) -> str: ...
+    def runs(self, job: Job) -> bool: ...
 
-    @property
-    def others(self) -> Elsewhere: ...
+    def progress(self, job: Job) -> Progress | None: ...
 
     def wake(self) -> None: ...
 
@@ -164,10 +156,7 @@ class Desk:
                 # Not wait_for: before Python 3.12 it loses a cancel that comes together with the end.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(self._poll_s, left_s)):
-                        ended = await self._hub.wait_ended(job)
-                        if ended is not None:
-                            return ended
-                        break
+                        return await self._hub.wait_ended(job)
         with suppress(DatabaseUnavailable):  # the job is safe: whoever is told otherwise orders another
             found = await self.job(job, account=account)
         return found
@@ -208,7 +197,7 @@ class Desk:
             if not self._hub.has_ended(job):
                 self._hub.note_end(found)
             return
-        if self._hub.newest(job) is not known or self._runs_here(found):
+        if self._hub.newest(job) is not known or self._works.runs(found):
             return  # what was seen may be over, or is told by whoever runs it
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
@@ -219,9 +208,6 @@ class Desk:
         if told.get("attempt") != found.attempt:
             self._hub.note(job, "processing", {"attempt": found.attempt})
             told = {}
-        progress = self._works.others.progress(found.lease)
+        progress = self._works.progress(found)
         if progress is not None and told.get("step") != progress.step:
             self._hub.note(job, "progress", {"attempt": found.attempt, **asdict(progress)})
-
-    def _runs_here(self, job: Job) -> bool:
-        return job.state is State.PROCESSING and job.worker == self._works.worker

@@ -27,7 +27,7 @@ from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
-from rekontext.jobs.objects import Objects
+from rekontext.jobs.objects import Objects, clear_away
 from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
@@ -100,12 +100,13 @@ class Dispatcher:
         clock: Clock,
         worker: str,
         running_max: int,
-        run_s_max: float = 600.0,
+        run_s_max: float,
         poll_s: float = 1.0,
     ) -> None:
         self._database = database
         self._life = life
         self._fleet = fleet
+        self._objects = objects
         self._attempts = Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max)
         self._workbench = workbench
         self._hub = hub
@@ -150,6 +151,17 @@ class Dispatcher:
     def others(self) -> Others:
         """What is known of the processes that share the database."""
         return self._others
+
+    def runs(self, job: Job) -> bool:
+        """Whether the job is in work in this process, as far as its row tells."""
+        return job.state is State.PROCESSING and job.worker == self._worker
+
+    def progress(self, job: Job) -> Progress | None:
+        """The last step of the attempt that is in work, here or in another process. None where it isn't known."""
+        if job.state is not State.PROCESSING:
+            return None
+        running = self._running.get(job.lease)
+        return self._others.progress(job.lease) if running is None else running.progress
 
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
@@ -349,7 +361,7 @@ class Dispatcher:
             ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
             running.settling_since = asyncio.get_running_loop().time()
             if ending is None or not await self._settle(running.job, ending):
-                await self._attempts.clear_away(running.stored)
+                await clear_away(self._objects, *running.stored)
         except Exception:
             # The lease runs out and the job is tried again, a bounded number of times.
             _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)

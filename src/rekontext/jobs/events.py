@@ -89,8 +89,8 @@ class EventHub:
 
     def note_end(self, job: Job) -> None:
         """Publish that `job` has ended as it is, for good, whoever ended it and however long ago."""
-        self.publish(job.id, "ended", {"status": job.state.value})
         self._channel(job.id).record = job
+        self.publish(job.id, "ended", {"status": job.state.value})
 
     def newest(self, job: JobId) -> Event | None:
         """What was published of `job` last and is remembered."""
@@ -129,12 +129,12 @@ class EventHub:
         finally:
             channel.listeners -= 1
 
-    async def wait_ended(self, job: JobId) -> Job | None:
-        """Return once the end of `job` is published here: the job as it ended, if `end` said so."""
+    async def wait_ended(self, job: JobId) -> Job:
+        """The job as it ended, once its end is published here."""
         channel = self._channel(job)
         channel.listeners += 1
         try:
-            while not channel.ended:
+            while channel.record is None:
                 await channel.news.wait()
             return channel.record
         finally:

@@ -48,7 +48,7 @@ class Order:
     Attributes:
         job: a new id, drawn by the caller.
         parameters: JSON values from which the edit can be run again: prompt, seed, steps, ...
-        input_key: where the input picture lies in the object store; None for text-to-image.
+        input_key: where the input picture lies in the object store.
         webhook_url: told of the end, besides the account's own endpoints.
     """
 
@@ -58,7 +58,7 @@ class Order:
     model: str
     price_micros: int
     parameters: Mapping[str, object]
-    input_key: str | None = None
+    input_key: str
     webhook_url: str | None = None
     idempotency: Idempotency | None = None
 
@@ -90,6 +90,7 @@ class Job:
     Attributes:
         number: grows with each accepted job; the order of the queue among those of one turn.
         turn: one higher with each job of the same account that waits, so that accounts take turns.
+        input_key: where the input picture lies; None once it was swept, some time after the end.
         attempt: claims so far; the fencing number of the present one.
         faults: attempts that failed through our fault.
         started_at: when the last attempt was claimed.

@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Final, Protocol
 
+import structlog
+
 from rekontext.database import JobId
 from rekontext.pictures.store import StoredObject
+
+_log = structlog.get_logger(__name__)
 
 INPUTS_FOLDER: Final = "inputs"
 ASSETS_FOLDER: Final = "assets"
@@ -40,6 +44,15 @@ class Objects(Protocol):
     async def clear_cut_off(self, folder: str, *, before: datetime, at_most: int) -> int:
         """Remove what kills cut off while it was written, `before` or earlier. Returns how many."""
         ...
+
+
+async def clear_away(objects: Objects, *keys: str) -> None:
+    """Remove what belongs to nobody. A failure is only logged: the sweeper comes by, and whoever asks has another."""
+    for key in keys:
+        try:
+            await objects.delete(key)
+        except Exception as fault:
+            _log.warning("object_left_behind", key=key, fault=str(fault))
 
 
 def input_key(job: JobId) -> str:

@@ -24,7 +24,7 @@ class File:
 class Workbench(Protocol):
     """Both directions. What takes long runs off the event loop."""
 
-    async def unpack(self, job: Job, photo: bytes | None) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
         """The request that `job.parameters` and the stored input picture describe.
 
         Raises:

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
-from rekontext.api.documents import shown_name
 from rekontext.api.edits import SLUG, NotReady
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
@@ -131,7 +130,7 @@ def described_model(parts: Parts) -> dict[str, Any]:
     card = parts.fleet.card if parts.fleet.is_ready else None
     return {
         "slug": SLUG,
-        "name": None if card is None else shown_name(card.name),
+        "name": None if card is None else card.name,
         "is_mini": None if card is None else card.is_mini,
         "ready": card is not None,
         "knows": [] if card is None else list(card.knows),

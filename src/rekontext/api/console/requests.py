@@ -11,12 +11,10 @@ from pydantic import BeforeValidator
 
 from rekontext.api.console.keys import Moment
 from rekontext.api.parts import Parts
-from rekontext.api.rows import Rows, day_end, day_start, page
+from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, page
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, history, queries
 
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-PageSize = Annotated[int, Query(ge=1, le=100)]
 Search = Annotated[str | None, Query(max_length=200)]
 
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-ROOM_BYTES: Final = 4 * 2**20
+TRIAL_BYTES: Final = 4 * 2**20
 """What is written on trial, into a file without a name that is gone at once. An edit's pictures are about as much."""
 
 KEPT_S: Final = 5.0
 LOOK_S_MAX: Final = 2.0
-_TRIAL: Final = bytes(ROOM_BYTES)
+_TRIAL: Final = bytes(TRIAL_BYTES)
 
 
-class Room:
+class DiskCheck:
     """Tries it, at most one trial at a time, whose outcome counts for `KEPT_S`.
 
     Args:
@@ -30,7 +30,7 @@ class Room:
         self._trial: asyncio.Task[bool] | None = None
         self._known: tuple[float, bool] | None = None
 
-    async def is_there(self) -> bool:
+    async def has_room(self) -> bool:
         """Whether there is room. A disk that doesn't answer for `LOOK_S_MAX` has none."""
         if not self._folders:
             return True
@@ -46,9 +46,9 @@ class Room:
 
     async def _try(self) -> bool:
         try:
-            is_there = await asyncio.to_thread(_all_take, self._folders)
-            self._known = self._monotonic(), is_there
-            return is_there
+            has_room = await asyncio.to_thread(_all_take, self._folders)
+            self._known = self._monotonic(), has_room
+            return has_room
         finally:
             self._trial = None
 
