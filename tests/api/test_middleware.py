@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from rekontext.api import health, room
+from rekontext.api import disk, health
 from rekontext.api.edits import Edits
 from tests.api.studio import Studio
 
@@ -46,7 +46,7 @@ async def test_a_page_of_another_origin_reads_nothing_else(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """Least of all what this machine may see without a key."""
-    for looks in (health, room):  # a stalled disk is /readyz's business, not this test's
+    for looks in (disk, health):  # a stalled disk is /readyz's business, not this test's
         monkeypatch.setattr(looks, "LOOK_S_MAX", 60.0)
     answer = await client.get(path, headers=PAGE)
     assert answer.status_code == 200
