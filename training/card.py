@@ -62,7 +62,7 @@ The weights are under Apache-2.0, like the project.
 - It reads English, and only words near those of its grammar.
 - Fine detail is lost in the small autoencoder, most of all in foliage, brickwork and writing.
 - For a target shape unlike the photo's it cuts at the right and the bottom or carries the last row and column on.
-- A frame may take a token more at a corner, on canvases that training didn't have (352 x 240).
+- On the narrowest canvases (448 x 192, and one corner of 416 x 208) a frame may lack some tokens.
 
 ## How to make it again
 `make train-mini` (CPU or GPU). Seeds are fixed, each stage can be cut off and goes on where it was; loss curves lie in `runs/mini/`.
