@@ -33,7 +33,7 @@ from training.loop import Plan
 from training.model import MINI, TINY, Editor, Size
 from training.reading import reading
 from training.tokenizers import VOCABULARY, clip_tokenizer, sentences, t5_tokenizer
-from training.transformer import NATIVE, SMALL, TOKENS_PER_BATCH, Sizes, transformer
+from training.transformer import NATIVE, NATIVE_SHARE, SMALL, TOKENS_PER_BATCH, Sizes, transformer
 
 GLIMPSE_EVERY: Final = 250
 
@@ -146,7 +146,7 @@ def _teach(
     *,
     runs: Path,
     device: torch.device,
-    native: tuple[float, float] = (0.08, 0.5),
+    native: tuple[float, float] = NATIVE_SHARE,
 ) -> None:
     def on_save(iteration: int) -> None:
         if iteration % GLIMPSE_EVERY == 0:

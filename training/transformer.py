@@ -36,6 +36,8 @@ SHAPES: Final = 0.07  # share of scenes with named things
 RESHAPED: Final = 0.15  # share of batches whose target has another shape than the photo
 EDITS_PER_PHOTO: Final = 3
 NATIVE_TOKENS: Final = 324
+NATIVE_SHARE: Final = (0.08, 0.5)
+"""Of batches, those with native pictures: in the first half, and at the end."""
 
 Sizes = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 """The small and the native canvases."""
@@ -143,7 +145,7 @@ def transformer(
     plan: Plan,
     device: torch.device,
     sizes: Sizes = (SMALL, NATIVE),
-    native: tuple[float, float] = (0.08, 0.5),
+    native: tuple[float, float] = NATIVE_SHARE,
     tokens: int = TOKENS_PER_BATCH,
     on_save: Callable[[int], None] | None = None,
 ) -> Editor:
@@ -153,7 +155,7 @@ def transformer(
     as many tokens as it will meet.
 
     Args:
-        native: the share of batches with native pictures, in the first half and at the end.
+        native: as `NATIVE_SHARE`.
         encoder: the autoencoder's, as one convolution.
     """
     editor.to(device)

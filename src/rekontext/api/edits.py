@@ -238,11 +238,11 @@ class Edits:
             # In doubt it may be accepted; the sweeper sees by and by.
             if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
                 await clear_away(self._objects, key)
-            if not isinstance(fault, QueueFull | TooManyInFlight):
-                raise
-            room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
-            wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
-            raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
+            if isinstance(fault, QueueFull | TooManyInFlight):
+                room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
+                wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
+                raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
+            raise
         if accepted.replayed:  # by a request that came at the same moment
             await clear_away(self._objects, key)
         else:

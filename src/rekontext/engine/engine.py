@@ -58,7 +58,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-from rekontext.engine.tuning import as_can_be, choose_attention, choose_gelu, costs_file_of
+from rekontext.engine.tuning import best_effort, choose_attention, choose_gelu, costs_file_of
 from rekontext.models import MINI
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
@@ -186,7 +186,7 @@ class Engine:
         if compiled:
             self.warm_up()
             if compile_cache is not None:
-                with as_can_be():
+                with best_effort():
                     keep(compile_cache)
 
     @property
@@ -606,7 +606,7 @@ class Engine:
     def _save_costs(self) -> None:
         file = self._costs_file
         if file:
-            with as_can_be():
+            with best_effort():
                 self.costs.save(file)
 
     @property

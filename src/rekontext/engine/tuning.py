@@ -131,7 +131,7 @@ def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str
 
 
 @contextmanager
-def as_can_be() -> Iterator[None]:
+def best_effort() -> Iterator[None]:
     """What is kept for the next start only spares it time: where that can't be written, this one goes on."""
     try:
         yield

@@ -202,7 +202,7 @@ class Desk:
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
         if standing.ahead is not None:
-            if "ahead" not in told or told["ahead"] != standing.ahead:
+            if told.get("ahead") != standing.ahead:
                 self._hub.note(job, "queued", {"ahead": standing.ahead})
             return
         if told.get("attempt") != found.attempt:
