@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 import torch._dynamo
@@ -33,6 +33,7 @@ from bench.gpu_bench import Bench
 from bench.random_model import FULL, SMALL
 from rekontext.engine.attention import BACKENDS
 from rekontext.engine.costs import slug
+from rekontext.engine.tuning import PassBy
 
 RESULTS: Final = Path(__file__).parent / "results"
 BUDGET_S: Final = 510.0
@@ -54,10 +55,10 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "fp8": (gpu_parts.fp8, 180),
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
     "errors": (gpu_parts.errors, 40),
-    "static": (gpu_parts.static, 60),
     "profile": (gpu_parts.profile, 40),
     "load": (gpu_parts.load, 60),
-    "compile-cached": (gpu_parts.compile_cached, 60),
+    "compiled": (gpu_parts.compiled, 90),
+    "compiled-again": (gpu_parts.compiled_again, 60),
 }
 """In the order in which they run, each with the seconds after which it is given up.
 
@@ -171,6 +172,7 @@ def main(arguments: list[str] | None = None, *, spent_s: float = 0.0) -> dict[st
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", default="inductor", help='of torch.compile, or "none"; "eager" only traces')
     parser.add_argument("--static", action="store_true", help="compile for each number of tokens apart")
+    parser.add_argument("--by", choices=get_args(PassBy), help="what computes our passes; otherwise as the engine")
     parser.add_argument("--attention", choices=list(BACKENDS), help="a backend by name; otherwise the fastest")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for the whole run")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -184,6 +186,7 @@ def main(arguments: list[str] | None = None, *, spent_s: float = 0.0) -> dict[st
         backend=options.backend,
         dynamic=not options.static,
         attention=options.attention,
+        by=options.by,
     )
     bench.facts |= {"date": now.isoformat(timespec="seconds"), "size": options.size}
     options.out.mkdir(parents=True, exist_ok=True)

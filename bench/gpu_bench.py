@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from statistics import fmean
+from threading import Event, Thread
+from typing import Any, Final
 
 import torch
 from diffusers import __version__ as diffusers_version
@@ -21,8 +26,9 @@ from rekontext.engine.fp8 import quantise
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
 from rekontext.engine.timing import seconds
 from rekontext.engine.transformer import KontextTransformer
-from rekontext.engine.tuning import choose_attention, choose_gelu
+from rekontext.engine.tuning import PassBy, choose_attention, choose_gelu, choose_pass
 
+WATCH_EVERY_S: Final = 0.25
 TIME, GUIDANCE = 0.5, 2.0
 """In thousandths both are bfloat16 numbers. diffusers rounds them to that and we don't, which is no matter of speed."""
 
@@ -44,8 +50,9 @@ class Bench:
         backend: of torch.compile.
         dynamic: whether blocks are compiled once for all numbers of tokens, as the engine does it.
         attention: a backend by name; None takes the fastest.
+        by: what our passes are computed by, as the engine would; None tries it: our kernels where they run, else
+            compiled blocks.
         twin: diffusers' transformer with our weights, once a part has made it.
-        compiles_ours: whether our blocks are compiled.
     """
 
     size: Size
@@ -53,16 +60,15 @@ class Bench:
     backend: str = "inductor"
     dynamic: bool = True
     attention: str | None = None
+    by: PassBy | None = None
     figures: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     limits: Ceilings | None = None
     twin: Any = None
-    compiles_ours: bool = field(init=False)
 
     def __post_init__(self) -> None:
         is_gpu = self.device.type == "cuda"
-        self.compiles_ours = self.backend != "none"
         self.facts = {
             "device": torch.cuda.get_device_name(self.device) if is_gpu else self.device.type,
             "torch": torch.__version__,
@@ -102,47 +108,72 @@ class Bench:
 
     @cached_property
     def ours(self) -> KontextTransformer:
-        """The transformer with the attention that is fastest here, its blocks compiled at their first pass."""
-        name = choose_attention(self.transformer, CostModel(), tokens=self.tokens, name=self.attention)
+        """The transformer as the engine would run it: with the attention and the passes that are fastest here."""
+        transformer = self.transformer
+        name = choose_attention(transformer, CostModel(), tokens=self.tokens, name=self.attention)
         self.facts["attention"] = name
-        self.compile(self.transformer)
-        return self.transformer
+        if self.by is None:
+            costs = CostModel()
+            ready = self.ready(transformer)
+            by = choose_pass(transformer, costs, tokens=self.tokens, ready=ready)
+            self.by = "kernels" if by == "kernels" else "compiled blocks"
+            self._keep(costs)
+        self.facts["pass_by"] = self.by
+        self.run_by(transformer)
+        return transformer
 
-    def choose_gelu(self, step: Step) -> None:
-        """As the engine does, after what it is compiled to at first was timed; and keep what both ways took."""
+    def run_by(self, transformer: KontextTransformer, by: PassBy | None = None) -> None:
+        """Have its passes computed by what `ours` is computed by, or by something else."""
+        by = by or self.by
+        transformer.use_pass(None)
+        if by == "kernels":
+            from rekontext.engine.fused import FusedPass
+
+            transformer.use_pass(FusedPass(transformer))
+        elif by == "compiled blocks" and self.backend != "none":
+            compile_blocks(transformer, backend=self.backend, dynamic=self.dynamic)
+
+    def choose_gelu(self) -> None:
+        """As the engine does; and keep what both ways took."""
         costs = CostModel()
-        transformer, tokens = self.ours, self.tokens
-        is_compiled = self.compiles_ours
-        self.facts["gelu"] = choose_gelu(
-            transformer, costs, tokens=tokens, compiled=is_compiled, ready=lambda: lambda: step.run(transformer)
-        )
+        assert self.by is not None, "asked for ours first"
+        ready = self.ready(self.ours)
+        self.facts["gelu"] = choose_gelu(self.ours, costs, tokens=self.tokens, by=self.by, ready=ready)
+        self._keep(costs)
+
+    def ready(self, transformer: KontextTransformer) -> Callable[[], Callable[[], Tensor]]:
+        """For `tuning`: makes a call that does one pass of the largest case."""
+
+        def make() -> Callable[[], Tensor]:
+            step = Step(self, self.cases["1mp_1mp"], transformer)
+            return lambda: step.run(transformer)
+
+        return make
+
+    def _keep(self, costs: CostModel) -> None:
         for name, known in costs.seconds.items():
-            self.figures[f"step_1mp_1mp_bf16_{name.replace(' ', '_')}_s"] = known[tokens]
+            self.figures[f"step_1mp_1mp_bf16_{re.sub('[^a-z]+', '_', name)}_s"] = known[self.tokens]
 
     @cached_property
     def narrow(self) -> KontextTransformer:
         """The same with its blocks' weights in e4m3."""
         narrow = self.copy()
         quantise(narrow)
-        self.compile(narrow)
+        assert self.ours is self.transformer, "its way of computing passes is chosen first"
+        self.run_by(narrow)
         return narrow
-
-    def compile(self, transformer: KontextTransformer, *, static: bool = False) -> None:
-        """Its blocks, at their first pass."""
-        if self.compiles_ours:
-            compile_blocks(transformer, backend=self.backend, dynamic=self.dynamic and not static)
 
     def give_up_compiling(self, why: str) -> None:
         """Go on with our blocks as they are: all the other figures can be had all the same."""
         self.failed["compile"] = why
         self.facts["compiler"] = f"{self.backend} for diffusers; ours failed to compile"
-        self.compiles_ours = False
+        self.by = self.facts["pass_by"] = "blocks"
         for block in (*self.transformer.double_blocks, *self.transformer.single_blocks):
             block._compiled_call_impl = None
         vars(self.transformer.single_blocks[-1]).pop("forward_part", None)
 
     def copy(self) -> KontextTransformer:
-        """The same weights in the same memory, neither compiled nor quantised."""
+        """The same weights in the same memory, computed by its blocks, neither compiled nor quantised."""
         with torch.device("meta"):
             copy = KontextTransformer(self.size.transformer)
         copy.load_state_dict(self.transformer.state_dict(), assign=True)
@@ -158,6 +189,33 @@ class Bench:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """Keep what a GPU draws, and the clock that this leaves it: at its limit of power it slows down."""
+        seen: list[tuple[float, float]] = []
+        done = Event()
+
+        def look() -> None:
+            with suppress(Exception):  # needs NVIDIA's management library, which isn't everywhere
+                while not done.wait(WATCH_EVERY_S):
+                    clock_mhz = torch.cuda.clock_rate(self.device)
+                    seen.append((torch.cuda.power_draw(self.device) / 1000, clock_mhz))
+
+        looking = Thread(target=look, name="watching", daemon=True)
+        if self.device.type == "cuda":
+            looking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if self.device.type == "cuda":
+                looking.join()
+        if seen:
+            # It takes a second until the chip is as warm as it gets.
+            settled = seen[len(seen) // 3 :]
+            self.figures[f"power_{what}_w"] = fmean(power_w for power_w, _ in settled)
+            self.figures[f"clock_{what}_mhz"] = fmean(clock_mhz for _, clock_mhz in settled)
 
     def begin(self, part: str) -> None:
         """Let go of what the part before left behind, and watch the memory from here on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +30,7 @@ from rekontext.engine.fp8 import quantise, relative_error
 from rekontext.engine.tensors import TensorSource
 from rekontext.engine.timing import once, seconds
 from rekontext.engine.transformer import KontextTransformer
+from rekontext.engine.tuning import has_kernels_for
 from rekontext.samples import sample_photos
 
 LOAD_BYTES_MAX: Final = 2 * 10**9
@@ -64,16 +66,19 @@ def ceilings_fp8(bench: Bench) -> None:
 
 
 def bf16(bench: Bench) -> None:
-    """Steps of every case in bfloat16, and what compiling takes."""
+    """Steps of every case in bfloat16, and what the first one takes."""
     step = Step(bench, bench.cases["1mp_1mp"], bench.transformer)
     bench.figures["step_1mp_1mp_bf16_eager_s"] = bench.seconds(step, bench.transformer)
-    # Asked for before the clock starts: choosing its attention takes time too.
+    if has_kernels_for(bench.transformer):
+        bench.run_by(bench.transformer, "kernels")
+        bench.figures["kernels_cold_s"] = _first_pass_s(bench, step, bench.transformer)
+    # Asked for before the clock starts: choosing its attention, and whether our kernels are faster, takes time too.
     ours = bench.ours
     try:
-        bench.figures["compile_cold_s"] = _first_pass_s(bench, step, ours)
+        bench.figures["first_pass_s"] = _first_pass_s(bench, step, ours)
     except Exception as error:  # compilers fail in ways of their own, and everything that comes uses the same blocks
         bench.give_up_compiling(f"{type(error).__name__}: {str(error)[:500]}")
-    bench.choose_gelu(step)
+    bench.choose_gelu()
     began = time.perf_counter()
     step.run(ours)
     # Of a GPU's pass, only the queueing: what the host needs for it must be less than what the device does.
@@ -83,16 +88,16 @@ def bf16(bench: Bench) -> None:
 
 def denoise(bench: Bench) -> None:
     """28 steps of a whole edit in bfloat16."""
-    assert bench.ours is bench.parts.transformer, "asked for by its name, it is compiled"
+    assert bench.ours is bench.parts.transformer, "asked for by its name, it runs as the engine would run it"
     _denoise(bench, bench.ours, "bf16")
 
 
 def fp8(bench: Bench) -> None:
     """Steps of every case with the blocks' weights in e4m3."""
     step = Step(bench, bench.cases["1mp_1mp"], bench.narrow)
-    bench.figures["compile_fp8_cold_s"] = _first_pass_s(bench, step, bench.narrow)
-    # As it is served: compiled, and by the matrix units. `errors` says what the format itself costs.
-    bench.figures["fp8_error_compiled"] = relative_error(step.run(bench.narrow), step.run(bench.ours))
+    bench.figures["first_pass_fp8_s"] = _first_pass_s(bench, step, bench.narrow)
+    # As it is served: by our kernels or compiled, and by the matrix units. `errors` says what the format itself costs.
+    bench.figures["fp8_error_served"] = relative_error(step.run(bench.narrow), step.run(bench.ours))
     _steps(bench, bench.narrow, "fp8")
 
 
@@ -102,7 +107,7 @@ def denoise_fp8(bench: Bench) -> None:
 
 
 def errors(bench: Bench) -> None:
-    """fp8 against bfloat16 on the whole model; bfloat16 against float32 on a few blocks at full width."""
+    """fp8 against bfloat16 on the whole model; both against float32 on a few blocks at full width."""
     case = bench.cases["1mp_1mp"]
     wide = bench.copy()
     narrow = bench.copy()
@@ -122,9 +127,16 @@ def errors(bench: Bench) -> None:
     exact = random_transformer(few, device=bench.device, dtype=torch.float32)
     exact.load_state_dict(rounded.state_dict())
     step = Step(bench, bench.cases["512_512_b1"], exact)
-    found = compare(exact, rounded, step.run_whole)
-    bench.figures["bf16_error_end"] = found.end
-    bench.figures["bf16_error_block_max"] = max(found.blocks.values())
+    expected = step.run_whole(exact)
+    for name in ("bf16", "fp8"):
+        found = compare(exact, rounded, step.run_whole)
+        bench.figures[f"{name}_error_few_blocks_end"] = found.end
+        bench.figures[f"{name}_error_few_blocks_max"] = max(found.blocks.values())
+        if bench.by == "kernels":
+            bench.run_by(rounded)
+            bench.figures[f"{name}_error_few_blocks_by_kernels"] = relative_error(step.run_whole(rounded), expected)
+            bench.run_by(rounded, "blocks")
+        quantise(rounded)
 
 
 def diffusers(bench: Bench) -> None:
@@ -158,7 +170,7 @@ def diffusers(bench: Bench) -> None:
 
 def edits(bench: Bench) -> None:
     """Whole edits through the engine, from photo to picture, nothing cached; and where their time goes."""
-    assert bench.ours is bench.parts.transformer, "asked for by its name, it is compiled"
+    assert bench.ours is bench.parts.transformer, "asked for by its name, it runs as the engine would run it"
     with Engine(bench.parts, batch="off") as engine:
         engine.submit(_request(bench, 1)).result()  # kernels are chosen for each size anew, at its first pass
         for steps in (28, 35):
@@ -228,24 +240,21 @@ def load(bench: Bench) -> None:
     bench.figures |= {"load_gb": size_bytes / 1e9, "load_s": took_s, "load_gb_per_s": size_bytes / 1e9 / took_s}
 
 
-def static(bench: Bench) -> None:
-    """A step compiled for one number of tokens only: what compiling once for all of them costs."""
-    transformer = bench.copy()
-    bench.compile(transformer, static=True)
-    step = Step(bench, bench.cases["1mp_1mp"], transformer)
-    bench.figures["step_1mp_1mp_bf16_static_s"] = bench.seconds(step, transformer)
-
-
 def profile(bench: Bench) -> None:
-    """Milliseconds of a step by kernel, in both formats: where there is something left to gain."""
+    """Milliseconds of a step by kernel, in both formats and of diffusers: where there is something left to gain."""
     is_gpu = bench.device.type == "cuda"
     kind = ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU
-    for name, transformer in {"bf16": bench.ours, "fp8": bench.narrow}.items():
-        step = Step(bench, bench.cases["1mp_1mp"], transformer)
-        step.run(transformer)
+    step = Step(bench, bench.cases["1mp_1mp"], bench.ours)
+    passes: dict[str, Callable[[], object]] = {
+        "bf16": lambda: step.run(bench.ours),
+        "fp8": lambda: step.run(bench.narrow),
+        "diffusers": lambda: step.run_diffusers(bench.twin) if bench.twin is not None else None,
+    }
+    for name, run in passes.items():
+        run()
         bench.finish()
         with torch.profiler.profile(activities=[kind]) as profiler:
-            step.run(transformer)
+            run()
             bench.finish()
         spent = {
             f"{each.key[:100]} x{each.count}": (each.self_device_time_total if is_gpu else each.self_cpu_time_total)
@@ -256,11 +265,20 @@ def profile(bench: Bench) -> None:
         bench.facts[f"kernels_{name}_ms"] = {kernel: round(spent[kernel], 3) for kernel in longest}
 
 
-def compile_cached(bench: Bench) -> None:
-    """Compiling again in this process, all traces forgotten, from what is on disk."""
+def compiled(bench: Bench) -> None:
+    """The blocks compiled instead, once for all numbers of tokens: how long that takes, and a step then."""
+    transformer = bench.copy()
+    bench.run_by(transformer, "compiled blocks")
+    step = Step(bench, bench.cases["1mp_1mp"], transformer)
+    bench.figures["compile_cold_s"] = _first_pass_s(bench, step, transformer)
+    bench.figures["step_1mp_1mp_bf16_compiled_s"] = bench.seconds(step, transformer)
+
+
+def compiled_again(bench: Bench) -> None:
+    """Compiling once more in this process, all traces forgotten, from what is on disk."""
     torch.compiler.reset()
     transformer = bench.copy()
-    bench.compile(transformer)
+    bench.run_by(transformer, "compiled blocks")
     step = Step(bench, bench.cases["1mp_1mp"], transformer)
     bench.figures["compile_cached_s"] = _first_pass_s(bench, step, transformer)
 
@@ -319,7 +337,8 @@ def _denoise(bench: Bench, transformer: KontextTransformer, name: str) -> None:
             stages.step(model, edit)
 
     bench.finish()
-    bench.figures[f"denoise_28_{name}_s"] = once(run, bench.device)
+    with bench.watched(f"denoise_{name}"):
+        bench.figures[f"denoise_28_{name}_s"] = once(run, bench.device)
     # Kernels may run faster on numbers that are none.
     assert edit.latents_1ne.isfinite().all(), "the latents are no numbers any more"
 

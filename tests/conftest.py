@@ -17,6 +17,9 @@ from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
 _numbers = count(1)
 
+# There may be no GPU: our kernels run in Triton's interpreter, which must be known before anything imports Triton.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A traceback with every value in it takes a second and more to draw, and the event loop stands still meanwhile.
 structlog.configure(
     processors=[

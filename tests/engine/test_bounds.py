@@ -32,12 +32,14 @@ def test_a_thousand_waiting_edits_of_a_megapixel_fit_in_two_gigabytes() -> None:
     large = PHOTO.resize((4000, 2670))
     reference_size = canvas.nearest(large.size)
     plan = Plan(size=(1024, 1024), reference_size=reference_size, output_tokens=1, tokens=1, runs=(True,))
-    parked = park(large, plan)
-    assert parked is not None
+    parked = park(large, plan, waits=True)
+    assert isinstance(parked, bytes)
     assert 1000 * len(parked) < 2 * 10**9
-    back = unpark(parked)
+    back, at_once = unpark(parked), unpark(park(large, plan, waits=False))
     assert back is not None
-    assert back.tobytes() == large.resize(reference_size, Image.Resampling.LANCZOS).tobytes()
+    assert at_once is not None
+    expected = large.resize(reference_size, Image.Resampling.LANCZOS).tobytes()
+    assert back.tobytes() == at_once.tobytes() == expected
 
 
 def test_a_thousand_edits_can_be_queued_and_cancelled(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rekontext.engine import layers, tuning
 from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import quantise, relative_error
 from rekontext.engine.transformer import KontextTransformer
-from rekontext.engine.tuning import choose_gelu
+from rekontext.engine.tuning import PassBy, choose_gelu, choose_pass
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,8 @@ def a_pass(transformer: KontextTransformer) -> Callable[[], Tensor]:
     return lambda: step.run(transformer)
 
 
-def choose(transformer: KontextTransformer, costs: CostModel, *, compiled: bool = False) -> str:
-    return choose_gelu(transformer, costs, tokens=100, compiled=compiled, ready=lambda: a_pass(transformer))
+def choose(transformer: KontextTransformer, costs: CostModel, *, by: PassBy = "blocks") -> str:
+    return choose_gelu(transformer, costs, tokens=100, by=by, ready=lambda: a_pass(transformer))
 
 
 def test_the_products_gelu_is_a_gelu() -> None:
@@ -91,7 +91,7 @@ def test_every_start_takes_the_way_that_was_faster_at_first(
     again = CostModel.load(tmp_path / "costs.json")
     assert choose(transformer, again) == expected
     if within_s != 0.995:
-        assert choose(transformer, again, compiled=True) != expected, "compiled is another matter"
+        assert choose(transformer, again, by="compiled blocks") != expected, "compiled is another matter"
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -115,4 +115,5 @@ def test_on_a_cpu_nothing_is_tried(transformer: KontextTransformer) -> None:
     def never() -> Callable[[], Tensor]:
         raise AssertionError("tried")
 
-    assert choose_gelu(transformer, CostModel(), tokens=100, compiled=True, ready=never) == "behind"
+    assert choose_pass(transformer, CostModel(), tokens=100, ready=never) == "blocks"
+    assert choose_gelu(transformer, CostModel(), tokens=100, by="blocks", ready=never) == "behind"

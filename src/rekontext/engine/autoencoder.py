@@ -77,13 +77,13 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, tokens_1ne: Tensor, size: Size) -> Tensor:
-        """Pixels (3, y, x) in 0..1, float32 on the host.
+        """Pixels (3, y, x) in 0..1, float32 where the model is.
 
         Raises:
             NotFinite: some are NaN or infinite, and would be black or white in a picture.
         """
         latents = unpack(tokens_1ne, size).to(self._model.dtype) / self._scaling + self._shift
-        pixels: Tensor = self._model.decode(latents, return_dict=False)[0][0].float().cpu()
+        pixels: Tensor = self._model.decode(latents, return_dict=False)[0][0].float()
         if not pixels.isfinite().all():
             raise NotFinite
         return (pixels / 2 + 0.5).clamp(0, 1)
@@ -104,4 +104,4 @@ class Autoencoder:
 def to_picture(pixels_3yx: Tensor) -> Image.Image:
     """Float pixels in 0..1 -> an RGB picture, rounded to the nearest of 256 levels."""
     levels = (pixels_3yx * 255).round().to(torch.uint8)
-    return Image.fromarray(rearrange(levels, "c y x -> y x c").contiguous().numpy())
+    return Image.fromarray(rearrange(levels, "c y x -> y x c").contiguous().cpu().numpy())

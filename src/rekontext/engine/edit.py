@@ -154,7 +154,7 @@ def predicted_clean(edit: Edit) -> Tensor:
 
 
 def finish(model: Model, edit: Edit) -> Tensor:
-    """Decode the latents: (3, y, x) in 0..1, float32 on the host."""
+    """Decode the latents: (3, y, x) in 0..1, float32 on the device."""
     assert edit.is_denoised, f"finished after {edit.step} of {edit.request.steps} steps"
     return model.autoencoder.decode(edit.latents_1ne, edit.plan.size)
 

@@ -58,7 +58,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-from rekontext.engine.tuning import best_effort, choose_attention, choose_gelu, costs_file_of
+from rekontext.engine.tuning import PassBy, best_effort, choose_attention, choose_gelu, choose_pass, costs_file_of
 from rekontext.models import MINI
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 4e14}
@@ -171,9 +171,12 @@ class Engine:
         """What must not change any more once edits are served: it would change their bytes."""
         tokens = self.model.prompts.tokens + 2 * self.model.canvas.area // PIXELS_PER_TOKEN**2
         choose_attention(self.model.transformer, self.costs, tokens=tokens, name=attention)
+        by: PassBy = "compiled blocks"
         if compiled:
             compile_blocks(self.model.transformer, cache_file=compile_cache)
-        choose_gelu(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
+        else:
+            by = choose_pass(self.model.transformer, self.costs, tokens=tokens, ready=self._one_pass)
+        choose_gelu(self.model.transformer, self.costs, tokens=tokens, by=by, ready=self._one_pass)
         self._save_costs()
         if not compiled and not self._device.has_second:
             return
@@ -246,7 +249,7 @@ class Engine:
         return self.submit(request, on_progress=on_step).result().picture
 
     def submit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> Ticket:
-        """Queue an edit. Many may be queued: a waiting photo is kept at the size it will be used at, compressed.
+        """Queue an edit. Many may be queued: a photo that waits is kept at the size it will be used at, compressed.
 
         Args:
             on_progress: called from the engine's threads; it must not block.
@@ -256,7 +259,7 @@ class Engine:
         """
         plan = stages.plan(self.model, request)
         work_s = self._outlook.work_s(plan)
-        parked = park(request.photo, plan)
+        parked = park(request.photo, plan, waits=bool(self._tickets))
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")

@@ -15,6 +15,9 @@ from rekontext.engine.canvas import stretch
 from rekontext.engine.edit import Edit
 from rekontext.engine.plan import Plan
 
+Parked = bytes | Image.Image | None
+"""A photo until its edit is prepared."""
+
 
 class EditCancelled(Exception):
     """The edit was stopped between two steps: its caller asked for that, or the engine was closed."""
@@ -34,7 +37,7 @@ class Ticket:
     number: int
     request: EditRequest
     plan: Plan
-    parked: bytes | None
+    parked: Parked
     on_progress: OnProgress | None
     changed: Condition
     edit: Edit | None = None
@@ -86,16 +89,23 @@ class Ticket:
             assert self.future.done(), "only a settled future refuses"
 
 
-def park(photo: Image.Image | None, plan: Plan) -> bytes | None:
-    """The photo as the edit will use it, lossless and small: a thousand waiting edits must fit in memory."""
+def park(photo: Image.Image | None, plan: Plan, *, waits: bool) -> Parked:
+    """The photo as the edit will use it.
+
+    Args:
+        waits: others go first. Then it is kept lossless and small: a thousand waiting edits must fit in memory.
+    """
     if photo is None:
         return None
     assert plan.reference_size is not None, "planned without the photo"
+    small = stretch(photo, plan.reference_size)
+    if not waits:
+        return small
     buffer = io.BytesIO()
-    stretch(photo, plan.reference_size).save(buffer, "PNG", compress_level=1, compress_type=3)
+    small.save(buffer, "PNG", compress_level=1, compress_type=3)
     return buffer.getvalue()
 
 
-def unpark(parked: bytes | None) -> Image.Image | None:
+def unpark(parked: Parked) -> Image.Image | None:
     """The photo again, pixel for pixel."""
-    return None if parked is None else Image.open(io.BytesIO(parked)).convert("RGB")
+    return Image.open(io.BytesIO(parked)).convert("RGB") if isinstance(parked, bytes) else parked

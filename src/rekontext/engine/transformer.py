@@ -10,7 +10,7 @@ not on the tokens is computed for all steps in one small batch (`modulation`). A
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,8 +76,16 @@ class Conditioning:
     rotation: Rotation
 
 
+Pass = Callable[[Tensor, Conditioning, Tensor], Tensor]
+"""Another way of computing `KontextTransformer.forward`."""
+
+
 class KontextTransformer(nn.Module):
-    """Parameters carry the original checkpoint's names; see `checkpoint.py` for the other layouts."""
+    """Parameters carry the original checkpoint's names; see `checkpoint.py` for the other layouts.
+
+    Attributes:
+        own_pass: what computes `forward` instead of the blocks' own, by `use_pass`.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -91,6 +99,7 @@ class KontextTransformer(nn.Module):
         self.double_blocks = nn.ModuleList(DoubleStreamBlock(d, config.heads) for _ in range(config.double_blocks))
         self.single_blocks = nn.ModuleList(SingleStreamBlock(d, config.heads) for _ in range(config.single_blocks))
         self.final_layer = FinalLayer(d, config.channels)
+        self.own_pass: Pass | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,6 +116,10 @@ class KontextTransformer(nn.Module):
         for block in (*self.double_blocks, *self.single_blocks):
             assert isinstance(block, DoubleStreamBlock | SingleStreamBlock)
             block.attend = attend
+
+    def use_pass(self, own: Pass | None) -> None:
+        """Have `forward` computed another way, or by the blocks again. See `fused.py`."""
+        self.own_pass = own
 
     @property
     def can_have_gelu_within(self) -> bool:
@@ -176,28 +189,38 @@ class KontextTransformer(nn.Module):
         Returns:
             (b, n, c), dtype of the model.
         """
+        if self.own_pass is not None:
+            return self.own_pass(latents_bnc, conditioning, modulation_bw)
         text = conditioning.text_btd
-        image = self.img_in(latents_bnc.to(self.dtype))
-        output_tokens = image.shape[1]
-        if conditioning.reference_bmd is not None:
-            image = torch.cat([image, conditioning.reference_bmd], dim=1)
-        values = iter(modulation_bw.unflatten(-1, (-1, 1, self.config.width)).unbind(1))
+        image = self.picture_tokens(latents_bnc, conditioning)
+        values = self.modulation_values(modulation_bw)
 
         for block in self.double_blocks:
-            image_mod = (_next(values), _next(values))
-            text_mod = (_next(values), _next(values))
+            image_mod = (next_modulation(values), next_modulation(values))
+            text_mod = (next_modulation(values), next_modulation(values))
             image, text = block(image, text, image_mod, text_mod, conditioning.rotation)
 
         text_tokens = text.shape[1]
         tokens = torch.cat([text, image], dim=1)
         *blocks, last = self.single_blocks
         for block in blocks:
-            tokens = block(tokens, _next(values), conditioning.rotation)
+            tokens = block(tokens, next_modulation(values), conditioning.rotation)
         assert isinstance(last, SingleStreamBlock)
-        output = slice(text_tokens, text_tokens + output_tokens)
-        tokens = last.forward_part(tokens, _next(values), conditioning.rotation, output)
+        output = slice(text_tokens, text_tokens + latents_bnc.shape[1])
+        tokens = last.forward_part(tokens, next_modulation(values), conditioning.rotation, output)
         velocity: Tensor = self.final_layer(tokens, next(values), next(values))
         return velocity
+
+    def picture_tokens(self, latents_bnc: Tensor, conditioning: Conditioning) -> Tensor:
+        """Output and reference, as the blocks read them: (b, n + m, d)."""
+        image: Tensor = self.img_in(latents_bnc.to(self.dtype))
+        if conditioning.reference_bmd is None:
+            return image
+        return torch.cat([image, conditioning.reference_bmd], dim=1)
+
+    def modulation_values(self, modulation_bw: Tensor) -> Iterator[Tensor]:
+        """One (b, 1, d) after the other, as the blocks take them."""
+        return iter(modulation_bw.unflatten(-1, (-1, 1, self.config.width)).unbind(1))
 
     def _modulation_linears(self) -> Iterator[nn.Linear]:
         """In the order in which `forward` takes their values."""
@@ -221,5 +244,6 @@ def sinusoid(values: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def _next(values: Iterator[Tensor]) -> Modulation:
+def next_modulation(values: Iterator[Tensor]) -> Modulation:
+    """That of the next residual branch."""
     return Modulation(next(values), next(values), next(values))

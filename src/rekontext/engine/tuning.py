@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +20,13 @@ from rekontext.engine.timing import seconds
 from rekontext.engine.transformer import KontextTransformer
 
 GeluPlace = Literal["behind", "within"]
+PassBy = Literal["blocks", "compiled blocks", "kernels"]
+Way = TypeVar("Way", bound=str)
 
-GELU_PLACES: Final[tuple[GeluPlace, ...]] = ("behind", "within")
-GELU_ERROR_MAX: Final = 0.1
-"""Relative L2 between the two ways over a whole pass, above which one of them must be wrong: all blocks round anew."""
-GELU_WORTHWHILE: Final = 0.99
-"""The way within must need less than this share of the time to be taken: a tie must not change bytes."""
+ERROR_MAX: Final = 0.2
+"""Relative L2 between two ways over a whole pass, above which one of them must be wrong: all blocks round anew."""
+WORTHWHILE: Final = 0.99
+"""The second way must need less than this share of the time to be taken: a tie must not change bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,56 +60,109 @@ def choose_attention(transformer: KontextTransformer, costs: CostModel, *, token
     return name
 
 
+def choose_pass(
+    transformer: KontextTransformer, costs: CostModel, *, tokens: int, ready: Callable[[], Callable[[], Tensor]]
+) -> PassBy:
+    """Have a GPU's passes computed by our own kernels (`fused.py`) where those run, and are faster than its blocks.
+
+    As with attention, times that `costs` knows are believed.
+
+    Args:
+        ready: makes a call that does one pass over `tokens`; asked for only where it is needed.
+    """
+    if not has_kernels_for(transformer):
+        return "blocks"
+    try:
+        from rekontext.engine.fused import FusedPass
+
+        own = FusedPass(transformer)
+    except Exception as fault:  # a Triton that doesn't fit this PyTorch, or this GPU
+        _log.warning("there are no kernels of our own here: %s: %s", type(fault).__name__, str(fault)[:200])
+        return "blocks"
+    ways: dict[PassBy, Callable[[], None]] = {
+        "blocks": lambda: transformer.use_pass(None),
+        "kernels": lambda: transformer.use_pass(own),
+    }
+    return _faster(transformer, costs, ways, name=lambda by: f"pass by {by}", tokens=tokens, ready=ready)
+
+
+def has_kernels_for(transformer: KontextTransformer) -> bool:
+    """Whether our own kernels may run a transformer: on a GPU, in bfloat16 or fp8, with Triton installed."""
+    is_fit = transformer.device.type == "cuda" and transformer.dtype == torch.bfloat16
+    return is_fit and importlib.util.find_spec("triton") is not None
+
+
 def choose_gelu(
     transformer: KontextTransformer,
     costs: CostModel,
     *,
     tokens: int,
-    compiled: bool,
+    by: PassBy,
     ready: Callable[[], Callable[[], Tensor]],
 ) -> GeluPlace:
     """Have a transformer compute GELU behind the products before it, or within them where a pass is faster that way.
 
     Within, less is written to memory and read again, but the product may be a slower kernel, and a single-stream block
-    has two products more. As with attention, times that `costs` knows are believed.
+    has a product more. As with attention, times that `costs` knows are believed.
 
     Args:
-        compiled: its blocks are; then what stands behind a product costs less.
-        ready: makes a call that does one pass over `tokens`; asked for only where it is needed.
+        by: what its passes are computed by; by compiled blocks or kernels, what stands behind a product costs less.
+        ready: as for `choose_pass`.
     """
-    place: GeluPlace = "behind"
-    if transformer.can_have_gelu_within:
-        names = {each: f"gelu {each} compiled" if compiled else f"gelu {each}" for each in GELU_PLACES}
-        stored = {each: costs.seconds.get(name, {}).get(tokens) for each, name in names.items()}
-        known = {each: took_s for each, took_s in stored.items() if took_s is not None}
-        if not known:
-            known = _try_gelu(transformer, ready)
-            for each, took_s in known.items():
-                costs.learn(names[each], tokens, took_s)
-        if len(known) == len(GELU_PLACES) and known["within"] < GELU_WORTHWHILE * known["behind"]:
-            place = "within"
-    transformer.use_gelu_within(place == "within")
-    return place
+    ways: dict[GeluPlace, Callable[[], None]] = {
+        "behind": lambda: transformer.use_gelu_within(False),
+        "within": lambda: transformer.use_gelu_within(True),
+    }
+    if not transformer.can_have_gelu_within:
+        ways["behind"]()
+        return "behind"
+    return _faster(transformer, costs, ways, name=lambda place: f"gelu {place}, {by}", tokens=tokens, ready=ready)
+
+
+def _faster(
+    transformer: KontextTransformer,
+    costs: CostModel,
+    ways: dict[Way, Callable[[], None]],
+    *,
+    name: Callable[[Way], str],
+    tokens: int,
+    ready: Callable[[], Callable[[], Tensor]],
+) -> Way:
+    """Take the second of two ways of computing a pass if it was, or is now, faster than the first."""
+    first, second = ways
+    stored = {way: costs.seconds.get(name(way), {}).get(tokens) for way in ways}
+    known = {way: took_s for way, took_s in stored.items() if took_s is not None}
+    if not known:
+        known = _try_ways(transformer, ways, ready)
+        for way, took_s in known.items():
+            costs.learn(name(way), tokens, took_s)
+    is_second = len(known) == len(ways) and known[second] < WORTHWHILE * known[first]
+    taken = second if is_second else first
+    ways[taken]()
+    return taken
 
 
 @torch.inference_mode()
-def _try_gelu(transformer: KontextTransformer, ready: Callable[[], Callable[[], Tensor]]) -> dict[GeluPlace, float]:
+def _try_ways(
+    transformer: KontextTransformer, ways: dict[Way, Callable[[], None]], ready: Callable[[], Callable[[], Tensor]]
+) -> dict[Way, float]:
     """Seconds of a pass either way, as far as it runs and the second agrees with the first."""
-    known: dict[GeluPlace, float] = {}
+    first, second = ways
+    known: dict[Way, float] = {}
     try:
-        transformer.use_gelu_within(False)
+        ways[first]()
         run = ready()
         expected = run()
-        known["behind"] = seconds(run, transformer.device)
-        transformer.use_gelu_within(True)
+        known[first] = seconds(run, transformer.device)
+        ways[second]()
         error = relative_error(run(), expected)
-        if error <= GELU_ERROR_MAX:
-            known["within"] = seconds(run, transformer.device)
+        if error <= ERROR_MAX:
+            known[second] = seconds(run, transformer.device)
         else:
-            _log.warning("GELU within products is out: a pass differs by %.2g", error)
+            _log.warning("%r is out: a pass differs by %.2g from one by %r", second, error, first)
     except Exception as fault:
         # A way that can't run here is none. What can't run at all will say so at the first edit.
-        _log.warning("where GELU is faster could not be tried: %s: %s", type(fault).__name__, str(fault)[:200])
+        _log.warning("whether %r is faster could not be tried: %s: %s", second, type(fault).__name__, str(fault)[:200])
     return known
 
 
