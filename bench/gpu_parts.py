@@ -30,7 +30,7 @@ from rekontext.engine.fp8 import quantise, relative_error
 from rekontext.engine.tensors import TensorSource
 from rekontext.engine.timing import once, seconds
 from rekontext.engine.transformer import KontextTransformer
-from rekontext.engine.tuning import has_kernels_for
+from rekontext.engine.tuning import has_kernels_for, missing_kernels
 from rekontext.samples import sample_photos
 
 LOAD_BYTES_MAX: Final = 2 * 10**9
@@ -69,7 +69,7 @@ def bf16(bench: Bench) -> None:
     """Steps of every case in bfloat16, and what the first one takes."""
     step = Step(bench, bench.cases["1mp_1mp"], bench.transformer)
     bench.figures["step_1mp_1mp_bf16_eager_s"] = bench.seconds(step, bench.transformer)
-    if has_kernels_for(bench.transformer):
+    if has_kernels_for(bench.transformer) and not missing_kernels(bench.device):
         bench.run_by(bench.transformer, "kernels")
         bench.figures["kernels_cold_s"] = _first_pass_s(bench, step, bench.transformer)
     # Asked for before the clock starts: choosing its attention, and whether our kernels are faster, takes time too.

@@ -21,11 +21,12 @@ from unittest.mock import Mock
 
 import httpx2
 import pytest
+import torch
 from PIL import Image
 
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.cli import main
-from rekontext.cli.doctor import examine
+from rekontext.cli.doctor import _gpu_kernels, examine
 from rekontext.settings import PREFIX, Settings
 from tests.pictures.samples import photo_bytes
 
@@ -395,6 +396,17 @@ def test_a_damaged_database_stops_every_command_with_one_line(run: Run) -> None:
         assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
         assert "is damaged" in outcome.err
         assert str(Path("data/rekontext.db").absolute()) in outcome.err
+
+
+def test_doctor_says_why_a_gpus_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our kernels are compiled where they run; that needs what a bare machine may not have."""
+    pytest.importorskip("triton")
+    device = torch.device("cpu")
+    assert _gpu_kernels(device).verdict == "ok"
+    monkeypatch.setitem(sys.modules, "rekontext.engine.kernels", None)
+    finding = _gpu_kernels(device)
+    assert finding.verdict == "note"
+    assert "gcc" in finding.says
 
 
 def test_doctor_is_content_with_a_model_that_is_there(run: Run, model: str) -> None:

@@ -127,6 +127,7 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         if device.type == "cuda":
             gpu = torch.cuda.get_device_properties(device)
             yield Finding(subject="device", verdict="ok", says=f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB")
+            yield _gpu_kernels(device)
             yield _gpu_memory(settings, device)
         else:
             gpu_there = "" if torch.cuda.is_available() else "no GPU; "
@@ -134,6 +135,15 @@ def _devices(settings: Settings) -> Iterator[Finding]:
             yield Finding(subject="device", verdict="ok" if settings.model == MINI else "note", says=says)
     if not torch.cuda.is_available():
         yield _gpu_memory(settings, None)
+
+
+def _gpu_kernels(gpu: torch.device) -> Finding:
+    """Whether steps are as fast as they can be."""
+    from rekontext.engine.tuning import missing_kernels
+
+    why = missing_kernels(gpu)
+    says = f"steps take a third longer than they need to, {why}" if why else "our own run here"
+    return Finding(subject="gpu kernels", verdict="note" if why else "ok", says=says)
 
 
 def _model(settings: Settings) -> Finding:

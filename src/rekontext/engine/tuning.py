@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,13 +71,13 @@ def choose_pass(
     """
     if not has_kernels_for(transformer):
         return "blocks"
-    try:
-        from rekontext.engine.fused import FusedPass
-
-        own = FusedPass(transformer)
-    except Exception as fault:  # a Triton that doesn't fit this PyTorch, or this GPU
-        _log.warning("there are no kernels of our own here: %s: %s", type(fault).__name__, str(fault)[:200])
+    why = missing_kernels(transformer.device)
+    if why:
+        _log.warning("steps take a third longer than they need to: our own kernels can't run, %s", why)
         return "blocks"
+    from rekontext.engine.fused import FusedPass
+
+    own = FusedPass(transformer)
     ways: dict[PassBy, Callable[[], None]] = {
         "blocks": lambda: transformer.use_pass(None),
         "kernels": lambda: transformer.use_pass(own),
@@ -87,9 +86,20 @@ def choose_pass(
 
 
 def has_kernels_for(transformer: KontextTransformer) -> bool:
-    """Whether our own kernels may run a transformer: on a GPU, in bfloat16 or fp8, with Triton installed."""
-    is_fit = transformer.device.type == "cuda" and transformer.dtype == torch.bfloat16
-    return is_fit and importlib.util.find_spec("triton") is not None
+    """Whether our own kernels are meant for a transformer: one on a GPU, in bfloat16 or fp8."""
+    return transformer.device.type == "cuda" and transformer.dtype == torch.bfloat16
+
+
+def missing_kernels(device: torch.device) -> str:
+    """Why our own kernels can't run on a device; empty if they can. Tried: Triton compiles them as they are called."""
+    try:
+        from rekontext.engine.kernels import activated
+
+        activated(torch.zeros(1, 16, dtype=torch.bfloat16, device=device), None, e4m3=False)
+    except Exception as fault:  # compilers fail in ways of their own
+        first_line = next(iter(str(fault).splitlines()), "")
+        return f"{type(fault).__name__}: {first_line[:200]}; Triton needs a C compiler (gcc) and Python's headers"
+    return ""
 
 
 def choose_gelu(
