@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "fp8"] | None = Field(
         default=None, description="precision; empty fits the device"
     )
-    compiled: bool = Field(default=False, description="compile the transformer: a slower start and faster steps")
+    compiled: bool = Field(
+        default=False, description="compile the transformer: for float32 on a GPU; else our kernels are as fast"
+    )
     batch: BatchMode = Field(
         default="exact", description="edits that share a pass: if that changes no bit, always, never"
     )

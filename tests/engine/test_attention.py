@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,10 +117,13 @@ def test_a_gpus_kernels_are_traced_whole_and_once_for_all_lengths(name: str) -> 
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["flash-3", "flash-4"])
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("flash-3", "flash_attn_interface"), ("flash-3", "fa3_fwd_interface"), ("flash-4", "flash_attn.cute")],
+)
 @pytest.mark.parametrize("with_normaliser", [False, True])
 def test_flash_libraries_are_called_in_their_own_layout(
-    monkeypatch: pytest.MonkeyPatch, name: str, with_normaliser: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, library: str, with_normaliser: bool
 ) -> None:
     """They take (b, n, h, k), and slices of a fused projection as they are; some versions return a pair.
 
@@ -132,11 +136,11 @@ def test_flash_libraries_are_called_in_their_own_layout(
         mixed = mixed.transpose(1, 2).contiguous()
         return (mixed, None) if with_normaliser else mixed
 
-    library = attention._NEEDS[name]
-    module = ModuleType(library)
-    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, library.split(".")[0], ModuleType(library.split(".")[0]))
-    monkeypatch.setitem(sys.modules, library, module)
+    for each in (library.split(".")[0], library):
+        module = ModuleType(each)
+        module.__spec__ = ModuleSpec(each, loader=None)
+        module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, each, module)
     q, k = (torch.randn(1, n, 2, 16) for n in (4, 7))
     values = torch.randn(1, 7, 3, 2, 16)[:, :, 2]
     assert torch.allclose(BACKENDS[name](q, k, values), BACKENDS["sdpa"](q, k, values), atol=1e-6)

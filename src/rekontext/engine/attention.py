@@ -121,7 +121,7 @@ def _longest(vectors: Tensor) -> Tensor:
 
 
 def flash_3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention 3, if `flash_attn_interface` is installed."""
+    """FlashAttention 3, if it is installed: as `flash_attn_interface`, or from PyPI's fa3-fwd."""
     return _flash(_flash_3, q, k, v)
 
 
@@ -146,7 +146,8 @@ BACKENDS: Final[dict[str, Attend]] = {
 }
 """In the order in which ties are decided."""
 
-_NEEDS: Final = {"flash-3": "flash_attn_interface", "flash-4": "flash_attn.cute"}
+_NEEDS: Final = {"flash-3": ("flash_attn_interface", "fa3_fwd_interface"), "flash-4": ("flash_attn.cute",)}
+"""Modules of which one must be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     """Names of the backends that can be tried on a device."""
     if device.type != "cuda":
         return (DEFAULT, "products")
-    installed = (name for name in BACKENDS if name not in _NEEDS or _is_installed(_NEEDS[name]))
+    installed = (name for name in BACKENDS if name not in _NEEDS or any(map(_is_installed, _NEEDS[name])))
     return tuple(name for name in installed if name != "products")
 
 
@@ -252,7 +253,8 @@ def _operator(name: str) -> Any:
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        function = importlib.import_module(_NEEDS[name]).flash_attn_func
+        module = next(filter(_is_installed, _NEEDS[name]), _NEEDS[name][0])
+        function = importlib.import_module(module).flash_attn_func
         # Some versions return the softmax's normaliser too.
         result = function(q, k, v)
         mixed: Tensor = result[0] if isinstance(result, tuple) else result
