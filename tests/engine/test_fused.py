@@ -180,9 +180,9 @@ def inputs(transformer: KontextTransformer, *, edits: int = 1, has_reference: bo
     return draw(edits, n, config.channels), conditioning, transformer.modulation(times, 2.0, draw(1, 32))
 
 
-@pytest.mark.parametrize("edits", [1, 2])
-@pytest.mark.parametrize("has_reference", [True, False])
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize(
+    ("edits", "has_reference", "within"), [(1, True, False), (1, False, True), (2, True, True), (2, False, False)]
+)
 def test_a_pass_is_that_of_the_blocks(
     transformer: KontextTransformer, edits: int, has_reference: bool, within: bool
 ) -> None:
