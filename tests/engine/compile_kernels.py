@@ -43,12 +43,17 @@ def every_kernel(capability: int) -> list[str]:
         for is_added in (False, True):
             sizes = {"WIDTH": 3072, "BLOCK": 4096, "IS_ADDED": is_added, "IS_E4M3": is_e4m3}
             names.append(compiled(kernels._modulated_norm, norm, sizes, capability, 2))
-        pointers = {"left_ptr": BF16, "right_ptr": BF16, "right_stride": NUMBER} | {
+        pointers = {"plain_ptr": BF16, "hidden_ptr": BF16, "hidden_stride": NUMBER} | {
             "out_ptr": out,
             "out_scale_ptr": scale,
         }
-        for left, right in ((3072, 12288), (0, 12288), (3072, 0)):
-            sizes = {"LEFT": left, "LEFT_BLOCK": 4096 if left else 1, "RIGHT": right, "THIRD": 4096 if right else 1}
+        for plain, hidden in ((3072, 12288), (0, 12288), (3072, 0)):
+            sizes = {
+                "PLAIN": plain,
+                "PLAIN_BLOCK": 4096 if plain else 1,
+                "HIDDEN": hidden,
+                "THIRD": 4096 if hidden else 1,
+            }
             sizes |= {"IS_E4M3": is_e4m3, "IS_ROUGH": is_e4m3}
             names.append(compiled(kernels._activated, pointers, sizes, capability, 16))
     turn = {"source_ptr": WORDS, "out_ptr": WORDS, "scales_ptr": BF16, "cos_ptr": F32, "sin_ptr": F32, "eps": "fp32"}

@@ -34,7 +34,7 @@ if importlib.util.find_spec("triton") is None:
 
 from rekontext.engine import kernels
 from rekontext.engine.fused import FusedPass
-from rekontext.engine.kernels import Rows
+from rekontext.engine.kernels import Operand
 
 CPU = torch.device("cpu")
 ERROR_MAX = {False: 5e-3, True: 0.1}
@@ -56,9 +56,9 @@ def draw() -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator).bfloat16()
 
 
-def read(rows: Rows) -> Tensor:
+def read(operand: Operand) -> Tensor:
     """As the product reads them."""
-    return rows.values.float() if rows.scale is None else rows.values.float() * rows.scale
+    return operand.values.float() if operand.scale is None else operand.values.float() * operand.scale
 
 
 def rotation() -> Rotation:
@@ -128,15 +128,15 @@ def test_two_streams_are_joined_as_they_are_turned(draw: Callable[..., Tensor]) 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # as it shall: 1 / infinity is 0
 @pytest.mark.parametrize("e4m3", [False, True])
-@pytest.mark.parametrize("parts", ["both", "left", "right"])
+@pytest.mark.parametrize("parts", ["both", "plain", "hidden"])
 def test_what_the_second_product_reads(draw: Callable[..., Tensor], parts: str, e4m3: bool) -> None:
     """Attention as it is, and hidden values through GELU, which lie beside others."""
-    left = draw(5, 24) if parts != "right" else None
+    plain = draw(5, 24) if parts != "hidden" else None
     wide = 3 * draw(5, 20 + 96)
-    right = wide[:, 20:] if parts != "left" else None
-    expected = [left.float()] if left is not None else []
-    expected += [F.gelu(right.float(), approximate="tanh")] if right is not None else []
-    found = kernels.activated(left, right, e4m3=e4m3)
+    hidden = wide[:, 20:] if parts != "plain" else None
+    expected = [plain.float()] if plain is not None else []
+    expected += [F.gelu(hidden.float(), approximate="tanh")] if hidden is not None else []
+    found = kernels.activated(plain, hidden, e4m3=e4m3)
     assert relative_error(read(found), torch.cat(expected, dim=1)) < ERROR_MAX[e4m3]
 
 
@@ -243,10 +243,10 @@ def test_kernels_that_fail_are_not_taken(
 ) -> None:
     """A GPU that Triton can't compile for, or no C compiler: edits go on as they did, and the log says why."""
 
-    def broken(*_: object, **__: object) -> Rows:
+    def broken(*_: object, **__: object) -> Operand:
         if fault == "raises":
             raise RuntimeError("no such instruction")
-        return Rows(torch.zeros(13, 5 * CONFIG.width, dtype=torch.bfloat16), None)
+        return Operand(torch.zeros(13, 5 * CONFIG.width, dtype=torch.bfloat16), None)
 
     if fault == "is missing":
         monkeypatch.setitem(sys.modules, "rekontext.engine.kernels", None)

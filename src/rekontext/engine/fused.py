@@ -11,7 +11,7 @@ Axis letters in this file: b edits, t text tokens, n all tokens, m output tokens
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from rekontext.engine import kernels
 from rekontext.engine.fp8 import Fp8Linear, product
-from rekontext.engine.kernels import Rows
+from rekontext.engine.kernels import Operand
 from rekontext.engine.layers import DoubleStreamBlock, Modulation, QKNorm, SingleStreamBlock, linear_gelu
 from rekontext.engine.rope import Rotation
 from rekontext.engine.transformer import Conditioning, KontextTransformer, next_modulation
+
+ALL: Final = slice(None)
 
 
 class Stream:
@@ -30,31 +32,33 @@ class Stream:
 
     Attributes:
         x_rd: the tokens.
-        left: the branch's gate (b, 1, d), and what came out of it (r, d).
+        pending: the branch's gate (b, 1, d), and what came out of it (r, d).
     """
 
     def __init__(self, x_bnd: Tensor) -> None:
         self.edits, self.tokens, _ = x_bnd.shape
         self.x_rd = x_bnd.flatten(0, 1).contiguous()
-        self.left: tuple[Tensor, Tensor] | None = None
+        self.pending: tuple[Tensor, Tensor] | None = None
 
-    def normed(self, modulation: Modulation, *, e4m3: bool) -> Rows:
+    def normed(self, modulation: Modulation, *, e4m3: bool) -> Operand:
         """Add what is left to be added; norm and modulate the sum."""
-        self.x_rd, rows = kernels.modulated_norm(self.x_rd, modulation, tokens=self.tokens, e4m3=e4m3, added=self.left)
-        self.left = None
-        return rows
+        self.x_rd, normed = kernels.modulated_norm(
+            self.x_rd, modulation, tokens=self.tokens, e4m3=e4m3, added=self.pending
+        )
+        self.pending = None
+        return normed
 
     def whole(self) -> Tensor:
         """(b, n, d), with nothing left to be added."""
         x_bnd: Tensor = self.x_rd.unflatten(0, (self.edits, self.tokens))
-        if self.left is None:
+        if self.pending is None:
             return x_bnd
-        gate, branch_rd = self.left
+        gate, branch_rd = self.pending
         return torch.addcmul(x_bnd, gate, branch_rd.view_as(x_bnd))
 
     def part(self, tokens: slice) -> Stream:
         """Some of each edit's tokens."""
-        assert self.left is None, "a branch of all tokens is still to be added"
+        assert self.pending is None, "a branch of all tokens is still to be added"
         return Stream(self.x_rd.unflatten(0, (self.edits, self.tokens))[:, tokens])
 
     def rows_of(self, y_ro: Tensor, tokens: slice) -> Tensor:
@@ -117,7 +121,7 @@ class FusedPass:
         qkv_rd = text.x_rd.new_empty(text.edits * tokens, 3 * text.x_rd.shape[1])
         for stream, attention, _, modulation, part in both:
             kernels.turned_norms(
-                _applied(attention.qkv, stream.normed(modulation[0], e4m3=_reads_e4m3(attention.qkv))),
+                _projected(attention.qkv, stream.normed(modulation[0], e4m3=_reads_e4m3(attention.qkv))),
                 self._scales[attention.norm],
                 rotation,
                 tokens=stream.tokens,
@@ -129,28 +133,28 @@ class FusedPass:
         mixed_bnd = _attended(block, qkv_rd, edits=text.edits, heads=heads)
         for stream, attention, feed_forward, modulation, part in both:
             own_rd = mixed_bnd[:, part].flatten(0, 1).contiguous()
-            stream.left = modulation[0].gate, _applied(attention.proj, _as_read(attention.proj, own_rd))
+            stream.pending = modulation[0].gate, _projected(attention.proj, _as_read(attention.proj, own_rd))
             up, _, down = feed_forward
             normed = stream.normed(modulation[1], e4m3=_reads_e4m3(up))
             if block.gelu_within and isinstance(up, nn.Linear):
-                hidden = Rows(_linear_gelu(normed, up.weight, up.bias), None)
+                hidden = Operand(_linear_gelu(normed, up.weight, up.bias), None)
             else:
-                hidden = kernels.activated(None, _applied(up, normed), e4m3=_reads_e4m3(down))
-            stream.left = modulation[1].gate, _applied(down, hidden)
+                hidden = kernels.activated(None, _projected(up, normed), e4m3=_reads_e4m3(down))
+            stream.pending = modulation[1].gate, _projected(down, hidden)
 
     def _single(self, block: SingleStreamBlock, tokens: Stream, modulation: Modulation, rotation: Rotation) -> None:
         """`SingleStreamBlock.forward`; its branch is left to be added."""
         first, second, d = block.linear1, block.linear2, block.width
         normed = tokens.normed(modulation, e4m3=_reads_e4m3(first))
         if block.gelu_within and isinstance(first, nn.Linear) and isinstance(second, nn.Linear):
-            mixed_rd = self._mixed(block, tokens, _rows(first, normed, slice(3 * d)), rotation)
+            mixed_rd = self._mixed(block, tokens, _projected(first, normed, slice(3 * d)), rotation)
             hidden_rm = _linear_gelu(normed, first.weight[3 * d :], first.bias[3 * d :])
             out_rd = F.linear(mixed_rd, second.weight[:, :d], second.bias).addmm_(hidden_rm, second.weight[:, d:].t())
         else:
-            qkv_rd, hidden_rm = _applied(first, normed).tensor_split([3 * d], dim=1)
+            qkv_rd, hidden_rm = _projected(first, normed).tensor_split([3 * d], dim=1)
             mixed_rd = self._mixed(block, tokens, qkv_rd, rotation)
-            out_rd = _applied(second, kernels.activated(mixed_rd, hidden_rm, e4m3=_reads_e4m3(second)))
-        tokens.left = modulation.gate, out_rd
+            out_rd = _projected(second, kernels.activated(mixed_rd, hidden_rm, e4m3=_reads_e4m3(second)))
+        tokens.pending = modulation.gate, out_rd
 
     def _mixed(self, block: SingleStreamBlock, tokens: Stream, qkv_rd: Tensor, rotation: Rotation) -> Tensor:
         """Attention over all tokens: (r, d)."""
@@ -164,19 +168,19 @@ class FusedPass:
         first, second, d, heads = block.linear1, block.linear2, block.width, block.heads
         normed = tokens.normed(modulation, e4m3=_reads_e4m3(first))
         own = tokens.part(part)
-        of_own = Rows(
+        of_own = Operand(
             tokens.rows_of(normed.values, part), None if normed.scale is None else tokens.rows_of(normed.scale, part)
         )
         q_scale_1k, k_scale_1k = self._scales[block.norm].split(1)
-        q_rd = _rows(first, of_own, slice(d))
+        q_rd = _projected(first, of_own, slice(d))
         kernels.turned_norms(q_rd, q_scale_1k, rotation.part(part), tokens=own.tokens, heads=heads)
-        kv_rd = _rows(first, normed, slice(d, 3 * d))
+        kv_rd = _projected(first, normed, slice(d, 3 * d))
         kernels.turned_norms(kv_rd, k_scale_1k, rotation, tokens=tokens.tokens, heads=heads)
         k, v = kv_rd.view(tokens.edits, tokens.tokens, 2, heads, -1).unbind(2)
         mixed_rd = block.attend(q_rd.view(own.edits, own.tokens, heads, -1), k, v).flatten(0, 1)
-        hidden_rm = _rows(first, of_own, slice(3 * d, None))
-        out_rd = _applied(second, kernels.activated(mixed_rd, hidden_rm, e4m3=_reads_e4m3(second)))
-        own.left = modulation.gate, out_rd
+        hidden_rm = _projected(first, of_own, slice(3 * d, None))
+        out_rd = _projected(second, kernels.activated(mixed_rd, hidden_rm, e4m3=_reads_e4m3(second)))
+        own.pending = modulation.gate, out_rd
         return own
 
 
@@ -189,23 +193,19 @@ def _reads_e4m3(linear: nn.Module) -> bool:
     return isinstance(linear, Fp8Linear)
 
 
-def _as_read(linear: nn.Module, x_rd: Tensor) -> Rows:
+def _as_read(linear: nn.Module, x_rd: Tensor) -> Operand:
     """What isn't made by a kernel of ours, as a layer reads it."""
-    return kernels.activated(x_rd, None, e4m3=True) if _reads_e4m3(linear) else Rows(x_rd, None)
+    return kernels.activated(x_rd, None, e4m3=True) if _reads_e4m3(linear) else Operand(x_rd, None)
 
 
-def _linear_gelu(x: Rows, weight: Tensor, bias: Tensor) -> Tensor:
+def _linear_gelu(x: Operand, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_gelu(x.values[None], weight, bias)[0]
 
 
-def _applied(linear: nn.Module, x: Rows) -> Tensor:
-    return _rows(linear, x, slice(None))
-
-
-def _rows(linear: nn.Module, x: Rows, part: slice) -> Tensor:
+def _projected(linear: nn.Module, x: Operand, part: slice = ALL) -> Tensor:
     """The outputs in `part` only: (r, o)."""
     if x.scale is None:
-        assert isinstance(linear, nn.Linear), "rows in bfloat16 for a layer in e4m3"
+        assert isinstance(linear, nn.Linear), "an operand in bfloat16 for a layer in e4m3"
         return F.linear(x.values, linear.weight[part], linear.bias[part])
-    assert isinstance(linear, Fp8Linear), "rows in e4m3 for a layer in bfloat16"
+    assert isinstance(linear, Fp8Linear), "an operand in e4m3 for a layer in bfloat16"
     return product(x.values, x.scale, linear.weight[part], linear.scale[part], linear.bias[part], linear.bias.dtype)

@@ -26,12 +26,12 @@ from rekontext.engine.rope import Rotation
 _E4M3_MAX: Final = tl.constexpr(448.0)
 _TINY: Final = tl.constexpr(1e-12)
 _NORM_VALUES_A_WARP: Final = 2048
-_TURN_WARPS: Final = 4
+"""So many values of a row a warp holds: as with the next two, of those tried on an H200 the fastest."""
 _ACTIVATION_VALUES_A_WARP: Final = 1024
-"""So many values of a row a warp holds: of those tried on an H200, the fastest."""
+_TURN_WARPS: Final = 4
 
 
-class Rows(NamedTuple):
+class Operand(NamedTuple):
     """What a product reads: (r, d), in e4m3 with scales (r, 1) in float32, or in bfloat16 without."""
 
     values: Tensor
@@ -40,8 +40,8 @@ class Rows(NamedTuple):
 
 def modulated_norm(
     x_rd: Tensor, modulation: Modulation, *, tokens: int, e4m3: bool, added: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Rows]:
-    """LayerNorm without parameters, then scale and shift; before it, a residual branch that was left to be added.
+) -> tuple[Tensor, Operand]:
+    """LayerNorm without parameters, then scale and shift; before it, a residual branch is added that was kept for it.
 
     Args:
         modulation: each (b, 1, d); its gate isn't looked at.
@@ -54,7 +54,7 @@ def modulated_norm(
     rows, width = x_rd.shape
     gate, branch_rd = added if added is not None else (modulation.shift, x_rd)
     summed_rd = torch.empty_like(x_rd) if added is not None else x_rd
-    out = _rows_like(x_rd, width, e4m3=e4m3)
+    out = _operand_like(x_rd, width, e4m3=e4m3)
     block = triton.next_power_of_2(width)
     _modulated_norm[(rows,)](
         x_rd,
@@ -125,43 +125,44 @@ def turned_norms(
     )
 
 
-def activated(left_rd: Tensor | None, right_rm: Tensor | None, *, e4m3: bool) -> Rows:
+def activated(plain_rd: Tensor | None, hidden_rm: Tensor | None, *, e4m3: bool) -> Operand:
     """What the second product of a block reads: some values as they are, and beside them others through GELU (tanh).
 
     Args:
-        left_rd: as it is, contiguous.
-        right_rm: through GELU; rows may be further apart than they are wide.
+        plain_rd: as it is, contiguous.
+        hidden_rm: through GELU; rows may be further apart than they are wide.
     """
-    some = left_rd if left_rd is not None else right_rm
+    some = plain_rd if plain_rd is not None else hidden_rm
     assert some is not None, "nothing to write"
-    left = 0 if left_rd is None else left_rd.shape[1]
-    right = 0 if right_rm is None else right_rm.shape[1]
-    out = _rows_like(some, left + right, e4m3=e4m3)
+    plain = 0 if plain_rd is None else plain_rd.shape[1]
+    hidden = 0 if hidden_rm is None else hidden_rm.shape[1]
+    out = _operand_like(some, plain + hidden, e4m3=e4m3)
     # Three parts, since a block of FLUX's hidden values is three times a power of two.
-    third = triton.next_power_of_2(triton.cdiv(right, 3)) if right else 1
+    third = triton.next_power_of_2(triton.cdiv(hidden, 3)) if hidden else 1
     _activated[(some.shape[0],)](
-        some if left_rd is None else left_rd,
-        some if right_rm is None else right_rm,
-        0 if right_rm is None else right_rm.stride(0),
+        some if plain_rd is None else plain_rd,
+        some if hidden_rm is None else hidden_rm,
+        0 if hidden_rm is None else hidden_rm.stride(0),
         out.values,
         out.values if out.scale is None else out.scale,
-        LEFT=left,
-        LEFT_BLOCK=triton.next_power_of_2(max(left, 1)),
-        RIGHT=right,
+        PLAIN=plain,
+        PLAIN_BLOCK=triton.next_power_of_2(max(plain, 1)),
+        HIDDEN=hidden,
         THIRD=third,
         IS_E4M3=e4m3,
         IS_ROUGH=e4m3 and some.is_cuda,
-        num_warps=min(16, max(1, triton.next_power_of_2(left + right) // _ACTIVATION_VALUES_A_WARP)),
+        num_warps=min(16, max(1, triton.next_power_of_2(plain + hidden) // _ACTIVATION_VALUES_A_WARP)),
     )
     return out
 
 
-def _rows_like(x: Tensor, width: int, *, e4m3: bool) -> Rows:
+def _operand_like(x: Tensor, width: int, *, e4m3: bool) -> Operand:
     values = x.new_empty(x.shape[0], width, dtype=E4M3 if e4m3 else x.dtype)
-    return Rows(values, x.new_empty(x.shape[0], 1, dtype=torch.float32) if e4m3 else None)
+    return Operand(values, x.new_empty(x.shape[0], 1, dtype=torch.float32) if e4m3 else None)
 
 
-@triton.jit
+# Compiled once for all numbers of tokens: another picture's size must not hold up its first step.
+@triton.jit(do_not_specialize=["tokens"])
 def _modulated_norm(
     x_ptr,
     branch_ptr,
@@ -206,7 +207,7 @@ def _modulated_norm(
         tl.store(out_ptr + row * WIDTH + at, y.to(tl.bfloat16), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "out_tokens", "first", "parts"])
 def _turned_norms(
     source_ptr,
     source_stride,
@@ -270,32 +271,32 @@ def _gelu(x, IS_ROUGH: tl.constexpr):
 
 @triton.jit
 def _activated(
-    left_ptr,
-    right_ptr,
-    right_stride,
+    plain_ptr,
+    hidden_ptr,
+    hidden_stride,
     out_ptr,
     out_scale_ptr,
-    LEFT: tl.constexpr,
-    LEFT_BLOCK: tl.constexpr,
-    RIGHT: tl.constexpr,
+    PLAIN: tl.constexpr,
+    PLAIN_BLOCK: tl.constexpr,
+    HIDDEN: tl.constexpr,
     THIRD: tl.constexpr,
     IS_E4M3: tl.constexpr,
     IS_ROUGH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    out_row = out_ptr + row * (LEFT + RIGHT)
-    left_at = tl.arange(0, LEFT_BLOCK)
+    out_row = out_ptr + row * (PLAIN + HIDDEN)
+    plain_at = tl.arange(0, PLAIN_BLOCK)
     at = tl.arange(0, THIRD)
     largest = _TINY
-    if LEFT > 0:
-        left = tl.load(left_ptr + row * LEFT + left_at, mask=left_at < LEFT, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(tl.abs(left), axis=0))
-    if RIGHT > 0:
-        right_row = right_ptr + row * right_stride
-        one = _gelu(tl.load(right_row + at, mask=at < RIGHT, other=0.0).to(tl.float32), IS_ROUGH)
-        two = _gelu(tl.load(right_row + THIRD + at, mask=THIRD + at < RIGHT, other=0.0).to(tl.float32), IS_ROUGH)
+    if PLAIN > 0:
+        plain = tl.load(plain_ptr + row * PLAIN + plain_at, mask=plain_at < PLAIN, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(plain), axis=0))
+    if HIDDEN > 0:
+        hidden_row = hidden_ptr + row * hidden_stride
+        one = _gelu(tl.load(hidden_row + at, mask=at < HIDDEN, other=0.0).to(tl.float32), IS_ROUGH)
+        two = _gelu(tl.load(hidden_row + THIRD + at, mask=THIRD + at < HIDDEN, other=0.0).to(tl.float32), IS_ROUGH)
         three = _gelu(
-            tl.load(right_row + 2 * THIRD + at, mask=2 * THIRD + at < RIGHT, other=0.0).to(tl.float32), IS_ROUGH
+            tl.load(hidden_row + 2 * THIRD + at, mask=2 * THIRD + at < HIDDEN, other=0.0).to(tl.float32), IS_ROUGH
         )
         if IS_E4M3:
             both = tl.maximum(tl.maximum(tl.abs(one), tl.abs(two)), tl.abs(three))
@@ -305,12 +306,12 @@ def _activated(
         tl.store(out_scale_ptr + row, largest / _E4M3_MAX)
     else:
         factor = 1.0
-    if LEFT > 0:
-        _write(out_row + left_at, left, factor, left_at < LEFT, IS_E4M3)
-    if RIGHT > 0:
-        _write(out_row + LEFT + at, one, factor, at < RIGHT, IS_E4M3)
-        _write(out_row + LEFT + THIRD + at, two, factor, THIRD + at < RIGHT, IS_E4M3)
-        _write(out_row + LEFT + 2 * THIRD + at, three, factor, 2 * THIRD + at < RIGHT, IS_E4M3)
+    if PLAIN > 0:
+        _write(out_row + plain_at, plain, factor, plain_at < PLAIN, IS_E4M3)
+    if HIDDEN > 0:
+        _write(out_row + PLAIN + at, one, factor, at < HIDDEN, IS_E4M3)
+        _write(out_row + PLAIN + THIRD + at, two, factor, THIRD + at < HIDDEN, IS_E4M3)
+        _write(out_row + PLAIN + 2 * THIRD + at, three, factor, 2 * THIRD + at < HIDDEN, IS_E4M3)
 
 
 @triton.jit
