@@ -168,6 +168,7 @@ class Bench:
         self.failed["compile"] = why
         self.facts["compiler"] = f"{self.backend} for diffusers; ours failed to compile"
         self.by = self.facts["pass_by"] = "blocks"
+        self.transformer.use_pass(None)
         for block in (*self.transformer.double_blocks, *self.transformer.single_blocks):
             block._compiled_call_impl = None
         vars(self.transformer.single_blocks[-1]).pop("forward_part", None)

@@ -17,7 +17,8 @@ from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
 _numbers = count(1)
 
-# There may be no GPU: our kernels run in Triton's interpreter, which must be known before anything imports Triton.
+# There may be no GPU: tests of our kernels run them in Triton's interpreter. That must be known before Triton is
+# imported, and has a model that is opened on a GPU computed by its blocks.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A traceback with every value in it takes a second and more to draw, and the event loop stands still meanwhile.

@@ -403,7 +403,8 @@ def test_doctor_says_why_a_gpus_steps_are_slow(monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("triton")
     device = torch.device("cpu")
     assert _gpu_kernels(device).verdict == "ok"
-    monkeypatch.setitem(sys.modules, "rekontext.engine.kernels", None)
+    fault = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+    monkeypatch.setattr("rekontext.engine.kernels.activated", Mock(side_effect=fault))
     finding = _gpu_kernels(device)
     assert finding.verdict == "note"
     assert "gcc" in finding.says

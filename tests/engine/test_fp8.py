@@ -35,7 +35,8 @@ from rekontext.engine.tensors import TensorSource
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from tests.small_model import SHAPES, build
 
-FULL_WIDTH = TransformerConfig(double_blocks=1, single_blocks=2, text_width=64, pooled_width=32)
+FULL_WIDTH = TransformerConfig(double_blocks=0, single_blocks=2, text_width=64, pooled_width=32)
+"""A double block's errors at this width `bench.gpu` measures: here it would take half a minute."""
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8), "RGB")
 
 
@@ -160,7 +161,7 @@ def test_errors_at_full_width_stay_in_their_bounds() -> None:
     narrow = random_transformer(FULL_WIDTH, device=CPU, dtype=torch.bfloat16)
     wide = copy.deepcopy(narrow).float()
     rounded = compare(wide, narrow, velocity)
-    assert list(rounded.blocks) == ["double_blocks.0", "single_blocks.0"]
+    assert list(rounded.blocks) == ["single_blocks.0"]
     assert 0 < max(*rounded.blocks.values(), rounded.end) <= 1e-2
     del wide
     smaller = copy.deepcopy(narrow)

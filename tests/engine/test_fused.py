@@ -6,13 +6,17 @@ as much as there.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -243,10 +247,15 @@ def test_kernels_that_fail_are_not_taken(
 ) -> None:
     """A GPU that Triton can't compile for, or no C compiler: edits go on as they did, and the log says why."""
 
-    def broken(*_: object, **__: object) -> Operand:
+    activated = kernels.activated
+
+    def broken(*given: Any, **named: Any) -> Operand:
+        if given[0] is not None and len(given[0]) == 1:
+            return activated(*given, **named)  # whether kernels run at all is tried on one row
         if fault == "raises":
             raise RuntimeError("no such instruction")
-        return Operand(torch.zeros(13, 5 * CONFIG.width, dtype=torch.bfloat16), None)
+        whole = activated(*given, **named)
+        return Operand(torch.zeros_like(whole.values), None)
 
     if fault == "is missing":
         monkeypatch.setitem(sys.modules, "rekontext.engine.kernels", None)
@@ -256,7 +265,47 @@ def test_kernels_that_fail_are_not_taken(
     assert choose(transformer, CostModel()) == "blocks"
     assert transformer.own_pass is None
     (said,) = (record.getMessage() for record in caplog.records)
-    assert "kernels" in said
+    assert {"raises": "no such instruction", "differs": "differ by", "is missing": "ModuleNotFoundError"}[fault] in said
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_passing_failure_is_not_remembered(
+    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory that something else had for a moment must not cost every later start a third of its speed."""
+    costs = CostModel()
+    monkeypatch.setattr(tuning, "seconds", lambda *_: 0.5 if transformer.own_pass else 1.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(kernels, "turned_norms", Mock(side_effect=torch.OutOfMemoryError("for a moment")))
+        assert choose(transformer, costs) == "blocks"
+    assert "for a moment" in caplog.text
+    assert costs.seconds == {}
+    assert choose(transformer, costs) == "kernels"
+    assert costs.seconds == {"pass by blocks": {100: 1.0}, "pass by kernels": {100: 0.5}}
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_kernels_are_taken_where_only_they_fit(
+    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold less at a time than the blocks do."""
+    monkeypatch.setattr(tuning, "seconds", lambda *_: 1.0)
+    for block in transformer.double_blocks:
+        monkeypatch.setattr(block, "forward", Mock(side_effect=torch.OutOfMemoryError("too large")))
+    assert choose(transformer, CostModel()) == "kernels"
+
+
+def test_a_closed_engines_weights_are_freed_at_once() -> None:
+    """A pass that kept its transformer alive would hold 24 GB until somebody collects cycles."""
+    small = random_transformer(CONFIG, device=CPU, dtype=torch.bfloat16)
+    small.use_pass(FusedPass(small))
+    kept = weakref.ref(small)
+    gc.disable()
+    try:
+        del small
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_whether_kernels_run_is_tried() -> None:

@@ -146,7 +146,7 @@ class Engine:
             batch: whether edits of equal shape may share a pass where that is measured to pay: "exact" only where
                 each still gets the bits that it would get alone, "any" where it gets others, "off" never.
             compiled: compile the transformer's blocks before the first edit; seconds to minutes, once. For
-                float32 on a GPU: else our own kernels are as fast there, and compiled in seconds.
+                float32 on a GPU: in bfloat16 our own kernels are as fast there, and compiled in seconds.
             compile_cache: where compiled code is kept between runs.
             attention: one of `attention.BACKENDS`; None tries them on a GPU and takes the fastest, and keeps the times
                 in `costs_file`, so that the next start takes the same one.

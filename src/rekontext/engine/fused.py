@@ -4,8 +4,9 @@ Products and attention are the libraries'. What stands between them is `kernels.
 next norm reads it, queries and keys are normed and turned where they lie, and in fp8 what a product reads is quantised
 where it is made. Nothing is compiled beforehand but the kernels themselves, in seconds.
 
-Axis letters in this file: b edits, t text tokens, n all tokens, m output tokens, d width, h heads, k head width, r rows
-(the tokens of all edits, one after the other).
+Axis letters in this file: b edits, t text tokens, n all tokens, d width, m hidden values of the MLP, o outputs of any
+layer, c latent token channels, w modulation values, h heads, k head width, r rows (the tokens of all edits, one after
+the other).
 """
 
 from __future__ import annotations
@@ -68,21 +69,24 @@ class Stream:
 
 
 class FusedPass:
-    """Stands in for a transformer's `forward`. Made once its weights lie where and how they stay."""
+    """Stands in for a transformer's `forward`. Layers may be quantised later; the scales of norms are copied here."""
 
     def __init__(self, transformer: KontextTransformer) -> None:
-        self._transformer = transformer
         norms = (module for module in transformer.modules() if isinstance(module, QKNorm))
         self._scales = {norm: torch.stack([norm.query_norm.scale, norm.key_norm.scale]) for norm in norms}
 
-    def __call__(self, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor) -> Tensor:
+    def __call__(
+        self, transformer: KontextTransformer, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor
+    ) -> Tensor:
         """See `KontextTransformer.forward`."""
         # Kernels run where the present device is, and that of another thread is another.
         with torch.cuda.device(latents_bnc.device) if latents_bnc.is_cuda else nullcontext():
-            return self._run(latents_bnc, conditioning, modulation_bw)
+            return self._run(transformer, latents_bnc, conditioning, modulation_bw)
 
-    def _run(self, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor) -> Tensor:
-        transformer, rotation = self._transformer, conditioning.rotation
+    def _run(
+        self, transformer: KontextTransformer, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor
+    ) -> Tensor:
+        rotation = conditioning.rotation
         values = transformer.modulation_values(modulation_bw)
         image = Stream(transformer.picture_tokens(latents_bnc, conditioning))
         text = Stream(conditioning.text_btd)

@@ -4,8 +4,9 @@ A step's norms, turns and activations do little arithmetic on much memory. PyTor
 its compiler one that reads a row two or three times; here a row is read once, held in registers, and written once. What
 the next product wants in e4m3 is quantised before it is written (see `fp8.py` for the format).
 
-Axis letters in this file: r rows (the tokens of all edits of a pass, one after the other), d width, h heads, k head
-width, b edits. All tensors are bfloat16 except where said; arithmetic is float32, rounded once, as it is written.
+Axis letters in this file: r rows (the tokens of all edits of a pass, one after the other), n tokens of one edit, b
+edits, d width, m hidden values of the MLP, h heads, k head width, p parts of a projection. All tensors are bfloat16
+except where said; arithmetic is float32, rounded once, as it is written.
 
 Only imported where there is a GPU: nothing else here knows Triton.
 """
@@ -150,7 +151,7 @@ def activated(plain_rd: Tensor | None, hidden_rm: Tensor | None, *, e4m3: bool) 
         HIDDEN=hidden,
         THIRD=third,
         IS_E4M3=e4m3,
-        IS_ROUGH=e4m3 and some.is_cuda,
+        IS_ROUGH=e4m3 and some.is_cuda and torch.version.hip is None,
         num_warps=min(16, max(1, triton.next_power_of_2(plain + hidden) // _ACTIVATION_VALUES_A_WARP)),
     )
     return out

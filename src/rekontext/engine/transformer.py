@@ -76,8 +76,8 @@ class Conditioning:
     rotation: Rotation
 
 
-Pass = Callable[[Tensor, Conditioning, Tensor], Tensor]
-"""Another way of computing `KontextTransformer.forward`."""
+Pass = Callable[["KontextTransformer", Tensor, Conditioning, Tensor], Tensor]
+"""Another way of computing `KontextTransformer.forward`. Handed the transformer, since it must not keep it alive."""
 
 
 class KontextTransformer(nn.Module):
@@ -190,7 +190,7 @@ class KontextTransformer(nn.Module):
             (b, n, c), dtype of the model.
         """
         if self.own_pass is not None:
-            return self.own_pass(latents_bnc, conditioning, modulation_bw)
+            return self.own_pass(self, latents_bnc, conditioning, modulation_bw)
         text = conditioning.text_btd
         image = self.picture_tokens(latents_bnc, conditioning)
         values = self.modulation_values(modulation_bw)

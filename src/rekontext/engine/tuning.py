@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Final, Literal, TypeVar
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from rekontext.contract import EditRefused, ModelCard
 from rekontext.engine import attention
 from rekontext.engine.costs import CostModel, per_device
-from rekontext.engine.fp8 import relative_error
+from rekontext.engine.fp8 import missing_units, relative_error
 from rekontext.engine.timing import seconds
 from rekontext.engine.transformer import KontextTransformer
 
@@ -73,7 +75,7 @@ def choose_pass(
         return "blocks"
     why = missing_kernels(transformer.device)
     if why:
-        _log.warning("steps take a third longer than they need to: our own kernels can't run, %s", why)
+        _log.warning("steps take longer than they need to: our own kernels can't run, %s", why)
         return "blocks"
     from rekontext.engine.fused import FusedPass
 
@@ -92,13 +94,25 @@ def has_kernels_for(transformer: KontextTransformer) -> bool:
 
 def missing_kernels(device: torch.device) -> str:
     """Why our own kernels can't run on a device; empty if they can. Tried: Triton compiles them as they are called."""
+    is_gpu = device.type == "cuda"
     try:
+        from triton import knobs
+
         from rekontext.engine.kernels import activated
 
-        activated(torch.zeros(1, 16, dtype=torch.bfloat16, device=device), None, e4m3=False)
+        if is_gpu and knobs.runtime.interpret:
+            return "Triton interprets them, which takes minutes: TRITON_INTERPRET is set"
+        # Kernels run where the present device is.
+        with torch.cuda.device(device) if is_gpu else nullcontext():
+            for e4m3 in (False, True) if is_gpu and not missing_units(device) else (False,):
+                activated(torch.zeros(1, 16, dtype=torch.bfloat16, device=device), None, e4m3=e4m3)
+            if is_gpu:
+                torch.cuda.synchronize()
     except Exception as fault:  # compilers fail in ways of their own
-        first_line = next(iter(str(fault).splitlines()), "")
-        return f"{type(fault).__name__}: {first_line[:200]}; Triton needs a C compiler (gcc) and Python's headers"
+        first_line = next(iter(str(fault).splitlines()), "")[:200]
+        is_of_compiler = isinstance(fault, CalledProcessError) or "compiler" in first_line
+        needs = "; Triton needs gcc and Python's headers (python3-dev)" if is_of_compiler else ""
+        return f"{type(fault).__name__}: {first_line}{needs}"
     return ""
 
 
@@ -138,16 +152,18 @@ def _faster(
     tokens: int,
     ready: Callable[[], Callable[[], Tensor]],
 ) -> Way:
-    """Take the second of two ways of computing a pass if it was, or is now, faster than the first."""
+    """Take the second of two ways of computing a pass if it was, or is now, faster than the first.
+
+    What fails is remembered nowhere: the reason may be gone at the next start.
+    """
     first, second = ways
     stored = {way: costs.seconds.get(name(way), {}).get(tokens) for way in ways}
     known = {way: took_s for way, took_s in stored.items() if took_s is not None}
-    if not known:
+    if len(known) < len(ways):
         known = _try_ways(transformer, ways, ready)
-        for way, took_s in known.items():
+        for way, took_s in known.items() if len(known) == len(ways) else ():
             costs.learn(name(way), tokens, took_s)
-    is_second = len(known) == len(ways) and known[second] < WORTHWHILE * known[first]
-    taken = second if is_second else first
+    taken = second if known.get(second, math.inf) < WORTHWHILE * known.get(first, math.inf) else first
     ways[taken]()
     return taken
 
@@ -156,23 +172,25 @@ def _faster(
 def _try_ways(
     transformer: KontextTransformer, ways: dict[Way, Callable[[], None]], ready: Callable[[], Callable[[], Tensor]]
 ) -> dict[Way, float]:
-    """Seconds of a pass either way, as far as it runs and the second agrees with the first."""
-    first, second = ways
+    """Seconds of a pass by each way that runs, and agrees with those before it."""
     known: dict[Way, float] = {}
-    try:
-        ways[first]()
-        run = ready()
-        expected = run()
-        known[first] = seconds(run, transformer.device)
-        ways[second]()
-        error = relative_error(run(), expected)
-        if error <= ERROR_MAX:
-            known[second] = seconds(run, transformer.device)
-        else:
-            _log.warning("%r is out: a pass differs by %.2g from one by %r", second, error, first)
-    except Exception as fault:
-        # A way that can't run here is none. What can't run at all will say so at the first edit.
-        _log.warning("whether %r is faster could not be tried: %s: %s", second, type(fault).__name__, str(fault)[:200])
+    expected = None
+    for way, take in ways.items():
+        try:
+            take()
+            run = ready()
+            found = run()
+            error = 0.0 if expected is None else relative_error(found, expected)
+            if error <= ERROR_MAX:
+                known[way] = seconds(run, transformer.device)
+                expected = found
+            else:
+                _log.warning("passes by %r are out: they differ by %.2g from those before", way, error)
+        except Exception as fault:
+            # A way that can't run here is none. What can't run at all will say so at the first edit.
+            _log.warning("passes by %r could not be tried: %s: %s", way, type(fault).__name__, str(fault)[:200])
+            if transformer.device.type == "cuda":
+                torch.cuda.empty_cache()  # the next way may need what this one held
     return known
 
 
