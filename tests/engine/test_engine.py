@@ -25,6 +25,7 @@ from rekontext.contract import (
 from rekontext.engine import EditCancelled, Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import open_model
+from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import noise
 from tests.small_model import CANVAS_AREA, SHAPES, build
 
@@ -253,6 +254,23 @@ def test_closing_ends_every_edit(tmp_path: Path) -> None:
     for ticket in tickets:
         assert ticket.future.done()
     assert (tmp_path / "costs-model-cpu-float32.json").is_file()
+
+
+def test_the_first_edit_is_estimated_by_the_pass_that_was_tried(tmp_path: Path) -> None:
+    """Where ways of computing were tried, an edit's length needn't be guessed; a step that was measured counts more."""
+    build(tmp_path / "model", SHAPES["plain"])
+    kept = tmp_path / "costs-model-cpu-float32.json"
+
+    def predicted_s(**seconds: dict[int, float]) -> float:
+        CostModel(seconds={name.replace("_", " "): known for name, known in seconds.items()}).save(kept)
+        with Engine.open(str(tmp_path / "model"), device="cpu", costs_file=tmp_path / "costs.json") as engine:
+            return engine.costs.predict("step", tokens)
+
+    with Engine.open(str(tmp_path / "model"), device="cpu") as engine:
+        tokens = engine.model.prompts.tokens + 2 * engine.model.canvas.area // 256
+    ways = {"pass_by_blocks": {tokens: 3.0}, "pass_by_kernels": {tokens: 2.0}}
+    assert predicted_s(**ways) == 2.0
+    assert predicted_s(**ways, step={tokens: 5.0}) == 5.0
 
 
 def test_what_only_spares_time_need_not_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,8 @@ ERROR_MAX: Final = 0.2
 """Relative L2 between two ways over a whole pass, above which one of them must be wrong: all blocks round anew."""
 WORTHWHILE: Final = 0.99
 """The second way must need less than this share of the time to be taken: a tie must not change bytes."""
+_OF_PASSES: Final = ("pass by ", "gelu ")
+"""So the names begin under which `CostModel` keeps what a pass took by each way."""
 _log = logging.getLogger(__name__)
 
 
@@ -141,6 +143,12 @@ def choose_gelu(
         ways["behind"]()
         return "behind"
     return _faster(transformer, costs, ways, name=lambda place: f"gelu {place}, {by}", tokens=tokens, ready=ready)
+
+
+def tried_pass_s(costs: CostModel, tokens: int) -> float | None:
+    """Seconds of a pass by the fastest of the ways that were tried; None where there was nothing to choose."""
+    tried = (known.get(tokens) for name, known in costs.seconds.items() if name.startswith(_OF_PASSES))
+    return min((took_s for took_s in tried if took_s is not None), default=None)
 
 
 def _faster(
