@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing the pinned dependencies into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev,train]'
+# Triton, which PyTorch for GPUs brings, lies apart: whatever imports diffusers would import it too, a second a process.
+	@case "$$(uname -sm)" in "Linux x86_64") $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-deps --upgrade --target $(VENV)/triton triton ;; esac
 	@touch $(STAMP)
 
 serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model

@@ -29,6 +29,7 @@ from rekontext.cli import main
 from rekontext.cli.doctor import _gpu_kernels, examine
 from rekontext.settings import PREFIX, Settings
 from tests.pictures.samples import photo_bytes
+from tests.triton import need_triton
 
 SCRIPT: Final = [sys.executable, "-c", "from rekontext.cli import main; main()"]
 SOON_S: Final = 180.0
@@ -400,7 +401,7 @@ def test_a_damaged_database_stops_every_command_with_one_line(run: Run) -> None:
 
 def test_doctor_says_why_a_gpus_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our kernels are compiled where they run; that needs what a bare machine may not have."""
-    pytest.importorskip("triton")
+    need_triton()
     device = torch.device("cpu")
     assert _gpu_kernels(device).verdict == "ok"
     fault = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")

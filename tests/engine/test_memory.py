@@ -21,7 +21,7 @@ from rekontext.engine import placement as placing
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
 from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import Fp8Linear
-from rekontext.engine.memory import GB, Placement, Plan, Sizes, plans
+from rekontext.engine.memory import GB, MemoryPlan, Placement, Sizes, memory_plans
 from rekontext.engine.placement import open_first, open_placed
 from rekontext.engine.transformer import TransformerConfig
 from tests.small_model import CANVAS_AREA, SHAPES, TEXT_TOKENS, build
@@ -32,7 +32,7 @@ SMALLEST = Placement(fp8=True, text_on_host=True, modulation_on_host=True)
 
 
 def chosen(free_gb: float, *, has_fp8: bool = True) -> str | None:
-    return next((plan.name for plan in plans(Sizes(), int(free_gb * GB), has_fp8=has_fp8) if plan.fits), None)
+    return next((plan.name for plan in memory_plans(Sizes(), int(free_gb * GB), has_fp8=has_fp8) if plan.fits), None)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_without_fp8_units_there_is_one_plan() -> None:
 
 def test_weights_are_counted_from_the_configuration() -> None:
     """Two wide plans differ by one byte for each weight that fp8 covers; the host gets what the device loses."""
-    wide, small, text, least = plans(Sizes(), 0)
+    wide, small, text, least = memory_plans(Sizes(), 0)
     width, blocks = 3072, 57
     assert wide.device_bytes - small.device_bytes == 24 * width**2 * 19 + 12 * width**2 * 38
     assert small.device_bytes - text.device_bytes == text.host_bytes == 2 * Sizes().text_encoder_parameters
     assert least.host_bytes - text.host_bytes == 2 * (width * width + width) * (12 * 19 + 3 * 38)
     shallow = Sizes(transformer=TransformerConfig(double_blocks=2, single_blocks=blocks))
-    assert plans(shallow, 0)[0].device_bytes < wide.device_bytes
+    assert memory_plans(shallow, 0)[0].device_bytes < wide.device_bytes
 
 
 def test_a_model_is_named_without_the_folder_it_lies_in(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ladder(*placements: Placement, free_bytes: int = 100) -> list[Plan]:
+def ladder(*placements: Placement, free_bytes: int = 100) -> list[MemoryPlan]:
     """Plans that need 100, 90, 80 ... bytes."""
     return [
-        Plan(name=f"plan {i}", placement=each, device_bytes=100 - 10 * i, host_bytes=0, free_bytes=free_bytes)
+        MemoryPlan(name=f"plan {i}", placement=each, device_bytes=100 - 10 * i, host_bytes=0, free_bytes=free_bytes)
         for i, each in enumerate(placements)
     ]
 
@@ -129,7 +129,7 @@ def test_too_little_memory_is_told_in_numbers() -> None:
     with pytest.raises(
         CheckpointError, match=r"needs 15\.\d GB .* even with fp8, text encoders .*, and 9\.0 GB are free"
     ):
-        open_first(opened, plans(Sizes(), 9 * GB), CPU)
+        open_first(opened, memory_plans(Sizes(), 9 * GB), CPU)
 
 
 def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch
         asked.append((placement, dtype))
         return open_model(model, device=CPU, dtype=dtype, placement=placement)
 
-    gpu, needed = torch.device("cuda:0"), [plan.device_bytes for plan in plans(model_sizes(str(folder)), 0)]
+    gpu, needed = torch.device("cuda:0"), [plan.device_bytes for plan in memory_plans(model_sizes(str(folder)), 0)]
     monkeypatch.setattr(placing, "open_model", opened)
     for module in (placing, precision):
         monkeypatch.setattr(module, "missing_units", lambda _: "")

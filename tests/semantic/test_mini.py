@@ -35,14 +35,14 @@ def edited(engine: Engine, photo: Pixels, prompt: str, *, guidance: float = 7.0,
 
 @pytest.fixture(scope="module")
 def marks(engine: Engine) -> list[Mark]:
-    """Each edit, asked once, of one of the two photos."""
-    asked = ((name, photos()[(1, 4)[turn % 2]], held_out(name)[turn // 2 % 2]) for turn, name in enumerate(ASKED))
+    """Every other edit, asked once, of one of the two photos; `make exam` asks for all of them, of more."""
+    asked = ((name, photos()[(1, 4)[turn % 2]], held_out(name)[turn // 2 % 2]) for turn, name in enumerate(ASKED[::2]))
     return [judge(photo, name, edited(engine, photo, sentence)) for name, photo, sentence in asked]
 
 
 def test_the_answer_is_nearer_to_the_asked_edit_than_to_any_other(marks: list[Mark]) -> None:
     mistaken = [(mark.edit, mark.nearest) for mark in marks if mark.nearest != mark.edit]
-    assert len(mistaken) <= 1, mistaken  # of 21: the goal is 95 %
+    assert not mistaken
 
 
 def test_every_prompt_that_it_offers_is_understood(engine: Engine) -> None:

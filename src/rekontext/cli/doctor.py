@@ -183,7 +183,7 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
     from rekontext.engine import CheckpointError
     from rekontext.engine.checkpoint import model_sizes
     from rekontext.engine.fp8 import missing_units
-    from rekontext.engine.memory import Sizes, plans
+    from rekontext.engine.memory import Sizes, memory_plans
 
     subject = "gpu memory"
     path = local_path(settings.model)
@@ -193,10 +193,10 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
         return Finding(subject=subject, verdict="broken", says=str(fault))
     whose = path.name if path.exists() else "FLUX.1 Kontext [dev]"
     if gpu is None:
-        needs = "; ".join(str(plan) for plan in plans(sizes, 0))
+        needs = "; ".join(str(plan) for plan in memory_plans(sizes, 0))
         return Finding(subject=subject, verdict="ok", says=f"no GPU here; {whose} needs {needs}")
     free_bytes, _ = torch.cuda.mem_get_info(gpu)
-    possible = plans(sizes, free_bytes, has_fp8=not missing_units(gpu))
+    possible = memory_plans(sizes, free_bytes, has_fp8=not missing_units(gpu))
     fitting = [plan for plan in possible if plan.fits]
     table = "; ".join(f"{plan} ({'fits' if plan.fits else 'does not fit'})" for plan in possible)
     if not fitting and settings.model != MINI:

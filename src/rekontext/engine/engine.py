@@ -51,7 +51,7 @@ from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
-from rekontext.engine.memory import STARTED_EDITS_MAX, Plan
+from rekontext.engine.memory import STARTED_EDITS_MAX, MemoryPlan
 from rekontext.engine.outlook import Outlook
 from rekontext.engine.placement import Holding, free_memory, is_out_of_memory, open_placed
 from rekontext.engine.precision import choose_device
@@ -94,7 +94,7 @@ class Engine:
         weight: Callable[[str], float] = equal_shares,
         costs_file: Path | None = None,
         batch: BatchMode = "exact",
-        plans: Sequence[Plan] = (),
+        plans: Sequence[MemoryPlan] = (),
     ) -> None:
         self.model = Model.of(parts)
         self._holding = Holding(parts, plans)

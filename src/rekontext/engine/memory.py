@@ -67,7 +67,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """One way of holding a model.
 
     Attributes:
@@ -100,7 +100,7 @@ _PLACEMENTS: Final = {
 }
 
 
-def plans(sizes: Sizes, free_bytes: int, *, has_fp8: bool = True) -> list[Plan]:
+def memory_plans(sizes: Sizes, free_bytes: int, *, has_fp8: bool = True) -> list[MemoryPlan]:
     """Every way of holding a model, the fastest and largest first; whether each fits is its `fits`.
 
     Args:
@@ -117,7 +117,7 @@ def plans(sizes: Sizes, free_bytes: int, *, has_fp8: bool = True) -> list[Plan]:
         device_bytes += (0 if placement.text_on_host else text) + (0 if placement.modulation_on_host else values)
         host_bytes = (text if placement.text_on_host else 0) + (values if placement.modulation_on_host else 0)
         found.append(
-            Plan(
+            MemoryPlan(
                 name=name,
                 placement=placement,
                 device_bytes=device_bytes,

@@ -13,7 +13,7 @@ import torch
 from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, open_model
 from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
-from rekontext.engine.memory import GB, Placement, Plan, plans
+from rekontext.engine.memory import GB, MemoryPlan, Placement, memory_plans
 from rekontext.engine.packed import can_pack
 from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
 from rekontext.engine.pretrained import offload_encoder
@@ -29,7 +29,7 @@ Open = Callable[[Placement], Parts]
 
 def open_placed(
     model: str, *, device: torch.device, dtype: str | None, packed: bool = True
-) -> tuple[Parts, tuple[Plan, ...]]:
+) -> tuple[Parts, tuple[MemoryPlan, ...]]:
     """Open a model in the given dtype. Where none is given: on a GPU by memory plan, on a CPU as its facts ask for.
 
     Args:
@@ -66,10 +66,10 @@ def open_placed(
                 f"{device} ran out of memory opening the model in {dtype}: name no dtype, and one that fits is taken"
             ) from error
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return open_first(opened, plans(model_sizes(model), free_bytes, has_fp8=not missing_units(device)), device)
+    return open_first(opened, memory_plans(model_sizes(model), free_bytes, has_fp8=not missing_units(device)), device)
 
 
-def open_first(opened: Open, choices: list[Plan], device: torch.device) -> tuple[Parts, tuple[Plan, ...]]:
+def open_first(opened: Open, choices: list[MemoryPlan], device: torch.device) -> tuple[Parts, tuple[MemoryPlan, ...]]:
     """Open by the first plan that fits and doesn't run out of memory after all."""
     fitting = [plan for plan in choices if plan.fits]
     if not fitting:
@@ -102,7 +102,7 @@ class Holding:
         plans: the one in force, then those that may be fallen to; none where the operator chose.
     """
 
-    def __init__(self, parts: Parts, plans: Sequence[Plan]) -> None:
+    def __init__(self, parts: Parts, plans: Sequence[MemoryPlan]) -> None:
         self._parts = parts
         self._placement = parts.placement
         self._plans = list(plans)
@@ -153,7 +153,7 @@ class Holding:
                     layer.to_host()
 
 
-def _warn_of_fall(above: Plan, below: Plan) -> None:
+def _warn_of_fall(above: MemoryPlan, below: MemoryPlan) -> None:
     _log.warning("out of memory with %s; going on with %s: pictures will differ in their last digits", above, below)
 
 

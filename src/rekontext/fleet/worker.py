@@ -42,7 +42,7 @@ _LOOK_EVERY_S: Final = 0.1
 _log = logging.getLogger(__name__)
 
 
-class Worker:
+class EngineServer:
     """Serves one fleet over one channel."""
 
     def __init__(self, channel: Channel, fleet: LocalFleet, prepared: asyncio.Future[None]) -> None:
@@ -172,7 +172,7 @@ async def _main(end: socket.socket, open_fleet: Callable[[Opening], LocalFleet],
         opening = await channel.receive()
         assert isinstance(opening, Opening), f"the first message is {opening!r}"
         fleet = open_fleet(opening)
-        await Worker(channel, fleet, preparing).serve()
+        await EngineServer(channel, fleet, preparing).serve()
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_S_MAX):
                 await channel.flush()
