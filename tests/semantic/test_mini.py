@@ -17,7 +17,7 @@ from training.exam import ASKED, Mark, autoencoder_alone, exact, judge, photos, 
 from training.photos import Pixels
 from training.phrasings import held_out
 
-STEPS = 4
+STEPS = 3
 BYTES_MAX = 24_000_000
 
 
