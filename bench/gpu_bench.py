@@ -51,7 +51,7 @@ class Bench:
         dynamic: whether blocks are compiled once for all numbers of tokens, as the engine does it.
         attention: a backend by name; None takes the fastest.
         by: what our passes are computed by, as the engine would; None tries it: our kernels where they run, else
-            compiled blocks.
+            compiled blocks, or blocks as they are where nothing is compiled.
         twin: diffusers' transformer with our weights, once a part has made it.
     """
 
@@ -116,7 +116,7 @@ class Bench:
             costs = CostModel()
             ready = self.ready(transformer)
             by = choose_pass(transformer, costs, tokens=self.tokens, ready=ready)
-            self.by = "kernels" if by == "kernels" else "compiled blocks"
+            self.by = by if by == "kernels" or self.backend == "none" else "compiled blocks"
             self._keep(costs)
         self.facts["pass_by"] = self.by
         self.run_by(transformer)
@@ -194,6 +194,9 @@ class Bench:
     @contextmanager
     def watched(self, what: str) -> Iterator[None]:
         """Keep what a GPU draws, and the clock that this leaves it: at its limit of power it slows down."""
+        if self.device.type != "cuda":
+            yield
+            return
         seen: list[tuple[float, float]] = []
         done = Event()
 
@@ -204,14 +207,12 @@ class Bench:
                     seen.append((torch.cuda.power_draw(self.device) / 1000, clock_mhz))
 
         looking = Thread(target=look, name="watching", daemon=True)
-        if self.device.type == "cuda":
-            looking.start()
+        looking.start()
         try:
             yield
         finally:
             done.set()
-            if self.device.type == "cuda":
-                looking.join()
+            looking.join()
         if seen:
             # It takes a second until the chip is as warm as it gets.
             settled = seen[len(seen) // 3 :]

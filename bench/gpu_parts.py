@@ -253,8 +253,9 @@ def profile(bench: Bench) -> None:
     passes: dict[str, Callable[[], object]] = {
         "bf16": lambda: step.run(bench.ours),
         "fp8": lambda: step.run(bench.narrow),
-        "diffusers": lambda: step.run_diffusers(bench.twin) if bench.twin is not None else None,
     }
+    if bench.twin is not None:
+        passes["diffusers"] = lambda: step.run_diffusers(bench.twin)
     for name, run in passes.items():
         run()
         bench.finish()

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         default=None, description="precision; empty fits the device"
     )
     compiled: bool = Field(
-        default=False, description="compile the transformer; on a GPU our kernels are as fast without, but for float32"
+        default=False, description="compile the transformer: for float32 on a GPU; in bfloat16 our kernels are as fast"
     )
     batch: BatchMode = Field(
         default="exact", description="edits that share a pass: if that changes no bit, always, never"

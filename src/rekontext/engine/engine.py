@@ -58,15 +58,7 @@ from rekontext.engine.precision import choose_device
 from rekontext.engine.preview import Previewer
 from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
-from rekontext.engine.tuning import (
-    PassBy,
-    best_effort,
-    choose_attention,
-    choose_gelu,
-    choose_pass,
-    costs_file_of,
-    tried_pass_s,
-)
+from rekontext.engine.tuning import best_effort, choose_attention, choose_ways, costs_file_of
 from rekontext.models import MINI
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
@@ -180,15 +172,9 @@ class Engine:
         """What must not change any more once edits are served: it would change their bytes."""
         tokens = self.model.prompts.tokens + 2 * self.model.canvas.area // PIXELS_PER_TOKEN**2
         choose_attention(self.model.transformer, self.costs, tokens=tokens, name=attention)
-        by: PassBy = "compiled blocks"
         if compiled:
             compile_blocks(self.model.transformer, cache_file=compile_cache)
-        else:
-            by = choose_pass(self.model.transformer, self.costs, tokens=tokens, ready=self._one_pass)
-        choose_gelu(self.model.transformer, self.costs, tokens=tokens, by=by, ready=self._one_pass)
-        pass_s = tried_pass_s(self.costs, tokens)
-        if pass_s is not None and "step" not in self.costs.seconds:
-            self.costs.learn("step", tokens, pass_s)
+        choose_ways(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
         self._save_costs()
         if not compiled and not self._device.has_second:
             return

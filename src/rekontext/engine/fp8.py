@@ -23,7 +23,7 @@ CAPABILITY_MIN: Final = (8, 9)
 """The first chips with fp8 matrix units (Ada, Hopper)."""
 _SIDE_MULTIPLE: Final = 16
 """What the matrix units ask of both sides of a weight."""
-_TINY: Final = 1e-12
+TINY: Final = 1e-12
 _PROBE_SIDE: Final = 256
 _KEPT_WIDE: Final = ("mod", "modulation", "norm")
 
@@ -35,7 +35,7 @@ def quantise_rows(x_nd: Tensor) -> tuple[Tensor, Tensor]:
         e4m3 (..., d) and the scales (..., 1) in float32 by which it must be multiplied to get `x_nd` back.
     """
     wide = x_nd.float()
-    largest = wide.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+    largest = wide.abs().amax(-1, keepdim=True).clamp(min=TINY)
     # Asked for here: a number that stands in the module would be handed to compiled kernels at each call.
     limit = torch.finfo(E4M3).max
     # Rounding may land a hair above the largest, which e4m3 would turn into NaN.

@@ -25,7 +25,7 @@ from rekontext.engine.layers import DoubleStreamBlock, Modulation, QKNorm, Singl
 from rekontext.engine.rope import Rotation
 from rekontext.engine.transformer import Conditioning, KontextTransformer, next_modulation
 
-ALL: Final = slice(None)
+_ALL: Final = slice(None)
 
 
 class Stream:
@@ -206,8 +206,8 @@ def _linear_gelu(x: Operand, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_gelu(x.values[None], weight, bias)[0]
 
 
-def _projected(linear: nn.Module, x: Operand, part: slice = ALL) -> Tensor:
-    """The outputs in `part` only: (r, o)."""
+def _projected(linear: nn.Module, x: Operand, part: slice = _ALL) -> Tensor:
+    """A layer's outputs, or those in `part` only: (r, o)."""
     if x.scale is None:
         assert isinstance(linear, nn.Linear), "an operand in bfloat16 for a layer in e4m3"
         return F.linear(x.values, linear.weight[part], linear.bias[part])

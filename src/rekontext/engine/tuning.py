@@ -63,6 +63,28 @@ def choose_attention(transformer: KontextTransformer, costs: CostModel, *, token
     return name
 
 
+def choose_ways(
+    transformer: KontextTransformer,
+    costs: CostModel,
+    *,
+    tokens: int,
+    compiled: bool,
+    ready: Callable[[], Callable[[], Tensor]],
+) -> None:
+    """Have a transformer's passes computed in the ways that are fastest, and know from their trial what a step takes.
+
+    Args:
+        compiled: its blocks are, and compute it.
+        ready: as for `choose_pass`.
+    """
+    by: PassBy = "compiled blocks" if compiled else choose_pass(transformer, costs, tokens=tokens, ready=ready)
+    choose_gelu(transformer, costs, tokens=tokens, by=by, ready=ready)
+    tried = (known.get(tokens) for name, known in costs.seconds.items() if name.startswith(_OF_PASSES))
+    pass_s = min((took_s for took_s in tried if took_s is not None), default=None)
+    if pass_s is not None and "step" not in costs.seconds:
+        costs.learn("step", tokens, pass_s)
+
+
 def choose_pass(
     transformer: KontextTransformer, costs: CostModel, *, tokens: int, ready: Callable[[], Callable[[], Tensor]]
 ) -> PassBy:
@@ -143,12 +165,6 @@ def choose_gelu(
         ways["behind"]()
         return "behind"
     return _faster(transformer, costs, ways, name=lambda place: f"gelu {place}, {by}", tokens=tokens, ready=ready)
-
-
-def tried_pass_s(costs: CostModel, tokens: int) -> float | None:
-    """Seconds of a pass by the fastest of the ways that were tried; None where there was nothing to choose."""
-    tried = (known.get(tokens) for name, known in costs.seconds.items() if name.startswith(_OF_PASSES))
-    return min((took_s for took_s in tried if took_s is not None), default=None)
 
 
 def _faster(
