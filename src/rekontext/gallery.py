@@ -1,4 +1,4 @@
-"""One picture that shows what a model does: a row per photo, a column per instruction.
+"""One picture that shows what a model does: a row per photo, a column per instruction, in bands as wide as a page.
 
 Knows layout and labels. Knows the engine only by its `edit`.
 """
@@ -6,6 +6,7 @@ Knows layout and labels. Knows the engine only by its `edit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Final, Protocol
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -14,6 +15,8 @@ GROUND: Final = (250, 250, 248)
 INK: Final = (40, 40, 44)
 GAP: Final = 10
 MARGIN: Final = 20
+BAND_MAX: Final = 5
+"""Instructions side by side at the most; more go below, since a page shows the sheet shrunk to its own width."""
 
 
 class Editor(Protocol):
@@ -37,7 +40,7 @@ def draw(
     cell_px: int = 220,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
-    """Edit every photo by every instruction and lay the results out under their instructions.
+    """Edit every photo by every instruction and lay the results out under their instructions, `BAND_MAX` in a band.
 
     Args:
         photos: at least one, of any size and mode. The first column shows them as they are.
@@ -50,34 +53,50 @@ def draw(
     """
     if not photos or not instructions:
         raise ValueError("a gallery needs at least one photo and one instruction")
-    font = ImageFont.load_default(max(12, cell_px // 14))
-    columns = ["the photo", *instructions]
+    upright = [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
+    bands = ceil(len(instructions) / BAND_MAX)
+    columns = ceil(len(instructions) / bands)
+    strips = []
+    for first in range(0, len(instructions), columns):
+        shown = instructions[first : first + columns]
+        rows = [[photo] for photo in upright]
+        for row, (photo, pictures) in enumerate(zip(photos, rows, strict=True)):
+            for column, instruction in enumerate(shown):
+                pictures.append(engine.edit(photo, instruction, steps=steps, guidance=guidance, seed=seed))
+                if on_cell is not None:
+                    done = first * len(photos) + row * len(shown) + column + 1
+                    on_cell(done, len(photos) * len(instructions))
+        strips.append(_band(["the photo", *shown], rows, cell_px))
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips) - MARGIN * (bands - 1)), GROUND)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height - MARGIN
+    return sheet
+
+
+def _band(columns: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_px: int) -> Image.Image:
+    """Rows of pictures under the columns' names; each row is as high as its first picture is in a cell."""
+    font = ImageFont.load_default(max(12, cell_px // 11))
     labels = [_wrapped(text, font, cell_px - 8) for text in columns]
     line = font.getbbox("Hg")[3] * 1.3
     header = int(max(label.count("\n") + 1 for label in labels) * line) + GAP
     pitch = cell_px + GAP
-    upright = [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
-    heights = [min(cell_px, round(cell_px * photo.height / photo.width)) for photo in upright]
+    heights = [min(cell_px, round(cell_px * row[0].height / row[0].width)) for row in rows]
     width = 2 * MARGIN + len(columns) * pitch - GAP
-    sheet = Image.new("RGB", (width, 2 * MARGIN + header + sum(heights) + GAP * (len(photos) - 1)), GROUND)
-    pen = ImageDraw.Draw(sheet)
+    band = Image.new("RGB", (width, 2 * MARGIN + header + sum(heights) + GAP * (len(rows) - 1)), GROUND)
+    pen = ImageDraw.Draw(band)
     for column, label in enumerate(labels):
         centre = MARGIN + column * pitch + cell_px / 2
         pen.multiline_text((centre, MARGIN + header - GAP), label, fill=INK, font=font, anchor="md", align="center")
-    done, top = 0, MARGIN + header
-    for photo, height in zip(upright, heights, strict=True):
-        for column in range(len(columns)):
-            picture = photo
-            if column:
-                picture = engine.edit(photo, columns[column], steps=steps, guidance=guidance, seed=seed)
-                done += 1
+    top = MARGIN + header
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
             fitted = ImageOps.contain(picture, (cell_px, height), Image.Resampling.LANCZOS)
             left = MARGIN + column * pitch + (cell_px - fitted.width) // 2
-            sheet.paste(fitted, (left, top + (height - fitted.height) // 2))
-            if column and on_cell is not None:
-                on_cell(done, len(photos) * len(instructions))
+            band.paste(fitted, (left, top + (height - fitted.height) // 2))
         top += height + GAP
-    return sheet
+    return band
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:

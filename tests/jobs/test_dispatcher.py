@@ -195,7 +195,7 @@ async def test_an_edit_that_never_ends_is_stopped(office: Office, store: Picture
     """Every attempt has a time limit."""
     office.patience = Patience(faults_max=1)
     gate = Gate()
-    plant = Plant(office=office, objects=store, run_s_max=0.01, fleet=FakeFleet(behaviours=[gate]))
+    plant = Plant(office=office, objects=store, run_s_max=0.5, fleet=FakeFleet(behaviours=[gate]))
     async with plant.at_work():
         failed = await plant.ended(await submit(plant))
     assert (failed.error_code, gate.stopped.is_set()) == ("edit_timeout", True)

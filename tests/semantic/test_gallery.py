@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import ExifTags, Image
 
-from rekontext.gallery import GROUND, draw
+from rekontext.gallery import BAND_MAX, GROUND, draw
 
 
 class Painter:
@@ -50,6 +50,20 @@ def test_each_photo_gets_a_row_and_each_instruction_a_column() -> None:
     assert counts[(0, 255, 0)] == 100 * 50
     assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 100 * 50 + 100 * 100
     assert counts[GROUND] > 0
+
+
+def test_more_instructions_than_a_page_is_wide_go_below() -> None:
+    """Eleven columns side by side, shrunk to a page's width, had labels that nobody could read."""
+    painter, progress = Painter(), list[int]()
+    photo = Image.new("RGB", (100, 100), "lime")
+    instructions = ["make it red", "make it blue"] * 3
+    full = draw(painter, [photo], instructions[:BAND_MAX], cell_px=100)
+    split = draw(painter, [photo] * 2, instructions, cell_px=100, on_cell=lambda done, _: progress.append(done))
+    assert progress == list(range(1, 13))
+    assert split.width < full.width, "six are three and three, not five and a lone one"
+    counts = {colour: count for count, colour in split.getcolors(2**20) or []}
+    assert counts[(0, 255, 0)] == 4 * 100 * 100, "each band shows the photos again"
+    assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 6 * 100 * 100
 
 
 def test_a_photo_that_was_taken_turned_stands_upright_in_a_row_of_its_own_shape() -> None:
