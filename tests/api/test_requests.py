@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Final
@@ -17,7 +18,7 @@ from sqlalchemy import select
 from rekontext.accounts import integrity
 from rekontext.api import sse
 from rekontext.api.documents import MINI_NOTICE
-from rekontext.contract import EditRefused, Preview, Progress
+from rekontext.contract import EditRefused, EditRequest, EditResult, Estimate, OnProgress, Preview, Progress
 from rekontext.database import JobId
 from rekontext.database.tables import jobs, transfers
 from tests.api.conftest import MakeStudio
@@ -191,6 +192,60 @@ async def test_every_step_is_told_and_done_comes_last(client: httpx2.AsyncClient
     last = events[-1][2]
     assert last["output"].startswith("http://studio/files/")
     assert last["status"] == "COMPLETED"
+
+
+class Crowded(PillowFleet):
+    """Holds edits back before their first step, as a device does that has others, and says how many go first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = 1
+        self.held = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.may_prepare = asyncio.Event()
+
+    async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        self.held.set()
+        await self.may_prepare.wait()
+        return await super().edit(request, on_progress=on_progress)
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        self.asked.set()
+        return Estimate(position=self.ahead, wait_s=3.0 * self.ahead, finish_s=3.0 * self.ahead + 3.0)
+
+
+async def test_an_edit_that_waits_for_its_device_is_told_its_place(make_studio: MakeStudio) -> None:
+    """Up to its first step nothing else happens to it, for as long as the others' edits take."""
+    fleet = Crowded()
+    async with make_studio(fleet=fleet).open() as client:
+        url = (await client.post(V2, json=GOOD)).json()["events_url"]
+        events = asyncio.create_task(followed(client, url))
+        for ahead, looks in ((1, 2), (0, 1)):  # the second look finds no change
+            fleet.ahead = ahead
+            for _ in range(looks):
+                fleet.asked.clear()
+                await asyncio.wait_for(fleet.asked.wait(), SOON_S)
+        fleet.may_prepare.set()
+        told = [data for name, _, data in await events if name == "processing"]
+    assert [(data["queue_position"], data["eta_seconds"]) for data in told] == [(1, 6.0), (0, 3.0)]
+    assert {(data["status"], data["attempt"]) for data in told} == {("PROCESSING", 1)}
+
+
+async def test_time_in_the_devices_queue_is_waiting(make_studio: MakeStudio) -> None:
+    """An edit that stood behind others for ten seconds hasn't waited for none."""
+    fleet = Crowded()
+    async with make_studio(fleet=fleet).open() as client:
+        submitted = (await client.post(V2, json=GOOD)).json()
+        await asyncio.wait_for(fleet.held.wait(), SOON_S)
+        began = time.perf_counter()
+        await asyncio.sleep(0.05)
+        at_least_s = time.perf_counter() - began
+        fleet.may_prepare.set()
+        await followed(client, submitted["events_url"])
+        ended = (await client.get(submitted["response_url"])).json()
+    assert ended["timings"]["wait"] >= at_least_s
+    assert ended["metrics"]["queue_time"] >= at_least_s
+    assert ended["metrics"]["queue_time"] + ended["metrics"]["inference_time"] <= ended["metrics"]["total_time"] + 1e-3
 
 
 async def test_a_stream_is_taken_up_again_after_the_last_event(client: httpx2.AsyncClient) -> None:

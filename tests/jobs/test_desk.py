@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
@@ -15,11 +15,13 @@ from sqlalchemy import Connection
 from rekontext.contract import EditRequest, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
 from rekontext.jobs import Accepted, Desk, Event, EventHub, Job, JobUnknown, Lease, Standing, State, events
+from rekontext.jobs.lookout import Places
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
 from tests.jobs.plant import Gate, Plant, at_once
 
 pytestmark = pytest.mark.anyio
+Found = TypeVar("Found")
 JOB = JobId("job")
 
 
@@ -35,6 +37,9 @@ class OthersSaid:
         self.said: dict[Lease, Progress] = {}
 
     def runs(self, job: Job) -> bool:
+        return False
+
+    def holds(self, job: Job) -> bool:
         return False
 
     def progress(self, job: Job) -> Progress | None:
@@ -286,24 +291,24 @@ async def test_a_job_that_is_claimed_before_its_submit_returns_is_not_told_to_wa
 
 
 async def test_many_listeners_hear_each_place_once(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them look it up; whoever sees it first tells the others."""
+    """One look serves them all; whoever sees it first tells the others."""
     here = Plant(office=plant.office, objects=plant.objects, poll_s=0.01)
     before, job = plant.office.accept().job, plant.office.accept().job
-    honest, looks = here.desk.standing, 0
+    honest, looks = here.office.database.read, 0
 
-    async def counted(job: JobId, *, account: AccountId | None) -> Standing:
+    async def counted(work: Callable[[Connection], Found]) -> Found:
         nonlocal looks
-        seen = await honest(job, account=account)
+        seen = await honest(work)
         looks += 1
         return seen
 
     async def all_look() -> None:
-        enough = looks + 25
+        enough = looks + 10
         async with asyncio.timeout(20):
             while looks < enough:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(here.desk, "standing", counted)
+    monkeypatch.setattr(here.office.database, "read", counted)
     listening = [asyncio.create_task(all_of(here.desk.listen(job.id, account=ALICE))) for _ in range(5)]
     await all_look()
     plant.office.cancel(before.id)
@@ -313,6 +318,26 @@ async def test_many_listeners_hear_each_place_once(plant: Plant, monkeypatch: py
         heard = await asyncio.gather(*listening)
     places = [("queued", {"ahead": 1}), ("queued", {"ahead": 0}), ("ended", {"status": "CANCELLED"})]
     assert [[(event.kind, event.data) for event in each] for each in heard] == [places] * 5
+
+
+async def test_however_many_ask_for_places_one_look_serves_them(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand streams of waiting edits, each with a look of its own, had a core to themselves."""
+    waiting = [office.accept().job for _ in range(3)]
+    office.cancel(waiting[0].id)
+    honest, looks = office.database.read, 0
+
+    async def counted(work: Callable[[Connection], Found]) -> Found:
+        nonlocal looks
+        looks += 1
+        return await honest(work)
+
+    monkeypatch.setattr(office.database, "read", counted)
+    places = Places(database=office.database, every_s=60)
+    asked = [job.id for job in waiting] * 5
+    assert await asyncio.gather(*map(places.of, asked)) == [None, 0, 1] * 5
+    assert looks == 1
 
 
 async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None:

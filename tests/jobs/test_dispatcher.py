@@ -68,7 +68,7 @@ async def test_a_submitted_job_is_run_and_its_picture_stored(plant: Plant, store
         "model": "fake",
         "is_mini": True,
     }
-    assert (done.inference_s, done.timings) == (0.5, {"denoise": 0.25})
+    assert (done.inference_s, done.timings) == (0.5, {"wait": 0.0, "denoise": 0.25})
     assert plant.office.money() == (9, 0, 1)
 
 

@@ -89,6 +89,7 @@ class RequestRoutes:
     ) -> AsyncGenerator[bytes, None]:
         parts = self._parts
         about: dict[str, object] = {"request_id": _job(request)}
+        heard, place = "", forecast(None)
         async for event in coming:
             match event.kind:
                 case "queued":
@@ -98,7 +99,15 @@ class RequestRoutes:
                         place = {"queue_position": event.data["ahead"], "eta_seconds": None}
                     yield sse.frame("queued", about | {"status": "QUEUED"} | place, event.id)
                 case "processing":
-                    yield sse.frame("processing", about | {"status": "PROCESSING"} | dict(event.data), event.id)
+                    # It is heard again and again until the first step: only a change of place is news then.
+                    is_news = event.id != heard
+                    if is_news:
+                        standing = await parts.desk.standing(_job(request), account=caller.account)
+                    heard, before = event.id, place
+                    place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
+                    if is_news or place["queue_position"] != before["queue_position"]:
+                        facts = {"status": "PROCESSING", **event.data, **place}
+                        yield sse.frame("processing", about | facts, event.id)
                 case "progress":
                     yield sse.frame("progress", about | sse.progress(event), event.id)
                 case "preview":

@@ -73,7 +73,10 @@ class Attempts:
         try:
             async with asyncio.timeout(self.run_s_max):
                 # Not held here while it waits: a photo may be large.
-                result = await self.fleet.edit(await self._request(job), on_progress=on_progress)
+                edit = self.fleet.edit(await self._request(job), on_progress=on_progress)
+                began = asyncio.get_running_loop().time()
+                result = await edit
+                waited_s = asyncio.get_running_loop().time() - began - result.inference_s
                 card = self.fleet.card
                 outputs = await self._store(job, result, stored)
         except EditRefused as refusal:
@@ -97,7 +100,7 @@ class Attempts:
                 "is_mini": card.is_mini,
             },
             inference_s=result.inference_s,
-            timings=result.timings,
+            timings={"wait": max(0.0, waited_s), **result.timings},
         )
 
     async def _request(self, job: Job) -> EditRequest:

@@ -19,7 +19,7 @@ from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.life import Accepted, JobLife
-from rekontext.jobs.lookout import Lookout
+from rekontext.jobs.lookout import Lookout, Places
 from rekontext.jobs.model import Job, Order, State
 from rekontext.sources import Clock
 
@@ -28,6 +28,8 @@ class Works(Protocol):
     """What the desk needs of a dispatcher in its own process."""
 
     def runs(self, job: Job) -> bool: ...
+
+    def holds(self, job: Job) -> bool: ...
 
     def progress(self, job: Job) -> Progress | None: ...
 
@@ -73,6 +75,7 @@ class Desk:
         self._works = works
         self._poll_s = poll_s
         self._lookout = Lookout(database=database, hub=hub, every_s=poll_s)
+        self._places = Places(database=database, every_s=poll_s)
         self._is_letting_go = False
 
     @property
@@ -164,10 +167,13 @@ class Desk:
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
         """The job's events from now to its end, beginning with those that are remembered since `after`.
 
+        "processing" comes again and again until the first step: meanwhile the edit waits for its device, and its place
+        there changes.
+
         Raises:
             JobUnknown: the account has no such job, or its record went while listening.
         """
-        await self._look(job, account)
+        found = await self._look(job, account)
         events = self._hub.listen(job, after=after)
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -175,7 +181,10 @@ class Desk:
                 done, _ = await asyncio.wait([coming], timeout=self._poll_s)
                 if not done:
                     with suppress(DatabaseUnavailable):
-                        await self._look(job, account)
+                        found = await self._look_again(found, account)
+                    newest = self._hub.newest(job)
+                    if newest is not None and newest.kind == "processing" and self._works.holds(found):
+                        yield newest
                     continue
                 event = coming.result()
                 if event is None:
@@ -188,7 +197,19 @@ class Desk:
                 await coming
             await events.aclose()
 
-    async def _look(self, job: JobId, account: AccountId | None) -> None:
+    async def _look_again(self, job: Job, account: AccountId | None) -> Job:
+        """As `_look`, of a job as it was. What one look for all shows needs none of its own."""
+        if self._works.holds(job):
+            return job  # whatever happens to it is told here
+        known = self._hub.newest(job.id)
+        if job.state is State.QUEUED and known is not None and known.kind == "queued":
+            ahead = await self._places.of(job.id)
+            if ahead is not None and self._hub.newest(job.id) is known:
+                self._tell_place(job.id, ahead, known)
+                return job
+        return await self._look(job.id, account)
+
+    async def _look(self, job: JobId, account: AccountId | None) -> Job:
         """Tell what only the database knows: the place in the queue, and how a job fares in another process."""
         known = self._hub.newest(job)
         standing = await self.standing(job, account=account)
@@ -196,18 +217,22 @@ class Desk:
         if found.state.is_terminal:
             if not self._hub.has_ended(job):
                 self._hub.note_end(found)
-            return
+            return found
         if self._hub.newest(job) is not known or self._works.runs(found):
-            return  # what was seen may be over, or is told by whoever runs it
+            return found  # what was seen may be over, or is told by whoever runs it
+        if standing.ahead is not None:
+            self._tell_place(job, standing.ahead, known)
+            return found
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
-        if standing.ahead is not None:
-            if told.get("ahead") != standing.ahead:
-                self._hub.note(job, "queued", {"ahead": standing.ahead})
-            return
         if told.get("attempt") != found.attempt:
             self._hub.note(job, "processing", {"attempt": found.attempt})
             told = {}
         progress = self._works.progress(found)
         if progress is not None and told.get("step") != progress.step:
             self._hub.note(job, "progress", {"attempt": found.attempt, **asdict(progress)})
+        return found
+
+    def _tell_place(self, job: JobId, ahead: int, known: Event | None) -> None:
+        if known is None or known.data.get("ahead") != ahead:
+            self._hub.note(job, "queued", {"ahead": ahead})

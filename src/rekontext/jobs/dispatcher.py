@@ -156,6 +156,10 @@ class Dispatcher:
         """Whether the job is in work in this process, as far as its row tells."""
         return job.state is State.PROCESSING and job.worker == self._worker
 
+    def holds(self, job: Job) -> bool:
+        """Whether this process works on that attempt at this moment, whatever the row said when it was read."""
+        return job.state is State.PROCESSING and job.lease in self._running
+
     def progress(self, job: Job) -> Progress | None:
         """The last step of the attempt that is in work, here or in another process. None where it isn't known."""
         if job.state is not State.PROCESSING:

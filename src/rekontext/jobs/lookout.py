@@ -1,6 +1,6 @@
-"""Looks into the database for the ends of all jobs that are waited for in this process: one look for all of them.
+"""Looks into the database for all that wait for news in this process: one look for all of them, however many.
 
-Ends that come here are told by the hub; this is for those that come in other processes. Knows not who waits.
+Ends that come here are told by the hub; the `Lookout` is for those that come in other processes. Knows not who waits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,28 @@ from rekontext.jobs.events import EventHub
 _log = structlog.get_logger(__name__)
 
 AT_ONCE_MAX: Final = 200
+
+
+class Places:
+    """Where the waiting jobs stand, as of `every_s` ago at most. For one event loop."""
+
+    def __init__(self, *, database: Database, every_s: float) -> None:
+        self._database = database
+        self._every_s = every_s
+        self._read_at = float("-inf")
+        self._found: asyncio.Future[dict[JobId, int]] | None = None
+
+    async def of(self, job: JobId) -> int | None:
+        """How many waiting jobs come before this one; None if it doesn't wait, or only since then.
+
+        Raises:
+            DatabaseUnavailable: there is no news.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._found is None or now - self._read_at >= self._every_s:
+            self._read_at = now
+            self._found = asyncio.ensure_future(self._database.read(queries.places))
+        return (await asyncio.shield(self._found)).get(job)
 
 
 class Lookout:

@@ -98,7 +98,7 @@ class Job:
         outputs: pictures of a COMPLETED job, None otherwise.
         made: how a COMPLETED job was really done: seed, steps, passes, acceleration.
         inference_s: seconds of engine time.
-        timings: seconds by stage.
+        timings: seconds by stage; "wait" are those in the fleet in which no device worked on it.
         error, error_code: of a FAILED job; the text is for the caller.
     """
 
@@ -143,8 +143,9 @@ class Job:
 
     @property
     def queue_s(self) -> float | None:
-        """Seconds from accept to the start of the last attempt."""
-        return _between(self.accepted_at, self.started_at)
+        """Seconds that it waited: from accept to the start of the last attempt, and then for its device."""
+        before_s = _between(self.accepted_at, self.started_at)
+        return None if before_s is None else before_s + (self.timings or {}).get("wait", 0.0)
 
     @property
     def total_s(self) -> float | None:

@@ -85,6 +85,11 @@ def ahead(tx: Connection, job: Job) -> int:
     return int(tx.execute(statements.AHEAD, {"turn": job.turn, "number": job.number}).scalar_one())
 
 
+def places(tx: Connection) -> dict[JobId, int]:
+    """The same of every job that waits."""
+    return {JobId(row.id): int(row.ahead) for row in tx.execute(statements.PLACES)}
+
+
 def ahead_of_new(tx: Connection, account: AccountId) -> int:
     """The same of a job that the account would submit now."""
     found = queue(tx, account)

@@ -29,6 +29,9 @@ IN_FLIGHT: Final = (
 )
 QUEUED: Final = select(func.count()).select_from(jobs).where(is_state(State.QUEUED))
 AHEAD: Final = QUEUED.where(tuple_(jobs.c.turn, jobs.c.number) < tuple_(bindparam("turn"), bindparam("number")))
+PLACES: Final = select(
+    jobs.c.id, (func.row_number().over(order_by=(jobs.c.turn, jobs.c.number)) - 1).label("ahead")
+).where(is_state(State.QUEUED))
 FIRST_TURN: Final = select(func.min(jobs.c.turn)).where(is_state(State.QUEUED))
 HIGHEST_TURN: Final = select(func.max(jobs.c.turn)).where(is_state(State.QUEUED))
 # Of the job that waits longest. One that is tried again waits for something else.
