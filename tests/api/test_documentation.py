@@ -9,15 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import ANY
 
 import httpx2
 import pytest
 from starlette.routing import Route
 
 from rekontext.accounts import AccountRefused
-from rekontext.api import plain
+from rekontext.api import plain, web
+from rekontext.api.parameters import FILES_MAX
 from rekontext.contract import ASPECT_RATIOS
 from rekontext.jobs import JobRefused
+from rekontext.jobs.endpoints import URL_CHARACTERS_MAX
 from tests.api.studio import SOON_S, Studio
 from tests.pictures.samples import photo_bytes
 
@@ -116,6 +119,20 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
             assert (status == 401) is ("security" in operations["get"]), path
 
 
+async def test_the_document_speaks_to_callers(client: httpx2.AsyncClient) -> None:
+    """Its names become those of generated clients; what is checked stands in it."""
+    document = (await client.get("/openapi.json")).json()
+    assert [name for name in document["components"]["schemas"] if "__" in name] == []
+    assert document["tags"][0]["name"] == "edits", "what most come for stands first"
+    for content in document["paths"]["/v2/flux-kontext-dev"]["post"]["requestBody"]["content"].values():
+        assert "description" not in content["schema"]
+        assert content["schema"]["properties"]["webhook_url"]["anyOf"][0]["maxLength"] == URL_CHARACTERS_MAX
+    assert "400" in document["paths"]["/v2/requests/{id}/events"]["get"]["responses"]
+    uploads = document["paths"]["/upload-asset"]["post"]["requestBody"]["content"]
+    for name, content_type in (("data_urls", "application/json"), ("file", "multipart/form-data")):
+        assert uploads[content_type]["schema"]["properties"][name]["maxItems"] == FILES_MAX
+
+
 async def test_every_call_says_that_it_may_be_refused_or_fail(client: httpx2.AsyncClient) -> None:
     """A key may be wrong or lack a scope, and the database may be away: clients made from the document expect it."""
     paths = (await client.get("/openapi.json")).json()["paths"]
@@ -145,15 +162,19 @@ async def test_jobs_are_as_the_document_says(client: httpx2.AsyncClient) -> None
     assert set(result.json()) | {"code"} == properties("/v2/requests/{id}", "get", result)
 
 
-async def test_the_page_calls_no_other_host(client: httpx2.AsyncClient) -> None:
-    """Its script and style come from here."""
-    page = (await client.get("/docs")).text
-    links = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+async def test_the_page_calls_no_other_host_and_is_guarded_as_the_others(client: httpx2.AsyncClient) -> None:
+    """Its script and style come from here. Keys are typed into it, on the origin where those of the pages are kept."""
+    answer = await client.get("/docs")
+    links = re.findall(r"""(?:src|href)=["']([^"']+)""", answer.text)
     assert links
     for link in links:
         assert link.startswith(("/", "data:"))
         if link.startswith("/"):
-            assert (await client.get(link)).status_code == 200
+            part = await client.get(link)
+            assert (part.status_code, part.headers["content-encoding"]) == (200, "gzip")
+            assert web.HEADERS.items() <= dict(part.headers).items()
+    assert answer.headers.items() >= {**web.HEADERS, "content-security-policy": ANY}.items()
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
 def test_the_wire_does_not_import_torch() -> None:

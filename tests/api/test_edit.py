@@ -130,6 +130,17 @@ async def test_a_form_with_a_file_that_has_no_name(client: httpx2.AsyncClient, p
     assert answer.headers["x-seed-value"] == str(SEED_DRAWN)
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "ISO-8859-1", "undefined", "punycode", '"unicode_escape"', "no such"])
+async def test_a_form_is_read_alike_whatever_charset_it_names(
+    client: httpx2.AsyncClient, studio: Studio, charset: str
+) -> None:
+    """Its fields are UTF-8, as browsers send them."""
+    named = httpx2.Request("POST", "http://studio", data={"prompt": r"größer \ud800"}, files={"input_image": PHOTO})
+    headers = {"content-type": f"{named.headers['content-type']}; charset={charset}"}
+    assert picture(await client.post(URL, content=named.read(), headers=headers))
+    assert studio.fleet.requests[-1].prompt == r"größer \ud800"
+
+
 async def test_json_behind_a_byte_order_mark(client: httpx2.AsyncClient) -> None:
     """As some editors and shells write it."""
     body = b"\xef\xbb\xbf" + orjson.dumps(GOOD)

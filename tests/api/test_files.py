@@ -86,7 +86,7 @@ async def test_an_upload_that_cannot_be_written_down_leaves_nothing_behind(
 ) -> None:
     """Unless it may be written down all the same: then its picture stays, and the sweeper looks an hour later."""
 
-    def broken(_tx: object, _asset: object, **_: object) -> None:
+    def broken(*_given: object, **_: object) -> None:
         raise fault
 
     monkeypatch.setattr(assets, "add", broken)
@@ -101,7 +101,7 @@ async def test_a_store_that_keeps_what_belongs_to_nobody_hides_no_reason(
 ) -> None:
     """The caller reads of the first fault, the log of both."""
 
-    def broken(_tx: object, _asset: object, **_: object) -> None:
+    def broken(*_given: object, **_: object) -> None:
         raise DatabaseUnavailable("gone")
 
     async def stuck(_key: str) -> None:
@@ -192,6 +192,33 @@ async def test_an_account_that_keeps_too_many_uploads_is_told_so(make_studio: Ma
         assert (answer.status_code, answer.json()["code"]) == (409, "uploads_full")
         assert f"uploads have {kept * len(PHOTO)} bytes and may have {most}." in answer.json()["error"]
         assert len([found async for found in studio.service.parts.objects.list("assets")]) == kept
+
+
+async def test_of_several_uploads_all_are_kept_or_none(
+    make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to all of them is one: links that nobody got would fill the account, and each new try more so."""
+    count = max(2, 1024 // len(PHOTO) + 1)
+    studio = make_studio(uploads_bytes_max=count * len(PHOTO))
+    async with studio.open() as client:
+        objects = studio.service.parts.objects
+        refused = await client.post("/upload-asset", json={"data_urls": [URI] * (count + 1)})
+        assert (refused.status_code, refused.json()["code"]) == (409, "uploads_full")
+        assert [found async for found in objects.list("assets")] == []
+        honest, puts = objects.put, 0
+
+        async def second_fails(key: str, data: bytes, *, content_type: str) -> None:
+            nonlocal puts
+            puts += 1
+            if puts == 2:
+                raise StoreUnavailable("full")
+            await honest(key, data, content_type=content_type)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(objects, "put", second_fails)
+            assert (await client.post("/upload-asset", json={"data_urls": [URI] * count})).status_code >= 500
+        assert [found async for found in objects.list("assets")] == []
+        assert len((await client.post("/upload-asset", json={"data_urls": [URI] * count})).json()["file_urls"]) == count
 
 
 async def test_what_is_kept_of_a_photos_url_has_neither_password_nor_signature(client: httpx2.AsyncClient) -> None:

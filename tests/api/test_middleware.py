@@ -75,6 +75,9 @@ async def test_a_fault_that_nobody_foresaw_is_answered_as_every_other(
     assert answer.headers["access-control-allow-origin"] == "*"
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
     assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["connection"] == "close", (
+        "the server closes it, and a client that doesn't know sends once more"
+    )
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
     assert [(line["status"], line["code"]) for line in logs if line["event"] == "request"] == [(500, "internal_error")]
     assert 'rekontext_http_requests_total{operation="edit",status="500"} 1.0' in counted

@@ -187,6 +187,15 @@ async def test_an_answer_that_breaks_is_counted_once(has_begun: bool) -> None:
     assert [line["status"] for line in lines] == [expected]
 
 
+async def test_a_path_is_logged_as_far_as_it_tells_something(client: httpx2.AsyncClient) -> None:
+    """Without a key anybody may send one that is as long as a head."""
+    with capture_logs() as lines:
+        await client.get("/files/" + "a" * 5000)
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert line["path"].startswith("/files/aaa")
+    assert len(line["path"]) == 200
+
+
 async def never() -> NoReturn:
     """Nothing is received."""
     raise AssertionError("nobody should ask")

@@ -272,3 +272,12 @@ def test_the_pages_allow_nothing_but_themselves(path: str, open_page: OpenPage, 
         assert "<style" not in text
         assert " style=" not in text
         assert "//" not in text.replace("https://…", "")
+
+
+def test_the_api_s_page_opens_under_its_policy(open_page: OpenPage, site: Site) -> None:
+    """Its script and styles run; the browser would report each that the policy keeps out."""
+    page = open_page()
+    page.goto(f"{site.url}/docs")
+    page.get_by_text("Upload pictures").click()
+    expect(page.get_by_text("/upload-asset").first).to_be_visible()
+    expect(page.get_by_text("file_urls").first).to_be_visible()

@@ -23,7 +23,7 @@ def upload(office: Office, name: str, *, account: AccountId = ALICE, size: int =
         bytes=size,
         created_at=office.clock.now(),
     )
-    office.database.transact_sync(lambda tx: assets.add(tx, asset, bytes_max=bytes_max, kept_s=3600))
+    office.database.transact_sync(lambda tx: assets.add(tx, asset.account, [asset], bytes_max=bytes_max, kept_s=3600))
     return asset
 
 

@@ -210,13 +210,36 @@ def test_limits_are_checked_before_unpacking() -> None:
         inspect(encoded(Image.new("1", (20_000, 20_000))), LIMITS)
 
 
+def test_around_a_gifs_first_frame_it_is_white() -> None:
+    """As in browsers, which draw nothing there; its first colour would make a border that nobody drew."""
+    small = Image.new("P", (20, 20), 1)
+    small.putpalette([255, 0, 0, 0, 0, 255])
+    data = bytearray(encoded(small, "GIF"))
+    assert data[6:10] == b"\x14\0\x14\0"
+    data[6:10] = b"\x28\0\x28\0"  # the canvas; the frame's own size stays
+    where = data.index(b"\x2c\0\0\0\0\x14\0\x14\0")
+    data[where + 1 : where + 5] = b"\x05\0\x08\0"  # at column 5, row 8
+    picture = decode(inspect(bytes(data), LIMITS))
+    assert picture.size == (40, 40)
+    assert picture.crop((5, 8, 25, 28)).getcolors() == [(400, (0, 0, 255))]
+    assert sorted(picture.getcolors() or []) == [(400, (0, 0, 255)), (1200, (255, 255, 255))]
+
+
 @pytest.mark.parametrize(
     ("start", "name"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
         (b"\0\0\0\x20ftypisom\0\0\2\0", "a video"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiafheic", "AVIF"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a raw photo"),
         (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\n\n<!Doctype HTML>", "a web page"),
+        (b"\xef\xbb\xbf  <HTML lang=en>", "a web page"),
+        (b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg>', "SVG"),
+        (b'<?xml version="1.0"?><rss>', "XML"),
+        (b'{"error": "not found"}', "JSON"),
         (b"%PDF-1.7", "a PDF"),
     ],
 )

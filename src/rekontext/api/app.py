@@ -43,6 +43,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
         summary="FLUX.1 Kontext [dev] as an image-editing API on your own machines",
         version=__version__,
         openapi_url=_OPENAPI_URL,
+        openapi_tags=[{"name": "edits"}, {"name": "files"}],  # what most come for stands first
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # clients of these surfaces take a redirect for a success

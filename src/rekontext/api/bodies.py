@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Final
 
 import orjson
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,6 +20,7 @@ from rekontext.pictures import CodecThreads
 _FIELDS_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 2**16
 _JSON_ITEMS_MAX: Final = 2**16
+_CHARSET: Final = re.compile(r";\s*charset\s*=\s*(\"[^\"]*\"|[^;]*)", re.IGNORECASE)
 
 JsonObject = dict[str, object]
 FormFields = Sequence[tuple[str, str | Upload]]
@@ -112,8 +114,10 @@ def _json(body: bytes) -> JsonObject:
 
 
 async def _form(request: Request, bytes_max: int) -> FormFields:
+    # A charset means nothing here (RFC 7578, 5.1.2), and Python has codecs that no text is written in.
+    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
     parser = _FormParser(
-        request.headers, request.stream(), max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max
+        headers, request.stream(), max_files=_FIELDS_MAX, max_fields=_FIELDS_MAX, max_part_size=bytes_max
     )
     try:
         form = await parser.parse()

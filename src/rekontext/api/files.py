@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import Final
 
@@ -12,14 +13,13 @@ from starlette.routing import Route
 from rekontext.api import openapi
 from rekontext.api.auth import Caller
 from rekontext.api.bodies import MalformedBody, read_body
-from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameless_file, shown
+from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, nameless_file, shown
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import ASSETS_FOLDER, Asset, asset_key, assets, clear_away
 from rekontext.pictures import Photo, PictureRefused, sniff
 
-FILES_MAX: Final = 16
 _NAME_CHARACTERS_MAX: Final = 255
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _HEADERS: Final = {
@@ -49,7 +49,8 @@ def router(parts: Parts) -> APIRouter:
         await parts.edits.allow(caller)
         photos = [await _read(where, source, parts) for where, source in await _sources(request, parts)]
         origin = parts.origins.of(request)
-        urls = [await _keep(photo, name, caller, origin, parts) for photo, name in photos]
+        kept = await _keep(photos, caller, parts)
+        urls = [parts.links.to_upload(origin, asset) for asset in kept]
         return {"file_urls": urls, "message": "Files uploaded successfully"}
 
     return routes
@@ -107,10 +108,27 @@ def _plain(name: str) -> str:
     return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-_NAME_CHARACTERS_MAX:]
 
 
-async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Parts) -> str:
-    """Store a picture and write it down; its link."""
+async def _keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts) -> list[Asset]:
+    """Store pictures and write them down: all or none, since the caller gets one answer."""
+    most, kept_s = parts.limits.uploads_bytes_max, parts.links.uploads_s
+    kept: list[Asset] = []
+    try:
+        for photo, name in photos:
+            asset = _asset(photo, name, caller, parts)
+            await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
+            kept.append(asset)
+        await parts.database.transact(lambda tx: assets.add(tx, caller.account, kept, bytes_max=most, kept_s=kept_s))
+    except Exception as fault:
+        # In doubt they may be written down; the sweeper sees by and by.
+        if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
+            await clear_away(parts.objects, *(asset.object_key for asset in kept))
+        raise
+    return kept
+
+
+def _asset(photo: Photo, name: str, caller: Caller, parts: Parts) -> Asset:
     asset_id = parts.ids()
-    asset = Asset(
+    return Asset(
         id=asset_id,
         account=caller.account,
         object_key=asset_key(asset_id),
@@ -119,17 +137,6 @@ async def _keep(photo: Photo, name: str, caller: Caller, origin: str, parts: Par
         bytes=len(photo.data),
         created_at=parts.clock.now(),
     )
-    await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
-    try:
-        await parts.database.transact(
-            lambda tx: assets.add(tx, asset, bytes_max=parts.limits.uploads_bytes_max, kept_s=parts.links.uploads_s)
-        )
-    except Exception as fault:
-        # In doubt it may be written down; the sweeper sees by and by.
-        if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-            await clear_away(parts.objects, asset.object_key)
-        raise
-    return parts.links.to_upload(origin, asset)
 
 
 def _is_known(etag: str, if_none_match: str) -> bool:

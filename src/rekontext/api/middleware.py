@@ -20,6 +20,8 @@ _REQUEST_ID_KEY: Final = "rekontext.request_id"
 _NOTED_KEY: Final = "rekontext.noted"
 _DAY_S: Final = 86_400
 _WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE)
+_PATH_LOGGED: Final = 200
+"""Characters: a stranger's may have as many as a head."""
 _QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
 _log = structlog.get_logger("rekontext.http")
 
@@ -87,7 +89,7 @@ class Sight:
         operation = getattr(scope.get("endpoint"), "__name__", "unknown")
         self._answered(operation, status, took_s)
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
-        asked = {"method": scope["method"], "path": scope["path"]}
+        asked = {"method": scope["method"], "path": scope["path"][:_PATH_LOGGED]}
         log("request", **asked, status=status, took_ms=round(took_s * 1000, 1), **scope[_NOTED_KEY])
 
 
@@ -210,7 +212,9 @@ class Unforeseen:
             await self._app(scope, receive, send_seen)
         except Exception as fault:
             if scope["type"] == "http" and not has_begun:
-                await (await self._answer(Request(scope), fault))(scope, receive, send)
+                response = await self._answer(Request(scope), fault)
+                response.headers["connection"] = "close"  # so does the server with whatever raises
+                await response(scope, receive, send)
             raise
 
 

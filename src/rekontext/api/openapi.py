@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
@@ -9,10 +12,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
 
-from rekontext.api import plain
-from rekontext.api.parameters import schema
+from rekontext.api import plain, web
+from rekontext.api.parameters import FILES_MAX, schema
+from rekontext.web import CONTENT_SECURITY_POLICY
 
 _ASSETS: Final = "/docs/assets"
 
@@ -59,6 +62,7 @@ _FACTS: Final = _SUBMITTED | plain.headers(
     x_rekontext_model="The model that answered.",
     x_rekontext_notice="Sent when the small embedded model answered.",
 )
+_FILES: Final = {"minItems": 1, "maxItems": FILES_MAX}
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 REQUEST: Final[dict[str, Any]] = {
@@ -132,10 +136,16 @@ UPLOAD: Final[dict[str, Any]] = {
                 "schema": {
                     "type": "object",
                     "required": ["data_urls"],
-                    "properties": {"data_urls": {"type": "array", "items": {"type": "string"}}},
+                    "properties": {"data_urls": {"type": "array", "items": {"type": "string"}} | _FILES},
                 }
             },
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY["schema"]}}},
+            "multipart/form-data": {  # a field may have any name
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": _BINARY["schema"]} | _FILES},
+                    "additionalProperties": _BINARY["schema"],
+                }
+            },
         },
     }
 }
@@ -170,11 +180,22 @@ def router(*, title: str, openapi_url: str) -> APIRouter:
         swagger_favicon_url="data:,",
     )
 
+    page.headers.update(web.HEADERS | {"content-security-policy": _policy(page.body)})
+
     @routes.get("/docs", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:
         return page
 
     return routes
+
+
+def _policy(page: bytes | memoryview) -> str:
+    """The pages' own policy, and what this one needs besides: its one inline script, by its hash, and inline styles."""
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page), re.DOTALL)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts]
+    more = {"script-src": hashes, "style-src": ["'unsafe-inline'"]}
+    rules = [rule.split() for rule in CONTENT_SECURITY_POLICY.split("; ")]
+    return "; ".join(" ".join([*rule, *more.get(rule[0], [])]) for rule in rules)
 
 
 def describe(app: FastAPI) -> None:
@@ -190,4 +211,4 @@ def describe(app: FastAPI) -> None:
 
 
 def mount_assets(app: Starlette) -> None:
-    app.mount(_ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
+    app.mount(_ASSETS, web.static(packages=[("fastapi_offline", "static")]), name="docs-assets")

@@ -40,6 +40,8 @@ from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUA
 
 PROMPT_CHARACTERS_MAX: Final = 10_000
 DEADLINE_S_MAX: Final = 86_400
+FILES_MAX: Final = 16
+"""Uploads in one request."""
 _SHOWN_CHARACTERS: Final = 80
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
@@ -278,10 +280,12 @@ _NOTHING: Final = frozenset({"", "null"})  # a script's null becomes a form's "n
 def schema(*, as_form: bool) -> dict[str, Any]:
     """JSON Schema of the parameters, for the API's documentation."""
     document = KontextParameters.model_json_schema()
-    document.pop("$defs", None)
+    for ours in ("$defs", "description"):  # what is written for whoever reads the code
+        document.pop(ours, None)
     description = KontextParameters.model_fields["input_image"].description
     forms = "A file." if as_form else "An http(s) URL, a data URI or base64."
     binary = {"format": "binary"} if as_form else {}
     document["properties"]["input_image"] = {"type": "string", "description": f"{description} {forms}", **binary}
+    document["properties"]["webhook_url"]["anyOf"][0] |= {"format": "uri", "maxLength": URL_CHARACTERS_MAX}
     document["properties"]["seed"]["anyOf"][0]["minimum"] = -1  # taken for a missing one before ranges are looked at
     return document

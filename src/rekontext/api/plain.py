@@ -164,6 +164,7 @@ PATHS: Final[_Schema] = {
             {
                 "200": _answer("Server-sent events up to `done`.", _TEXT, "text/event-stream"),
                 "204": {"description": "Everything was heard already."},
+                "400": _answer("`previews` is wrong.", _ERROR),
             },
             _parameter("Last-Event-ID", "header", _TEXT, "Go on after this event."),
             _parameter(

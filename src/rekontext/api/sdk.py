@@ -38,12 +38,12 @@ class EventTypes(BaseModel):
     types: list[str]
 
 
-class WebhookWanted(BaseModel):
+class WebhookToAdd(BaseModel):
     webhook_url: str
     event: EventTypes
 
 
-class WebhookChanged(WebhookWanted):
+class WebhookToUpdate(WebhookToAdd):
     webhook_id: str
 
 
@@ -206,13 +206,13 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
         return {"webhooks": [_shown(each) for each in found]}
 
     @routes.post("/webhook/add", summary="Tell a URL of the account's edits")
-    async def add_webhook(request: Request, wanted: WebhookWanted) -> dict[str, object]:
+    async def add_webhook(request: Request, wanted: WebhookToAdd) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
         made = await new_endpoint(parts, caller, url=wanted.webhook_url, event_types=wanted.event.types)
         return _shown(made) | {"secret": made.secret}
 
     @routes.post("/webhook/update", summary="Change a webhook")
-    async def update_webhook(request: Request, wanted: WebhookChanged) -> dict[str, object]:
+    async def update_webhook(request: Request, wanted: WebhookToUpdate) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
         changed = await parts.database.transact(
             lambda tx: endpoints.change(

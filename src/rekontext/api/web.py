@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from rekontext import web
 
@@ -34,7 +34,12 @@ class _Files(StaticFiles):
 def mount(app: Starlette) -> None:
     """Serve the pages at their paths and what they need below `web.STATIC_PATH`."""
     app.router.routes += [_page("/", web.PLAYGROUND), _page("/console", web.CONSOLE)]
-    app.mount(web.STATIC_PATH, GZipMiddleware(_Files(directory=web.STATIC), minimum_size=1000), name="web")
+    app.mount(web.STATIC_PATH, static(directory=web.STATIC), name="web")
+
+
+def static(*, directory: Path | None = None, packages: list[str | tuple[str, str]] | None = None) -> ASGIApp:
+    """Files for pages, under `HEADERS` and compressed."""
+    return GZipMiddleware(_Files(directory=directory, packages=packages), minimum_size=1000)
 
 
 def _page(path: str, file: Path) -> Route:

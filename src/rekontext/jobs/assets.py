@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -51,30 +52,30 @@ class AssetUnknown(JobRefused):
         super().__init__(f"There is no upload {asset}")
 
 
-def add(tx: Connection, asset: Asset, *, bytes_max: int, kept_s: float) -> None:
-    """Write down a file whose bytes are stored already.
+def add(tx: Connection, account: AccountId, new: Sequence[Asset], *, bytes_max: int, kept_s: float) -> None:
+    """Write down files of the account whose bytes are stored already: all, or none.
 
     Args:
-        bytes_max: of all files of the account, this one included.
+        bytes_max: of all files of the account, these included.
         kept_s: how long files are kept.
 
     Raises:
-        UploadsFull: they would have more. Then this file's bytes belong to nobody.
+        UploadsFull: they would have more. Then the new files' bytes belong to nobody.
         AccountUnknown: there is no such account.
     """
+    assert all(asset.account == account for asset in new), "files of another account"
     # The lock makes uploads of one account come one after the other, which makes the sum exact.
-    registry.lock(tx, asset.account)
+    registry.lock(tx, account)
     kept, oldest = tx.execute(
         select(func.coalesce(func.sum(assets.c.bytes), 0), func.min(assets.c.created_at)).where(
-            assets.c.account_id == asset.account
+            assets.c.account_id == account
         )
     ).one()
-    if kept + asset.bytes > bytes_max:
-        first_goes_at = (oldest or asset.created_at) + timedelta(seconds=kept_s)
+    if kept + sum(asset.bytes for asset in new) > bytes_max:
+        first_goes_at = (oldest or new[0].created_at) + timedelta(seconds=kept_s)
         raise UploadsFull(kept=int(kept), most=bytes_max, first_goes_at=first_goes_at)
-    values = vars(asset) | {"account_id": asset.account}
-    del values["account"]
-    tx.execute(insert(assets).values(**values))
+    rows = [vars(asset) | {"account_id": account} for asset in new]
+    tx.execute(insert(assets), [{name: value for name, value in row.items() if name != "account"} for row in rows])
 
 
 def of_account(tx: Connection, account: AccountId, *, limit: int = 50) -> list[Asset]:

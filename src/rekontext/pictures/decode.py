@@ -7,12 +7,13 @@ the event loop. What the bytes are is read from the bytes: a name or a Content-T
 from __future__ import annotations
 
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final, Literal, TypeVar
 
-from PIL import Image, ImageChops, ImageCms, ImageMath, PngImagePlugin
+from PIL import GifImagePlugin, Image, ImageChops, ImageCms, ImageMath, PngImagePlugin
 
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -42,6 +43,7 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _OTHERS: Final[tuple[tuple[str, int, tuple[bytes, ...]], ...]] = (
+    ("a raw photo", 4, (b"ftypcrx ",)),
     ("HEIC", 4, tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))),
     ("AVIF", 4, (b"ftypavif", b"ftypavis")),
     ("a video", 4, (b"ftyp",)),
@@ -51,10 +53,16 @@ _OTHERS: Final[tuple[tuple[str, int, tuple[bytes, ...]], ...]] = (
     ("JPEG 2000", 0, (b"\0\0\0\x0cjP  ",)),
     ("a PDF", 0, (b"%PDF",)),
     ("a Photoshop document", 0, (b"8BPS",)),
-    ("SVG", 0, (b"<svg",)),
-    ("a web page", 0, (b"<!doctype html", b"<!DOCTYPE html", b"<html")),
 )
 """What is sent in place of a picture that can be read: its name, where its mark is, and the mark."""
+_TEXTS: Final[tuple[tuple[str, tuple[bytes, ...]], ...]] = (
+    ("SVG", (b"<svg",)),
+    ("a web page", (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta")),
+    ("XML", (b"<?xml",)),
+    ("JSON", (b"{", b"[")),
+)
+"""The same of texts, in lower case and from their first character on."""
+_TEXT_LOOKED_AT: Final = 1024
 
 T = TypeVar("T")
 
@@ -130,10 +138,12 @@ def decode(photo: Photo) -> Image.Image:
     """
 
     def unpacked(opened: Image.Image) -> Image.Image:
+        frame = opened.tile[0].extents if isinstance(opened, GifImagePlugin.GifImageFile) else None
         opened.load()
         if photo.format == "png":
             _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
-        return _flat_rgb(_upright(opened))
+        flat = _flat_rgb(_upright(opened))
+        return flat if frame in (None, (0, 0, *flat.size)) else _alone(flat, frame)
 
     try:
         return _read(photo.data, photo.format, unpacked)
@@ -192,9 +202,17 @@ def _png_without_others(data: bytes, *, keep: frozenset[bytes]) -> bytes:
 
 
 def _what_else(data: bytes) -> str:
-    """For the caller: what the bytes are, if they are one of `_OTHERS`."""
+    """For the caller: what the bytes are, if they are one of `_OTHERS` or `_TEXTS`."""
+    if data.startswith(b"ftypmif1", 4) and b"avif" in data[16 : int.from_bytes(data[:4], "big")]:
+        return "this is AVIF"  # of the same container as HEIC
     for name, at, marks in _OTHERS:
         if data.startswith(marks, at):
+            return f"this is {name}"
+    text = data[:_TEXT_LOOKED_AT].removeprefix(BOM_UTF8).lstrip().lower()
+    if text.startswith(b"<?xml") and b"<svg" in text:
+        return "this is SVG"
+    for name, beginnings in _TEXTS:
+        if text.startswith(beginnings):
             return f"this is {name}"
     return f"they begin with {data[:8].hex(' ')}"
 
@@ -248,6 +266,13 @@ def _flat_rgb(picture: Image.Image) -> Image.Image:
     flat = Image.new("RGB", layered.size, "white")
     flat.paste(_to_srgb(colours, profile), mask=layered.getchannel("A"))
     return flat
+
+
+def _alone(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """What is inside of the box, on white. Around a GIF's first frame nothing is drawn; Pillow has its first colour."""
+    alone = Image.new("RGB", picture.size, "white")
+    alone.paste(picture.crop(box), box)
+    return alone
 
 
 def _where_not(levels: Image.Image, level: int) -> Image.Image:
