@@ -20,10 +20,10 @@ from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from rekontext import assembly
-from rekontext.api import disk, health
+from rekontext.api import disk, health, segmind
 from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
-from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import JobLife
+from rekontext.database import AccountId, DatabaseUnavailable, JobId
+from rekontext.jobs import Job, JobLife
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, PillowFleet, Studio, gone
@@ -97,6 +97,52 @@ async def test_hanging_up_cancels_the_edit_within_one_step(studio: Studio) -> No
         assert studio.fleet.steps_done == 0
         studio.fleet.may_step.set()
         assert (await client.post(URL, json=GOOD)).headers["x-remaining-credits"] == "9.96"
+
+
+async def test_hanging_up_while_the_database_is_away_cancels_once_it_is_back(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was promised, and nobody is there to ask again."""
+    monkeypatch.setattr(segmind, "_CANCEL_AGAIN_S", 0.01)
+    studio.fleet.may_step.clear()
+    honest, tries = studio.service.parts.desk.cancel, 0
+
+    async def third_time_lucky(job: JobId, *, account: AccountId | None) -> Job:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise DatabaseUnavailable("gone")
+        return await honest(job, account=account)
+
+    async with studio.open() as client:
+        monkeypatch.setattr(studio.service.parts.desk, "cancel", third_time_lucky)
+        caller = Caller(GOOD, studio.headers)
+        call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
+        caller.hang_up.set()
+        await asyncio.wait_for(call, SOON_S)
+        await asyncio.wait_for(studio.fleet.stopped.wait(), SOON_S)
+        assert (await only_request(client))["status"] in ("PROCESSING", "CANCELLED")
+        studio.fleet.may_step.set()
+        assert (await client.post(URL, json=GOOD)).headers["x-remaining-credits"] == "9.96"
+    assert tries == 3
+
+
+async def test_a_key_that_is_revoked_while_the_body_comes_orders_nothing(studio: Studio) -> None:
+    """A body may take hours; whoever revokes a key that leaked means all that comes from then on."""
+    leaked = studio.new_key()
+    async with studio.open() as client:
+        caller = Caller(GOOD, {"x-api-key": leaked.secret})
+        honest = caller.receive
+
+        async def revoked_meanwhile() -> Message:
+            await asyncio.to_thread(studio.act, lambda tx, acts: acts.revoke_key(tx, leaked.key.id))
+            return await honest()
+
+        await asyncio.wait_for(studio.app(caller.scope, revoked_meanwhile, caller.send), SOON_S)
+        assert caller.got[0]["status"] == 401
+        assert b"revoked" in caller.got[1]["body"]
+        assert (await client.get("/console/api/requests")).json()["data"] == []
 
 
 async def test_hanging_up_with_an_idempotency_key_leaves_the_edit_alone(studio: Studio) -> None:

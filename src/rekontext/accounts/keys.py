@@ -132,6 +132,7 @@ class NewKey:
 
 
 BY_DIGEST: Final = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
+_CLOSING: Final = select(api_keys.c.revoked_at, api_keys.c.expires_at).where(api_keys.c.id == bindparam("key"))
 
 
 def make_secret(randomness: Randomness) -> str:
@@ -212,11 +213,25 @@ def authenticate(tx: Connection, secret: str, *, pepper: bytes, now: datetime) -
     if row is None:
         raise KeyRefused("Unauthorized: this API key is unknown.")
     key = ApiKey.from_row(row)
-    if key.revoked_at is not None:
-        raise KeyRefused("Unauthorized: this API key was revoked.")
-    if key.policy.expires_at is not None and key.policy.expires_at <= now:
-        raise KeyRefused(f"Unauthorized: this API key expired at {key.policy.expires_at:%Y-%m-%dT%H:%M:%SZ}.")
+    _check_open(key.revoked_at, key.policy.expires_at, now)
     return key
+
+
+def check_open(tx: Connection, key: KeyId, *, now: datetime) -> None:
+    """Look once more: between a request's head and its end a key may have been revoked.
+
+    Raises:
+        KeyRefused: it is revoked or expired.
+    """
+    row = tx.execute(_CLOSING, {"key": key}).one()
+    _check_open(row.revoked_at, row.expires_at, now)
+
+
+def _check_open(revoked_at: datetime | None, expires_at: datetime | None, now: datetime) -> None:
+    if revoked_at is not None:
+        raise KeyRefused("Unauthorized: this API key was revoked.")
+    if expires_at is not None and expires_at <= now:
+        raise KeyRefused(f"Unauthorized: this API key expired at {expires_at:%Y-%m-%dT%H:%M:%SZ}.")
 
 
 def known_by(tx: Connection, secret: str, *, pepper: bytes) -> KeyId:

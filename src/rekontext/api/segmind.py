@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -23,12 +24,13 @@ from rekontext.api.edits import SLUG, ResultOutOfReach, Submitted, UnknownModel
 from rekontext.api.links import FileGone
 from rekontext.api.middleware import rename, request_id
 from rekontext.api.parts import Parts
-from rekontext.database import JobId
+from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.pictures import ObjectMissing, StoreUnavailable
 
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
     name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
 )
+_CANCEL_AGAIN_S: Final = 1.0
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -114,7 +116,7 @@ async def _waited(
         done, balance = await unless_gone(request, parts.edits.wait(submitted))
     except CallerGone:
         if "idempotency-key" not in request.headers:  # whoever sent one may come back for the result
-            await asyncio.shield(parts.desk.cancel(job, account=caller.account))
+            await asyncio.shield(_cancel(job, caller, parts))
         raise
     assert done.outputs, f"job {job} is COMPLETED without a picture"
     headers |= answers.facts(done, balance)
@@ -129,6 +131,19 @@ async def _waited(
         origin = parts.origins.of(request)
         return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, origin, headers)
     return answers.picture_answer(done, data, headers)
+
+
+async def _cancel(job: JobId, caller: Caller, parts: Parts) -> None:
+    """Cancel an edit that nobody waits for. It was promised: if the database is away, again until it is back."""
+    while not parts.closing.is_set():
+        try:
+            await parts.desk.cancel(job, account=caller.account)
+        except DatabaseUnavailable:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_AGAIN_S):
+                    await parts.closing.wait()
+        else:
+            return
 
 
 def _headers(submitted: Submitted, allowed: Allowance, parts: Parts) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, tuple_, update
 
-from rekontext.accounts import Balance, ledger, registry
+from rekontext.accounts import Balance, keys, ledger, registry
 from rekontext.database import AccountId, JobId
 from rekontext.database.tables import jobs
 from rekontext.jobs import idempotency, queries, statements
@@ -59,6 +59,7 @@ class JobLife:
             IdempotencyKeyReused: the key came with another body before.
             TooManyInFlight, QueueFull: a bound is reached.
             InsufficientCredits, SpendCapReached: the account can't pay.
+            KeyRefused: its key was revoked or expired meanwhile.
             AccountUnknown: there is no such account.
         """
         if order.idempotency is not None:
@@ -69,6 +70,8 @@ class JobLife:
                 return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=ahead)
         # The lock makes accepts of one account come one after the other, which makes the count below exact.
         account, balance = registry.lock(tx, order.account)
+        if order.key is not None:
+            keys.check_open(tx, order.key, now=now)
         limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
         queue = queries.queue(tx, order.account)
         if queue.in_flight >= limit:
