@@ -6,6 +6,7 @@ Source: black-forest-labs/flux, src/flux/sampling.py (`get_schedule`, `time_shif
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,9 @@ class Schedule:
             float32, `steps + 1` values: step i goes from sigmas[i] to sigmas[i + 1].
         """
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        mu = self.base_shift + slope * (tokens - self.base_tokens)
-        # float32 before the shift, as the reference scheduler does: the difference would show in the last digits.
+        mu = slope * tokens + (self.base_shift - slope * self.base_tokens)
+        # In float32 and in this order, as the reference scheduler does: else the last digits differ. Python's own
+        # exponential, because NumPy's is a float64, which would make the shift one too.
         linear = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
-        shifted = np.exp(mu) / (np.exp(mu) + (1 / linear - 1))
+        shifted = math.exp(mu) / (math.exp(mu) + (1 / linear - 1))
         return np.append(shifted, 0.0).astype(np.float32)
