@@ -116,6 +116,26 @@ def test_what_a_failed_pass_held_is_free_though_its_caller_keeps_the_error(
         gc.enable()
 
 
+def test_a_step_that_fails_has_advanced_no_edit(engine: Engine) -> None:
+    """Those that share it each try again alone, and one that had advanced already would go past its end."""
+
+    class Full:
+        def __rmul__(self, _: float) -> Tensor:
+            raise torch.OutOfMemoryError("full")
+
+    edits = [stages.prepare(engine.model, request(), stages.plan(engine.model, request())) for _ in range(2)]
+    for edit in edits:
+        stages.step(engine.model, edit)
+    before = [(edit.step, edit.passes, edit.seen, edit.latents_1ne) for edit in edits]
+    good, _ = stages.velocities(engine.model, edits)
+    with pytest.raises(torch.OutOfMemoryError):
+        stages.advance(edits, [good, Full()])  # type: ignore[list-item]
+    for edit, (step, passes, seen, latents) in zip(edits, before, strict=True):
+        assert (edit.step, edit.passes) == (step, passes)
+        assert edit.seen is seen
+        assert edit.latents_1ne is latents
+
+
 def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a server that has just started would refuse deadlines and promise minutes."""
     honest, learned = CostModel.learn, []

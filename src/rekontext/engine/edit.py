@@ -128,22 +128,33 @@ def velocities(model: Model, edits: Sequence[Edit]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def advance(edit: Edit, velocity: Tensor | None) -> None:
-    """One Euler step: x += (sigma_next - sigma) * velocity. Without a velocity, at a step that leaves the pass out."""
-    i = edit.step
+def advance(edits: Sequence[Edit], found: Sequence[Tensor | None]) -> None:
+    """One Euler step of each edit: x += (sigma_next - sigma) * velocity. If it raises, no edit has advanced.
+
+    Args:
+        found: the edits' velocities; None for one at a step that leaves the pass out.
+    """
+    moved = [_moved(edit, velocity) for edit, velocity in zip(edits, found, strict=True)]
+    for edit, velocity, latents_1ne in zip(edits, found, moved, strict=True):
+        if velocity is not None:
+            edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[edit.step], velocity))
+            edit.passes += 1
+        edit.latents_1ne = latents_1ne
+        edit.step += 1
+
+
+def _moved(edit: Edit, velocity: Tensor | None) -> Tensor:
+    """Its latents after the next step."""
+    sigma, sigma_next = edit.sigmas[edit.step : edit.step + 2]
     if velocity is None:
         earlier, later = edit.seen
-        velocity = extrapolate(earlier, later, edit.sigmas[i])
-    else:
-        edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[i], velocity))
-        edit.passes += 1
-    edit.latents_1ne = edit.latents_1ne + (edit.sigmas[i + 1] - edit.sigmas[i]) * velocity
-    edit.step += 1
+        velocity = extrapolate(earlier, later, sigma)
+    return edit.latents_1ne + (sigma_next - sigma) * velocity
 
 
 def step(model: Model, edit: Edit) -> None:
     """Run the edit's next step by itself."""
-    advance(edit, velocities(model, [edit])[0] if edit.runs_next else None)
+    advance([edit], velocities(model, [edit]) if edit.runs_next else [None])
 
 
 @torch.inference_mode()

@@ -472,7 +472,7 @@ class Engine:
     def _pass(self, edits: list[stages.Edit]) -> bool:
         """Advance the edits by a step. Returns whether its time says what such a pass costs."""
         if not edits[0].runs_next:
-            stages.advance(edits[0], None)
+            stages.advance(edits, [None])
             return False
         shape = edits[0].plan.shape
         measuring = len(edits) > self._batching.limit(shape)
@@ -485,8 +485,7 @@ class Engine:
             )
         else:
             found = stages.velocities(self.model, edits)
-        for edit, velocity in zip(edits, found, strict=True):
-            stages.advance(edit, velocity)
+        stages.advance(edits, found)
         return not measuring
 
     def _prepare(self, ticket: Ticket) -> None:
