@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -200,6 +201,46 @@ def test_every_start_takes_the_backend_that_the_first_one_found(
     times["sdpa"] = Trial(seconds=0.1)
     assert choose_attention(transformer, CostModel.load(tmp_path / "costs.json"), tokens=100) == "sdpa-flash"
     assert choose_attention(transformer, CostModel(), tokens=100) == "sdpa"
+
+
+@pytest.mark.parametrize("change", ["installed", "upgraded", "older file"])
+def test_what_was_measured_among_others_or_with_another_pytorch_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What was installed since may be faster, and what was the fastest may be so no longer."""
+    transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
+    monkeypatch.setattr(attention, "candidates", lambda _: ("sdpa", "sdpa-cudnn"))
+    monkeypatch.setattr(attention, "without_trial", lambda *_: None)
+    times = {"sdpa": Trial(seconds=2.0), "sdpa-cudnn": Trial(seconds=1.0), "flash-3": Trial(seconds=0.5)}
+    monkeypatch.setattr(attention, "try_backends", lambda names, **_: {name: times[name] for name in names})
+    costs = CostModel()
+    if change == "older file":
+        costs.seconds = {"attention sdpa-cudnn": {100: 1.0}}
+    else:
+        assert choose_attention(transformer, costs, tokens=100) == "sdpa-cudnn"
+    if change == "upgraded":
+        monkeypatch.setattr(torch, "__version__", "99.0")
+    else:
+        monkeypatch.setattr(attention, "candidates", lambda _: ("sdpa", "sdpa-cudnn", "flash-3"))
+    times["sdpa"] = Trial(seconds=0.1)
+    assert choose_attention(transformer, costs, tokens=100) == "sdpa"
+
+
+def test_the_fastest_gives_way_while_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its library was replaced by one for another PyTorch: the start must not fail for it."""
+    transformer = random_transformer(SMALL.transformer, device=CPU, dtype=torch.float32)
+    monkeypatch.setattr(attention, "candidates", lambda _: ("sdpa", "sdpa-cudnn", "flash-3"))
+    monkeypatch.setattr(attention, "without_trial", lambda *_: None)
+    times = {"sdpa": Trial(seconds=3.0), "sdpa-cudnn": Trial(seconds=2.0), "flash-3": Trial(seconds=1.0)}
+    monkeypatch.setattr(attention, "try_backends", lambda names, **_: {name: times[name] for name in names})
+    costs = CostModel()
+    assert choose_attention(transformer, costs, tokens=100) == "flash-3"
+    measured = deepcopy(costs)
+    times |= {"sdpa": Trial(seconds=0.1), "flash-3": Trial(reason="ImportError: undefined symbol")}
+    assert choose_attention(transformer, costs, tokens=100) == "sdpa-cudnn", "as measured, not as it is now"
+    assert costs == measured
+    times["flash-3"] = Trial(seconds=9.0)
+    assert choose_attention(transformer, costs, tokens=100) == "flash-3"
 
 
 def test_a_backend_can_be_named_and_an_unknown_one_is_refused() -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Final, Literal, TypeVar
@@ -43,8 +44,8 @@ def costs_file_of(path: Path, card: ModelCard) -> Path:
 def choose_attention(transformer: KontextTransformer, costs: CostModel, *, tokens: int, name: str | None = None) -> str:
     """Have a transformer attend by the named backend, by the one for its format on a CPU, or by the fastest on a GPU.
 
-    Times that `costs` knows are believed, so that every start takes the same backend, and every picture has the same
-    bytes; new ones are put there.
+    Times that `costs` knows of this PyTorch and these backends are believed, so that every start takes the same one,
+    and every picture has the same bytes; new ones are put there. One that can't run any more gives way to the next.
 
     Returns:
         The backend's name.
@@ -219,22 +220,30 @@ def _try_ways(
 
 
 def _fastest(transformer: KontextTransformer, costs: CostModel, names: tuple[str, ...], tokens: int) -> str:
-    known = {name: costs.seconds.get(f"attention {name}", {}).get(tokens) for name in names}
-    if all(took_s is None for took_s in known.values()):
-        config = transformer.config
-        trials = attention.try_backends(
-            names,
-            device=transformer.device,
-            dtype=transformer.dtype,
-            heads=config.heads,
-            head_width=config.width // config.heads,
-            tokens=tokens,
-        )
-        known = {name: trial.seconds for name, trial in trials.items()}
-        for name, took_s in known.items():
-            if took_s is not None:
-                costs.learn(f"attention {name}", tokens, took_s)
-    return attention.fastest({name: took_s for name, took_s in known.items() if took_s is not None})
+    tried = partial(
+        attention.try_backends,
+        device=transformer.device,
+        dtype=transformer.dtype,
+        heads=transformer.config.heads,
+        head_width=transformer.config.width // transformer.config.heads,
+        tokens=tokens,
+    )
+    # Among others, or with another PyTorch, another one may be the fastest.
+    stages = {name: f"attention {name}, PyTorch {torch.__version__}, of {' '.join(names)}" for name in names}
+    stored = {name: costs.seconds.get(stage, {}).get(tokens) for name, stage in stages.items()}
+    known = {name: took_s for name, took_s in stored.items() if took_s is not None}
+    while known:
+        name = attention.fastest(known)
+        now = tried((name,))[name]
+        if now.seconds is not None:
+            return name
+        # As when a library was replaced. Its time stays: the reason may be gone at the next start.
+        _log.warning("attention %r, the fastest as it was measured, can't be taken: %s", name, now.reason)
+        del known[name]
+    known = {name: trial.seconds for name, trial in tried(names).items() if trial.seconds is not None}
+    for name, took_s in known.items():
+        costs.learn(stages[name], tokens, took_s)
+    return attention.fastest(known)
 
 
 @contextmanager
