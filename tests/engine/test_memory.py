@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,33 @@ def test_what_a_step_takes_after_a_fall_is_kept_apart(
         engine.submit(EditRequest(id="x", prompt="night", photo=PHOTO, steps=3, seed=1)).result(60)
     wide, narrow = (CostModel.load(next(tmp_path.glob(f"costs-*-{name}.json"))).seconds for name in ("bfloat16", "fp8"))
     assert ("step" in wide, "step" in narrow) == (False, True)
+
+
+def test_a_fall_while_warming_up_mixes_no_formats_times(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those of either format believed that were taken meanwhile."""
+    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
+
+    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        if failures:
+            raise failures.pop()
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    for name, step_s in (("bfloat16", 9.0), ("fp8", 1.0)):
+        CostModel(seconds={"step": {96: step_s}}).save(tmp_path / f"costs-model-cpu-{name}.json")
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
+    with (
+        Engine(parts, plans=ladder(Placement(), SMALLEST), costs_file=tmp_path / "costs.json") as engine,
+        ThreadPoolExecutor(1) as side,
+    ):
+        engine._device._second = side  # as on a GPU, where every start warms up
+        engine._tune(None, compiled=False, compile_cache=None)
+        assert engine.card.dtype == "fp8"
+        assert engine.costs.seconds == {"step": {96: 1.0}}
+    wide, narrow = (CostModel.load(tmp_path / f"costs-model-cpu-{name}.json").seconds for name in ("bfloat16", "fp8"))
+    assert (wide["step"], narrow["step"]) == ({96: 9.0}, {96: 1.0})
 
 
 def edit_in(placement: Placement, folder: Path, request: EditRequest) -> bytes:

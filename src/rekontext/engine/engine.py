@@ -179,11 +179,14 @@ class Engine:
         if not compiled and not self._device.has_second:
             return
         # What these take says what compiling and loading kernels takes, not what an edit does.
-        known = deepcopy(self.costs.seconds)
+        costs, known = self.costs, deepcopy(self.costs.seconds)
         self.warm_up()
         if compiled and self._device.has_second and self._batching.mode != "off":
             self._warm_up_together()
-        self.costs.seconds = known
+        if self.costs is costs:
+            costs.seconds = known
+        else:  # memory ran out, and what another format takes is in another file
+            self._know_costs()
         if compiled:
             self.warm_up()
             if compile_cache is not None:
