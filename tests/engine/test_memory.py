@@ -278,6 +278,29 @@ def test_a_fall_while_warming_up_mixes_no_formats_times(
     assert (wide["step"], narrow["step"]) == ({96: 9.0}, {96: 1.0})
 
 
+@pytest.mark.parametrize("wide", [Placement(), Placement(fp8=True)], ids=["to fp8", "within fp8"])
+def test_which_passes_are_shared_is_measured_anew_in_another_format(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wide: Placement
+) -> None:
+    """Other kernels may give an edit other bits among others."""
+    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
+
+    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        if failures:
+            raise failures.pop()
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=wide)
+    with Engine(parts, plans=ladder(wide, SMALLEST), batch="any") as engine:
+        request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=1, seed=1)
+        shape = stages.plan(engine.model, request).shape
+        engine._batching.limits[shape] = 4
+        engine.submit(request).result(60)
+        assert engine._batching.mode == "any"
+        assert engine._batching.limit(shape) == (4 if wide.fp8 else 1)
+
+
 def edit_in(placement: Placement, folder: Path, request: EditRequest) -> bytes:
     """The bytes of an engine that was opened that way."""
     parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=placement)

@@ -585,6 +585,8 @@ class Engine:
             self._save_costs()
             self.card = replace(self.card, dtype=self._holding.dtype)
             self._know_costs()
+            # Which passes may be shared was measured on other kernels: neither bits nor times need be as they were.
+            self._batching = Batching(mode=self._batching.mode)
         with self._changed:
             for retry in again:
                 retry()
