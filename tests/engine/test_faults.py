@@ -152,6 +152,30 @@ def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypat
         assert engine.costs.seconds["step"] == dict(learned[2:])
 
 
+def test_costs_are_read_while_nobody_can_change_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may be taking in what a step took: a dictionary that grows can't be read."""
+    predict, save = CostModel.predict, CostModel.save
+    is_guarded: list[bool] = []
+
+    def predicted(self: CostModel, stage: str, tokens: int) -> float:
+        is_guarded.append(opened._changed._is_owned())  # type: ignore[attr-defined]
+        return predict(self, stage, tokens)
+
+    def saved(self: CostModel, path: Path) -> None:
+        is_guarded.append(self is not opened.costs)
+        save(self, path)
+
+    with Engine.open(str(folder), device="cpu", costs_file=tmp_path / "costs.json") as opened:
+        monkeypatch.setattr(CostModel, "predict", predicted)
+        monkeypatch.setattr(CostModel, "save", saved)
+        opened.submit(request()).result(60)
+        opened.estimate(request())
+    assert len(is_guarded) > 10
+    assert all(is_guarded)
+
+
 def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,14 +259,13 @@ class Engine:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
         """
         plan = stages.plan(self.model, request)
-        work_s = self._outlook.work_s(plan)
         parked = park(request.photo, plan, waits=bool(self._tickets))
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
             if self.broken.done():
                 raise EngineBroken("the engine broke at an earlier edit") from self.broken.exception()
-            now_s = time.monotonic()
+            now_s, work_s = time.monotonic(), self._outlook.work_s(plan)
             if request.deadline_s is not None:
                 finish_s = self._scheduler.estimate(
                     account=request.account, work_s=work_s, now_s=now_s, priority=request.priority
@@ -605,14 +604,17 @@ class Engine:
     def _know_costs(self) -> None:
         """What was measured before, on this device and with the model as it is held now."""
         file = self._costs_file
-        self._outlook.costs = CostModel.load(file) if file else CostModel()
-        self.costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[self.model.transformer.device.type]
+        costs = CostModel.load(file) if file else CostModel()
+        costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[self.model.transformer.device.type]
+        self._outlook.costs = costs
 
     def _save_costs(self) -> None:
         file = self._costs_file
         if file:
+            with self._changed:
+                costs = deepcopy(self.costs)
             with best_effort():
-                self.costs.save(file)
+                costs.save(file)
 
     @property
     def _costs_file(self) -> Path | None:
