@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
@@ -57,11 +57,13 @@ def test_any_canvas_has_whole_tokens_and_about_its_area(area: int) -> None:
         assert 0.5 * area < width * height < 2 * area
 
 
-@pytest.mark.parametrize("side", [64, 128, 256, 288, 512, 768, 1024, 1536])
-def test_a_photo_of_the_canvas_s_own_size_keeps_it(side: int) -> None:
+@given(st.integers(64, 2048).map(lambda side: side * side), st.integers(1, 4000), st.integers(1, 4000))
+@example(464 * 464, 1000, 2230)
+def test_a_photo_of_the_canvas_s_own_size_keeps_it(area: int, width: int, height: int) -> None:
     """So a photo may be brought to its size beforehand, as one that waits is: it comes to the same."""
-    canvas = Canvas(area=side * side)
+    canvas = Canvas(area=area)
     assert [canvas.nearest(size) for size in canvas.sizes] == list(canvas.sizes)
+    assert canvas.nearest(canvas.nearest((width, height))) == canvas.nearest((width, height))
 
 
 def test_a_canvas_of_a_few_tokens_is_refused() -> None:

@@ -81,8 +81,11 @@ class Canvas:
     def nearest(self, size: Size) -> Size:
         """The trained size whose width/height is nearest to that of `size`; of two equally near, the narrower one.
 
-        What has one of the canvas's sizes keeps it.
+        What has one of the canvas's sizes keeps it. On canvases other than the published one that has to be said: their
+        sizes are whole tokens, so that their ratios aren't those of the trained sizes any more.
         """
+        if size in self.sizes:
+            return size
         width, height = size
         _, index = min((abs(width / height - w / h), i) for i, (w, h) in enumerate(TRAINED_SIZES))
         return self.sizes[index]
