@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -89,6 +89,73 @@ def test_a_lone_files_text_encoders_are_the_published_models(
     ]
     assert_same(found, expected)
     assert_same_text(found, expected)
+
+
+class Hub:
+    """A repository on the hub: what of it is fetched lies in `cache`."""
+
+    def __init__(self, repository: Path, cache: Path) -> None:
+        self.repository = repository
+        self.cache = cache
+
+    def download(self, hub_id: str, *, allow_patterns: list[str], ignore_patterns: list[str] | None = None) -> str:
+        assert hub_id == "owner/name"
+        files = [str(path.relative_to(self.repository)) for path in self.repository.rglob("*") if path.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (self.cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.repository / file, self.cache / file)
+        return str(self.cache)
+
+    @property
+    def fetched(self) -> set[str]:
+        return {str(path.relative_to(self.cache)) for path in self.cache.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(tmp_path / "repository", tmp_path / "cache")
+    shutil.copytree(folder, hub.repository)
+    monkeypatch.setattr(checkpoint, "snapshot_download", hub.download)
+    return hub
+
+
+def test_of_a_hub_repository_only_what_is_read_is_fetched(folder: Path, hub: Hub) -> None:
+    """Not the same weights in other formats or layouts, which may be as large again."""
+    others = [
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "text_encoder_2/model.bf16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "safety_checker/model.safetensors",
+        "split_files/diffusion_models/flux1-dev-kontext.safetensors",
+        "flux1-kontext-dev.safetensors",
+        "README.md",
+    ]
+    for name in others:
+        (hub.repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub.repository / name).write_text("not wanted")
+    assert_same(opened("owner/name"), opened(str(folder)))
+    assert hub.fetched.isdisjoint(others)
+
+
+def test_a_hub_repository_in_shards_is_fetched_whole(folder: Path, hub: Hub) -> None:
+    part = hub.repository / "transformer"
+    state = load_file(part / "diffusion_pytorch_model.safetensors")
+    (part / "diffusion_pytorch_model.safetensors").unlink()
+    shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = sorted(state)
+    for i, shard in enumerate(shards):
+        save_file({name: state[name] for name in names[i::2]}, part / shard)
+    index(hub.repository, json.dumps({"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}))
+    assert_same(opened("owner/name"), opened(str(folder)))
+
+
+def test_a_hub_repository_in_no_layout_of_diffusers_is_refused_before_it_is_fetched(hub: Hub) -> None:
+    """ComfyUI's has 12 GB, and could not be opened then."""
+    (hub.repository / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"owner/name on the hub has no model_index\.json"):
+        opened("owner/name")
+    assert not hub.fetched
 
 
 def test_text_encoders_that_cannot_be_had_are_told_before_the_transformer_is_read(

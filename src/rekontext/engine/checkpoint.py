@@ -80,6 +80,17 @@ _FIXED: Final = {
 }
 """What `Schedule` is written for. A scheduler configured otherwise asks for other pictures than ours would be."""
 
+_READ: Final = [
+    "model_index.json",
+    "rekontext.json",
+    *(f"{name}/*" for name in ("scheduler", "tokenizer", "tokenizer_2")),
+    *(f"{name}/*.json" for name in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+    *(f"{name}/*.safetensors" for name in ("transformer", "vae", "text_encoder", "text_encoder_2")),
+]
+"""What is read of a hub repository, which may have much beside it."""
+_VARIANTS: Final = ["*/*.*.safetensors"]
+"""The same weights once more in another format, as in `model.fp16.safetensors`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -339,11 +350,17 @@ def _agree(source: TensorSource, config: TransformerConfig, text: dict[str, Any]
 
 
 def _download(hub_id: str) -> Path:
-    """Fetch a hub repository (or take it from the local cache), safetensors in its folders and configuration only."""
+    """Fetch what is read of a hub repository in diffusers' layout, or take it from the local cache."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*/*.safetensors", "*.model", "*.txt"]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=["model_index.json"]))
+        if (folder / "model_index.json").is_file():
+            return Path(snapshot_download(hub_id, allow_patterns=_READ, ignore_patterns=_VARIANTS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"the model {hub_id!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
             "check the name, the network, and for gated models that HF_TOKEN is set"
         ) from error
+    raise CheckpointError(
+        f"{hub_id} on the hub has no model_index.json, so it is no diffusers repository: "
+        "give one that has, or download the .safetensors file and give its path"
+    )
