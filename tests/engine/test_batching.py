@@ -67,6 +67,18 @@ def test_two_are_tried_before_four() -> None:
     assert batching.wanted(SHAPE, 9) == 2
 
 
+def test_a_size_that_failed_spares_the_smaller_ones_that_pay() -> None:
+    """Four may not fit into memory where two do."""
+    batching = measured(alone_s=2.0, together_s=1.1, same=True)
+    assert batching.wanted(SHAPE, 4) == 4
+    batching.forbid(SHAPE, 4)
+    assert batching.shared(SHAPE, 9) == 2
+    assert batching.wanted(SHAPE, 9) is None, "it isn't tried again"
+    batching.forbid(SHAPE, 2)
+    assert batching.shared(SHAPE, 9) == 1
+    assert batching.wanted(SHAPE, 9) is None
+
+
 @pytest.mark.parametrize("photo", [PHOTO, None], ids=["edit", "text-to-image"])
 def test_a_shared_pass_computes_what_lone_passes_compute(tmp_path: Path, photo: Image.Image | None) -> None:
     """Edits at different steps, with different prompts, guidance and lengths."""

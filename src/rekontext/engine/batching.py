@@ -57,9 +57,9 @@ class Batching:
             return None
         return next((size for size in BATCH_SIZES if tried < size <= present), None)
 
-    def forbid(self, shape: Shape) -> None:
-        """Never share a pass of this shape again."""
-        self.limits[shape] = 1
+    def forbid(self, shape: Shape, size: int) -> None:
+        """Never share a pass of this shape among `size` edits again: it failed. Smaller sizes that pay stay."""
+        self.limits[shape] = self.shared(shape, size - 1)
         self._tried[shape] = BATCH_SIZES[-1]
 
     def learn(

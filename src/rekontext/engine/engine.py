@@ -433,8 +433,8 @@ class Engine:
             is_short = is_out_of_memory(error)
             with self._changed:
                 if len(group) > 1:
-                    # Nobody knows whose fault it was; nothing has advanced yet, so each tries again alone.
-                    self._batching.forbid(edits[0].plan.shape)
+                    # Nobody knows whose fault it was; nothing has advanced yet, so each tries again among fewer.
+                    self._batching.forbid(edits[0].plan.shape, len(group))
                 elif is_short and self._holding.can_fall:
                     self._short_of_memory.append(lambda: None)
                 else:
