@@ -28,8 +28,8 @@ from rekontext.engine.tuning import choose_attention
 CPU = torch.device("cpu")
 
 
-def tried(*names: str) -> dict[str, Trial]:
-    return try_backends(names, device=CPU, dtype=torch.float32, heads=2, head_width=16, tokens=40)
+def tried(*names: str, dtype: torch.dtype = torch.float32) -> dict[str, Trial]:
+    return try_backends(names, device=CPU, dtype=dtype, heads=2, head_width=16, tokens=40)
 
 
 def test_backends_give_what_attention_is() -> None:
@@ -56,7 +56,7 @@ def test_products_are_right_for_short_and_long_vectors_whole_and_in_parts(
     expected = BACKENDS["sdpa"]((length * q).double(), (length * k).double(), v.double())
     assert (found - expected).abs().max() < 4e-6 * length**2, "scores grow by the square, and their rounding too"
     narrow = BACKENDS["products"](*(x.bfloat16() for x in (q, k, v)))
-    assert (narrow - BACKENDS["sdpa"](q, k, v)).norm() <= attention.ERROR_MAX * narrow.norm()
+    assert (narrow - BACKENDS["sdpa"](q, k, v)).norm() <= attention.ERROR_MAX[torch.bfloat16] * narrow.norm()
 
 
 def test_products_give_an_edit_the_same_bits_beside_a_louder_one() -> None:
@@ -158,6 +158,13 @@ def test_a_backend_that_cannot_run_or_is_wrong_is_out_with_its_reason(monkeypatc
     assert found["flex"] == Trial(reason="differs from the default by nan")
     assert found["flash-4"].seconds is None
     assert "flash_attn" in found["flash-4"].reason
+
+
+def test_float32_asks_for_all_its_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels are promised to 1e-4 there; between bfloat16 kernels so little is nothing."""
+    monkeypatch.setitem(BACKENDS, "flex", lambda q, k, v: 1.001 * attention.sdpa(q, k, v))
+    assert tried("flex")["flex"] == Trial(reason="differs from the default by 0.001")
+    assert tried("flex", dtype=torch.bfloat16)["flex"].seconds is not None
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def test_a_way_that_fails_is_not_taken(
     assert not block.gelu_within
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, "behind"), (torch.bfloat16, "within")])
+def test_in_float32_the_products_own_gelu_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: str
+) -> None:
+    """How well it approximates is its library's affair, and pixels are promised to 1e-4."""
+    transformer = random_transformer(SMALL.transformer, device=CPU, dtype=dtype)
+    monkeypatch.setattr(KontextTransformer, "device", torch.device("cuda"))
+    known = CostModel(seconds={"gelu behind, blocks": {100: 2.0}, "gelu within, blocks": {100: 1.0}})
+    assert choose(transformer, known) == expected
+
+
 def test_on_a_cpu_nothing_is_tried(transformer: KontextTransformer) -> None:
     def never() -> Callable[[], Tensor]:
         raise AssertionError("tried")

@@ -123,10 +123,12 @@ class KontextTransformer(nn.Module):
 
     @property
     def can_have_gelu_within(self) -> bool:
-        """Whether `use_gelu_within` makes a difference: not in fp8, nor on a CPU, whose own way is `pack`."""
+        """Whether `use_gelu_within` is for it: not in fp8, where it makes no difference, nor on a CPU, whose own way is
+        `pack`, nor in float32, whose pixels must not hang on how a product's kernel approximates a tanh."""
         first = self.single_blocks[0]
         assert isinstance(first, SingleStreamBlock)
-        return self.device.type == "cuda" and isinstance(first.linear1, nn.Linear)
+        is_wide = self.dtype == torch.float32
+        return self.device.type == "cuda" and isinstance(first.linear1, nn.Linear) and not is_wide
 
     def use_gelu_within(self, within: bool) -> None:
         """Say whether GELU is computed within the product before it, wherever that is a plain one. See `tuning.py`."""

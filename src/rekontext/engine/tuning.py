@@ -26,7 +26,10 @@ PassBy = Literal["blocks", "compiled blocks", "kernels"]
 Way = TypeVar("Way", bound=str)
 
 ERROR_MAX: Final = 0.2
-"""Relative L2 between two ways over a whole pass, above which one of them must be wrong: all blocks round anew."""
+"""Relative L2 between two ways over a whole pass, above which one of them must be wrong: all blocks round anew.
+
+In float32, which promises more, there is only one way.
+"""
 WORTHWHILE: Final = 0.99
 """The second way must need less than this share of the time to be taken: a tie must not change bytes."""
 _OF_PASSES: Final = ("pass by ", "gelu ")
