@@ -12,8 +12,8 @@ import pytest
 
 from rekontext.contract import EditRefused
 from rekontext.fleet.child import WORKER
-from rekontext.fleet.messages import Cancel, Channel
-from rekontext.fleet.worker import _sendable
+from rekontext.fleet.messages import Cancel, Channel, Logged
+from rekontext.fleet.worker import _sendable, _ToChannel
 
 SOON_S = 30.0
 
@@ -52,6 +52,23 @@ async def test_what_nobody_hears_any_more_is_dropped_without_a_word(caplog: pyte
         await channel.flush()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     channel.hang_up()
+
+
+@pytest.mark.anyio
+async def test_a_library_that_logs_wrongly_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it wanted to say is told with where it said it, and the next line arrives."""
+    ours, theirs = socket.socketpair()
+    channel, other = await Channel.over(ours), await Channel.over(theirs)
+    handler = _ToChannel(channel, asyncio.get_running_loop())
+    logger = logging.Logger("some.library")
+    logger.addHandler(handler)
+    logger.warning("this is deprecated", FutureWarning)
+    logger.warning("all is %s", "well")
+    async with asyncio.timeout(SOON_S):
+        assert await other.receive() == Logged(logger="some.library", level=logging.WARNING, text="all is well")
+    assert "Message: 'this is deprecated'" in capsys.readouterr().err
+    for each in (channel, other):
+        each.hang_up()
 
 
 def test_why_a_model_can_not_be_loaded_is_told_in_pythons_own_kinds() -> None:

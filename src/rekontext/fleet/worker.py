@@ -150,7 +150,11 @@ class _ToChannel(logging.Handler):
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = Logged(logger=record.name, level=record.levelno, text=self.format(record))
+        try:
+            line = Logged(logger=record.name, level=record.levelno, text=self.format(record))
+        except Exception:  # as Python's own handlers do: a library that logs wrongly goes on
+            self.handleError(record)
+            return
         with suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._channel.post, line)
 
