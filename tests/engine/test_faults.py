@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -235,3 +236,28 @@ def test_an_engine_whose_first_trial_runs_out_of_memory_opens_all_the_same(
     with Engine.open(str(folder), device="cpu") as engine:
         assert engine.submit(request()).result(60).steps == 4
         assert not any(name.startswith("gelu") for name in engine.costs.seconds)
+
+
+def test_where_two_do_not_fit_into_memory_together_the_engine_opens_and_each_goes_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stages.velocities
+    fault: RuntimeError = torch.OutOfMemoryError("full")
+
+    def velocities(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
+        if len(edits) > 1:
+            raise fault
+        return honest(model, edits)
+
+    monkeypatch.setattr(stages, "velocities", velocities)
+    monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
+    with ThreadPoolExecutor(1) as side:
+        monkeypatch.setattr(engine._device, "_second", side)  # as on a GPU, where passes may be shared
+        engine._tune(None, compiled=True, compile_cache=None)
+        shape = stages.plan(engine.model, replace(request(), photo=None)).shape
+        assert engine._batching.wanted(shape, 9) is None
+        assert engine._batching.shared(shape, 9) == 1
+        fault = RuntimeError("an illegal memory access was encountered")
+        with pytest.raises(RuntimeError, match="illegal"):
+            engine._tune(None, compiled=True, compile_cache=None)
+    monkeypatch.setattr(engine._device, "_second", None)

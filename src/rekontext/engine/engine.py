@@ -320,9 +320,19 @@ class Engine:
         """A pass over two edits is compiled apart from that over one. Later it would hold up whoever waits."""
         request = EditRequest(id="", prompt="", photo=None, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
         plan = stages.plan(self.model, request)
-        stages.velocities(self.model, [stages.prepare(self.model, request, plan) for _ in range(2)])
-        self._device.synchronize()
+        is_short = False
+        try:
+            stages.velocities(self.model, [stages.prepare(self.model, request, plan) for _ in range(2)])
+            self._device.synchronize()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            is_short = True
         self.forget()
+        if is_short:
+            # No reason to hold the model in a narrower way: such edits go alone.
+            self._batching.forbid(plan.shape, 2)
+            free_memory(self.model.transformer.device)
 
     def forget(self) -> None:
         """Empty the caches of prompts and references."""
