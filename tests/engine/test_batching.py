@@ -19,6 +19,7 @@ from tests.small_model import SHAPES, build
 
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 60, 3), dtype=np.uint8), "RGB")
 SHAPE = ("a shape",)
+TOKENS = 100
 
 
 def measured(*, alone_s: float, together_s: float, same: bool, size: int = 2, mode: BatchMode = "exact") -> Batching:
@@ -26,7 +27,9 @@ def measured(*, alone_s: float, together_s: float, same: bool, size: int = 2, mo
     batching = Batching(mode=mode)
     results: list[Sequence[Tensor]] = [[torch.zeros(1)] * size, [torch.full((1,), 0.0 if same else 1e-7)] * size]
     times: Iterator[float] = iter([0.0, alone_s, alone_s + together_s])
-    batching.learn(SHAPE, alone=lambda: results[0], together=lambda: results[1], clock=lambda: next(times))
+    batching.learn(
+        SHAPE, tokens=TOKENS, alone=lambda: results[0], together=lambda: results[1], clock=lambda: next(times)
+    )
     return batching
 
 
@@ -45,7 +48,22 @@ def test_a_shape_is_shared_where_that_pays(
 ) -> None:
     batching = measured(alone_s=alone_s, together_s=together_s, same=same, mode=mode)
     assert batching.limit(SHAPE) == limit
-    assert batching.wanted(SHAPE, 4) == (4 if limit == 2 else None), "larger ones are tried only after a success"
+    wanted = batching.wanted(SHAPE, 4, tokens=TOKENS)
+    assert wanted == (4 if limit == 2 else None), "larger ones are tried only after a success"
+
+
+@pytest.mark.parametrize(
+    ("together_s", "same", "larger"),
+    [(1.1, True, 2), (1.6, True, None), (1.1, False, 2)],
+    ids=["pays", "saves too little", "other bits"],
+)
+def test_a_shape_is_not_tried_where_a_smaller_one_filled_the_device(
+    together_s: float, same: bool, larger: int | None
+) -> None:
+    """A trial is six passes. Bits are another matter: kernels are chosen by size."""
+    batching = measured(alone_s=2.0, together_s=together_s, same=same)
+    assert batching.wanted(("another",), 4, tokens=TOKENS) == larger
+    assert batching.wanted(("another",), 4, tokens=TOKENS - 1) == 2
 
 
 def test_only_sizes_that_were_measured_are_run() -> None:
@@ -58,25 +76,25 @@ def test_only_sizes_that_were_measured_are_run() -> None:
 def test_nothing_is_tried_when_it_is_off() -> None:
     batching = Batching(mode="off")
     assert batching.limit(SHAPE) == 1
-    assert batching.wanted(SHAPE, 9) is None
+    assert batching.wanted(SHAPE, 9, tokens=TOKENS) is None
 
 
 def test_two_are_tried_before_four() -> None:
     batching = Batching()
-    assert batching.wanted(SHAPE, 1) is None
-    assert batching.wanted(SHAPE, 9) == 2
+    assert batching.wanted(SHAPE, 1, tokens=TOKENS) is None
+    assert batching.wanted(SHAPE, 9, tokens=TOKENS) == 2
 
 
 def test_a_size_that_failed_spares_the_smaller_ones_that_pay() -> None:
     """Four may not fit into memory where two do."""
     batching = measured(alone_s=2.0, together_s=1.1, same=True)
-    assert batching.wanted(SHAPE, 4) == 4
+    assert batching.wanted(SHAPE, 4, tokens=TOKENS) == 4
     batching.forbid(SHAPE, 4)
     assert batching.shared(SHAPE, 9) == 2
-    assert batching.wanted(SHAPE, 9) is None, "it isn't tried again"
+    assert batching.wanted(SHAPE, 9, tokens=TOKENS) is None, "it isn't tried again"
     batching.forbid(SHAPE, 2)
     assert batching.shared(SHAPE, 9) == 1
-    assert batching.wanted(SHAPE, 9) is None
+    assert batching.wanted(SHAPE, 9, tokens=TOKENS) is None
 
 
 @pytest.mark.parametrize("photo", [PHOTO, None], ids=["edit", "text-to-image"])

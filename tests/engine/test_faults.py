@@ -254,9 +254,9 @@ def test_where_two_do_not_fit_into_memory_together_the_engine_opens_and_each_goe
     with ThreadPoolExecutor(1) as side:
         monkeypatch.setattr(engine._device, "_second", side)  # as on a GPU, where passes may be shared
         engine._tune(None, compiled=True, compile_cache=None)
-        shape = stages.plan(engine.model, replace(request(), photo=None)).shape
-        assert engine._batching.wanted(shape, 9) is None
-        assert engine._batching.shared(shape, 9) == 1
+        plan = stages.plan(engine.model, replace(request(), photo=None))
+        assert engine._batching.wanted(plan.shape, 9, tokens=plan.tokens) is None
+        assert engine._batching.shared(plan.shape, 9) == 1
         fault = RuntimeError("an illegal memory access was encountered")
         with pytest.raises(RuntimeError, match="illegal"):
             engine._tune(None, compiled=True, compile_cache=None)

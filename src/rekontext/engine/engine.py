@@ -385,7 +385,7 @@ class Engine:
     def _group(self, ticket: Ticket) -> list[Ticket]:
         """The edit whose turn it is, and those that share its pass."""
         assert ticket.edit is not None, "only prepared edits are stepped"
-        shape = ticket.plan.shape
+        shape, tokens = ticket.plan.shape, ticket.plan.tokens
         if self._batching.mode == "off" or not ticket.edit.runs_next:
             return [ticket]
         mates = {
@@ -393,7 +393,7 @@ class Engine:
             for other in self._tickets.values()
             if other.plan.shape == shape and other.edit is not None and not other.is_beside and other.edit.runs_next
         }
-        size = self._batching.wanted(shape, len(mates)) or self._batching.shared(shape, len(mates))
+        size = self._batching.wanted(shape, len(mates), tokens=tokens) or self._batching.shared(shape, len(mates))
         order = self._scheduler.order(time.monotonic(), among=mates - {ticket.number})
         return [ticket, *(self._tickets[number] for number in order[: size - 1] if isinstance(number, int))]
 
@@ -491,6 +491,7 @@ class Engine:
         if measuring:
             found = self._batching.learn(
                 shape,
+                tokens=edits[0].plan.tokens,
                 alone=lambda: [stages.velocities(self.model, [edit])[0] for edit in edits],
                 together=lambda: stages.velocities(self.model, edits),
                 clock=self._device.clock,
