@@ -4,9 +4,10 @@ Axis letters in this file: n tokens, d values per token, o outputs.
 
     y[n, o] = (sum_d x8[n, d] * w8[o, d]) * x_scale[n] * w_scale[o] + bias[o]
 
-On a GPU from compute capability 8.9 the sum runs on the fp8 matrix units (`torch._scaled_mm`); scaling the input is
-plain PyTorch, so that the compiler fuses it into what made the input. Elsewhere the same products are summed in
-float32: slow, exact, for tests and for judging errors. Knows no model: which layers are quantised is decided by name.
+On a GPU from compute capability 8.9 the sum runs on the fp8 matrix units (`torch._scaled_mm`). A layer scales its input
+in plain PyTorch, so that the compiler fuses that into what made the input; our own kernels (`kernels.py`) scale what
+they write, and need the products only. Elsewhere the same products are summed in float32: slow, exact, for tests and
+for judging errors. Knows no model: which layers are quantised is decided by name.
 """
 
 from __future__ import annotations

@@ -21,14 +21,15 @@ import triton.language as tl
 from torch import Tensor
 
 from rekontext.engine.fp8 import E4M3, TINY
-from rekontext.engine.layers import EPS, TWICE_ROOT, Modulation
+from rekontext.engine.layers import CUBE, EPS, TWICE_ROOT, Modulation
 from rekontext.engine.rope import Rotation
 
 _E4M3_MAX: Final = tl.constexpr(torch.finfo(E4M3).max)
 _TINY: Final = tl.constexpr(TINY)
 _TWICE_ROOT: Final = tl.constexpr(TWICE_ROOT)
 _ROOT: Final = tl.constexpr(TWICE_ROOT / 2)
-_ROOT_OF_CUBE: Final = tl.constexpr(TWICE_ROOT / 2 * 0.044715)
+_CUBE: Final = tl.constexpr(CUBE)
+_ROOT_OF_CUBE: Final = tl.constexpr(TWICE_ROOT / 2 * CUBE)
 _NORM_VALUES_A_WARP: Final = 2048
 """So many values of a row a warp holds: as with the next two, of those tried on an H200 the fastest."""
 _ACTIVATION_VALUES_A_WARP: Final = 1024
@@ -269,7 +270,7 @@ def _gelu(x, IS_ROUGH: tl.constexpr):
         y = half + half * tanh
     else:
         # The same as x * sigmoid(2 u): see `layers.gelu`.
-        y = x * tl.sigmoid((x + 0.044715 * x * x * x) * _TWICE_ROOT)
+        y = x * tl.sigmoid((x + _CUBE * x * x * x) * _TWICE_ROOT)
     return y
 
 

@@ -10,7 +10,6 @@ it for all steps of an edit at once and hands each block its slice: shift, 1 + s
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
 import torch
@@ -24,7 +23,18 @@ from rekontext.engine.rope import Rotation, rotate
 
 EPS: Final = 1e-6
 MLP_RATIO: Final = 4
-TWICE_ROOT: Final = 2 * math.sqrt(2 / math.pi)
+
+
+def _numbers_of_gelu() -> tuple[float, float]:
+    """2 * sqrt(2 / pi), and what the cube counts for.
+
+    Digits, from a function: numbers that stand in a module, `math.pi` too, would be handed to compiled kernels at each
+    call.
+    """
+    return 1.5957691216057308, 0.044715
+
+
+TWICE_ROOT, CUBE = _numbers_of_gelu()
 
 
 class Modulation(NamedTuple):
@@ -49,10 +59,10 @@ def gelu(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         wide = x.float()
-        twice_root = 2 * math.sqrt(2 / math.pi)
-        return (wide * torch.sigmoid(twice_root * (wide + 0.044715 * wide * wide * wide))).to(x.dtype)
+        twice_root, cube = _numbers_of_gelu()
+        return (wide * torch.sigmoid(twice_root * (wide + cube * wide * wide * wide))).to(x.dtype)
     if x.device.type == "cpu":
-        twice_u = torch.addcmul(x.new_tensor(TWICE_ROOT), x, x, value=0.044715 * TWICE_ROOT).mul_(x)
+        twice_u = torch.addcmul(x.new_tensor(TWICE_ROOT), x, x, value=CUBE * TWICE_ROOT).mul_(x)
         return twice_u.sigmoid_().mul_(x)
     return F.gelu(x, approximate="tanh")
 

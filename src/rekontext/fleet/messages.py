@@ -170,7 +170,7 @@ class Channel:
             try:
                 if self._writer.is_closing():
                     continue
-                # A photo may have 150 MB; other coroutines go on meanwhile.
+                # A picture has megabytes; other coroutines go on meanwhile.
                 body = await asyncio.to_thread(pickle.dumps, message, pickle.HIGHEST_PROTOCOL)
                 del message
                 self._writer.write(len(body).to_bytes(_LENGTH_BYTES))
