@@ -37,7 +37,7 @@ def test_backends_give_what_attention_is() -> None:
     q, k, v = (torch.randn(2, n, 3, 16) for n in (5, 9, 9))
     scores = torch.einsum("bnhk,bmhk->bhnm", q.double(), k.double()) / 4
     expected = torch.einsum("bhnm,bmhk->bnhk", scores.softmax(-1), v.double()).flatten(2)
-    for name in ("sdpa", "sdpa-flash", "products"):
+    for name in ("sdpa", "products"):
         found = BACKENDS[name](q, k, v)
         assert found.shape == (2, 5, 48)
         assert (found - expected).abs().max() < 1e-5
@@ -96,10 +96,10 @@ class Switches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "device"), [("sdpa-flash", "cpu"), ("sdpa-flash", "meta"), ("sdpa-cudnn", "meta")])
-def test_a_chosen_kernel_takes_none_from_other_threads(name: str, device: str) -> None:
+@pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn"])
+def test_a_chosen_kernel_takes_none_from_other_threads(name: str) -> None:
     """PyTorch's switches are the process's: whoever encodes a prompt meanwhile must find all of its kernels."""
-    q, k, v = (torch.randn(1, n, 2, 16, device=device, dtype=torch.bfloat16) for n in (5, 9, 9))
+    q, k, v = (torch.randn(1, n, 2, 16, device="meta", dtype=torch.bfloat16) for n in (5, 9, 9))
     with Switches() as switches:
         assert BACKENDS[name](q, k, v).shape == (1, 5, 32)
     assert switches.are_on

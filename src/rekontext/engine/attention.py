@@ -64,8 +64,6 @@ def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def sdpa_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 2, as PyTorch carries it."""
-    if q.device.type == "cpu":
-        return _merged(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(*_by_head(q, k, v))[0])
     return _merged(torch.ops.aten._scaled_dot_product_flash_attention.default(*_by_head(q, k, v))[0])
 
 
