@@ -387,15 +387,15 @@ async def test_a_limit_that_isn_t_sent_stays(client: httpx2.AsyncClient, studio:
     """Null lifts it; setting one must not take the other away."""
     path = f"/console/api/admin/accounts/{studio.account}"
 
-    async def changed(body: dict[str, Any]) -> tuple[Any, Any]:
+    async def changed(body: dict[str, Any]) -> tuple[Any, Any, Any]:
         account = (await client.patch(path, json=body)).json()["account"]
-        return account["monthly_cap"], account["in_flight_max"]
+        return account["monthly_cap"], account["in_flight_max"], account["own_in_flight_max"]
 
-    assert await changed({"monthly_cap": 7.5}) == (7.5, 32)
-    assert await changed({"in_flight_max": 5}) == (7.5, 5)
-    assert await changed({}) == (7.5, 5)
-    assert await changed({"monthly_cap": None}) == (None, 5)
-    assert await changed({"in_flight_max": None}) == (None, 32)
+    assert await changed({"monthly_cap": 7.5}) == (7.5, 32, None)
+    assert await changed({"in_flight_max": 5}) == (7.5, 5, 5)
+    assert await changed({}) == (7.5, 5, 5)
+    assert await changed({"monthly_cap": None}) == (None, 5, 5)
+    assert await changed({"in_flight_max": None}) == (None, 32, None)
     records = (await client.get("/console/api/admin/audit?limit=5")).json()["records"]
     assert [each["details"] for each in reversed(records)] == [
         {"monthly_cap": 7.5},

@@ -483,6 +483,34 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
 
 
+def test_a_limit_is_the_account_s_own_only_once_it_was_set(open_page: OpenPage) -> None:
+    """Where it follows the server its field is empty; what wasn't changed isn't sent."""
+    page = open_page("/console#accounts")
+    owner = rows(page).filter(has_text="owner")
+    limit = owner.locator("td").nth(4)
+    form = page.get_by_role("dialog", name="Limits of owner")
+    at_once = form.get_by_label("Edits at once")
+
+    def set_limit(field: Locator, text: str) -> object:
+        field.fill(text)
+        with page.expect_request(lambda request: request.method == "PATCH") as sent:
+            form.get_by_role("button", name="Save").click()
+        return sent.value.post_data_json
+
+    expect(limit).to_have_text("32")
+    owner.get_by_role("button", name="Limits").click()
+    expect(at_once).to_be_empty()
+    assert set_limit(form.get_by_label("Spend in a month"), "1.25") == {"monthly_cap": 1.25}
+    expect(owner).to_contain_text("$1.25")
+    owner.get_by_role("button", name="Limits").click()
+    assert set_limit(at_once, "3") == {"in_flight_max": 3}
+    expect(limit).to_have_text("3")
+    owner.get_by_role("button", name="Limits").click()
+    expect(at_once).to_have_value("3")
+    assert set_limit(at_once, "") == {"in_flight_max": None}
+    expect(limit).to_have_text("32")
+
+
 def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Another look moves neither the focus nor the table, and answers slower than the pause between looks are shown."""
     begin_edit(site, photo)

@@ -87,7 +87,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:
-    """An account without its secret."""
+    """An account without its secret. Its own limit of edits in flight is null where it follows the service's."""
     cap = account.monthly_cap_micros
     return {
         "id": account.id,
@@ -95,6 +95,7 @@ def described(account: Account, parts: Parts) -> dict[str, object]:
         "created_at": moment(account.created_at),
         "monthly_cap": None if cap is None else usd(cap),
         "in_flight_max": parts.limits.in_flight_max if account.in_flight_max is None else account.in_flight_max,
+        "own_in_flight_max": account.in_flight_max,
     }
 
 

@@ -110,11 +110,19 @@ export function accounts(place) {
           name: "in_flight_max",
           label: "Edits at once",
           kind: "number",
-          value: account.in_flight_max,
+          value: account.own_in_flight_max,
           help: "Empty: as the server allows.",
         },
       ],
-      act: (json) => getJson(`${BASE}/accounts/${account.id}`, { method: "PATCH", json }),
+      // What wasn't touched isn't sent: another operator may have changed it since.
+      act: ({ monthly_cap, in_flight_max }) =>
+        getJson(`${BASE}/accounts/${account.id}`, {
+          method: "PATCH",
+          json: {
+            ...(monthly_cap !== account.monthly_cap && { monthly_cap }),
+            ...(in_flight_max !== account.own_in_flight_max && { in_flight_max }),
+          },
+        }),
     });
     if (done) load();
   };
