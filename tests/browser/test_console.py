@@ -273,12 +273,13 @@ def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, phot
         ("seconds(119.7)", "2 min 0 s"),
         ("seconds(7200)", "2 h 0 min"),
         ("seconds(9.25)", "9.3 s"),
+        ("bytes(42_000)", "42\u00a0kB"),
     ],
 )
 def test_numbers_are_shown_as_they_are(call: str, shown: str, open_page: OpenPage) -> None:
-    """Parts of a cent aren't rounded away, and no minute has 60 seconds."""
+    """Parts of a cent aren't rounded away, no minute has 60 seconds, and no line ends between a size and its unit."""
     page = open_page("/console", key=None)
-    assert page.evaluate(f"import('/web/shared/format.js').then(({{money, seconds}}) => {call})") == shown
+    assert page.evaluate(f"import('/web/shared/format.js').then(({{bytes, money, seconds}}) => {call})") == shown
 
 
 def test_a_key_is_made_shown_once_and_revoked(

@@ -130,6 +130,29 @@ def test_what_is_long_and_what_is_open_fits_too(width: int, open_page: OpenPage,
     assert_fits(page)
 
 
+def tops(page: Page, selector: str) -> set[float]:
+    """At which heights these begin."""
+    found = page.evaluate(
+        "selector => [...document.querySelectorAll(selector)].map(each => each.getBoundingClientRect().top)", selector
+    )
+    assert found
+    return set(found)
+
+
+def test_what_belongs_together_stands_in_a_row(open_page: OpenPage, photo: Path) -> None:
+    """No tool of the result falls out of its row on a narrow phone, and no field of a filter out of its line."""
+    page = open_page(viewport={"width": 360, "height": 780})
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".facts")).to_be_visible()
+    for width in (360, 320):
+        page.set_viewport_size({"width": width, "height": 780})
+        assert len(tops(page, ".acting > *")) == 1, f"at {width}"
+    console = open_page("/console#all-requests", viewport={"width": 1440, "height": 900})
+    assert len(tops(console, ".filters .input")) == 1
+
+
 def test_the_focus_stays_clear_of_the_bar_that_runs(open_page: OpenPage) -> None:
     """Tab never leads behind the bar at the lower end."""
     page = open_page(viewport={"width": 390, "height": 700})

@@ -23,11 +23,12 @@ export function seconds(value) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
+/** Bytes in the unit that fits, which no line break parts from its number. */
 export function bytes(value) {
-  if (value < 1000) return `${value} B`;
-  if (value < 999_500) return `${(value / 1000).toFixed(0)} kB`;
-  if (value < 999_950_000) return `${(value / 1e6).toFixed(1)} MB`;
-  return `${(value / 1e9).toFixed(1)} GB`;
+  if (value < 1000) return `${value}\u00a0B`;
+  if (value < 999_500) return `${(value / 1000).toFixed(0)}\u00a0kB`;
+  if (value < 999_950_000) return `${(value / 1e6).toFixed(1)}\u00a0MB`;
+  return `${(value / 1e9).toFixed(1)}\u00a0GB`;
 }
 
 export function count(value) {
