@@ -398,6 +398,8 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(page.locator(".toast")).to_contain_text("Link copied")
     link = page.evaluate("navigator.clipboard.readText()")
     assert site.key not in link
+    [kept] = page.request.get(f"{site.url}/console/api/files", headers=site.studio.headers).json()["files"]
+    assert kept["file_name"] == "my photo.jpg"
     other = open_page(link.removeprefix(site.url), key=None)
     expect(other.locator("#prompt")).to_have_value("a müder Kater 🐈")
     expect(other.get_by_role("radio", name="16:9", exact=True)).to_be_checked()

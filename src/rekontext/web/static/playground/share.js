@@ -4,7 +4,7 @@ import { getJson } from "../shared/api.js";
 import { fromJson, toJson } from "../shared/json.js";
 import { exampleNamed } from "./examples.js";
 import { startValues } from "./parameters.js";
-import { dataUri, fromLink, linkOf } from "./photo.js";
+import { fromLink, linkOf } from "./photo.js";
 
 const MARK = "#edit=";
 
@@ -29,12 +29,11 @@ export async function shareLink(request, photo) {
 
 /** Put the photo behind a link of this server, once; it then stays a linked photo. */
 export async function uploaded(photo) {
+  const body = new FormData();
+  body.append("file", photo.blob, photo.name);
   const {
     file_urls: [url],
-  } = await getJson("upload-asset", {
-    method: "POST",
-    json: { data_urls: [await dataUri(photo.blob)] },
-  });
+  } = await getJson("upload-asset", { method: "POST", body });
   photo.url = url;
   return url;
 }
