@@ -287,6 +287,7 @@ def assemble(
         pepper=pepper,
         limits=Limits(
             body_bytes_max=settings.body_bytes_max,
+            picture_bytes_max=settings.picture_bytes_max,
             uploads_bytes_max=settings.uploads_bytes_max,
             queued_max=settings.queue_max,
             in_flight_max=settings.in_flight_max,

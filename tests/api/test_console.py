@@ -40,6 +40,7 @@ async def test_me(client: httpx2.AsyncClient, studio: Studio) -> None:
     assert studio.key not in str(me)
     assert me["balance"] == {"credits": 0, "free_credits": 9.96, "held": 0, "available": 9.96}
     assert (me["price_per_edit"], me["spent_this_month"]) == (0.04, 0.04)
+    assert me["picture_bytes_max"] == studio.options.picture_bytes_max
     assert (me["model"]["name"], me["model"]["knows"], me["model"]["ready"]) == ("mini", ["make it night"], True)
 
 

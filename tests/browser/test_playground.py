@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -655,6 +656,41 @@ def test_photos_come_by_drop_by_paste_by_link_and_from_examples(open_page: OpenP
     page.fill("#link", "https://example.com/100%.jpg")
     page.locator("#link").press("Enter")
     expect(page.locator("#drop-full")).to_contain_text("100%.jpg")
+
+
+def test_a_photo_is_known_by_its_bytes(open_page: OpenPage, tmp_path: Path) -> None:
+    """A type that is missing or not quite right refuses nothing that the server takes, nor does base64 alone."""
+    page = open_page()
+    jpeg = photo_bytes()
+    nameless = tmp_path / "IMG_0001"
+    nameless.write_bytes(jpeg)
+    choose(page, nameless)
+    page.get_by_role("tab", name="JSON").click()
+    shown = page.locator("#bar b")
+    spelled = base64.b64encode(jpeg).decode()
+    safe = base64.urlsafe_b64encode(jpeg).decode().rstrip("=")
+    for source in (f"data:image/jpg;base64,{spelled}", spelled, safe):
+        page.locator("#json").fill('{"input_image": null}')
+        expect(shown).to_have_text("mini")  # of the first example, where no photo is
+        page.locator("#json").fill(json.dumps({"input_image": source, "prompt": "make it night"}))
+        expect(shown).to_have_text("photo.jpg")
+        expect(page.locator("#json-fault")).to_be_empty()
+    with page.expect_request("**/v2/*") as sent:
+        run(page)
+    assert '"input_image":"data:image/jpeg;base64,' in (sent.value.post_data or "")
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(1)
+
+
+def test_the_server_says_how_large_a_photo_may_be(open_page: OpenPage, site: Site, tmp_path: Path) -> None:
+    """Its bound is told before anything is sent."""
+    page = open_page()
+    large = tmp_path / "large.jpg"
+    large.write_bytes(photo_bytes() + bytes(site.studio.options.picture_bytes_max))
+    page.set_input_files("#file", large)
+    expect(page.locator("#input_image-fault")).to_have_text("large.jpg is larger than 1.0\u00a0MB.")
+    large.write_bytes(photo_bytes())
+    choose(page, large)
+    expect(page.locator("#input_image-fault")).to_be_empty()
 
 
 def test_the_page_asks_for_a_key_once_and_keeps_it_as_told(

@@ -29,11 +29,13 @@ class Limits:
 
     Attributes:
         body_bytes_max: of one request.
+        picture_bytes_max: of one photo.
         uploads_bytes_max: of all uploads that are kept of an account.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
 
     body_bytes_max: int
+    picture_bytes_max: int
     uploads_bytes_max: int
     queued_max: int
     in_flight_max: int

@@ -39,6 +39,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "model": described_model(parts),
             "version": __version__,
             "requests_per_minute": parts.edits.requests_per_minute(caller.key.policy),
+            "picture_bytes_max": parts.limits.picture_bytes_max,
         }
 
     @routes.get("/usage", summary="What the account did, day by day")

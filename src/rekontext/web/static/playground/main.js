@@ -2,7 +2,7 @@
 
 import { AGAIN_MS, ApiError, pause } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h, toast } from "../shared/dom.js";
-import { seconds } from "../shared/format.js";
+import { bytes, seconds } from "../shared/format.js";
 import { readAccount, readKey, whenKeyChanges } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
@@ -94,6 +94,7 @@ async function takePhoto(loading, how) {
   try {
     const photo = await loading;
     if (mine === state.photosAsked) {
+      bound(photo);
       setPhoto(photo, how);
       return true;
     }
@@ -105,6 +106,14 @@ async function takePhoto(loading, how) {
     }
   }
   return false;
+}
+
+/** Refuse what the server would. Without a key its bound isn't known, and the server says so itself. */
+function bound(photo) {
+  const most = state.me?.picture_bytes_max;
+  if (!(photo.blob?.size > most)) return;
+  release(photo);
+  throw new PhotoRefused(`${photo.name} is larger than ${bytes(most)}.`);
 }
 
 /** Say whether a photo is on its way; whichever was before comes too late now. Returns its number. */

@@ -2,9 +2,8 @@
 
 import { ApiError, call, here, isHere } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
+import { bytesIn, isDataUri, sniffed, suffix } from "./encoding.js";
 
-export const TYPES = ["image/jpeg", "image/png", "image/gif", "image/webp"];
-const BYTES_MAX = 20 * 2 ** 20;
 const LINK_LEFT_MS = 60_000;
 
 export class PhotoRefused extends Error {}
@@ -22,15 +21,16 @@ export class PhotoRefused extends Error {}
  */
 
 /** A picture's bytes as a photo. Throws `PhotoRefused` with a sentence for people. */
-export async function fromBlob(blob, { name, url = null, origin = null, example = null } = {}) {
-  if (!TYPES.includes(blob.type)) {
+export async function fromBlob(given, { name, url = null, origin = null, example = null } = {}) {
+  const type = await sniffed(given).catch(() => null); // a folder can't be read
+  if (!type) {
     throw new PhotoRefused(`${name ?? "This"} isn't a picture that can be edited; jpeg, png, gif and webp can.`);
   }
-  if (blob.size > BYTES_MAX) throw new PhotoRefused(`${name ?? "This picture"} is larger than 20 MB.`);
+  const blob = given.type === type ? given : given.slice(0, given.size, type);
   const shown = URL.createObjectURL(blob);
   try {
     const { width, height } = await measured(shown);
-    return { name: name || `photo.${suffix(blob.type)}`, blob, url, origin, example, shown, width, height };
+    return { name: name || `photo.${suffix(type)}`, blob, url, origin, example, shown, width, height };
   } catch {
     URL.revokeObjectURL(shown);
     throw new PhotoRefused(`${name ?? "This picture"} can't be opened; it may be damaged.`);
@@ -38,11 +38,13 @@ export async function fromBlob(blob, { name, url = null, origin = null, example 
 }
 
 /**
- * A link or data URI as a photo. What lies on other hosts is fetched by the server; without a key it isn't shown.
+ * A link, data URI or base64 as a photo. What lies on other hosts is fetched by the server; without a key it isn't shown.
  */
 export async function fromLink(text) {
   const link = text.trim();
-  if (link.startsWith("data:")) return fromBlob(dataBlob(link), {});
+  const bytes = bytesIn(link);
+  if (bytes && (isDataUri(link) || (await sniffed(bytes)))) return fromBlob(bytes);
+  if (isDataUri(link)) throw new PhotoRefused("This data URI can't be read.");
   let url;
   try {
     url = new URL(link);
@@ -92,7 +94,7 @@ export async function photoOf({ name, blob, url, origin, example }) {
   return blob ? fromBlob(blob, { name, url, origin, example }).catch(() => unseen) : unseen;
 }
 
-export function dataUri(blob) {
+function dataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
@@ -101,26 +103,12 @@ export function dataUri(blob) {
   });
 }
 
-export function suffix(type) {
-  return { "image/jpeg": "jpg", "image/png": "png", "image/gif": "gif", "image/webp": "webp" }[type] ?? "png";
-}
-
 function nameIn({ pathname }) {
   const last = pathname.split("/").pop();
   try {
     return decodeURIComponent(last);
   } catch {
     return last; // a percent sign that stands for itself
-  }
-}
-
-function dataBlob(uri) {
-  const [, type, encoding, data] = uri.match(/^data:([^;,]*)((?:;[^,]*)?),(.*)$/s) ?? [];
-  try {
-    const text = encoding?.includes("base64") ? atob(data) : decodeURIComponent(data);
-    return new Blob([Uint8Array.from(text, (letter) => letter.charCodeAt(0))], { type });
-  } catch {
-    throw new PhotoRefused("This data URI can't be read.");
   }
 }
 

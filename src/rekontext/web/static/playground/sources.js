@@ -2,7 +2,7 @@
 
 import { $, fill, glyph, h } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
-import { TYPES, fromBlob, fromLink } from "./photo.js";
+import { fromBlob, fromLink } from "./photo.js";
 
 /** Listen everywhere a photo may come from. `use` gets a promise of a photo and resolves with whether it took it. */
 export function installSources(use) {
@@ -47,7 +47,7 @@ export function installSources(use) {
   });
   document.addEventListener("paste", (event) => {
     const { files, types } = event.clipboardData;
-    const hasPicture = [...files].some(({ type }) => TYPES.includes(type));
+    const hasPicture = [...files].some(({ type }) => type.startsWith("image/"));
     const isField = event.target.closest("input, textarea");
     // A spreadsheet's cells come as text and as a picture of them; in a field the text is meant.
     if (!isField || (hasPicture && !types.includes("text/plain"))) {

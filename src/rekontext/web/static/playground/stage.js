@@ -3,8 +3,8 @@
 import { $, fill, glyph, h } from "../shared/dom.js";
 import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
+import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
-import { suffix } from "./photo.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
