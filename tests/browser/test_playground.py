@@ -149,6 +149,39 @@ def test_an_edit_that_runs_in_another_process_waits_and_then_runs(open_page: Ope
     page.get_by_role("button", name="Cancel").click()
 
 
+def tell_events_by_hand(page: Page) -> Callable[[str, dict[str, object]], None]:
+    """From now on an edit's stream says only what the returned function is given: an event and its data."""
+    page.evaluate(
+        """() => {
+            const [ask, {readable, writable}] = [window.fetch, new TextEncoderStream()];
+            window.stream = writable.getWriter();
+            window.fetch = (url, how) =>
+                String(url).endsWith("/events") ? Promise.resolve(new Response(readable)) : ask(url, how);
+        }"""
+    )
+    write = "([event, data]) => { stream.write(`event: ${event}\\ndata: ${JSON.stringify(data)}\\n\\n`) }"
+    return lambda event, data: page.evaluate(write, [event, data])
+
+
+def test_an_edit_that_waits_in_the_engine_says_behind_how_many(open_page: OpenPage, photo: Path) -> None:
+    """As in the queue, until its first step."""
+    page = open_page()
+    choose(page, photo)
+    tell = tell_events_by_hand(page)
+    run(page)
+    status = page.locator(".status")
+    tile = page.locator(".tile")
+    tell("processing", {"attempt": 1, "queue_position": 2, "eta_seconds": 30.0})
+    expect(status).to_have_text("Waiting behind 2 edits · about 30 s left")
+    tell("processing", {"attempt": 1, "queue_position": 1, "eta_seconds": 20.0})
+    expect(status).to_have_text("Waiting behind 1 edit · about 20 s left")
+    tell("progress", {"step": 0, "steps": 35, "eta_seconds": 18.0})
+    expect(status).to_have_text("Waiting behind 1 edit · about 18 s left")
+    expect(tile).to_have_attribute("aria-label", "Waiting: make it night")
+    tell("progress", {"step": 1, "steps": 35, "eta_seconds": 17.0})
+    expect(status).to_have_text("Step 1 of 35 · about 17 s left")
+
+
 def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, photo: Path) -> None:
     """The fourth has to wait until one has ended; each keeps its own progress."""
     page = open_page()

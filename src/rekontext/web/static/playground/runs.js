@@ -88,7 +88,6 @@ export class Runs extends EventTarget {
         state: accepted.status,
         eta: accepted.eta_seconds,
         position: accepted.queue_position,
-        etaAt: Date.now(),
       });
     } catch (fault) {
       this.#runs.delete(run.id);
@@ -143,19 +142,18 @@ export class Runs extends EventTarget {
     run.isLost = false;
     switch (event) {
       case "queued":
-        this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds, etaAt: Date.now() });
+        this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds });
         break;
-      case "processing":
-        this.#change(run, { state: "PROCESSING", position: 0, step: 0, eta: null });
-        break;
-      case "progress":
+      case "processing": // in an engine, where others may still come first
         this.#change(run, {
           state: "PROCESSING",
-          step: data.step,
-          steps: data.steps,
-          eta: data.eta_seconds,
-          etaAt: Date.now(),
+          step: 0,
+          position: data.queue_position ?? 0,
+          eta: data.eta_seconds ?? null,
         });
+        break;
+      case "progress":
+        this.#change(run, { state: "PROCESSING", step: data.step, steps: data.steps, eta: data.eta_seconds });
         break;
       case "preview":
         this.#change(run, { preview: data.image });
@@ -203,6 +201,11 @@ export class Runs extends EventTarget {
 
 export function hasEnded(run) {
   return ENDED.has(run.state);
+}
+
+/** Whether other edits come before it: in the queue, or in an engine that has made no step of it yet. */
+export function isWaiting({ state, step, position }) {
+  return state === "QUEUED" || (state === "PROCESSING" && !step && position > 0);
 }
 
 /** A run as IndexedDB keeps it. */

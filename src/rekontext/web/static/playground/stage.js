@@ -5,6 +5,7 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
+import { isWaiting } from "./runs.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
@@ -109,7 +110,7 @@ export class Stage {
     }
     const progress = $(".progress", this.#view);
     progress.style.setProperty("--part", run.steps ? run.step / run.steps : 0);
-    progress.classList.toggle("waiting", run.state !== "PROCESSING");
+    progress.classList.toggle("waiting", run.state !== "PROCESSING" || isWaiting(run));
     progress.setAttribute("aria-valuemax", run.steps);
     progress.setAttribute("aria-valuenow", run.step);
     fill($(".status", this.#view), ...statusWords(run));
@@ -298,7 +299,7 @@ function statusWords(run) {
   if (run.state === "SENDING") return ["Sending the photo …"];
   if (run.isLost) return ["Connection lost, trying again …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
-  if (run.state === "QUEUED") {
+  if (isWaiting(run)) {
     if (run.position === null) return ["Waiting for a device"];
     return [
       run.position > 0

@@ -2,7 +2,7 @@
 
 import { fill, glyph, h } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
-import { hasEnded } from "./runs.js";
+import { hasEnded, isWaiting } from "./runs.js";
 
 export class Strip {
   #place;
@@ -69,7 +69,7 @@ export class Strip {
 const WORDS = {
   SENDING: () => "Being sent",
   QUEUED: () => "Waiting",
-  PROCESSING: (run) => `Running, ${run.step} of ${plural(run.steps, "step")}`,
+  PROCESSING: (run) => (isWaiting(run) ? "Waiting" : `Running, ${run.step} of ${plural(run.steps, "step")}`),
   COMPLETED: () => "Done",
   FAILED: () => "Failed",
   CANCELLED: () => "Cancelled",
