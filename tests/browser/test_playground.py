@@ -269,6 +269,66 @@ def test_an_edit_outlasts_a_lost_connection(open_page: OpenPage, site: Site, pho
     online_until(page, page.locator(".facts").is_visible)
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [(429, "Connection lost, trying again …"), (404, "This key can't see the edit now")]
+)
+def test_only_the_server_s_own_word_ends_an_edit(
+    status: int, said: str, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Whatever refuses its stream: a limit, a key that was changed, a server that is being replaced."""
+    refusals.append(status)
+    page = open_page()
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    page.route("**/v2/requests/**", lambda route: route.fulfill(status=status, json={"error": "Not now."}))
+    run(page)
+    view = page.locator("#view")
+    expect(view).to_contain_text(said)
+    page.unroute("**/v2/requests/**")
+    online_until(page, lambda: "Step 5" in view.inner_text())
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+
+
+def test_a_stream_is_asked_for_again_when_the_server_says(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Not before its Retry-After is over."""
+    refusals.append(429)
+    page = open_page()
+    choose(page, photo)
+    page.clock.install()
+    asked: list[Request] = []
+    page.on("request", lambda request: asked.append(request) if "/requests/" in request.url else None)
+    page.route("**/v2/requests/**", lambda route: route.fulfill(status=429, headers={"retry-after": "60"}))
+    run(page)
+    expect(page.locator(".status")).to_have_text("Connection lost, trying again …")
+    page.clock.run_for(59_000)
+    assert len(asked) == 1
+    with page.expect_request("**/v2/requests/**"):
+        page.clock.run_for(2_000)
+
+
+def test_an_edit_that_this_page_gave_up_is_asked_about(open_page: OpenPage, photo: Path) -> None:
+    """An earlier page took a refused stream for its end."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            indexedDB.open("rekontext").onsuccess = ({ target: { result: database } }) => {
+                const store = database.transaction("runs", "readwrite").objectStore("runs");
+                store.getAll().onsuccess = ({ target: { result: [run] } }) =>
+                    store.put({ ...run, state: "FAILED", error: "Not now.", result: null, output: null });
+                store.transaction.oncomplete = () => resolve(database.close());
+            };
+        })"""
+    )
+    page.reload()
+    expect(page.locator(".facts")).to_be_visible()
+
+
 def test_what_one_tab_cleared_stays_cleared(open_page: OpenPage, site: Site, photo: Path) -> None:
     """An edit that ends in another tab isn't put back."""
     page = open_page()

@@ -1,20 +1,22 @@
 // The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
-import { AGAIN_MS, ENDED, SLUG, call, events, here, pause } from "../shared/api.js";
+import { AGAIN_MS, ENDED, SLUG, call, events, here, outcome, pause } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
 import { inputImage, photoOf, photoRecord } from "./photo.js";
 import { amend, drop, keep, kept } from "./store.js";
 
 export const AT_ONCE_MAX = 3;
+const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
+const UNSEEN = new Set([401, 403, 404]);
 
 /**
  * @typedef {object} Run
  * @property {string} id          this page's name for it
  * @property {?string} requestId  the server's; null until the submit was answered
  * @property {object} request     what was asked, without the photo
- * @property {string} state       SENDING or one of the five states of a job
- * @property {?object} result     the server's document of a completed edit
+ * @property {string} state       one of the five states of a job; SENDING; or UNSEEN, where the present key may not see it
+ * @property {?object} result     the server's document of an edit that has ended
  * @property {?Blob} output       the picture
  * @property {?string} shown      blob: URL of the picture, until the run is removed
  * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
@@ -31,10 +33,10 @@ export class Runs extends EventTarget {
       if (record.account !== account || this.#runs.has(record.id)) continue;
       const run = { ...record, photo: await photoOf(record.photo), preview: null, shown: shownOf(record.output) };
       this.#runs.set(run.id, run);
-      if (!ENDED.has(run.state)) {
+      if (!hasEnded(run)) {
         if (run.requestId) this.#follow(run);
         else this.#end(run, { state: "FAILED", error: "The page was closed before the server had answered." });
-      }
+      } else if (run.requestId && !run.result) this.#ask(run);
     }
     this.dispatchEvent(new CustomEvent("change", { detail: null }));
   }
@@ -45,7 +47,7 @@ export class Runs extends EventTarget {
   }
 
   get running() {
-    return this.all.filter((run) => !ENDED.has(run.state));
+    return this.all.filter(isRunning);
   }
 
   get(id) {
@@ -121,7 +123,8 @@ export class Runs extends EventTarget {
   async #follow(run) {
     const stop = new AbortController();
     const { signal } = stop;
-    const lost = () => this.#change(run, { isLost: true });
+    const lost = (fault) =>
+      this.#change(run, UNSEEN.has(fault?.status) ? { state: "UNSEEN", error: fault.message } : { isLost: true });
     this.#stops.set(run.id, stop);
     try {
       for (;;) {
@@ -132,15 +135,35 @@ export class Runs extends EventTarget {
         await pause(AGAIN_MS, signal);
       }
     } catch (fault) {
-      if (fault.name !== "AbortError") this.#end(run, { state: "FAILED", error: fault.message });
+      if (fault.name !== "AbortError") throw fault;
     } finally {
       this.#stops.delete(run.id);
     }
   }
 
+  /** Ask what became of a run that ended on this page alone, without the server's word for it. */
+  async #ask(run) {
+    const document = await outcome(run.requestId).catch(() => null);
+    if (!document || !this.#runs.has(run.id)) return;
+    if (ENDED.has(document.status)) await this.#ended(run, document);
+    else {
+      await this.#hear(run, "status", document);
+      this.#follow(run);
+    }
+  }
+
   async #hear(run, event, data) {
     run.isLost = false;
+    if (run.state === "UNSEEN") Object.assign(run, { state: "PROCESSING", error: null }); // until it is told otherwise
     switch (event) {
+      case "status":
+        this.#change(run, {
+          state: data.status,
+          position: data.queue_position,
+          eta: data.eta_seconds,
+          ...data.progress,
+        });
+        break;
       case "queued":
         this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds });
         break;
@@ -167,21 +190,24 @@ export class Runs extends EventTarget {
 
   /** End the run as the server's document says; a picture that the server can't give just now is asked for later. */
   async #ended(run, document) {
-    if (document.status !== "COMPLETED") {
-      this.#end(run, { state: document.status, error: document.error });
+    const { status, error, output: link } = document;
+    if (status !== "COMPLETED") {
+      if (ENDED.has(status)) this.#end(run, { state: status, result: document, error });
       return;
     }
     try {
-      const response = await fetch(here(document.output));
-      if (response.ok) {
-        const output = await response.blob();
-        this.#end(run, { state: "COMPLETED", result: document, output, shown: shownOf(output) });
-      } else if (response.status < 500) {
-        this.#end(run, { state: "FAILED", error: "The edit is done, but its picture is gone from the server." });
-      }
-    } catch {
-      // The connection broke off.
+      const output = link && (await (await call(here(link), { key: null })).blob());
+      if (output) this.#end(run, { state: status, result: document, output, shown: shownOf(output) });
+      else this.#lose(run, document);
+    } catch (fault) {
+      // Else the connection broke off, or the link's time was up.
+      if (fault.code === "file_gone") this.#lose(run, document);
     }
+  }
+
+  #lose(run, document) {
+    const error = "The edit is done, but its picture is gone from the server.";
+    this.#end(run, { state: "FAILED", result: document, error });
   }
 
   #end(run, how) {
@@ -201,6 +227,10 @@ export class Runs extends EventTarget {
 
 export function hasEnded(run) {
   return ENDED.has(run.state);
+}
+
+export function isRunning(run) {
+  return RUNNING.has(run.state);
 }
 
 /** Whether other edits come before it: in the queue, or in an engine that has made no step of it yet. */

@@ -5,7 +5,7 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
-import { isWaiting } from "./runs.js";
+import { isRunning, isWaiting } from "./runs.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
@@ -75,8 +75,8 @@ export class Stage {
 
   run(run) {
     if (run.state === "COMPLETED") this.#result(run);
-    else if (run.state === "FAILED" || run.state === "CANCELLED") this.#stopped(run);
-    else this.#running(run);
+    else if (isRunning(run)) this.#running(run);
+    else this.#stopped(run);
   }
 
   #running(run) {
@@ -121,11 +121,12 @@ export class Stage {
   }
 
   #stopped(run) {
-    if (this.#turn(`stopped ${run.id}`)) return;
+    const isGood = run.state === "CANCELLED";
+    const words = verdict(run);
+    if (this.#turn(`stopped ${run.id} ${words}`)) return;
     const under = run.photo.shown
       ? h("img.fit.under", { src: run.photo.shown, alt: "" })
       : h("div.unshown", {}, glyph("photo"));
-    const words = run.state === "CANCELLED" ? "Cancelled. Nothing was charged." : run.error;
     fill(
       this.#view,
       this.#busy(
@@ -133,8 +134,8 @@ export class Stage {
         under,
         h(
           "div.verdict",
-          { role: run.state === "FAILED" ? "alert" : "status" },
-          h("p", {}, run.state === "FAILED" && glyph("warn"), words),
+          { role: isGood ? "status" : "alert" },
+          h("p", {}, !isGood && glyph("warn"), words),
           h(
             "button.button.small",
             { type: "button", onclick: () => this.#doing.reuse(run) },
@@ -293,6 +294,12 @@ export function shapeOf(run) {
 function spoken(prompt) {
   const isLong = prompt.length > CAPTION_CHARACTERS_MAX || prompt.includes("\n");
   return h("p.caption.prompt", { tabindex: isLong ? "0" : null }, `“${prompt}”`);
+}
+
+function verdict({ state, error }) {
+  if (state === "CANCELLED") return "Cancelled. Nothing was charged.";
+  if (state === "UNSEEN") return `This key can't see the edit now, which goes on; it is looked for again. ${error}`;
+  return error;
 }
 
 function statusWords(run) {

@@ -2,7 +2,7 @@
 
 import { fill, glyph, h } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
-import { hasEnded, isWaiting } from "./runs.js";
+import { isRunning, isWaiting } from "./runs.js";
 
 export class Strip {
   #place;
@@ -49,7 +49,7 @@ export class Strip {
   #update(tile, run, isSelected) {
     const button = tile.firstChild;
     button.setAttribute("aria-current", String(isSelected));
-    button.style.setProperty("--part", hasEnded(run) || !run.steps ? 0 : run.step / run.steps);
+    button.style.setProperty("--part", isRunning(run) && run.steps ? run.step / run.steps : 0);
     if (button.dataset.state === run.state && run.state !== "PROCESSING") return;
     button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}`);
     if (button.dataset.state === run.state) return;
@@ -59,18 +59,19 @@ export class Strip {
     fill(
       button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),
-      run.state === "FAILED" && h("span.mark", {}, glyph("warn")),
-      run.state === "CANCELLED" && h("span.mark", {}, glyph("close")),
-      !hasEnded(run) && h("span.ring", {}),
+      run.state in MARKS && h("span.mark", {}, glyph(MARKS[run.state])),
+      isRunning(run) && h("span.ring", {}),
     );
   }
 }
 
+const MARKS = { FAILED: "warn", UNSEEN: "warn", CANCELLED: "close" };
 const WORDS = {
   SENDING: () => "Being sent",
   QUEUED: () => "Waiting",
   PROCESSING: (run) => (isWaiting(run) ? "Waiting" : `Running, ${run.step} of ${plural(run.steps, "step")}`),
   COMPLETED: () => "Done",
+  UNSEEN: () => "Can't be seen",
   FAILED: () => "Failed",
   CANCELLED: () => "Cancelled",
 };

@@ -73,7 +73,12 @@ async function failure(response) {
   });
 }
 
-/** The outcome of a job, whatever it is: FAILED and CANCELLED are answers here, not errors. */
+/** How long the server asks to be left alone after a refusal; 0 where it doesn't say. */
+export function retryAfterMs(fault) {
+  return 1000 * Number(fault?.retryAfter) || 0;
+}
+
+/** The outcome of a job, whatever it is, or where it stands: FAILED and CANCELLED are answers here, not errors. */
 export async function outcome(requestId) {
   const url = new URL(`v2/requests/${requestId}`, ROOT);
   const response = await fetch(url, { headers: { "x-api-key": readKey() ?? "" } });
@@ -83,23 +88,23 @@ export async function outcome(requestId) {
 
 /**
  * A job's events until its end, over fetch because EventSource can't send a key.
- * Yields {event, data}. Where the stream breaks off, `lost` is told, and it is taken up again, however long that takes;
- * the outcome is asked too, for there are proxies that let no stream pass. Throws what no further try can mend: a 4xx.
+ * Yields {event, data}. Where the stream breaks off or is refused, `lost` is told, with the `ApiError` if there was one,
+ * and it is taken up again, however long that takes: only the job's own document ends it. That is asked for too, and a
+ * "status" is yielded of a job that goes on, for there are proxies that let no stream pass.
  */
 export async function* events(requestId, { signal, lost = () => {} } = {}) {
   let last = null;
+  let fault = null;
   for (let tries = 0; ; tries += 1) {
     try {
       if (tries) {
-        lost();
-        await pause(Math.min(500 * 2 ** tries, AGAIN_MS), signal);
-      }
-      if (tries > 1) {
+        lost(fault);
+        await pause(Math.max(Math.min(500 * 2 ** tries, AGAIN_MS), retryAfterMs(fault)), signal);
+        fault = null;
         const document = await outcome(requestId);
-        if (ENDED.has(document.status)) {
-          yield { event: "done", data: document };
-          return;
-        }
+        const hasEnded = ENDED.has(document.status);
+        yield { event: hasEnded ? "done" : "status", data: document };
+        if (hasEnded) return;
       }
       const headers = { accept: "text/event-stream", ...(last ? { "last-event-id": last } : {}) };
       const response = await call(`v2/requests/${requestId}/events`, { headers, signal });
@@ -110,8 +115,9 @@ export async function* events(requestId, { signal, lost = () => {} } = {}) {
         yield { event: message.event, data: fromJson(message.data) };
         if (message.event === "done") return;
       }
-    } catch (fault) {
-      if (fault.name === "AbortError" || (fault.status >= 400 && fault.status < 500)) throw fault;
+    } catch (thrown) {
+      if (thrown.name === "AbortError") throw thrown;
+      fault = thrown instanceof ApiError ? thrown : null;
     }
   }
 }
