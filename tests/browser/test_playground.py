@@ -269,6 +269,95 @@ def test_an_edit_outlasts_a_lost_connection(open_page: OpenPage, site: Site, pho
     online_until(page, page.locator(".facts").is_visible)
 
 
+SUBMIT = "**/v2/flux-kontext-dev"
+
+
+def lose(route: Route, status: int = 0) -> None:
+    """The server takes the submit, and its answer never comes; a proxy says so with a status."""
+    route.fetch()
+    if status:
+        route.fulfill(status=status, body="<h1>Bad gateway</h1>")
+    else:
+        route.abort()
+
+
+@pytest.mark.parametrize("status", [0, 504])
+def test_an_edit_whose_answer_was_lost_is_sent_again_and_paid_once(
+    status: int, open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """By itself, under the same idempotency key."""
+    refusals.append(504)
+    page = open_page()
+    choose(page, photo)
+    keys: list[str | None] = []
+    page.on("request", lambda request: keys.append(request.headers.get("idempotency-key")))
+    page.route(SUBMIT, lambda route: lose(route, status), times=1)
+    run(page)
+    expect(page.locator(".status")).to_have_text("No answer yet, sending again …")
+    online_until(page, page.locator(".facts").is_visible)
+    assert len(site.fleet.requests) == 1
+    first, second = filter(None, keys)
+    assert first == second
+    expect(page.locator("#balance")).to_have_text("$9.96")
+
+
+@pytest.mark.parametrize("button", ["Run", "Send it again"])
+def test_an_edit_that_was_never_answered_is_paid_once_however_it_is_sent_again(
+    button: str, open_page: OpenPage, site: Site, photo: Path
+) -> None:
+    """It stays among the session's edits, also after a reload, and the same request is the same edit."""
+    page = open_page()
+    choose(page, photo)
+    page.route(SUBMIT, lambda route: lose(route) if not site.fleet.requests else route.abort())
+    run(page)
+    online_until(page, page.locator(".verdict").is_visible)
+    expect(page.locator(".verdict")).to_contain_text("sent again, it is paid once")
+    page.unroute(SUBMIT)
+    page.reload()
+    page.locator("body[data-ready]").wait_for()
+    page.locator("main").get_by_role("button", name=button).click()
+    expect(page.locator(".facts")).to_be_visible()
+    expect(page.locator(".tile")).to_have_count(1)
+    assert len(site.fleet.requests) == 1
+    run(page)
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+    assert len(site.fleet.requests) == 2
+
+
+def test_a_page_that_is_closed_before_the_answer_finds_its_edit_again(
+    open_page: OpenPage, site: Site, photo: Path
+) -> None:
+    """And its picture, paid once."""
+    page = open_page()
+    choose(page, photo)
+    page.route(SUBMIT, lambda route: route.fetch(), times=1)
+    run(page)
+    for _ in range(500):
+        if site.fleet.requests:
+            break
+        page.wait_for_timeout(10)
+    page.reload()
+    expect(page.locator(".facts")).to_be_visible()
+    assert len(site.fleet.requests) == 1
+
+
+def test_what_the_server_refused_is_not_sent_again(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """A 503 of its own leaves no doubt."""
+    refusals.append(503)
+    page = open_page()
+    choose(page, photo)
+    sent: list[Request] = []
+    page.on("request", lambda request: sent.append(request) if request.url.endswith("/v2/flux-kontext-dev") else None)
+    refusal = {"error": "The model isn't loaded yet.", "code": "not_ready", "request_id": "x"}
+    page.route(SUBMIT, lambda route: route.fulfill(status=503, json=refusal, headers={"retry-after": "1"}))
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("The model isn't loaded yet. Come back in 1.0 s.")
+    expect(page.locator(".tile")).to_have_count(0)
+    assert len(sent) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "said"), [(429, "Connection lost, trying again …"), (404, "This key can't see the edit now")]
 )

@@ -13,7 +13,8 @@ import { Json } from "./json.js";
 import { startValues } from "./parameters.js";
 import { PhotoRefused, fromBlob, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
-import { AT_ONCE_MAX, Runs, hasEnded } from "./runs.js";
+import { hasEnded } from "./run.js";
+import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { restored, shareLink, uploaded } from "./share.js";
 import { drawPhoto, installSources } from "./sources.js";
@@ -26,6 +27,7 @@ const FETCHING_LOOK_MS = 200;
 const state = {
   photo: null,
   photosAsked: 0,
+  isSubmitting: false,
   fetching: null, // the timer of a photo that is on its way
   me: null,
   awaitsMe: false,
@@ -39,7 +41,7 @@ const form = new Form({ main: $("#fields-main"), output: $("#fields-output"), mo
 const stage = new Stage({
   view: $("#view"),
   bar: $("#bar"),
-  doing: { cancel, again, reuse, remove, share: (run) => share(run.request, run.photo), keepSeed },
+  doing: { cancel, sendAgain, again, reuse, remove, share: (run) => share(run.request, run.photo), keepSeed },
 });
 const estimates = new Estimates((estimate) => {
   state.estimate = estimate;
@@ -152,7 +154,16 @@ function setPhoto(photo, { fromJson = false } = {}) {
 
 async function run(event) {
   event?.preventDefault();
-  if (runs.running.some((run) => run.state === "SENDING")) return; // the same press, once more
+  if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING")) return; // the same press, once more
+  state.isSubmitting = true;
+  try {
+    await submit();
+  } finally {
+    state.isSubmitting = false;
+  }
+}
+
+async function submit() {
   clearFaults();
   refuse(null);
   if (!$("#view-json").hidden && !json.isRight) {
@@ -181,18 +192,28 @@ async function run(event) {
     refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
     return;
   }
+  const edit = await runs.add(request(), state.photo);
+  select(edit.id);
+  bringOnStage();
+  await send(edit);
+}
+
+async function send(edit) {
   try {
-    const starting = runs.start(request(), state.photo);
-    select(runs.all[0].id);
-    bringOnStage();
-    await starting;
+    await runs.send(edit);
+    estimates.ask(form.values, state.photo);
   } catch (fault) {
-    state.selected = null;
-    draw();
     await refused(fault);
+  }
+}
+
+async function sendAgain(edit) {
+  if (edit.account !== readAccount()) {
+    toast("Another account sent this edit; with the present key it would be paid once more.");
     return;
   }
-  estimates.ask(form.values, state.photo);
+  refuse(null);
+  await send(edit);
 }
 
 async function refused(fault) {

@@ -72,15 +72,18 @@ export async function fromHere(url, { name, ...more }) {
   return fromBlob(await response.blob(), { name, ...more });
 }
 
-/** What `input_image` gets: the link, or the bytes as a data URI where there is none or it opens nothing any more. */
-export async function inputImage(photo) {
-  return linkOf(photo) ?? dataUri(photo.blob);
-}
-
 /** The photo's link; null where there is none, or its time is up and the bytes are here. */
 export function linkOf({ url, blob }) {
   const expires = blob && isHere(url) && new URL(url).searchParams.get("expires");
   return expires && Number(expires) * 1000 < Date.now() + LINK_LEFT_MS ? null : url;
+}
+
+/** Whether both are one picture, also after a reload, which copies the bytes. */
+export async function isSame(one, two) {
+  if (one === two || (one.url && one.url === two.url)) return true;
+  if (!one.blob || one.blob.size !== two.blob?.size) return false;
+  const [first, second] = await Promise.all([one, two].map(({ blob }) => dataUri(blob).catch(() => null)));
+  return first !== null && first === second;
 }
 
 /** A photo as IndexedDB keeps it: object URLs die with the page, so only bytes and links stay. */
@@ -94,7 +97,7 @@ export async function photoOf({ name, blob, url, origin, example }) {
   return blob ? fromBlob(blob, { name, url, origin, example }).catch(() => unseen) : unseen;
 }
 
-function dataUri(blob) {
+export function dataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

@@ -1,26 +1,15 @@
 // The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
 
-import { AGAIN_MS, ENDED, SLUG, call, events, here, outcome, pause } from "../shared/api.js";
+import { AGAIN_MS, ENDED, call, events, here, outcome, pause } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
-import { inputImage, photoOf, photoRecord } from "./photo.js";
+import { isSame } from "./photo.js";
+import { accepted, hasEnded, heard, isRunning, newRun, recordOf, runOf, shownOf } from "./run.js";
 import { amend, drop, keep, kept } from "./store.js";
+import { isForgotten, submit } from "./submit.js";
 
 export const AT_ONCE_MAX = 3;
-const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
 const UNSEEN = new Set([401, 403, 404]);
-
-/**
- * @typedef {object} Run
- * @property {string} id          this page's name for it
- * @property {?string} requestId  the server's; null until the submit was answered
- * @property {object} request     what was asked, without the photo
- * @property {string} state       one of the five states of a job; SENDING; or UNSEEN, where the present key may not see it
- * @property {?object} result     the server's document of an edit that has ended
- * @property {?Blob} output       the picture
- * @property {?string} shown      blob: URL of the picture, until the run is removed
- * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
- */
 
 export class Runs extends EventTarget {
   #runs = new Map();
@@ -31,14 +20,20 @@ export class Runs extends EventTarget {
     const account = readAccount();
     for (const record of await kept()) {
       if (record.account !== account || this.#runs.has(record.id)) continue;
-      const run = { ...record, photo: await photoOf(record.photo), preview: null, shown: shownOf(record.output) };
+      const run = await runOf(record);
       this.#runs.set(run.id, run);
-      if (!hasEnded(run)) {
-        if (run.requestId) this.#follow(run);
-        else this.#end(run, { state: "FAILED", error: "The page was closed before the server had answered." });
-      } else if (run.requestId && !run.result) this.#ask(run);
+      this.#resume(run);
     }
     this.dispatchEvent(new CustomEvent("change", { detail: null }));
+  }
+
+  #resume(run) {
+    if (run.state === "SENDING") {
+      run.isInDoubt = true; // the page was closed before the answer
+      this.send(run).catch(() => {}); // the run says it
+    } else if (hasEnded(run)) {
+      if (run.requestId && !run.result) this.#ask(run);
+    } else if (run.requestId) this.#follow(run);
   }
 
   /** The newest first. */
@@ -54,52 +49,57 @@ export class Runs extends EventTarget {
     return this.#runs.get(id);
   }
 
-  /** Submit an edit. Resolves once the server has taken it. Throws `ApiError` when it hasn't; the run is gone then. */
-  async start(request, photo) {
-    const run = {
-      id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
-      account: readAccount(),
-      requestId: null,
-      request,
-      photo,
-      state: "SENDING",
-      step: 0,
-      steps: request.num_inference_steps,
-      eta: null,
-      position: null,
-      preview: null,
-      result: null,
-      output: null,
-      shown: null,
-      error: null,
-      isLost: false,
-      began: Date.now(),
-    };
+  /** A run of this request, to be sent: one that got no answer, if it asked for exactly this, or a new one. */
+  async add(request, photo) {
+    const run = (await this.#unanswered(request, photo)) ?? newRun(request, photo);
     this.#runs.set(run.id, run);
-    this.#tell(run);
+    return run;
+  }
+
+  async #unanswered(request, photo) {
+    for (const run of this.all) {
+      if (run.state !== "UNANSWERED" || run.account !== readAccount() || isForgotten(run)) continue;
+      if (toJson(run.request) === toJson(request) && (await isSame(run.photo, photo))) return run;
+    }
+    return null;
+  }
+
+  /**
+   * Submit a run. Resolves once the server has taken it. Throws what kept the server from that; then the run is gone, or
+   * UNANSWERED if the server may have taken it all the same.
+   */
+  async send(run) {
+    if (isForgotten(run)) {
+      const error = "The server never answered. Whether it took this edit is shown in the console, under Requests.";
+      this.#end(run, { state: "FAILED", error });
+      return;
+    }
+    const stop = new AbortController();
+    this.#stops.set(run.id, stop);
+    this.#change(run, { state: "SENDING", error: null });
+    await keep(recordOf(run)); // before it is sent: a page that is closed before the answer finds it again
+    const doubted = () => this.#change(run, { isInDoubt: true, isLost: true });
     try {
-      // The key makes a repeated submit the same job, so a dropped connection can't pay twice.
-      const response = await call(`v2/${SLUG}`, {
-        method: "POST",
-        json: toJson({ ...request, input_image: await inputImage(photo) }),
-        headers: { "idempotency-key": run.id },
-      });
-      const accepted = await response.json();
-      this.#change(run, {
-        requestId: accepted.request_id,
-        state: accepted.status,
-        eta: accepted.eta_seconds,
-        position: accepted.queue_position,
-      });
+      this.#change(run, accepted(await submit(run, { signal: stop.signal, doubted })));
     } catch (fault) {
-      this.#runs.delete(run.id);
-      this.dispatchEvent(new CustomEvent("change", { detail: null }));
+      if (fault.name === "AbortError") return; // removed
+      this.#refused(run, fault);
       throw fault;
     }
-    if (!this.#runs.has(run.id)) return run; // removed while it was being sent
-    await keep(record(run));
+    if (!this.#runs.has(run.id)) return; // removed while it was being sent
+    amend(recordOf(run));
     this.#follow(run);
-    return run;
+  }
+
+  #refused(run, { message: error }) {
+    if (run.isInDoubt) {
+      this.#change(run, { state: "UNANSWERED", error, isLost: false });
+      amend(recordOf(run));
+      return;
+    }
+    this.#runs.delete(run.id);
+    drop(run.id);
+    this.dispatchEvent(new CustomEvent("change", { detail: null }));
   }
 
   async cancel(run) {
@@ -155,37 +155,8 @@ export class Runs extends EventTarget {
   async #hear(run, event, data) {
     run.isLost = false;
     if (run.state === "UNSEEN") Object.assign(run, { state: "PROCESSING", error: null }); // until it is told otherwise
-    switch (event) {
-      case "status":
-        this.#change(run, {
-          state: data.status,
-          position: data.queue_position,
-          eta: data.eta_seconds,
-          ...data.progress,
-        });
-        break;
-      case "queued":
-        this.#change(run, { state: "QUEUED", position: data.queue_position, eta: data.eta_seconds });
-        break;
-      case "processing": // in an engine, where others may still come first
-        this.#change(run, {
-          state: "PROCESSING",
-          step: 0,
-          position: data.queue_position ?? 0,
-          eta: data.eta_seconds ?? null,
-        });
-        break;
-      case "progress":
-        this.#change(run, { state: "PROCESSING", step: data.step, steps: data.steps, eta: data.eta_seconds });
-        break;
-      case "preview":
-        this.#change(run, { preview: data.image });
-        break;
-      case "done":
-        await this.#ended(run, data);
-        break;
-      default: // newer servers may tell more
-    }
+    if (event === "done") await this.#ended(run, data);
+    else this.#change(run, heard(event, data));
   }
 
   /** End the run as the server's document says; a picture that the server can't give just now is asked for later. */
@@ -212,7 +183,7 @@ export class Runs extends EventTarget {
 
   #end(run, how) {
     this.#change(run, { ...how, preview: null, isLost: false, ended: Date.now() });
-    amend(record(run));
+    amend(recordOf(run));
   }
 
   #change(run, what) {
@@ -223,26 +194,4 @@ export class Runs extends EventTarget {
   #tell(run) {
     this.dispatchEvent(new CustomEvent("change", { detail: run }));
   }
-}
-
-export function hasEnded(run) {
-  return ENDED.has(run.state);
-}
-
-export function isRunning(run) {
-  return RUNNING.has(run.state);
-}
-
-/** Whether other edits come before it: in the queue, or in an engine that has made no step of it yet. */
-export function isWaiting({ state, step, position }) {
-  return state === "QUEUED" || (state === "PROCESSING" && !step && position > 0);
-}
-
-/** A run as IndexedDB keeps it. */
-function record({ preview, shown, photo, ...run }) {
-  return { ...run, photo: photoRecord(photo) };
-}
-
-function shownOf(output) {
-  return output && URL.createObjectURL(output);
 }

@@ -5,7 +5,7 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
-import { isRunning, isWaiting } from "./runs.js";
+import { isRunning, isWaiting } from "./run.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
@@ -17,7 +17,8 @@ export class Stage {
   #shown = null;
   #compare = null;
 
-  /** `doing` has a function for each thing a person can do here: cancel, again, reuse, remove, share, keepSeed. */
+  /** `doing` has a function for each thing a person can do here: cancel, sendAgain, again, reuse, remove, share,
+   * keepSeed. */
   constructor({ view, bar, doing }) {
     this.#view = view;
     this.#bar = bar;
@@ -122,6 +123,7 @@ export class Stage {
 
   #stopped(run) {
     const isGood = run.state === "CANCELLED";
+    const isOpen = run.state === "UNANSWERED";
     const words = verdict(run);
     if (this.#turn(`stopped ${run.id} ${words}`)) return;
     const under = run.photo.shown
@@ -138,9 +140,9 @@ export class Stage {
           h("p", {}, !isGood && glyph("warn"), words),
           h(
             "button.button.small",
-            { type: "button", onclick: () => this.#doing.reuse(run) },
+            { type: "button", onclick: () => (isOpen ? this.#doing.sendAgain(run) : this.#doing.reuse(run)) },
             glyph("again"),
-            "Use these settings again",
+            isOpen ? "Send it again" : "Use these settings again",
           ),
         ),
       ),
@@ -298,12 +300,13 @@ function spoken(prompt) {
 
 function verdict({ state, error }) {
   if (state === "CANCELLED") return "Cancelled. Nothing was charged.";
-  if (state === "UNSEEN") return `This key can't see the edit now, which goes on; it is looked for again. ${error}`;
+  if (state === "UNANSWERED") return `${error} The edit may have been taken all the same: sent again, it is paid once.`;
+  if (state === "UNSEEN") return `This key can't see the edit now; it is looked for again. ${error}`;
   return error;
 }
 
 function statusWords(run) {
-  if (run.state === "SENDING") return ["Sending the photo …"];
+  if (run.state === "SENDING") return [run.isLost ? "No answer yet, sending again …" : "Sending the photo …"];
   if (run.isLost) return ["Connection lost, trying again …"];
   const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
   if (isWaiting(run)) {

@@ -2,7 +2,7 @@
 
 import { fill, glyph, h } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
-import { isRunning, isWaiting } from "./runs.js";
+import { isRunning, isWaiting } from "./run.js";
 
 export class Strip {
   #place;
@@ -65,12 +65,13 @@ export class Strip {
   }
 }
 
-const MARKS = { FAILED: "warn", UNSEEN: "warn", CANCELLED: "close" };
+const MARKS = { UNANSWERED: "warn", UNSEEN: "warn", FAILED: "warn", CANCELLED: "close" };
 const WORDS = {
   SENDING: () => "Being sent",
   QUEUED: () => "Waiting",
   PROCESSING: (run) => (isWaiting(run) ? "Waiting" : `Running, ${run.step} of ${plural(run.steps, "step")}`),
   COMPLETED: () => "Done",
+  UNANSWERED: () => "Not answered",
   UNSEEN: () => "Can't be seen",
   FAILED: () => "Failed",
   CANCELLED: () => "Cancelled",

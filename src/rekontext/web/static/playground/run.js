@@ -1,0 +1,98 @@
+// One edit as this page knows it, how it is kept, and what it hears of itself. Asks no server.
+
+import { ENDED } from "../shared/api.js";
+import { readAccount } from "../shared/key.js";
+import { linkOf, photoOf, photoRecord } from "./photo.js";
+
+const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
+
+/**
+ * @typedef {object} Run
+ * @property {string} id          this page's name for it, and its idempotency key
+ * @property {?string} requestId  the server's; null until the submit was answered
+ * @property {object} request     what was asked, without the photo
+ * @property {?string} link       the photo as it is sent, where that isn't its bytes
+ * @property {string} state       one of the five states of a job; SENDING; UNANSWERED, where the server may have taken it
+ *                                or not; or UNSEEN, where the present key may not see it
+ * @property {boolean} isInDoubt  an answer to the submit was lost
+ * @property {?object} result     the server's document of an edit that has ended
+ * @property {?Blob} output       the picture
+ * @property {?string} shown      blob: URL of the picture, until the run is removed
+ * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
+ */
+
+export function newRun(request, photo) {
+  return {
+    id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
+    account: readAccount(),
+    requestId: null,
+    request,
+    photo,
+    link: linkOf(photo),
+    state: "SENDING",
+    step: 0,
+    steps: request.num_inference_steps,
+    eta: null,
+    position: null,
+    preview: null,
+    result: null,
+    output: null,
+    shown: null,
+    error: null,
+    isInDoubt: false,
+    isLost: false,
+    began: Date.now(),
+  };
+}
+
+/** A run as IndexedDB keeps it. */
+export function recordOf({ preview, shown, photo, ...run }) {
+  return { ...run, photo: photoRecord(photo) };
+}
+
+/** The run of a record. */
+export async function runOf(record) {
+  return { ...record, photo: await photoOf(record.photo), preview: null, shown: shownOf(record.output) };
+}
+
+export function shownOf(output) {
+  return output && URL.createObjectURL(output);
+}
+
+export function hasEnded(run) {
+  return ENDED.has(run.state);
+}
+
+export function isRunning(run) {
+  return RUNNING.has(run.state);
+}
+
+/** Whether other edits come before it: in the queue, or in an engine that has made no step of it yet. */
+export function isWaiting({ state, step, position }) {
+  return state === "QUEUED" || (state === "PROCESSING" && !step && position > 0);
+}
+
+/** What the server's answer to the submit changes. It may be that of an earlier submit, whose edit has ended. */
+export function accepted({ request_id: requestId, status, queue_position: position, eta_seconds: eta }) {
+  const state = ENDED.has(status) ? "PROCESSING" : status; // its picture is yet to be had
+  return { requestId, state, position, eta, isInDoubt: false, isLost: false };
+}
+
+/** What an event short of the end changes. */
+export function heard(event, data) {
+  const { queue_position: position = 0, eta_seconds: eta = null } = data;
+  switch (event) {
+    case "status":
+      return { state: data.status, position, eta, ...data.progress };
+    case "queued":
+      return { state: "QUEUED", position, eta };
+    case "processing": // in an engine, where others may still come first
+      return { state: "PROCESSING", step: 0, position, eta };
+    case "progress":
+      return { state: "PROCESSING", step: data.step, steps: data.steps, eta };
+    case "preview":
+      return { preview: data.image };
+    default: // newer servers may tell more
+      return {};
+  }
+}
