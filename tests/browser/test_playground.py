@@ -595,6 +595,25 @@ def test_a_share_link_restores_the_request_and_holds_no_key(open_page: OpenPage,
     expect(third.locator("#p-webhook_url")).to_be_empty()
 
 
+def test_a_shared_photo_is_edited_after_its_upload_was_deleted(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """The browser has its bytes still, and sends those from then on."""
+    refusals.append(400)
+    page = open_page()
+    choose(page, photo)
+    page.locator("#share").click()
+    expect(page.locator(".toast")).to_contain_text("Link copied")
+    files = f"{site.url}/console/api/files"
+    [kept] = page.request.get(files, headers=site.studio.headers).json()["files"]
+    assert page.request.delete(f"{files}/{kept['id']}", headers=site.studio.headers).ok
+    page.get_by_role("tab", name="JSON").click()
+    expect(page.locator("#json")).to_have_value(re.compile('"input_image": "http'))
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    expect(page.locator("#json")).to_have_value(re.compile('"input_image": "@my photo.jpg"'))
+
+
 def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> None:
     """Edit again: the picture is sent as a link that the service reads itself."""
     page = open_page()

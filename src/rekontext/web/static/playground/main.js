@@ -526,6 +526,11 @@ function installRest() {
     $("#run").focus({ preventScroll: true });
   });
   runs.addEventListener("change", changed);
+  runs.addEventListener("unlinked", ({ detail: photo }) => {
+    if (photo !== state.photo) return;
+    keepPhoto();
+    if (json.isClean) requestChanged();
+  });
   addEventListener("hashchange", restoreLink);
   whenKeyChanges(keyChanged);
 }

@@ -1,4 +1,5 @@
-// The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event; draws nothing.
+// The life of this page's edits: submit, follow, cancel, keep. Tells of each change by a "change" event, and by an
+// "unlinked" event of a photo whose link opened nothing; draws nothing.
 
 import { AGAIN_MS, ENDED, call, events, here, outcome, pause } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
@@ -83,12 +84,20 @@ export class Runs extends EventTarget {
       this.#change(run, accepted(await submit(run, { signal: stop.signal, doubted })));
     } catch (fault) {
       if (fault.name === "AbortError") return; // removed
+      if (fault.code === "unreachable_picture" && run.link && run.photo.blob) return this.#sendBytes(run);
       this.#refused(run, fault);
       throw fault;
     }
     if (!this.#runs.has(run.id)) return; // removed while it was being sent
     amend(recordOf(run));
     this.#follow(run);
+  }
+
+  /** The link opens nothing any more, as of an upload that was deleted: whoever sees the photo here has its bytes. */
+  #sendBytes(run) {
+    run.link = run.photo.url = null;
+    this.dispatchEvent(new CustomEvent("unlinked", { detail: run.photo }));
+    return this.send(run);
   }
 
   #refused(run, { message: error }) {
