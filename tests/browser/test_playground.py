@@ -324,6 +324,23 @@ def test_an_edit_that_was_never_answered_is_paid_once_however_it_is_sent_again(
     assert len(site.fleet.requests) == 2
 
 
+def test_an_edit_whose_key_the_server_has_forgotten_is_not_sent_again(
+    open_page: OpenPage, site: Site, photo: Path
+) -> None:
+    """It would be paid once more; where to look for it is said."""
+    page = open_page()
+    choose(page, photo)
+    page.route(SUBMIT, lambda route: lose(route) if not site.fleet.requests else route.abort())
+    run(page)
+    again = page.get_by_role("button", name="Send it again")
+    online_until(page, again.is_visible)
+    page.unroute(SUBMIT)
+    page.clock.set_fixed_time("2100-01-01")
+    again.click()
+    expect(page.locator(".verdict")).to_contain_text("shown in the console, under Requests")
+    assert len(site.fleet.requests) == 1
+
+
 def test_a_page_that_is_closed_before_the_answer_finds_its_edit_again(
     open_page: OpenPage, site: Site, photo: Path
 ) -> None:
