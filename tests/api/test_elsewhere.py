@@ -129,7 +129,7 @@ async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Pa
             if event.kind == "progress":
                 back.fleet.may_step.set()
         events = (await client.get(f"{place}/events")).text
-        assert '"step":2,"steps":4,"eta_seconds":' in events
+        assert '"step":2,"steps":4,"queue_position":0,"eta_seconds":' in events
         assert events.index("event: processing") < events.index("event: progress") < events.index("event: done")
         assert "rekontext_steps_total 0.0" in (await client.get("/metrics")).text
 

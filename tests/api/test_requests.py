@@ -214,21 +214,35 @@ class Crowded(PillowFleet):
         return Estimate(position=self.ahead, wait_s=3.0 * self.ahead, finish_s=3.0 * self.ahead + 3.0)
 
 
-async def test_an_edit_that_waits_for_its_device_is_told_its_place(make_studio: MakeStudio) -> None:
-    """Up to its first step nothing else happens to it, for as long as the others' edits take."""
+@pytest.mark.parametrize("told_last", ["processing", "progress"])
+async def test_an_edit_that_waits_for_its_device_is_told_its_place(make_studio: MakeStudio, told_last: str) -> None:
+    """Up to its next step nothing else happens to it, for as long as the others' edits take."""
     fleet = Crowded()
+    waits = fleet.may_prepare if told_last == "processing" else fleet.may_step
+    for signal in (fleet.may_prepare, fleet.may_step):
+        signal.set()
+    waits.clear()
     async with make_studio(fleet=fleet).open() as client:
         url = (await client.post(V2, json=GOOD)).json()["events_url"]
         events = asyncio.create_task(followed(client, url))
-        for ahead, looks in ((1, 2), (0, 1)):  # the second look finds no change
+        for ahead, looks in (
+            (1, 3),
+            (2, 1),
+            (0, 1),
+        ):  # the first look is at an edit that has just begun; the third finds no change
             fleet.ahead = ahead
             for _ in range(looks):
                 fleet.asked.clear()
                 await asyncio.wait_for(fleet.asked.wait(), SOON_S)
-        fleet.may_prepare.set()
-        told = [data for name, _, data in await events if name == "processing"]
-    assert [(data["queue_position"], data["eta_seconds"]) for data in told] == [(1, 6.0), (0, 3.0)]
-    assert {(data["status"], data["attempt"]) for data in told} == {("PROCESSING", 1)}
+        waits.set()
+        told = [data for name, _, data in await events if name == told_last]
+    places = [(data["queue_position"], data["eta_seconds"]) for data in told if data.get("step") != 1]
+    if told_last == "processing":
+        assert places == [(1, 6.0), (2, 9.0), (0, 3.0)]
+        assert {(data["status"], data["attempt"]) for data in told} == {("PROCESSING", 1)}
+    else:
+        assert places[:4] == [(0, None), (1, 6.0), (2, 9.0), (0, 3.0)]
+        assert [data["step"] for data in told] == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_time_in_the_devices_queue_is_waiting(make_studio: MakeStudio) -> None:

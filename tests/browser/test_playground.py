@@ -173,13 +173,18 @@ def test_an_edit_that_waits_in_the_engine_says_behind_how_many(open_page: OpenPa
     tile = page.locator(".tile")
     tell("processing", {"attempt": 1, "queue_position": 2, "eta_seconds": 30.0})
     expect(status).to_have_text("Waiting behind 2 edits · about 30 s left")
+    expect(status).to_have_text("Waiting behind 2 edits · about 28 s left")  # time goes on
     tell("processing", {"attempt": 1, "queue_position": 1, "eta_seconds": 20.0})
     expect(status).to_have_text("Waiting behind 1 edit · about 20 s left")
-    tell("progress", {"step": 0, "steps": 35, "eta_seconds": 18.0})
+    tell("progress", {"step": 0, "steps": 35, "queue_position": 0, "eta_seconds": None})
+    expect(status).to_have_text("Running")
+    tell("progress", {"step": 0, "steps": 35, "queue_position": 1, "eta_seconds": 18.0})
     expect(status).to_have_text("Waiting behind 1 edit · about 18 s left")
     expect(tile).to_have_attribute("aria-label", "Waiting: make it night")
-    tell("progress", {"step": 1, "steps": 35, "eta_seconds": 17.0})
+    tell("progress", {"step": 1, "steps": 35, "queue_position": 0, "eta_seconds": 17.0})
     expect(status).to_have_text("Step 1 of 35 · about 17 s left")
+    tell("progress", {"step": 1, "steps": 35, "queue_position": 1, "eta_seconds": 25.0})
+    expect(status).to_have_text("Waiting behind 1 edit · about 25 s left")
 
 
 def test_three_edits_run_at_once_and_no_more(open_page: OpenPage, site: Site, photo: Path) -> None:

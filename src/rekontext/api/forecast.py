@@ -69,6 +69,10 @@ class Forecast:
             return None
         return self._ask(job.id, job.parameters, job.account, 0 if job.state is State.PROCESSING else ahead or 0)
 
+    def of_held(self, job: Job) -> Estimate | None:
+        """Of a job that this process works on, however long ago its row was read."""
+        return self._ask(job.id, job.parameters, job.account, 0) if self._fleet.is_ready else None
+
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
         request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))
         try:

@@ -76,7 +76,7 @@ class RequestRoutes:
         found = await parts.desk.job(job, account=caller.account)
         every = _previews(request.query_params.get("previews"))
         coming = parts.desk.listen(job, account=caller.account, after=request.headers.get("last-event-id"))
-        frames = self._frames(request, caller, coming, every)
+        frames = self._frames(request, caller, found, coming, every)
         if found.state.is_terminal:
             rest = b"".join([frame async for frame in frames])
             # A client that has heard the end connects again and again, by the spec until it is told 204.
@@ -85,31 +85,30 @@ class RequestRoutes:
         return StreamingResponse(stream, media_type=_STREAM, headers=_STREAM_HEADERS)
 
     async def _frames(
-        self, request: Request, caller: Caller, coming: AsyncIterator[Event], every: int
+        self, request: Request, caller: Caller, found: Job, coming: AsyncIterator[Event], every: int
     ) -> AsyncGenerator[bytes, None]:
         parts = self._parts
         about: dict[str, object] = {"request_id": _job(request)}
-        heard, place = "", forecast(None)
+        last: tuple[str, dict[str, object]] | None = None
         async for event in coming:
             match event.kind:
                 case "queued":
-                    standing = await parts.desk.standing(_job(request), account=caller.account)
-                    place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
-                    if standing.ahead is None:  # an old event: where the job was, not where it is
+                    place, is_waiting = await self._place(request, caller)
+                    if not is_waiting:  # an old event: where the job was, not where it is
                         place = {"queue_position": event.data["ahead"], "eta_seconds": None}
                     yield sse.frame("queued", about | {"status": "QUEUED"} | place, event.id)
                 case "processing":
-                    # It is heard again and again until the first step: only a change of place is news then.
-                    is_news = event.id != heard
-                    if is_news:
-                        standing = await parts.desk.standing(_job(request), account=caller.account)
-                    heard, before = event.id, place
-                    place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
-                    if is_news or place["queue_position"] != before["queue_position"]:
-                        facts = {"status": "PROCESSING", **event.data, **place}
-                        yield sse.frame("processing", about | facts, event.id)
+                    place, _ = await self._place(request, caller)
+                    last = "processing", about | {"status": "PROCESSING"} | dict(event.data) | place
+                    yield sse.frame(*last, event.id)
                 case "progress":
-                    yield sse.frame("progress", about | sse.progress(event), event.id)
+                    last = "progress", about | sse.progress(event)
+                    yield sse.frame(*last, event.id)
+                case "quiet":
+                    place = forecast(parts.forecast.of_held(found))
+                    if last is not None and last[1]["queue_position"] != place["queue_position"]:
+                        last = last[0], last[1] | place
+                        yield sse.frame(*last, event.id)
                 case "preview":
                     if every and sse.step(event) % every == 0:
                         picture = await parts.threads.run(sse.preview, event)
@@ -117,6 +116,12 @@ class RequestRoutes:
                 case "ended":
                     _, document = await self._result(request, caller)
                     yield sse.frame("done", document or about, event.id)
+
+    async def _place(self, request: Request, caller: Caller) -> tuple[dict[str, object], bool]:
+        """The fields that say when the job will be done, and whether it waits in the queue."""
+        standing = await self._parts.desk.standing(_job(request), account=caller.account)
+        estimate = self._parts.forecast.of_job(standing.job, ahead=standing.ahead)
+        return forecast(estimate), standing.ahead is not None
 
     async def _status(self, request: Request, caller: Caller) -> tuple[dict[str, object], Estimate | None]:
         """Where the job stands, and when it will be done."""

@@ -62,10 +62,11 @@ def step(event: Event) -> int:
 
 
 def progress(event: Event) -> dict[str, object]:
-    """What a "progress" event says on the wire."""
+    """What a "progress" event says on the wire; whatever has just made a step has nobody before it."""
     left = event.data["remaining_s"]
     eta = round(left, 1) if isinstance(left, (int, float)) else None
-    return {"status": "PROCESSING", "step": step(event), "steps": event.data["steps"], "eta_seconds": eta}
+    steps = {"step": step(event), "steps": event.data["steps"]}
+    return {"status": "PROCESSING", **steps, "queue_position": 0, "eta_seconds": eta}
 
 
 def preview(event: Event) -> dict[str, object]:

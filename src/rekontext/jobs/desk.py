@@ -167,8 +167,8 @@ class Desk:
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
         """The job's events from now to its end, beginning with those that are remembered since `after`.
 
-        "processing" comes again and again until the first step: meanwhile the edit waits for its device, and its place
-        there changes.
+        "quiet" comes again and again while a job that runs here makes no step: others may go first on its device, and
+        its place there changes.
 
         Raises:
             JobUnknown: the account has no such job, or its record went while listening.
@@ -183,8 +183,8 @@ class Desk:
                     with suppress(DatabaseUnavailable):
                         found = await self._look_again(found, account)
                     newest = self._hub.newest(job)
-                    if newest is not None and newest.kind == "processing" and self._works.holds(found):
-                        yield newest
+                    if newest is not None and self._works.holds(found):
+                        yield Event(id=newest.id, kind="quiet", data={})
                     continue
                 event = coming.result()
                 if event is None:

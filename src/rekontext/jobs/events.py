@@ -17,7 +17,7 @@ from typing import Final, Literal
 from rekontext.database import JobId
 from rekontext.jobs.model import Job
 
-EventKind = Literal["queued", "processing", "progress", "preview", "ended"]
+EventKind = Literal["queued", "processing", "progress", "preview", "quiet", "ended"]
 
 EVENTS_PER_JOB_MAX: Final = 128
 JOBS_MAX: Final = 4096
@@ -31,7 +31,8 @@ class Event:
     Attributes:
         id: grows within a job; a listener that comes back names the last one it has.
         data: JSON values. "queued": ahead. "processing": attempt. "progress": attempt, step, steps, remaining_s.
-            "preview": what the wire makes of it. "ended": status.
+            "preview": what the wire makes of it. "quiet": nothing, as nothing happened since the event before, whose id
+            it has; it is never kept. "ended": status.
     """
 
     id: str

@@ -13,7 +13,7 @@ import { Json } from "./json.js";
 import { startValues } from "./parameters.js";
 import { PhotoRefused, fromBlob, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
-import { hasEnded } from "./run.js";
+import { hasEnded, isWaiting } from "./run.js";
 import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { restored, shareLink, uploaded } from "./share.js";
@@ -24,6 +24,7 @@ import { Strip } from "./strip.js";
 
 const LOADING_LOOK_MS = 2000;
 const FETCHING_LOOK_MS = 200;
+const COUNT_DOWN_MS = 1000;
 const state = {
   photo: null,
   photosAsked: 0,
@@ -358,6 +359,11 @@ function changed({ detail: run }) {
   }
 }
 
+function countDown() {
+  const run = state.selected && runs.get(state.selected);
+  if (run && isWaiting(run)) stage.run(run);
+}
+
 function say(text) {
   if ($("#said").textContent !== text) $("#said").textContent = text;
 }
@@ -526,6 +532,7 @@ function installRest() {
     $("#run").focus({ preventScroll: true });
   });
   runs.addEventListener("change", changed);
+  setInterval(countDown, COUNT_DOWN_MS);
   runs.addEventListener("unlinked", ({ detail: photo }) => {
     if (photo !== state.photo) return;
     keepPhoto();

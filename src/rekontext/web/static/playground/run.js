@@ -15,6 +15,7 @@ const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
  * @property {string} state       one of the five states of a job; SENDING; UNANSWERED, where the server may have taken it
  *                                or not; or UNSEEN, where the present key may not see it
  * @property {boolean} isInDoubt  an answer to the submit was lost
+ * @property {?number} eta        seconds that were left at `etaAt`
  * @property {?object} result     the server's document of an edit that has ended
  * @property {?Blob} output       the picture
  * @property {?string} shown      blob: URL of the picture, until the run is removed
@@ -33,6 +34,7 @@ export function newRun(request, photo) {
     step: 0,
     steps: request.num_inference_steps,
     eta: null,
+    etaAt: null,
     position: null,
     preview: null,
     result: null,
@@ -67,29 +69,37 @@ export function isRunning(run) {
   return RUNNING.has(run.state);
 }
 
-/** Whether other edits come before it: in the queue, or in an engine that has made no step of it yet. */
-export function isWaiting({ state, step, position }) {
-  return state === "QUEUED" || (state === "PROCESSING" && !step && position > 0);
+/** Whether other edits come before it: in the queue, or in an engine before its next step. */
+export function isWaiting({ state, position }) {
+  return state === "QUEUED" || (state === "PROCESSING" && position > 0);
+}
+
+/** Seconds until its picture is there; null where nobody knows. While it waits little is told, and time goes on. */
+export function secondsLeft(run) {
+  const { eta, etaAt } = run;
+  if (eta === null || eta === undefined) return null;
+  return isWaiting(run) ? Math.max(1, eta - (Date.now() - etaAt) / 1000) : Math.max(0.1, eta);
 }
 
 /** What the server's answer to the submit changes. It may be that of an earlier submit, whose edit has ended. */
 export function accepted({ request_id: requestId, status, queue_position: position, eta_seconds: eta }) {
   const state = ENDED.has(status) ? "PROCESSING" : status; // its picture is yet to be had
-  return { requestId, state, position, eta, isInDoubt: false, isLost: false };
+  return { requestId, state, position, eta, etaAt: Date.now(), isInDoubt: false, isLost: false };
 }
 
 /** What an event short of the end changes. */
 export function heard(event, data) {
   const { queue_position: position = 0, eta_seconds: eta = null } = data;
+  const etaAt = Date.now();
   switch (event) {
     case "status":
-      return { state: data.status, position, eta, ...data.progress };
+      return { state: data.status, position, eta, etaAt, ...data.progress };
     case "queued":
-      return { state: "QUEUED", position, eta };
+      return { state: "QUEUED", position, eta, etaAt };
     case "processing": // in an engine, where others may still come first
-      return { state: "PROCESSING", step: 0, position, eta };
+      return { state: "PROCESSING", step: 0, position, eta, etaAt };
     case "progress":
-      return { state: "PROCESSING", step: data.step, steps: data.steps, eta };
+      return { state: "PROCESSING", step: data.step, steps: data.steps, position, eta, etaAt };
     case "preview":
       return { preview: data.image };
     default: // newer servers may tell more

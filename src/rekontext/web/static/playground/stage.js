@@ -5,7 +5,7 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
-import { isRunning, isWaiting } from "./run.js";
+import { isRunning, isWaiting, secondsLeft } from "./run.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
@@ -111,7 +111,7 @@ export class Stage {
     }
     const progress = $(".progress", this.#view);
     progress.style.setProperty("--part", run.steps ? run.step / run.steps : 0);
-    progress.classList.toggle("waiting", run.state !== "PROCESSING" || isWaiting(run));
+    progress.classList.toggle("waiting", run.state !== "PROCESSING" || (isWaiting(run) && !run.step));
     progress.setAttribute("aria-valuemax", run.steps);
     progress.setAttribute("aria-valuenow", run.step);
     fill($(".status", this.#view), ...statusWords(run));
@@ -308,7 +308,8 @@ function verdict({ state, error }) {
 function statusWords(run) {
   if (run.state === "SENDING") return [run.isLost ? "No answer yet, sending again …" : "Sending the photo …"];
   if (run.isLost) return ["Connection lost, trying again …"];
-  const left = run.eta === null || run.eta === undefined ? "" : ` · about ${seconds(Math.max(run.eta, 0.1))} left`;
+  const leftS = secondsLeft(run);
+  const left = leftS === null ? "" : ` · about ${seconds(leftS)} left`;
   if (isWaiting(run)) {
     if (run.position === null) return ["Waiting for a device"];
     return [
@@ -317,6 +318,6 @@ function statusWords(run) {
         : `Starting${left}`,
     ];
   }
-  if (!run.step && run.eta === null) return ["Running"]; // in another process, which hasn't told its steps yet
+  if (!run.step && leftS === null) return ["Running"]; // in another process, which hasn't told its steps yet
   return [h("b", {}, `Step ${run.step}`), ` of ${run.steps}${left}`];
 }
