@@ -315,6 +315,24 @@ async def test_a_receiver_that_is_gone_is_switched_off(
 
 
 @pytest.mark.anyio
+async def test_a_receiver_that_moved_is_not_switched_off(
+    office: Office, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """The 410 is its old address's: that message is given up, and those to the new one are sent."""
+    receiver.answers = [410, 200]
+    add_endpoint(office)
+    end_a_job(office)
+    office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), url=f"{URL}/new"))
+    end_a_job(office)
+    await deliverer.deliver()
+    await deliverer.deliver()
+    assert [url for url, _, _ in receiver.got] == [URL, f"{URL}/new"]
+    assert {delivery.state for delivery in log(office)} == {"DEAD", "DELIVERED"}
+    [moved] = office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE))
+    assert (moved.url, moved.active) == (f"{URL}/new", True)
+
+
+@pytest.mark.anyio
 async def test_a_receiver_that_hangs_has_not_answered(office: Office) -> None:
     """The wait has a limit, and the message another try."""
 

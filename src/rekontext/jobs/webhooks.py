@@ -424,7 +424,7 @@ def record(
     """Write down how a try went, and what follows: delivered, tried again in `wait_s`, or dead if that is None.
 
     A try counts only here: one that a stop or a kill broke off costs none. One that was overtaken by a later one is
-    only logged. A receiver that says it is gone (410) is switched off.
+    only logged. A receiver that says it is gone (410) is switched off, unless its address was changed since.
     """
     if tx.execute(_BY_ID_LOCKED, {"delivery": message.id}).first() is None:
         return  # a later try was the last, and its endpoint has made room for another meanwhile
@@ -453,7 +453,9 @@ def record(
         .values(tries=message.tries, **values)
     )
     if status == _GONE and message.endpoint is not None:
-        tx.execute(update(webhook_endpoints).where(webhook_endpoints.c.id == message.endpoint).values(active=False))
+        # A message goes where it was addressed to: the address it is gone from may be one that its owner has changed.
+        addressed = (webhook_endpoints.c.id == message.endpoint, webhook_endpoints.c.url == message.url)
+        tx.execute(update(webhook_endpoints).where(*addressed).values(active=False))
 
 
 def _is_delivered(status: int | None) -> bool:
