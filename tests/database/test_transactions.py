@@ -308,17 +308,45 @@ def test_a_server_that_vanishes_is_given_up_within_seconds(database: Database) -
         assert int(set_up["connect_timeout"]) <= 30
 
 
+def take_writes(database_url: str, does: bool) -> None:
+    """Whether sessions that begin from now on may write."""
+    name = database_url.rsplit("/", 1)[1]
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(b"SET default_transaction_read_only = off")
+        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {"off" if does else "on"}'.encode())
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_server_that_takes_no_writes_is_unavailable(database: Database, database_url: str) -> None:
     """After a failover the address may lead to a standby for a while: nothing changed, and reads go on."""
-    name = database_url.rsplit("/", 1)[1]
-    with psycopg.connect(database_url, autocommit=True) as admin:
-        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+    take_writes(database_url, False)
     standby = Database.open(database_url, migrate=False)
     try:
         with pytest.raises(DatabaseUnavailable, match="read-only") as fault:
             standby.transact_sync(lambda tx: note(tx, "never"))
         assert not fault.value.is_in_doubt
         assert standby.read_sync(actions) == []
+    finally:
+        standby.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_server_that_takes_writes_again_is_written_to(database_url: str) -> None:
+    """Though sessions that began before never will: the pool keeps none of those."""
+    take_writes(database_url, False)
+    standby = Database.open(database_url, migrate=False)
+
+    async def fill_the_pool() -> None:
+        together = threading.Barrier(4)
+        await asyncio.gather(*(standby.transact(lambda tx: together.wait(30) and None) for _ in range(4)))
+
+    try:
+        asyncio.run(fill_the_pool())
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            standby.transact_sync(lambda tx: note(tx, "never"))
+        take_writes(database_url, True)
+        for _ in range(4):
+            standby.transact_sync(lambda tx: note(tx, "again"))
+        assert standby.read_sync(actions) == ["again"] * 4
     finally:
         standby.close()

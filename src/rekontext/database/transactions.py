@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from rekontext.database.migrate import TablesUnknown, require_known, upgrade
@@ -144,6 +144,13 @@ class Database:
             max_overflow=0,
             connect_args={"options": _POSTGRES_OPTIONS, "application_name": "rekontext", **_POSTGRES_PATIENCE},
         )
+
+        @event.listens_for(write, "handle_error")
+        def leave(context: ExceptionContext) -> None:
+            # A session that began while no writes were taken takes none ever after: neither it nor those pooled since.
+            if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY_SQLSTATE:
+                context.is_disconnect = True
+
         # Reads see one snapshot, as they do on SQLite.
         read = write.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         return cls(write=write, read=read, writers=connections, readers=connections)
@@ -237,6 +244,8 @@ def _may_retry(error: DBAPIError, committing: bool) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state in _RETRIED_SQLSTATES:
         return True
+    if state == _READ_ONLY_SQLSTATE:
+        return False  # nor would it take the next
     if error.connection_invalidated:
         return not committing  # a connection lost during a commit doesn't tell whether it happened
     return not committing and "database is locked" in str(error.orig)
