@@ -289,7 +289,7 @@ def test_a_database_beside_another_secret_is_not_served(run: Run) -> None:
     def refused(says: str) -> None:
         serve = [*SCRIPT, "serve", "--port", "0"]
         served = subprocess.run(serve, check=False, capture_output=True, text=True, timeout=SOON_S)
-        assert (served.returncode, served.stdout, served.stderr.count("\n")) == (1, "", 1)
+        assert (served.returncode, served.stdout, served.stderr.count("\n")) == (2, "", 1)
         assert says in served.stderr
         assert "`rekontext keys reset`" in served.stderr
         for arguments in (["keys", "create", "alice"], ["accounts", "create", "bob"]):
@@ -371,7 +371,7 @@ def test_doctor_tries_the_store_in_the_data_folder_too() -> None:
     [
         ("REKONTEXT_DATABASE_URL", "mysql://a:geheim@b/c", "REKONTEXT_DATABASE_URL can't be used: database url names"),
         ("REKONTEXT_DATABASE_URL", "geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't be read"),
-        ("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/c", "(REKONTEXT_DATABASE_URL)"),
+        ("REKONTEXT_STORE_URL", "file://no/folder", "must name an absolute folder"),
         ("REKONTEXT_RATE_LIMITS_URL", "mongodb://a:geheim@b", "REKONTEXT_RATE_LIMITS_URL can't be used: rate limit"),
         ("REKONTEXT_DATA_DIR", "photo.jpg", "the secret can't be kept in photo.jpg/secret"),
     ],
@@ -379,13 +379,25 @@ def test_doctor_tries_the_store_in_the_data_folder_too() -> None:
 def test_serve_stops_at_a_setting_that_can_t_be_used(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ) -> None:
-    """One line that names it, without the password in it, and no account whose key nobody gets to see."""
+    """One line that names it, without the password in it, and no account whose key nobody gets to see.
+
+    With exit code 2, by which a supervisor knows that no new start mends it.
+    """
     monkeypatch.setenv(name, value)
     outcome = run(["serve", "--port", "0"])
-    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
     assert says in outcome.err
     assert "geheim" not in outcome.err
     assert not Path("data/rekontext.db").exists()
+
+
+def test_serve_may_be_started_again_where_the_database_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1: the next start may find it."""
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/c")
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "(REKONTEXT_DATABASE_URL)" in outcome.err
+    assert "geheim" not in outcome.err
 
 
 def test_a_damaged_database_stops_every_command_with_one_line(run: Run) -> None:

@@ -25,7 +25,6 @@ from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.models import MINI, is_hub_id, local_path
-from rekontext.secret import SecretError
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
@@ -100,8 +99,10 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
 def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Callable[[Exception], None]) -> Service:
     try:
         return assemble(settings, fleet=_fleet(settings), on_ready=ready, on_broken=stop)
-    except (SecretError, DatabaseUnavailable, ValueError, OSError) as fault:
+    except (DatabaseUnavailable, OSError) as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
+    except ValueError as fault:  # a setting's, as an unfit secret is: no new start mends it
+        raise CommandFailed(str(fault)) from fault
 
 
 def _fleet(settings: Settings) -> Fleet | None:
