@@ -371,6 +371,7 @@ def test_doctor_tries_the_store_in_the_data_folder_too() -> None:
     [
         ("REKONTEXT_DATABASE_URL", "mysql://a:geheim@b/c", "REKONTEXT_DATABASE_URL can't be used: database url names"),
         ("REKONTEXT_DATABASE_URL", "geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't be read"),
+        ("REKONTEXT_DATABASE_URL", "postgresql://a:geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't"),
         ("REKONTEXT_STORE_URL", "file://no/folder", "must name an absolute folder"),
         ("REKONTEXT_RATE_LIMITS_URL", "mongodb://a:geheim@b", "REKONTEXT_RATE_LIMITS_URL can't be used: rate limit"),
         ("REKONTEXT_DATA_DIR", "photo.jpg", "the secret can't be kept in photo.jpg/secret"),

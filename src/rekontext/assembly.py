@@ -34,7 +34,7 @@ from rekontext.api.posting import WebhookPost
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
-from rekontext.database.copies import sqlite_file
+from rekontext.database.address import sqlite_file
 from rekontext.fleet import ElsewhereFleet
 from rekontext.jobs import (
     ASSETS_FOLDER,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database import transactions as module
+from rekontext.database.address import sqlite_file
 from rekontext.database.tables import audit_log
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -233,14 +235,39 @@ def test_two_processes_may_write_to_one_sqlite_file(tmp_path: Path) -> None:
     [
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
+        ("sqlite://folder/file", "with three slashes"),
         ("mysql://host/name", "names 'mysql'"),
         ("not a url", "can't be read"),
+        ("postgresql://rekontext:hunter2", "can't be read"),
+        ("postgresql://rekontext:hunter2@host:port/name", "can't be read"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_refused_by_name(url: str, complaint: str) -> None:
-    """The setting is wrong, so the start stops and says how."""
-    with pytest.raises(ValueError, match=complaint):
+    """The setting is wrong, so the start stops and says how, without what may be a password."""
+    with pytest.raises(ValueError, match=complaint) as refused:
         Database.open(url)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:////var/x.db", Path("/var/x.db")),
+        ("sqlite+aiosqlite:///x.db", Path("x.db")),
+        ("postgresql://rekontext:secret@host/name", None),
+        ("postgresql://rekontext:secret@host:port/name", None),
+    ],
+)
+def test_a_url_tells_sqlite_s_file(url: str, file: Path | None) -> None:
+    """Where it is one's; what can't be read names none."""
+    assert sqlite_file(url) == file
+
+
+def test_the_driver_is_ours_whichever_the_url_names(tmp_path: Path) -> None:
+    """Other programs' URLs name theirs, which needn't be here."""
+    opened = Database.open(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    assert opened.read_sync(actions) == []
+    opened.close()
 
 
 def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, inspect
 from rekontext.assembly import where_secret
 from rekontext.cli.failure import CommandFailed
 from rekontext.database import Database, DatabaseUnavailable
-from rekontext.database.copies import CopyRefused, back_up, put_back, sqlite_file
+from rekontext.database.address import sqlite_file
+from rekontext.database.copies import CopyRefused, back_up, put_back
 from rekontext.database.tables import accounts
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock

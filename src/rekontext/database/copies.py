@@ -16,9 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 # SQLite's own locks: every connection has a part of these bytes (https://www.sqlite.org/fileformat2.html#lockbyte).
 _LOCK_OFFSET: Final = 0x4000_0000
@@ -27,15 +24,6 @@ _LOCK_BYTES: Final = 512
 
 class CopyRefused(ValueError):
     """The copy can't be made or put back; nothing was changed. The message says why."""
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite database; None where the URL names another kind, or none."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
 def back_up(file: Path, to: Path) -> None:

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from rekontext.database.address import read_address
 from rekontext.database.migrate import TablesUnknown, require_known, upgrade
 
 T = TypeVar("T")
@@ -28,7 +29,6 @@ Synchronous = Literal["FULL", "NORMAL"]
 TRIES_MAX = 8
 LONG_READERS = 2
 """Threads, each with a connection, for reads that may take long."""
-_ALLOWED_URLS = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME"
 _DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup (rekontext restore FILE)"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
@@ -83,18 +83,11 @@ class Database:
             ValueError: the URL names no database that is supported.
             DatabaseUnavailable: it can't be opened, is damaged, or was upgraded by a newer version.
         """
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            # The URL isn't shown: it may hold a password.
-            raise ValueError(f"database url can't be read; allowed: {_ALLOWED_URLS}") from error
-        match parsed.get_backend_name():
-            case "sqlite":
-                database = cls._open_sqlite(parsed, synchronous, connections)
-            case "postgresql" | "postgres":
-                database = cls._open_postgres(parsed, connections)
-            case other:
-                raise ValueError(f"database url names {other!r}; allowed: {_ALLOWED_URLS}")
+        address = read_address(url)
+        if address.get_backend_name() == "sqlite":
+            database = cls._open_sqlite(address, synchronous, connections)
+        else:
+            database = cls._open_postgres(address, connections)
         if migrate:
             try:
                 database.transact_sync(upgrade)
@@ -138,7 +131,7 @@ class Database:
     @classmethod
     def _open_postgres(cls, url: URL, connections: int) -> Self:
         write = create_engine(
-            url.set(drivername="postgresql+psycopg"),
+            url,
             hide_parameters=True,
             pool_size=2 * connections + LONG_READERS,
             max_overflow=0,
