@@ -15,7 +15,7 @@ from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -232,7 +232,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database's URL, written out."""
-        return self.database_url or f"sqlite:///{self.database_file}"
+        return self.database_url or f"sqlite:///{quote(str(self.database_file))}"
 
     @property
     def database_file(self) -> Path:

@@ -175,6 +175,16 @@ def test_a_backup_is_put_where_nothing_was(studio: Studio, tmp_path: Path, here:
     assert sorted(files(folder)) == [DATABASE, f"{DATABASE}-journal"]
 
 
+def test_a_data_folder_may_have_any_name(tmp_path: Path, here: Command) -> None:
+    """Also one that a URL would read otherwise: the database is in it, and nowhere beside it."""
+    data_dir, copy = tmp_path / "what? %41#", tmp_path / "copy.db"
+    for command in (["accounts", "create", "alice"], ["backup", copy], ["restore", copy]):
+        assert here(data_dir, *command).returncode == 0
+    assert "alice" in here(data_dir, "accounts", "list").stdout
+    assert (data_dir / DATABASE).is_file()
+    assert set(tmp_path.iterdir()) == {data_dir, copy}
+
+
 def test_postgresql_is_left_to_its_own_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Command) -> None:
     """Both commands say which."""
     monkeypatch.setenv("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/b")

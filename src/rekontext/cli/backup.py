@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import typer
 from sqlalchemy import Connection, inspect
@@ -63,7 +64,7 @@ def _find(data_dir: Path | None) -> tuple[Settings, Path]:
 
 
 def _check(new: Path, copy: Path) -> None:
-    database = Database.open(f"sqlite:///{new}", connections=1, migrate=False)
+    database = Database.open(f"sqlite:///{quote(str(new))}", connections=1, migrate=False)
     try:
         database.check_sync()
         is_ours = database.read_sync(_has_accounts)
