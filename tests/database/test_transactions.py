@@ -238,6 +238,7 @@ def test_two_processes_may_write_to_one_sqlite_file(tmp_path: Path) -> None:
         ("sqlite://folder/file", "with three slashes"),
         ("mysql://host/name", "names 'mysql'"),
         ("not a url", "can't be read"),
+        ("postgresql://rekontext:hunter2@host/name?wibble=1", 'invalid connection option "wibble"'),
         ("postgresql://rekontext:hunter2", "can't be read"),
         ("postgresql://rekontext:hunter2@host:port/name", "can't be read"),
     ],
@@ -333,6 +334,28 @@ def test_a_server_that_vanishes_is_given_up_within_seconds(database: Database) -
         assert silent_s <= 30
         assert int(set_up["tcp_user_timeout"]) <= 30_000
         assert int(set_up["connect_timeout"]) <= 30
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_url_may_say_how_to_connect(database_url: str) -> None:
+    """Its own options are kept beside ours, and what else it says goes before ours."""
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA mine")
+    says = "options=-csearch_path%3Dmine%20-ctimezone%3DAsia/Tokyo&application_name=edits&connect_timeout=3"
+    opened = Database.open(f"{database_url}?{says}")
+    try:
+        opened.transact_sync(lambda tx: note(tx, "there"))
+        shown = opened.read_sync(
+            lambda tx: [
+                tx.exec_driver_sql(f"SHOW {name}").scalar_one()
+                for name in ("search_path", "application_name", "timezone", "lock_timeout")
+            ]
+        )
+        assert shown == ["mine", "edits", "UTC", "5s"]
+        tables = "SELECT count(*) FROM mine.audit_log"
+        assert opened.read_sync(lambda tx: tx.exec_driver_sql(tables).scalar_one()) == 1
+    finally:
+        opened.close()
 
 
 def take_writes(database_url: str, does: bool) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -37,7 +39,8 @@ _POSTGRES_OPTIONS = (
     "-c timezone=utc -c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 )
 # A server that vanishes without a word (a lost machine, a firewall) would else hold a thread for up to two hours.
-_POSTGRES_PATIENCE = {
+_POSTGRES_DEFAULTS: Final[Mapping[str, str | int]] = {
+    "application_name": "rekontext",
     "connect_timeout": 10,
     "tcp_user_timeout": 20_000,
     "keepalives_idle": 10,
@@ -135,7 +138,7 @@ class Database:
             hide_parameters=True,
             pool_size=2 * connections + LONG_READERS,
             max_overflow=0,
-            connect_args={"options": _POSTGRES_OPTIONS, "application_name": "rekontext", **_POSTGRES_PATIENCE},
+            connect_args=_postgres_arguments(url),
         )
 
         @event.listens_for(write, "handle_error")
@@ -207,6 +210,21 @@ class Database:
         self._long_read_threads.shutdown(wait=True)
         self._read.dispose()
         self._write.dispose()
+
+
+def _postgres_arguments(url: URL) -> dict[str, str | int]:
+    """What a connection is given besides what the URL says, which goes first but for the options that we rely on.
+
+    Raises:
+        ValueError: the URL gives what PostgreSQL doesn't know.
+    """
+    try:
+        make_conninfo(**dict.fromkeys(url.query, ""))
+    except ProgrammingError as error:
+        raise ValueError(f"database url has an {error}") from error
+    theirs = url.normalized_query.get("options", ())
+    ours: dict[str, str | int] = {name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query}
+    return {**ours, "options": " ".join([*theirs, _POSTGRES_OPTIONS])}
 
 
 def _run(engine: Engine, work: Callable[[Connection], T], *, is_read: bool = False) -> T:
