@@ -103,6 +103,17 @@ async def test_each_thing_goes_when_its_time_is_over(office: Office, store: Pict
     assert office.database.read_sync(lambda tx: tx.execute(books).scalar_one()) == 3  # the books stay
 
 
+async def test_the_key_of_a_job_that_waits_stays(office: Office, sweeper: Sweeper) -> None:
+    """However long: a second request with it gets that job, not another one."""
+    waiting = office.accept(office.order(key="k")).job
+    office.clock.advance(1000 * HOUR)
+    assert (await sweeper.sweep()).idempotency_keys == 0
+    again = office.accept(office.order(key="k"))
+    assert (again.job.id, again.replayed) == (waiting.id, True)
+    office.cancel(waiting.id)
+    assert (await sweeper.sweep()).idempotency_keys == 1
+
+
 async def test_everything_at_once_after_a_long_pause(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
     """Pictures still go before the record that knows of them, and the key goes with the record."""
     await run_a_job(office, store, key="k")

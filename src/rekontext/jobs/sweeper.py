@@ -92,7 +92,7 @@ class Retention:
     Attributes:
         inputs_s: input pictures, after their job ended.
         records_s: jobs with their parameters and prompts, and the webhook log, after the end; closed API keys too.
-        idempotency_s: idempotency keys, after their first use.
+        idempotency_s: idempotency keys, after their first use; those of unfinished jobs stay.
         assets_s: uploaded files.
     """
 
@@ -370,7 +370,9 @@ def _delete_records(tx: Connection, before: datetime) -> int:
 
 
 def _delete_keys(tx: Connection, before: datetime) -> int:
-    old = select(idempotency_keys.c.job_id).where(idempotency_keys.c.created_at <= before).limit(BATCH)
+    is_unfinished = exists().where(jobs.c.id == idempotency_keys.c.job_id, jobs.c.finished_at.is_(None))
+    # Whoever lost sight of a job that waits long asks again with its key: it must not become another one.
+    old = select(idempotency_keys.c.job_id).where(idempotency_keys.c.created_at <= before, ~is_unfinished).limit(BATCH)
     return tx.execute(delete(idempotency_keys).where(idempotency_keys.c.job_id.in_(old))).rowcount
 
 
