@@ -317,19 +317,16 @@ def assemble(
         await dispatcher.close(drain_s=settings.shutdown_grace_s)
         desk.let_go()  # whoever still waits, waits for a job that went back into the queue
 
-    async def work() -> None:
-        """Load the model while the server already answers, then run jobs. Those that came early go on then."""
+    async def compute() -> None:
+        """Load the model while the server already answers, then take jobs. Those that came early go on then."""
         try:
             await fleet.start()
         except Exception as fault:
             on_broken(fault)
             return
         on_ready(fleet.card)
-        watching = asyncio.create_task(watched(fleet.watch()))
-        try:
-            await dispatcher.run()
-        finally:
-            watching.cancel()
+        await dispatcher.begin()
+        await fleet.watch()
 
     async def watched(work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -345,13 +342,13 @@ def assemble(
             stack.push_async_callback(limiter.close)
             await stack.enter_async_context(fetcher)
             await stack.enter_async_context(post)
-            working = asyncio.create_task(watched(work()))
-            others = [asyncio.create_task(watched(each)) for each in (deliverer.run(), sweeper.run())]
+            works = (compute(), dispatcher.run(), deliverer.run(), sweeper.run())
+            working = [asyncio.create_task(watched(each)) for each in works]
             try:
                 yield
             finally:
                 await drain()
-                for task in (working, *others):
+                for task in working:
                     task.cancel()
                     with suppress(asyncio.CancelledError):
                         await task

@@ -256,6 +256,18 @@ async def test_edits_wait_for_the_model_to_load(studio: Studio) -> None:
         assert (await client.get("/readyz")).json()["model"] == "mini"
 
 
+async def test_an_edit_that_waits_too_long_for_the_model_fails_and_is_free(make_studio: MakeStudio) -> None:
+    """The time in the queue has its limit also where a model takes hours, or no device has ever been up."""
+    studio = make_studio(queue_s_max=0.01, lease_s=1)
+    studio.fleet.may_start.clear()
+    async with studio.open() as client:
+        answer = await client.post(URL, json=GOOD)
+        assert (answer.status_code, answer.json()["code"]) == (504, "queue_timeout")
+        me = (await client.get("/console/api/me")).json()
+        assert me["balance"]["available"] == 10
+        assert not studio.fleet.is_ready
+
+
 async def in_turn(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece

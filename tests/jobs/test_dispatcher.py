@@ -466,11 +466,12 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
     office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim without a fleet that is ready, or a heartbeat without leases, is no answer of the database."""
-    plant = Plant(office=office, objects=store, poll_s=0.001, fleet=NoDevices(is_ready=False))
+    plant = Plant(office=office, objects=store, poll_s=0.001, fleet=NoDevices())
     looked, read, is_away = asyncio.Semaphore(0), office.database.read, True
 
     async def flaky(work: object) -> object:
         looked.release()
+        plant.fleet.is_ready = False  # it was, when the process began
         if is_away:
             raise DatabaseUnavailable("gone")
         return await read(work)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ class _Running:
 
 
 class Dispatcher:
-    """Runs jobs on a fleet. Use `run` in a task of its own and `close` to end it.
+    """Runs jobs on a fleet. Use `run` in a task of its own, call `begin` when the fleet is ready, and `close` to end.
 
     Args:
         worker: names this process in the database. Jobs left under the same name by an earlier process are taken back
@@ -121,6 +121,7 @@ class Dispatcher:
         self._closing = False
         self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
+        self._begun = asyncio.Event()
         self._edit_s: float | None = None
         self._others = Others(
             database=database, clock=clock, worker=worker, devices=len(fleet.devices), lease_s=life.patience.lease_s
@@ -182,18 +183,28 @@ class Dispatcher:
             if running.job.id == job:
                 running.stop("cancelled")
 
+    async def begin(self) -> None:
+        """The fleet has started: tell the other processes of it, and give it jobs."""
+        self._begun.set()
+        await self._survive(self.report)
+        self.wake()
+
     async def run(self) -> None:
-        """Work until `close`. Faults of the database are waited out."""
+        """Work until `close`. Faults of the database are waited out.
+
+        Without a fleet that is ready, be it for ever, jobs are still taken back, and those that wait too long end.
+        """
         lease_s = self._life.patience.lease_s
         await self._survive(lambda: self.recover(after_restart=True))
-        await self._survive(self.report)
+        if self._fleet.is_ready:
+            await self.begin()
         try:
             async with asyncio.TaskGroup() as loops:
                 beats = [
                     loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
-                    loops.create_task(self._every(self._report_s, self.report)),
+                    loops.create_task(self._every(self._report_s, self.report, once=self._begun)),
                     loops.create_task(self._every(lease_s / 2, self.recover)),
-                    loops.create_task(self._every(self._poll_s, self.share_progress)),
+                    loops.create_task(self._every(self._poll_s, self.share_progress, once=self._begun)),
                 ]
                 while not self._closing:
                     self._news.clear()
@@ -454,7 +465,11 @@ class Dispatcher:
         running.progress = news
         self._hub.publish(job.id, "progress", {"attempt": job.attempt, **asdict(news)})
 
-    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(
+        self, seconds: float, work: Callable[[], Awaitable[None]], *, once: asyncio.Event | None = None
+    ) -> None:
+        if once is not None:
+            await once.wait()
         while True:
             await asyncio.sleep(seconds)
             await self._survive(work)
