@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -354,6 +354,30 @@ async def test_closing_may_wait_for_running_jobs(plant: Plant) -> None:
         await asyncio.wait_for(closing, 10)
     assert plant.office.job(job.id).state is State.COMPLETED
     assert plant.office.job(late.id).state is State.QUEUED
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_a_claim_in_doubt_is_looked_after(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch, happened: bool
+) -> None:
+    """If it did happen, its job is begun in that attempt: it waits for no lease, and counts no fault."""
+    plant, transact, claims = Plant(office=office, objects=store, poll_s=0.01), office.database.transact, 0
+
+    async def break_off(work: Callable[[Connection], object]) -> object:
+        nonlocal claims
+        claims += (is_claim := getattr(work, "__name__", "") == "claim")
+        if not is_claim or claims > 1:
+            return await transact(work)
+        if happened:
+            await transact(work)
+        raise DatabaseUnavailable("broke off in the commit", is_in_doubt=True)
+
+    monkeypatch.setattr(office.database, "transact", break_off)
+    job = office.accept().job
+    async with plant.at_work():
+        done = await plant.ended(job)
+    assert claims > 1
+    assert (done.state, done.attempt, done.faults, len(plant.fleet.requests)) == (State.COMPLETED, 1, 0, 1)
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])

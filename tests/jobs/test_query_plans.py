@@ -173,6 +173,7 @@ HOT: list[tuple[str, Select[Any], dict[str, Any], str | tuple[str, ...]]] = [
     ),
     ("overdue", statements.OVERDUE, {"since": NOW, "limit": 4}, "ix_jobs_queue"),
     ("expired leases", statements.EXPIRED, {"now": NOW, "limit": 4}, "ix_jobs_leases"),
+    ("claimed", statements.CLAIMED, {"worker": "w", "at": NOW}, "ix_jobs_leases"),
     ("key", keys.BY_DIGEST, {"digest": "0"}, "uq_api_keys_digest"),
     ("idempotency", idempotency.EARLIER, {"account": ALICE, "key": "k"}, "pk_idempotency_keys"),
     ("held", ledger.HELD_FOR, {"job": "job-1"}, "uq_ledger_transfers_hold"),

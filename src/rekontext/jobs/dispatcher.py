@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
+from rekontext.jobs import queries
 from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
@@ -117,6 +118,7 @@ class Dispatcher:
         self._poll_s = poll_s
         self._running: dict[Lease, _Running] = {}
         self._claiming: asyncio.Task[list[Job]] | None = None
+        self._doubted: datetime | None = None  # the moment of a claim that may have happened
         self._news = asyncio.Event()
         self._closing = False
         self._until = math.inf  # in loop time, once it closes
@@ -261,6 +263,8 @@ class Dispatcher:
 
         Cancelling it stops no transaction that is under way: what that claims is started, and `close` waits for it.
         """
+        if self._doubted is not None:
+            await self._look_after(self._doubted)
         self._more_may_wait = True
         while not self._closing and self._fleet.is_ready and (free := self._running_max - len(self._running)) > 0:
             held, served = self._held(), self._served(free)
@@ -274,14 +278,31 @@ class Dispatcher:
                 return
 
     async def _take(self, limit: int, *, besides: Sequence[AccountId]) -> list[Job]:
-        def claim(tx: Connection) -> list[Job]:
-            # The moment is the transaction's: one that waited for it would give a lease that is shorter, or over.
-            return self._life.claim(tx, worker=self._worker, limit=limit, now=self._clock.now(), besides=besides)
+        at = self._clock.now()
 
-        jobs = await self._answered(self._database.transact(claim))
+        def claim(tx: Connection) -> list[Job]:
+            nonlocal at
+            # The moment is the transaction's: one that waited for it would give a lease that is shorter, or over.
+            at = self._clock.now()
+            return self._life.claim(tx, worker=self._worker, limit=limit, now=at, besides=besides)
+
+        try:
+            jobs = await self._answered(self._database.transact(claim))
+        except DatabaseUnavailable as fault:
+            self._doubted = at if fault.is_in_doubt else None
+            raise
         for job in jobs:
             self._start(job)
         return jobs
+
+    async def _look_after(self, doubted: datetime) -> None:
+        """Start what a claim took, if it happened: else those jobs would wait for their leases, and count a fault."""
+        look = partial(queries.claimed, worker=self._worker, at=doubted)
+        jobs = await self._answered(self._database.read(look))
+        self._doubted = None
+        for job in jobs:
+            if job.lease not in self._running:
+                self._start(job)
 
     def _start(self, job: Job) -> None:
         assert job.lease_until is not None, f"job {job.id} was claimed without a lease"

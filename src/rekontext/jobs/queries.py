@@ -52,6 +52,11 @@ def ended(tx: Connection, jobs: Sequence[JobId]) -> list[Job]:
     return [from_row(row) for row in tx.execute(statements.ENDED, {"jobs": jobs}).mappings()]
 
 
+def claimed(tx: Connection, *, worker: str, at: datetime) -> list[Job]:
+    """Those that a worker claimed at this moment and that still run in that attempt."""
+    return [from_row(row) for row in tx.execute(statements.CLAIMED, {"worker": worker, "at": at}).mappings()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Queue:
     """What waits, as an account finds it.

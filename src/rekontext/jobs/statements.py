@@ -126,10 +126,8 @@ OVERDUE: Final = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
-HELD_BY: Final = (
-    select(jobs)
-    .where(is_state(State.PROCESSING), jobs.c.worker == bindparam("worker"))
-    .order_by(jobs.c.number)
-    .limit(bindparam("limit"))
-    .with_for_update(skip_locked=True)
+_OF_WORKER: Final = select(jobs).where(is_state(State.PROCESSING), jobs.c.worker == bindparam("worker"))
+HELD_BY: Final = _OF_WORKER.order_by(jobs.c.number).limit(bindparam("limit")).with_for_update(skip_locked=True)
+CLAIMED: Final = _OF_WORKER.where(jobs.c.started_at == bindparam("at", type_=jobs.c.started_at.type)).order_by(
+    jobs.c.turn, jobs.c.number
 )
