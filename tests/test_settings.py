@@ -41,6 +41,13 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (load_settings().device, load_settings().port) == ((), 8000)
 
 
+@pytest.mark.parametrize(("records_s", "kept"), [(60, (60, 60)), (7200, (3600, 7200)), (10**6, (3600, 7 * 86_400))])
+def test_pictures_are_not_kept_longer_than_what_knows_of_them(records_s: int, kept: tuple[int, int]) -> None:
+    """Whoever keeps records for a day keeps prompts no longer, though results may be kept for a week."""
+    settings = load_settings(keep_records_s=records_s)
+    assert (settings.inputs_s, settings.outputs_s) == kept
+
+
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and hosts that may be fetched."""
     monkeypatch.setenv("REKONTEXT_FETCH_ALLOW", "10.0.0.0/8, files.internal,")

@@ -218,7 +218,7 @@ def assemble(
         signer=signer,
         objects=store,
         clock=clock,
-        outputs_s=settings.keep_outputs_s,
+        outputs_s=settings.outputs_s,
         uploads_s=settings.keep_uploads_s,
     )
     documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
@@ -231,7 +231,7 @@ def assemble(
             lease_s=settings.lease_s,
             faults_max=settings.faults_max,
             queue_s_max=settings.queue_s_max,
-            outputs_s=settings.keep_outputs_s,
+            outputs_s=settings.outputs_s,
         ),
     )
     running_max = settings.running_max * len(fleet.devices)
@@ -299,7 +299,7 @@ def assemble(
         objects=store,
         clock=clock,
         retention=Retention(
-            inputs_s=settings.keep_inputs_s,
+            inputs_s=settings.inputs_s,
             records_s=settings.keep_records_s,
             idempotency_s=settings.keep_idempotency_keys_s,
             assets_s=settings.keep_uploads_s,

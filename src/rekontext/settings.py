@@ -128,7 +128,8 @@ class Settings(BaseSettings):
     keep_outputs_s: Kept = Field(default=7 * _DAY, description="output pictures, and links to them")
     keep_uploads_s: Kept = Field(default=7 * _DAY, description="uploaded pictures, and links to them")
     keep_records_s: Kept = Field(
-        default=31 * _DAY, description="jobs with their prompts, the webhook log, and closed keys"
+        default=31 * _DAY,
+        description="jobs with their prompts, and their pictures at the latest, the webhook log, and closed keys",
     )
     keep_idempotency_keys_s: Kept = _DAY
 
@@ -243,6 +244,16 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The object store's URL, written out."""
         return self.store_url or f"file://{self.data_dir.absolute() / 'store'}"
+
+    @property
+    def inputs_s(self) -> float:
+        """How long an input picture is kept after its job ended: not longer than the record that knows of it."""
+        return min(self.keep_inputs_s, self.keep_records_s)
+
+    @property
+    def outputs_s(self) -> float:
+        """How long outputs are kept after their job ended, likewise; it is what callers are told."""
+        return min(self.keep_outputs_s, self.keep_records_s)
 
 
 def load_settings(**flags: object) -> Settings:

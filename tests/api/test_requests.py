@@ -530,10 +530,13 @@ async def test_a_job_outlives_the_server(make_studio: MakeStudio) -> None:
     assert first.fleet.steps_done == 0
 
 
-@pytest.mark.parametrize("is_gone", [False, True])
-async def test_links_end_with_their_files(make_studio: MakeStudio, is_gone: bool) -> None:
-    """A link never outlives the time that its picture is kept."""
-    studio = make_studio(keep_outputs_s=0.001 if is_gone else 3600)
+@pytest.mark.parametrize(
+    ("kept", "is_gone"),
+    [({"keep_outputs_s": 3600}, False), ({"keep_outputs_s": 0.001}, True), ({"keep_records_s": 0.001}, True)],
+)
+async def test_links_end_with_their_files(make_studio: MakeStudio, kept: dict[str, float], is_gone: bool) -> None:
+    """A link never outlives the time that its picture is kept, which goes with the record at the latest."""
+    studio = make_studio(**kept)
     async with studio.open() as client:
         submitted = (await client.post(V2, json=GOOD)).json()
         done = (await followed(client, submitted["events_url"]))[-1][2]
