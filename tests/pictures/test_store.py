@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -35,6 +36,39 @@ async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
     await store.put("outputs/job/1/a.png", b"first", content_type="image/png")
     await store.put("outputs/job/1/a.png", b"second", content_type="image/png")
     assert await store.get("outputs/job/1/a.png") == b"second"
+
+
+@pytest.mark.anyio
+async def test_an_object_is_on_the_disk_once_it_is_written(
+    store: PictureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its name, and with every folder that was made for it: an edit is charged for what a power cut can't take."""
+    synced, root = list[Path](), tmp_path / "objects"
+    monkeypatch.setattr(
+        "rekontext.pictures.store.os.fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").resolve())
+    )
+    await store.put("outputs/job/1/a.png", b"first", content_type="image/png")
+    folders = [root / "outputs/job/1", root / "outputs/job", root / "outputs", root]
+    assert synced == [root / "outputs/job/1/a.png", *folders]
+    synced.clear()
+    await store.put("outputs/job/1/b.png", b"second", content_type="image/png")
+    assert synced == [root / "outputs/job/1/b.png", root / "outputs/job/1"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("fails", "fault"), [("a.png", errno.EINVAL), ("a.png", errno.EIO), ("outputs", errno.EIO)])
+async def test_an_object_that_the_disk_does_not_take_is_not_written(
+    store: PictureStore, monkeypatch: pytest.MonkeyPatch, fails: str, fault: int
+) -> None:
+    """The disk may say so only now."""
+
+    def fsync(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").resolve().name == fails:
+            raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr("rekontext.pictures.store.os.fsync", fsync)
+    with pytest.raises(StoreUnavailable, match=r"could not write 'outputs/a\.png'"):
+        await store.put("outputs/a.png", b"x", content_type="image/png")
 
 
 @pytest.mark.anyio

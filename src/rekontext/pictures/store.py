@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import hmac
 import os
@@ -63,9 +64,12 @@ class PictureStore:
         self._folder = folder  # None for a cloud
 
     async def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Write an object, replacing what was there."""
+        """Write an object, replacing what was there. In a folder, too, it then outlives the machine's end."""
         with _in_our_words("write", key):
-            await obstore.put_async(self._store, key, data, attributes=self._attributes(content_type))
+            if self._folder is None:
+                await obstore.put_async(self._store, key, data, attributes={"Content-Type": content_type})
+            else:  # which has no place for the type
+                await asyncio.to_thread(_write_to_disk, self._store, self._folder, key, data)
 
     async def get(self, key: str) -> bytes:
         """Read an object whole.
@@ -106,8 +110,23 @@ class PictureStore:
         with _in_our_words("clear", folder):
             return await asyncio.to_thread(_clear_cut_off, self._folder, folder, before, at_most)
 
-    def _attributes(self, content_type: str) -> dict[str, str] | None:
-        return {"Content-Type": content_type} if self._folder is None else None  # a folder has no place for it
+
+def _write_to_disk(store: Any, root: Path, key: str, data: bytes) -> None:
+    """Return once the object, its name and the folders made for it are on the disk: the library leaves that open."""
+    file = root / key
+    was_there = next(folder for folder in file.parents if folder.exists())
+    obstore.put(store, key, data)
+    for path in (file, *file.parents):  # each has its name in the one after it
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as fault:
+            if path == file or fault.errno != errno.EINVAL:  # not every file system can do it with a folder
+                raise
+        finally:
+            os.close(handle)
+        if path == was_there:
+            return
 
 
 def _clear_cut_off(root: Path, folder: str, before: datetime, at_most: int) -> int:
