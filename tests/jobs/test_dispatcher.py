@@ -363,7 +363,7 @@ async def test_a_claim_in_doubt_is_looked_after(
     """If it did happen, its job is begun in that attempt: it waits for no lease, and counts no fault."""
     plant, transact, claims = Plant(office=office, objects=store, poll_s=0.01), office.database.transact, 0
 
-    async def break_off(work: Callable[[Connection], object]) -> object:
+    async def break_off(work: Callable[[Connection], object], *, lane: str = "") -> object:
         nonlocal claims
         claims += (is_claim := getattr(work, "__name__", "") == "claim")
         if not is_claim or claims > 1:
@@ -385,7 +385,7 @@ async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant:
     """It was never begun, and nobody has to wait for its lease; not even if the loop is cancelled meanwhile."""
     claim, claiming, may_go_on = plant.office.database.transact, asyncio.Event(), asyncio.Event()
 
-    async def slow(work: object) -> object:
+    async def slow(work: object, *, lane: str) -> object:
         done: object = await claim(work)  # type: ignore[arg-type]
         if isinstance(done, list) and any(isinstance(each, Job) for each in done) and not may_go_on.is_set():
             claiming.set()
@@ -437,7 +437,7 @@ async def test_a_database_that_goes_away_for_a_while_loses_nothing(
     """The result is kept until it can be written, for as long as a lease lasts at the least."""
     gate, transact, refused = Gate(), plant.office.database.transact, 0
 
-    async def flaky(work: object) -> object:
+    async def flaky(work: object, *, lane: str = "") -> object:
         nonlocal refused
         if gate.open.is_set() and refused < times:
             refused += 1
@@ -461,7 +461,7 @@ async def test_a_worker_without_a_database_stops_when_its_lease_is_over(
     gate = Gate()
     plant.fleet.behaviours = [gate]
 
-    async def away(_work: object) -> None:
+    async def away(_work: object, *, lane: str) -> None:
         raise DatabaseUnavailable("gone")
 
     async with plant.at_work():
@@ -515,6 +515,26 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
         assert [line["event"] for line in lines] == ["database_unavailable", "database_answers_again"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_edits_are_kept_and_ended_however_many_submits_wait(plant: Plant) -> None:
+    """For a row that somebody has locked, say: else everyone's leases would run out meanwhile."""
+    gate, may_end = Gate(), threading.Event()
+    plant.fleet.behaviours = [gate]
+    async with plant.at_work():
+        job = await submit(plant)
+        await asyncio.wait_for(gate.begun.wait(), 10)
+        waiting = [asyncio.ensure_future(plant.office.database.transact(lambda tx: may_end.wait(60))) for _ in range(9)]
+        plant.office.clock.advance(1)
+        await asyncio.wait_for(plant.dispatcher.recover(), 10)  # which renews first
+        lease_s = timedelta(seconds=plant.office.patience.lease_s)
+        assert plant.office.job(job.id).lease_until == plant.office.clock.now() + lease_s
+        gate.open.set()
+        assert (await plant.ended(job)).state is State.COMPLETED
+        assert not any(each.done() for each in waiting)
+        may_end.set()
+        assert await asyncio.gather(*waiting) == [True] * 9
+
+
 async def test_a_machine_that_slept_goes_on_where_it_was(plant: Plant) -> None:
     """After a pause of the whole machine its own leases have run out: it doesn't take its own jobs for abandoned."""
     gate = Gate()
@@ -533,7 +553,7 @@ async def test_leases_begin_when_they_are_written(plant: Plant, monkeypatch: pyt
     """A process that waited for the database longer than a lease lasts takes none of its own jobs away."""
     transact, lease_s = plant.office.database.transact, plant.office.patience.lease_s
 
-    async def stalled(work: object) -> object:
+    async def stalled(work: object, *, lane: str) -> object:
         plant.office.clock.advance(lease_s + 1)
         return await transact(work)  # type: ignore[arg-type]
 
@@ -572,7 +592,7 @@ async def test_a_closing_dispatcher_waits_for_no_database_for_long(
         running_max=1,  # full: a claim would be what waits for ever
     )
 
-    async def away(_work: object) -> None:
+    async def away(_work: object, *, lane: str) -> None:
         nonlocal tried
         tried += 1
         if is_silent:
@@ -596,7 +616,7 @@ async def test_a_closing_dispatcher_waits_for_no_claim_for_long(plant: Plant, mo
     monkeypatch.setattr("rekontext.jobs.dispatcher.CLOSING_S_MAX", 0.1)
     asked = asyncio.Event()
 
-    async def silent(_work: object) -> None:
+    async def silent(_work: object, *, lane: str) -> None:
         asked.set()
         await asyncio.Event().wait()
 

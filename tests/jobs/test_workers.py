@@ -200,7 +200,7 @@ async def test_a_process_alone_looks_for_no_others(
     await alone.dispatcher.report()
     await alone.dispatcher.share_progress()
 
-    async def refused(_: object) -> object:
+    async def refused(_: object, *, lane: str = "") -> object:
         raise DatabaseUnavailable("it was asked")
 
     monkeypatch.setattr(office.database, "transact", refused)

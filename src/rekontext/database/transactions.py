@@ -2,9 +2,10 @@
 
 Two kinds of database stand behind it. SQLite, embedded: every write goes through one thread and one connection
 (WAL, `BEGIN IMMEDIATE`), and reads have connections of their own, so that a poll never waits for a writer.
-PostgreSQL: a small pool of threads, each with a connection. On both, reads that may take long have a few threads of
-their own, so that keys and polls find one however many histories are looked through. A function that is given to
-`transact` may run more than once (after a deadlock, say), so it must touch nothing but the database. Knows no tables.
+PostgreSQL: a small pool of threads, each with a connection; writes that must not wait behind all others have lanes of
+their own. On both, reads that may take long have a few threads of their own, so that keys and polls find one however
+many histories are looked through. A function that is given to `transact` may run more than once (after a deadlock,
+say), so it must touch nothing but the database. Knows no tables.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ from rekontext.database.migrate import TablesUnknown, require_known, upgrade
 T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
 
+Lane = Literal["common", "leases", "endings"]
+"""Where a write waits: with all others, or with those only that keep leases, or end work."""
+
 TRIES_MAX = 8
 LONG_READERS = 2
 """Threads, each with a connection, for reads that may take long."""
+LANES: Final[Mapping[Lane, int]] = {"leases": 2, "endings": 2}
+"""Threads of the lanes besides the common one, on PostgreSQL, each with a connection."""
 _DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup (rekontext restore FILE)"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
@@ -64,10 +70,11 @@ class DatabaseUnavailable(RuntimeError):
 class Database:
     """Transactions on one database. Made by `open`, usable from any thread and loop until `close`."""
 
-    def __init__(self, *, write: Engine, read: Engine, writers: int, readers: int) -> None:
+    def __init__(self, *, write: Engine, read: Engine, writers: int, readers: int, lanes: Mapping[Lane, int]) -> None:
         self._write = write
         self._read = read
         self._write_threads = ThreadPoolExecutor(writers, thread_name_prefix="database-write")
+        self._lanes = {lane: ThreadPoolExecutor(n, thread_name_prefix=f"database-{lane}") for lane, n in lanes.items()}
         self._read_threads = ThreadPoolExecutor(readers, thread_name_prefix="database-read")
         self._long_read_threads = ThreadPoolExecutor(LONG_READERS, thread_name_prefix="database-long-read")
 
@@ -79,7 +86,7 @@ class Database:
             url: `sqlite:///path/to/file` or `postgresql://user:password@host/name`.
             synchronous: SQLite only. FULL survives a power cut; NORMAL may lose the last commits in one.
             connections: for reads, and on PostgreSQL as many again for writes; reads that may take long have
-                `LONG_READERS` besides.
+                `LONG_READERS` besides, and writes on PostgreSQL those of their `LANES`.
             migrate: False leaves the tables as they are.
 
         Raises:
@@ -129,14 +136,14 @@ class Database:
         # A transaction that reads, then writes, would fail as "locked" instead of waiting: take the lock first.
         write = engine("BEGIN IMMEDIATE", ("journal_mode = WAL", f"synchronous = {synchronous}"), 1)
         read = engine("BEGIN", ("query_only = ON",), readers + LONG_READERS)
-        return cls(write=write, read=read, writers=1, readers=readers)
+        return cls(write=write, read=read, writers=1, readers=readers, lanes={})
 
     @classmethod
     def _open_postgres(cls, url: URL, connections: int) -> Self:
         write = create_engine(
             url,
             hide_parameters=True,
-            pool_size=2 * connections + LONG_READERS,
+            pool_size=2 * connections + LONG_READERS + sum(LANES.values()),
             max_overflow=0,
             connect_args=_postgres_arguments(url),
         )
@@ -149,22 +156,26 @@ class Database:
 
         # Reads see one snapshot, as they do on SQLite.
         read = write.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        return cls(write=write, read=read, writers=connections, readers=connections)
+        return cls(write=write, read=read, writers=connections, readers=connections, lanes=LANES)
 
     @property
     def dialect(self) -> str:
         """Either "sqlite" or "postgresql"."""
         return self._write.dialect.name
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: Callable[[Connection], T], *, lane: Lane = "common") -> T:
         """Run `work` in one transaction and commit it; what it raises rolls everything back.
 
         Once begun it isn't stopped by cancelling the awaiting task: it commits or rolls back as a whole.
 
+        Args:
+            lane: which others it may wait behind; on SQLite, which has one writer, all of them.
+
         Raises:
             DatabaseUnavailable: it didn't happen, or that is in doubt.
         """
-        return await asyncio.wrap_future(self._write_threads.submit(_run, self._write, work))
+        threads = self._lanes.get(lane, self._write_threads)
+        return await asyncio.wrap_future(threads.submit(_run, self._write, work))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on one snapshot of the committed data.
@@ -205,9 +216,8 @@ class Database:
 
     def close(self) -> None:
         """Let running transactions end, then close every connection."""
-        self._write_threads.shutdown(wait=True)
-        self._read_threads.shutdown(wait=True)
-        self._long_read_threads.shutdown(wait=True)
+        for threads in (self._write_threads, *self._lanes.values(), self._read_threads, self._long_read_threads):
+            threads.shutdown(wait=True)
         self._read.dispose()
         self._write.dispose()
 
@@ -223,7 +233,7 @@ def _postgres_arguments(url: URL) -> dict[str, str | int]:
     except ProgrammingError as error:
         raise ValueError(f"database url has an {error}") from error
     theirs = url.normalized_query.get("options", ())
-    ours: dict[str, str | int] = {name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query}
+    ours = {name: value for name, value in _POSTGRES_DEFAULTS.items() if name not in url.query}
     return {**ours, "options": " ".join([*theirs, _POSTGRES_OPTIONS])}
 
 

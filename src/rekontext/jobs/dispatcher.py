@@ -287,7 +287,7 @@ class Dispatcher:
             return self._life.claim(tx, worker=self._worker, limit=limit, now=at, besides=besides)
 
         try:
-            jobs = await self._answered(self._database.transact(claim))
+            jobs = await self._answered(self._database.transact(claim, lane="leases"))
         except DatabaseUnavailable as fault:
             self._doubted = at if fault.is_in_doubt else None
             raise
@@ -327,7 +327,7 @@ class Dispatcher:
         try:
             # The moment is the transaction's, as in `claim`.
             renewed = await self._answered(
-                self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()))
+                self._database.transact(lambda tx: self._life.renew(tx, leases, now=self._clock.now()), lane="leases")
             )
         except DatabaseUnavailable:
             # Others may take these jobs from now on, so the work on them is for nothing.
@@ -359,7 +359,7 @@ class Dispatcher:
         more_may_come = True
         while more_may_come:  # one transaction takes only so many
             changed = await self._answered(
-                self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker))
+                self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker), lane="endings")
             )
             for job in changed:
                 _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
@@ -446,7 +446,7 @@ class Dispatcher:
             now = self._clock.now()
             try:
                 settled = await self._database.transact(
-                    partial(settle, life=self._life, lease=job.lease, ending=ending, now=now)
+                    partial(settle, life=self._life, lease=job.lease, ending=ending, now=now), lane="endings"
                 )
             except LeaseLost as lost:
                 _log.warning("lease_lost", job=job.id, attempt=job.attempt, why=str(lost))

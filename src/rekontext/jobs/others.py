@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -91,7 +92,7 @@ class Others:
             running = 0 if self._has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
             return workers.alive(tx, since=self.alive_since), running
 
-        ask = self._database.read if own is None else self._database.transact
+        ask = self._database.read if own is None else partial(self._database.transact, lane="leases")
         found, self._running = await ask(look)
         self._usable = sum(worker.usable for worker in found)
         self._edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
@@ -106,7 +107,7 @@ class Others:
         if (
             self._has_devices
             and here != self._told
-            and await self._database.transact(lambda tx: workers.tell_progress(tx, self._worker, here))
+            and await self._database.transact(lambda tx: workers.tell_progress(tx, self._worker, here), lane="leases")
         ):
             self._told = here
         if not self._are_there:
