@@ -27,6 +27,7 @@ from PIL import Image
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.cli import main
 from rekontext.cli.doctor import _gpu_kernels, examine
+from rekontext.database import DatabaseUnavailable
 from rekontext.settings import PREFIX, Settings
 from tests.pictures.samples import photo_bytes
 from tests.triton import need_triton
@@ -603,6 +604,20 @@ def test_serve_need_not_wait_for_a_model_that_is_being_loaded() -> None:
         "main(['serve', '--port', '0'])\n"
     )
     assert _code_when_told_to_end(script, after="startup complete") == 0
+
+
+def test_what_may_have_happened_is_not_said_to_have_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credits that are added once more are booked twice: look first."""
+    run(["accounts", "create", "alice"])
+
+    def broken(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the database failed: gone", is_in_doubt=in_doubt)
+
+    monkeypatch.setattr("rekontext.accounts.Acts.add_credits", broken)
+    for in_doubt in (True, False):
+        outcome = run(["credits", "add", "alice", "10"])
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+        assert ("may have happened: look" in outcome.err) is in_doubt
 
 
 def test_operators_open_accounts_make_keys_and_give_credits(run: Run) -> None:

@@ -427,6 +427,26 @@ async def test_a_store_that_is_away_answers_503_and_holds_nothing(studio: Studio
     assert len(studio.fleet.requests) == 1
 
 
+@pytest.mark.parametrize(("in_doubt", "says"), [(True, "it may have happened"), (False, "nothing was changed")])
+async def test_advice_names_what_is_read(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, in_doubt: bool, says: str
+) -> None:
+    """Only submits read Idempotency-Key: whoever adds credits can but look."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("gone", is_in_doubt=in_doubt)
+
+    monkeypatch.setattr(JobLife, "accept", broken)
+    monkeypatch.setattr("rekontext.accounts.Acts.add_credits", broken)
+    credits = f"/console/api/admin/accounts/{studio.account}/credits"
+    async with studio.open() as client:
+        for path, body, has_key in ((URL, GOOD, True), (credits, {"amount": 1}, False)):
+            answer = await client.post(path, json=body)
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+            assert says in answer.json()["error"]
+            assert ("Idempotency-Key" in answer.json()["error"]) is (in_doubt and has_key)
+
+
 @pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])
 async def test_an_order_that_cannot_be_written_down_leaves_nothing_behind(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: Exception, left: int

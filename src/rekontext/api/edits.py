@@ -242,6 +242,8 @@ class Edits:
                 room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
                 wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
                 raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
+            if isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt:
+                raise AcceptInDoubt(str(fault), is_in_doubt=True) from fault
             raise
         if accepted.replayed:  # by a request that came at the same moment
             await clear_away(self._objects, key)
@@ -368,6 +370,10 @@ class JobCancelled(RuntimeError):
     def __init__(self, job: Job) -> None:
         super().__init__("the edit was cancelled by another request")
         self.job = job
+
+
+class AcceptInDoubt(DatabaseUnavailable):
+    """The database broke off just as the edit was written down. Its idempotency key tells, if it came with one."""
 
 
 class InvalidIdempotencyKey(ValueError):

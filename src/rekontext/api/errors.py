@@ -42,6 +42,7 @@ from rekontext.api.bodies import MalformedBody, UnsupportedContentType
 from rekontext.api.connection import CallerGone
 from rekontext.api.documents import as_sentence
 from rekontext.api.edits import (
+    AcceptInDoubt,
     Busy,
     DeadlineExceeded,
     InvalidIdempotencyKey,
@@ -140,9 +141,10 @@ def failure_of(fault: Exception) -> Failure:
             unfit = "A value in this request can't be stored or looked up; text must not have NUL characters in it."
             return Failure(status=400, code="invalid_parameters", sentence=unfit)
         case DatabaseUnavailable():
-            busy = "The database can't be reached just now; nothing was changed. Retry later."
-            doubt = "The database broke off just as it was written to: look before you retry, or send Idempotency-Key."
-            said = doubt if fault.is_in_doubt else busy
+            said = "The database can't be reached just now; nothing was changed. Retry later."
+            if fault.is_in_doubt:
+                said = "The database broke off just as it was written to: it may have happened. Look before you retry"
+                said += ", or send the same Idempotency-Key." if isinstance(fault, AcceptInDoubt) else "."
             return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
         case StoreUnavailable():
             away = "The picture store is full or can't be reached just now; nothing was held or charged. Retry later."

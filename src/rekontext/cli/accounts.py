@@ -41,6 +41,10 @@ from rekontext.sources import SystemClock, random_bytes, random_id
 
 ACTOR: Final = "cli"
 _ONCE: Final = "It is shown this once and kept as a hash only."
+_DOUBT: Final = (
+    "; it broke off in the commit, so this may have happened: look before you do it again (`rekontext accounts list`, "
+    "`keys list`, `credits show`, or the audit log in the console)"
+)
 T = TypeVar("T")
 
 
@@ -220,7 +224,7 @@ def _transact(
     except (AccountRefused, ValueError) as fault:
         raise CommandFailed(str(fault)) from fault
     except DatabaseUnavailable as fault:
-        raise CommandFailed(str(fault), exit_code=1) from fault
+        raise CommandFailed(f"{fault}{_DOUBT if fault.is_in_doubt else ''}", exit_code=1) from fault
     finally:
         database.close()
 
