@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, update
+from structlog.testing import capture_logs
 
 from rekontext.contract import DeviceState, EditRequest, OnProgress, Progress
 from rekontext.database import Database, DatabaseUnavailable, JobId, tables
@@ -100,6 +101,22 @@ class Without(FakeFleet):
     @property
     def devices(self) -> Mapping[str, DeviceState]:
         return {}
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_is_ahead_is_told_of_once(office: Office, tmp_path: Path) -> None:
+    """Whoever owns it takes the others' edits away, so whoever runs them should know; and again when it is so again."""
+    here = Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), worker="here")
+
+    async def logged(ahead_s: float) -> list[tuple[str, float]]:
+        there = FakeClock(office.clock.now() + timedelta(seconds=ahead_s))
+        office.database.transact_sync(lambda tx: workers.report(tx, worker("there", there, gpu="ready")))
+        with capture_logs() as lines:
+            await here.dispatcher.report()
+            await here.dispatcher.report()
+        return [(line["worker"], line["ahead_s"]) for line in lines if line["event"] == "clocks_differ"]
+
+    assert [await logged(ahead_s) for ahead_s in (4, 60, 61, 0, 60)] == [[], [("there", 60)], [], [], [("there", 60)]]
 
 
 @pytest.mark.anyio

@@ -6,11 +6,13 @@ Each tells of itself and looks at what the others told; between two looks this i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Final
 
+import structlog
 from sqlalchemy import Connection
 
 from rekontext.contract import Progress
@@ -19,6 +21,10 @@ from rekontext.jobs import queries, workers
 from rekontext.jobs.model import Lease, State
 from rekontext.jobs.workers import Worker
 from rekontext.sources import Clock
+
+AHEAD_S_MAX: Final = 5.0
+"""By so much the clocks of machines differ that are kept right over a network, and more."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,7 @@ class Others:
         self._edit_s: float | None = None
         self._running = 0
         self._are_there = False
+        self._ahead: set[str] = set()
         self._told: Mapping[Lease, Progress] | None = None  # an earlier process of this name may have told something
         self._seen: Mapping[Lease, _Seen] = {}
 
@@ -96,7 +103,17 @@ class Others:
         found, self._running = await ask(look)
         self._usable = sum(worker.usable for worker in found)
         self._edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
-        self._are_there = any(worker.name != self._worker for worker in found)
+        others = [worker for worker in found if worker.name != self._worker]
+        self._are_there = bool(others)
+        self._compare_clocks(others)
+
+    def _compare_clocks(self, others: Sequence[Worker]) -> None:
+        """Say once of each that its clock is ahead: by it, other processes' leases run out early."""
+        now = self._clock.now()
+        ahead = {each.name: s for each in others if (s := (each.seen_at - now).total_seconds()) > AHEAD_S_MAX}
+        for name in ahead.keys() - self._ahead:
+            _log.warning("clocks_differ", worker=name, ahead_s=round(ahead[name], 1))
+        self._ahead = set(ahead)
 
     async def share_progress(self, here: Mapping[Lease, Progress]) -> None:
         """Write down how far the edits of this process are, and see how far the others' are. Asks only where it must.
