@@ -280,6 +280,17 @@ def test_doctor_adds_up_the_books_when_asked_to(run: Run) -> None:
     assert "not read: " in _findings("broken", books=True)["books"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_the_books_may_take_as_long_as_they_are(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of PostgreSQL for callers is cut off after 30 s, which an old ledger takes longer than."""
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", database_url)
+    monkeypatch.setattr(
+        "rekontext.accounts.integrity.faults", lambda tx: [tx.exec_driver_sql("SHOW statement_timeout").scalar_one()]
+    )
+    [finding] = [each for each in examine("/nowhere/model", books=True) if each.subject == "books"]
+    assert "in micro-dollars: 0;" in finding.says
+
+
 def test_a_database_beside_another_secret_is_not_served(run: Run) -> None:
     """Every key would be refused. The line says where the secret is looked for, and no new one is made."""
     assert "to be made" in _findings("ok")["secret"]
