@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import insert, text
 
 from rekontext.database import Database
@@ -58,6 +59,17 @@ def test_usage_is_that_of_the_edits_one_by_one(office: Office) -> None:
         assert its == _counted([row for row in recent if start <= row["accepted_at"] < start + timedelta(days=1)])
     assert total == _counted(recent)
     assert total.edits < len(made)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_both_databases_mean_the_same_edit_by_a_percentile(database: Database) -> None:
+    """PostgreSQL multiplies its shares in floating point; the rank is that of whole numbers, however many edits."""
+    asked = (
+        f"SELECT edits, percentile_disc({usage._SHARES}) WITHIN GROUP (ORDER BY rank) "
+        "FROM generate_series(1, 400) AS edits, generate_series(1, edits) AS rank GROUP BY edits"
+    )
+    found = database.read_sync(lambda tx: {row.edits: row[1] for row in tx.exec_driver_sql(asked)})
+    assert found == {edits: usage._ranks(edits) for edits in range(1, 401)}
 
 
 def _row(number: int, accepted_at: datetime, chance: random.Random) -> dict[str, Any]:
