@@ -26,7 +26,7 @@ from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
 from rekontext.api.links import Links
-from rekontext.api.metrics import MeasuredHub, Metrics
+from rekontext.api.metrics import Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
@@ -42,6 +42,7 @@ from rekontext.jobs import (
     Deliverer,
     Desk,
     Dispatcher,
+    EventHub,
     JobLife,
     Outbox,
     Patience,
@@ -223,7 +224,7 @@ def assemble(
     )
     documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
     metrics = Metrics()
-    hub = MeasuredHub(epoch=ids(), metrics=metrics)
+    hub = EventHub(epoch=ids(), meter=metrics)
     life = JobLife(
         outbox=Outbox(ids=ids, describe=documents.webhook),
         bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),

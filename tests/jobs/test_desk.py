@@ -269,7 +269,7 @@ async def test_what_a_slow_look_saw_is_not_told_after_what_came_later(
     monkeypatch.setattr(plant.desk, "standing", slow)
     listening = asyncio.create_task(all_of(plant.desk.listen(job.id, account=ALICE)))
     await asyncio.wait_for(looked.wait(), 20)
-    plant.hub.note_end(the_end(job.id))
+    plant.hub.end(the_end(job.id))
     assert [event.kind for event in await listening] == ["processing", "ended"]
 
 
@@ -286,7 +286,7 @@ async def test_a_job_that_is_claimed_before_its_submit_returns_is_not_told_to_wa
 
     monkeypatch.setattr(plant.office.database, "transact", overtaken)
     accepted = await plant.desk.submit(plant.office.order())
-    plant.hub.note_end(the_end(accepted.job.id))
+    plant.hub.end(the_end(accepted.job.id))
     assert [event.kind for event in await all_of(plant.hub.listen(accepted.job.id))] == ["processing", "ended"]
 
 
@@ -423,7 +423,7 @@ async def test_a_slow_listener_misses_steps_but_never_the_end() -> None:
     hub = EventHub(epoch="e")
     for step in range(10 * events.EVENTS_PER_JOB_MAX):
         hub.publish(JOB, "progress", {"step": step})
-    hub.note_end(the_end(JOB))
+    hub.end(the_end(JOB))
     hub.publish(JOB, "progress", {"step": "too late"})
     heard = await all_of(hub.listen(JOB))
     assert len(heard) == events.EVENTS_PER_JOB_MAX
@@ -435,7 +435,7 @@ async def test_a_listener_that_claims_to_have_heard_more_still_hears_the_end(num
     """And a number that is too long for one is none."""
     hub = EventHub(epoch="e")
     hub.publish(JOB, "processing", {"attempt": 1})
-    hub.note_end(the_end(JOB))
+    hub.end(the_end(JOB))
     assert [event.kind for event in await all_of(hub.listen(JOB, after=f"e-{number}"))] == ["processing", "ended"]
 
 
@@ -447,8 +447,8 @@ async def test_the_numbers_of_a_forgotten_job_do_not_begin_anew(monkeypatch: pyt
     listening = hub.listen(JOB)
     heard = await anext(listening)
     await listening.aclose()
-    hub.note_end(the_end(JobId("other")))
-    hub.note_end(the_end(JOB))
+    hub.end(the_end(JobId("other")))
+    hub.end(the_end(JOB))
     assert [event.kind for event in await all_of(hub.listen(JOB, after=heard.id))] == ["ended"]
 
 
@@ -461,7 +461,7 @@ async def test_of_many_previews_only_the_newest_is_kept_and_only_until_the_end()
     listening = hub.listen(JOB)
     heard = [await anext(listening) for _ in range(6)]
     assert [event.data for event in heard if event.kind == "preview"] == [{"step": 4}]
-    hub.note_end(the_end(JOB))
+    hub.end(the_end(JOB))
     assert [event.kind for event in await all_of(listening)] == ["ended"]
     assert [event.kind for event in await all_of(hub.listen(JOB))] == ["progress"] * 5 + ["ended"]
 
@@ -473,8 +473,8 @@ async def test_the_hub_forgets_quiet_jobs_but_not_those_that_are_listened_to(mon
     listening = asyncio.create_task(all_of(hub.listen(JOB)))
     await asyncio.sleep(0)
     for number in range(100):
-        hub.note_end(the_end(JobId(f"other-{number}")))
+        hub.end(the_end(JobId(f"other-{number}")))
     assert not hub.has_ended(JobId("other-0"))
     assert hub.has_ended(JobId("other-99"))
-    hub.note_end(the_end(JOB))
+    hub.end(the_end(JOB))
     assert [event.kind for event in await listening] == ["ended"]

@@ -23,9 +23,9 @@ from starlette.routing import Route
 from rekontext.accounts import usd
 from rekontext.api.parts import Parts
 from rekontext.contract import DEVICE_STATES
-from rekontext.database import DatabaseUnavailable, JobId
+from rekontext.database import DatabaseUnavailable
 from rekontext.database.tables import balances
-from rekontext.jobs import EventHub, EventKind, Job, State, pending_messages, unfinished_by_state
+from rekontext.jobs import Job, State, pending_messages, unfinished_by_state
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _LOOK_S_MAX: Final = 5.0
@@ -104,8 +104,17 @@ class Metrics:
         for book, amount in books.credits_usd.items():
             self.credits.labels(book).set(amount)
 
-    def completed(self, job: Job) -> None:
-        """An edit was made and paid."""
+    def stepped(self) -> None:
+        """A denoising step was done here."""
+        self.steps.inc()
+
+    def ended(self, job: Job) -> None:
+        """A job ended here."""
+        self.edits.labels(job.state.value.lower()).inc()
+        if job.state is State.COMPLETED:
+            self._completed(job)
+
+    def _completed(self, job: Job) -> None:
         passes = (job.made or {}).get("passes")
         assert isinstance(passes, int), f"job {job.id} is {job.state} and was made in {passes!r} passes"
         self.passes.inc(passes)
@@ -113,27 +122,6 @@ class Metrics:
         self.edit_seconds.labels("queue").observe(job.queue_s or 0.0)
         self.edit_seconds.labels("inference").observe(job.inference_s or 0.0)
         self.edit_seconds.labels("total").observe(job.total_s or 0.0)
-
-
-class MeasuredHub(EventHub):
-    """The event hub, counting steps and ends."""
-
-    def __init__(self, *, epoch: str, metrics: Metrics) -> None:
-        super().__init__(epoch=epoch)
-        self._metrics = metrics
-
-    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
-        """As `EventHub.publish`."""
-        if kind == "progress" and data["step"]:
-            self._metrics.steps.inc()
-        super().publish(job, kind, data)
-
-    def end(self, job: Job) -> None:
-        """As `EventHub.end`."""
-        self._metrics.edits.labels(job.state.value.lower()).inc()
-        if job.state is State.COMPLETED:
-            self._metrics.completed(job)
-        super().end(job)
 
 
 def route(parts: Parts, metrics: Metrics) -> Route:

@@ -135,7 +135,7 @@ class Desk:
         if found.finished_at == now:  # by this very call; else it had ended before
             self._hub.end(found)
         elif found.state.is_terminal:
-            self._hub.note_end(found)
+            self._hub.end(found, is_ours=False)
         else:
             self._works.stop(job)
         return found
@@ -216,7 +216,7 @@ class Desk:
         found = standing.job
         if found.state.is_terminal:
             if not self._hub.has_ended(job):
-                self._hub.note_end(found)
+                self._hub.end(found, is_ours=False)
             return found
         if self._hub.newest(job) is not known or self._works.runs(found):
             return found  # what was seen may be over, or is told by whoever runs it
@@ -226,13 +226,13 @@ class Desk:
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
         if told.get("attempt") != found.attempt:
-            self._hub.note(job, "processing", {"attempt": found.attempt})
+            self._hub.publish(job, "processing", {"attempt": found.attempt}, is_ours=False)
             told = {}
         progress = self._works.progress(found)
         if progress is not None and told.get("step") != progress.step:
-            self._hub.note(job, "progress", {"attempt": found.attempt, **asdict(progress)})
+            self._hub.publish(job, "progress", {"attempt": found.attempt, **asdict(progress)}, is_ours=False)
         return found
 
     def _tell_place(self, job: JobId, ahead: int, known: Event | None) -> None:
         if known is None or known.data.get("ahead") != ahead:
-            self._hub.note(job, "queued", {"ahead": ahead})
+            self._hub.publish(job, "queued", {"ahead": ahead}, is_ours=False)

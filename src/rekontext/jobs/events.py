@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from rekontext.database import JobId
 from rekontext.jobs.model import Job
@@ -40,6 +40,18 @@ class Event:
     data: Mapping[str, object]
 
 
+class Meter(Protocol):
+    """Counts the work of one process."""
+
+    def stepped(self) -> None:
+        """A step was done."""
+        ...
+
+    def ended(self, job: Job) -> None:
+        """A job was ended."""
+        ...
+
+
 class _Channel:
     """The events of one job and those who wait for the next."""
 
@@ -57,21 +69,25 @@ class EventHub:
 
     Args:
         epoch: differs between any two processes, so that numbers of an earlier one are not taken for ours.
+        meter: counts what happens in this process.
     """
 
-    def __init__(self, *, epoch: str) -> None:
+    def __init__(self, *, epoch: str, meter: Meter | None = None) -> None:
         assert "-" not in epoch, f"the epoch {epoch!r} would not part from the number after it"
         self._epoch = epoch
+        self._meter = meter
         self._channels: OrderedDict[JobId, _Channel] = OrderedDict()
         # Counted over all jobs: the numbers of one that was forgotten and comes back must not begin anew.
         self._last_number = 0
 
-    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
-        """Tell every listener of `job` what has just happened here. Returns at once."""
-        self.note(job, kind, data)
+    def publish(self, job: JobId, kind: EventKind, data: Mapping[str, object], *, is_ours: bool = True) -> None:
+        """Tell every listener of `job` what has just happened. Returns at once. After "ended" nothing more is taken.
 
-    def note(self, job: JobId, kind: EventKind, data: Mapping[str, object]) -> None:
-        """Tell every listener of `job` what happened, here or elsewhere. After "ended" nothing more is taken."""
+        Args:
+            is_ours: False for what is only seen here, and happened in another process or before.
+        """
+        if is_ours and kind == "progress" and data["step"] and self._meter is not None:
+            self._meter.stepped()
         channel = self._channel(job)
         if channel.ended:
             return
@@ -84,12 +100,14 @@ class EventHub:
             channel.news.set()
             channel.news = asyncio.Event()
 
-    def end(self, job: Job) -> None:
-        """This process has just ended `job`: publish it. Called once for each."""
-        self.note_end(job)
+    def end(self, job: Job, *, is_ours: bool = True) -> None:
+        """Publish that `job` has ended as it is, for good.
 
-    def note_end(self, job: Job) -> None:
-        """Publish that `job` has ended as it is, for good, whoever ended it and however long ago."""
+        Args:
+            is_ours: this process has just ended it, which is said once of each; False for another's end, or an old one.
+        """
+        if is_ours and self._meter is not None:
+            self._meter.ended(job)
         self._channel(job.id).record = job
         self.publish(job.id, "ended", {"status": job.state.value})
 

@@ -79,7 +79,7 @@ class Lookout:
                 for start in range(0, len(watched), AT_ONCE_MAX):
                     some = watched[start : start + AT_ONCE_MAX]
                     for job in await self._database.read(partial(queries.ended, jobs=some)):
-                        self._hub.note_end(job)
+                        self._hub.end(job, is_ours=False)
             except DatabaseUnavailable:
                 continue  # the jobs are safe, and so is the wait
             except Exception as fault:  # nobody waits for this task: whoever waits for its news asks again at the end
