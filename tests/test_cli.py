@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rekontext.api import SLUG
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.cli import main
 from rekontext.cli.doctor import _gpu_kernels, examine
@@ -89,6 +90,7 @@ def test_help_and_version(run: Run) -> None:
     assert all(command in helped.out for command in ("edit", "serve", "backup", "restore", "doctor", "accounts"))
     assert run(["--version"]).out.startswith("rekontext ")
     assert "--aspect-ratio" in run(["edit", "--help"]).out
+    assert SLUG in run(["keys", "create", "--help"]).out
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -732,6 +734,11 @@ def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
         (["keys", "create", "bob", "--expires-in-days", "nan"], "'--expires-in-days'"),
         (["keys", "create", "bob", "--expires-in-days", "0"], "--expires-in-days is 0: the key would never open"),
         (["keys", "create", "bob", "--expires-in-days", "1e-12"], "--expires-in-days is 1e-12"),
+        (
+            ["keys", "create", "bob", "--model", "mini"],
+            f'--model is "mini": the key would open no edit; allowed: {SLUG}',
+        ),
+        (["keys", "create", "bob", "--model", SLUG, "--model", ""], '--model is "": the key'),
     ],
 )
 def test_an_operator_s_mistake_is_one_line_and_exit_code_2(run: Run, arguments: Sequence[str], says: str) -> None:

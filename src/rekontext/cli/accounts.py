@@ -30,6 +30,7 @@ from rekontext.accounts import (
     usd,
 )
 from rekontext.accounts.ledger import Source
+from rekontext.api.edits import SLUG
 from rekontext.api.logs import printable
 from rekontext.api.rows import moment
 from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
@@ -96,6 +97,9 @@ def create_key(
     as_json: bool,
 ) -> None:
     """Make a key for an account."""
+    for model in models:
+        if model != SLUG:
+            raise CommandFailed(f'--model is "{model}": the key would open no edit; allowed: {SLUG}')
     policy = _policy(
         name=name,
         scopes=frozenset(scopes),

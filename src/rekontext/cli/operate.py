@@ -91,7 +91,8 @@ def create_key(
         int | None, typer.Option(min=1, help="How many requests it may send.", show_default="the service's setting")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Allow this model only; may be given again.", show_default="all")
+        list[str] | None,
+        typer.Option(help="Allow this model only, by its name in the API: flux-kontext-dev.", show_default="all"),
     ] = None,
     expires_in_days: Annotated[
         float | None, typer.Option(min=0, max=_DAYS_MAX, help="Its life.", show_default="for ever")
