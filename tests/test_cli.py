@@ -380,6 +380,13 @@ def test_doctor_tries_the_store_in_the_data_folder_too() -> None:
     assert f"{Path.cwd()}/data/store: the store could not write" in _findings("broken")["store"]
 
 
+def test_serve_may_be_started_again_where_a_disk_is_not_there_yet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a boot a mount may come later; exit code 1, by which a supervisor tries again."""
+    monkeypatch.setenv("REKONTEXT_STORE_URL", "file:///proc/mount/store")
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, "can't be opened" in outcome.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

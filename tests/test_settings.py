@@ -46,6 +46,7 @@ def test_pictures_are_not_kept_longer_than_what_knows_of_them(records_s: int, ke
     """Whoever keeps records for a day keeps prompts no longer, though results may be kept for a week."""
     settings = load_settings(keep_records_s=records_s)
     assert (settings.inputs_s, settings.outputs_s) == kept
+    assert settings.idempotency_s == min(records_s, 86_400), "a key goes with its job's record"
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

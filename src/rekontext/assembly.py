@@ -289,6 +289,7 @@ def assemble(
         limits=Limits(
             body_bytes_max=settings.body_bytes_max,
             picture_bytes_max=settings.picture_bytes_max,
+            idempotency_s=settings.idempotency_s,
             uploads_bytes_max=settings.uploads_bytes_max,
             queued_max=settings.queue_max,
             in_flight_max=settings.in_flight_max,
@@ -302,7 +303,7 @@ def assemble(
         retention=Retention(
             inputs_s=settings.inputs_s,
             records_s=settings.keep_records_s,
-            idempotency_s=settings.keep_idempotency_keys_s,
+            idempotency_s=settings.idempotency_s,
             assets_s=settings.keep_uploads_s,
         ),
     )
@@ -326,7 +327,7 @@ def assemble(
             on_broken(fault)
             return
         on_ready(fleet.card)
-        await dispatcher.begin()
+        dispatcher.begin()
         await fleet.watch()
 
     async def watched(work: Coroutine[Any, Any, None]) -> None:

@@ -255,6 +255,11 @@ class Settings(BaseSettings):
         """How long outputs are kept after their job ended, likewise; it is what callers are told."""
         return min(self.keep_outputs_s, self.keep_records_s)
 
+    @property
+    def idempotency_s(self) -> float:
+        """How long an idempotency key is kept at least: it goes with its job's record."""
+        return min(self.keep_idempotency_keys_s, self.keep_records_s)
+
 
 def load_settings(**flags: object) -> Settings:
     """Read the settings. A flag that is None was not given.

@@ -245,6 +245,28 @@ async def test_an_edit_that_waits_for_its_device_is_told_its_place(make_studio: 
         assert [data["step"] for data in told] == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
 
 
+async def test_a_stream_that_is_taken_up_again_hears_its_place(make_studio: MakeStudio) -> None:
+    """Though nothing has happened since: it may have changed meanwhile."""
+    fleet = Crowded()
+    fleet.may_prepare.set()
+    fleet.may_step.clear()
+    studio = make_studio(fleet=fleet)
+    async with studio.open() as client:
+        submitted = (await client.post(V2, json=GOOD)).json()
+        await asyncio.wait_for(fleet.began.wait(), SOON_S)
+        newest = studio.service.parts.desk.newest(JobId(submitted["request_id"]))
+        assert newest is not None
+        assert newest.kind == "progress"
+        events = asyncio.create_task(followed(client, submitted["events_url"], **{"last-event-id": newest.id}))
+        for _ in range(2):
+            fleet.asked.clear()
+            await asyncio.wait_for(fleet.asked.wait(), SOON_S)
+        fleet.may_step.set()
+        name, event_id, data = (await events)[0]
+    assert (name, event_id) == ("progress", newest.id)
+    assert (data["step"], data["queue_position"], data["eta_seconds"]) == (0, 1, 6.0)
+
+
 async def test_time_in_the_devices_queue_is_waiting(make_studio: MakeStudio) -> None:
     """An edit that stood behind others for ten seconds hasn't waited for none."""
     fleet = Crowded()

@@ -338,6 +338,18 @@ async def test_however_many_ask_for_places_one_look_serves_them(
     asked = [job.id for job in waiting] * 5
     assert await asyncio.gather(*map(places.of, asked)) == [None, 0, 1] * 5
     assert looks == 1
+    slow, may_go_on = Places(database=office.database, every_s=0), asyncio.Event()
+
+    async def held(work: Callable[[Connection], Found]) -> Found:
+        await may_go_on.wait()
+        return await counted(work)
+
+    monkeypatch.setattr(office.database, "read", held)
+    asking = [asyncio.create_task(slow.of(job)) for job in asked]
+    await asyncio.sleep(0.01)
+    may_go_on.set()
+    assert await asyncio.gather(*asking) == [None, 0, 1] * 5
+    assert looks == 2, "one that takes long is waited for"
 
 
 async def test_a_waiting_listener_is_told_when_it_moves_up(plant: Plant) -> None:

@@ -380,6 +380,31 @@ async def test_a_claim_in_doubt_is_looked_after(
     assert (done.state, done.attempt, done.faults, len(plant.fleet.requests)) == (State.COMPLETED, 1, 0, 1)
 
 
+async def test_what_a_claim_in_doubt_took_is_handed_back_by_a_close(
+    office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orderly end counts no fault, and nobody waits for the lease of what was never begun."""
+    plant, transact, broke = Plant(office=office, objects=store), office.database.transact, asyncio.Event()
+
+    async def break_off(work: Callable[[Connection], object], *, lane: str = "") -> object:
+        done = await transact(work)
+        if getattr(work, "__name__", "") != "claim":
+            return done
+        broke.set()
+        raise DatabaseUnavailable("broke off in the commit", is_in_doubt=True)
+
+    monkeypatch.setattr(office.database, "transact", break_off)
+    job = office.accept().job
+    running = asyncio.create_task(plant.dispatcher.run())
+    await asyncio.wait_for(broke.wait(), 10)
+    while plant.dispatcher._doubted is None:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.wait_for(plant.dispatcher.close(), 10)
+    found = office.job(job.id)
+    assert (found.state, found.attempt, found.faults) == (State.QUEUED, 1, 0)
+    await asyncio.wait_for(running, 10)
+
+
 @pytest.mark.parametrize("is_cancelled", [False, True])
 async def test_a_job_that_is_claimed_while_closing_is_handed_back_at_once(plant: Plant, is_cancelled: bool) -> None:
     """It was never begun, and nobody has to wait for its lease; not even if the loop is cancelled meanwhile."""

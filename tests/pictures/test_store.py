@@ -42,7 +42,10 @@ async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
 async def test_an_object_is_on_the_disk_once_it_is_written(
     store: PictureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its name, and with every folder that was made for it: an edit is charged for what a power cut can't take."""
+    """With its name, and with every folder above it: an edit is charged for what a power cut can't take.
+
+    A folder that is there may be one that another put has made and not synced yet.
+    """
     synced, root = list[Path](), tmp_path / "objects"
     monkeypatch.setattr(
         "rekontext.pictures.store.os.fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").resolve())
@@ -52,7 +55,7 @@ async def test_an_object_is_on_the_disk_once_it_is_written(
     assert synced == [root / "outputs/job/1/a.png", *folders]
     synced.clear()
     await store.put("outputs/job/1/b.png", b"second", content_type="image/png")
-    assert synced == [root / "outputs/job/1/b.png", root / "outputs/job/1"]
+    assert synced == [root / "outputs/job/1/b.png", *folders]
 
 
 @pytest.mark.anyio
@@ -60,7 +63,7 @@ async def test_an_object_is_on_the_disk_once_it_is_written(
 async def test_an_object_that_the_disk_does_not_take_is_not_written(
     store: PictureStore, monkeypatch: pytest.MonkeyPatch, fails: str, fault: int
 ) -> None:
-    """The disk may say so only now."""
+    """The disk may say so only now; what it has of it by then goes, or a full one would stay full."""
 
     def fsync(handle: int) -> None:
         if Path(f"/proc/self/fd/{handle}").resolve().name == fails:
@@ -69,6 +72,8 @@ async def test_an_object_that_the_disk_does_not_take_is_not_written(
     monkeypatch.setattr("rekontext.pictures.store.os.fsync", fsync)
     with pytest.raises(StoreUnavailable, match=r"could not write 'outputs/a\.png'"):
         await store.put("outputs/a.png", b"x", content_type="image/png")
+    with pytest.raises(ObjectMissing):
+        await store.get("outputs/a.png")
 
 
 @pytest.mark.anyio

@@ -65,13 +65,13 @@ class Forecast:
             progress = self._works.progress(job)
             left_s = None if progress is None else progress.remaining_s
             return None if left_s is None else Estimate(position=0, wait_s=0.0, finish_s=left_s)
-        if job.state.is_terminal or not self._fleet.is_ready:
+        if job.state.is_terminal:
             return None
-        return self._ask(job.id, job.parameters, job.account, 0 if job.state is State.PROCESSING else ahead or 0)
+        return self.at_place(job, ahead=0 if job.state is State.PROCESSING else ahead or 0)
 
-    def of_held(self, job: Job) -> Estimate | None:
-        """Of a job that this process works on, however long ago its row was read."""
-        return self._ask(job.id, job.parameters, job.account, 0) if self._fleet.is_ready else None
+    def at_place(self, job: Job, *, ahead: int = 0) -> Estimate | None:
+        """Of a job that waits behind so many, or that this process works on, however long ago its row was read."""
+        return self._ask(job.id, job.parameters, job.account, ahead) if self._fleet.is_ready else None
 
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
         request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))

@@ -30,12 +30,14 @@ class Limits:
     Attributes:
         body_bytes_max: of one request.
         picture_bytes_max: of one photo.
+        idempotency_s: an idempotency key is known for so long.
         uploads_bytes_max: of all uploads that are kept of an account.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
 
     body_bytes_max: int
     picture_bytes_max: int
+    idempotency_s: float
     uploads_bytes_max: int
     queued_max: int
     in_flight_max: int

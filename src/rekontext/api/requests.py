@@ -5,7 +5,7 @@ Plain Starlette routes: clients poll these, so they do as little as there is to 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final
 
 from sqlalchemy import Connection
@@ -89,23 +89,26 @@ class RequestRoutes:
     ) -> AsyncGenerator[bytes, None]:
         parts = self._parts
         about: dict[str, object] = {"request_id": _job(request)}
-        last: tuple[str, dict[str, object]] | None = None
+        last = _standing(parts.desk.newest(_job(request)), about)
         async for event in coming:
             match event.kind:
                 case "queued":
-                    place, is_waiting = await self._place(request, caller)
-                    if not is_waiting:  # an old event: where the job was, not where it is
-                        place = {"queue_position": event.data["ahead"], "eta_seconds": None}
+                    ahead = event.data["ahead"]
+                    place = {"queue_position": ahead, "eta_seconds": None}
+                    if event is parts.desk.newest(_job(request)):  # else it is old: where the job was, not where it is
+                        assert ahead is None or isinstance(ahead, int), f"event {event.id} has {ahead!r} ahead"
+                        place = forecast(parts.forecast.at_place(found, ahead=ahead or 0))
                     yield sse.frame("queued", about | {"status": "QUEUED"} | place, event.id)
                 case "processing":
-                    place, _ = await self._place(request, caller)
+                    standing = await parts.desk.standing(_job(request), account=caller.account)
+                    place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
                     last = "processing", about | {"status": "PROCESSING"} | dict(event.data) | place
                     yield sse.frame(*last, event.id)
                 case "progress":
                     last = "progress", about | sse.progress(event)
                     yield sse.frame(*last, event.id)
                 case "quiet":
-                    place = forecast(parts.forecast.of_held(found))
+                    place = forecast(parts.forecast.at_place(found))
                     if last is not None and last[1]["queue_position"] != place["queue_position"]:
                         last = last[0], last[1] | place
                         yield sse.frame(*last, event.id)
@@ -116,12 +119,6 @@ class RequestRoutes:
                 case "ended":
                     _, document = await self._result(request, caller)
                     yield sse.frame("done", document or about, event.id)
-
-    async def _place(self, request: Request, caller: Caller) -> tuple[dict[str, object], bool]:
-        """The fields that say when the job will be done, and whether it waits in the queue."""
-        standing = await self._parts.desk.standing(_job(request), account=caller.account)
-        estimate = self._parts.forecast.of_job(standing.job, ahead=standing.ahead)
-        return forecast(estimate), standing.ahead is not None
 
     async def _status(self, request: Request, caller: Caller) -> tuple[dict[str, object], Estimate | None]:
         """Where the job stands, and when it will be done."""
@@ -147,6 +144,16 @@ class RequestRoutes:
             return job, self._parts.documents.result(job, self._parts.origins.of(request), balance=balance)
 
         return await self._parts.database.read(look)
+
+
+def _standing(heard: Event | None, about: Mapping[str, object]) -> tuple[str, dict[str, object]] | None:
+    """What a stream that is taken up again said last of a running job; its place is yet to be told."""
+    match heard:
+        case Event(kind="processing"):
+            return "processing", {**about, "status": "PROCESSING", **heard.data, **forecast(None)}
+        case Event(kind="progress"):
+            return "progress", {**about, **sse.progress(heard)}
+    return None
 
 
 def _job(request: Request) -> JobId:

@@ -28,6 +28,7 @@ from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
+_LASTING = (FileExistsError, NotADirectoryError)  # something else is where a folder should be
 _LAST_ANSWERS_S = 5
 _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
 """Where there is one of these, torch may see a GPU."""
@@ -101,8 +102,10 @@ def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Call
         return assemble(settings, fleet=_fleet(settings), on_ready=ready, on_broken=stop)
     except (DatabaseUnavailable, OSError) as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
-    except ValueError as fault:  # a setting's, as an unfit secret is: no new start mends it
-        raise CommandFailed(str(fault)) from fault
+    except ValueError as fault:
+        # A setting's, as an unfit secret is: no new start mends it, unless only a disk isn't there yet.
+        may_pass = isinstance(fault.__cause__, OSError) and not isinstance(fault.__cause__, _LASTING)
+        raise CommandFailed(str(fault), exit_code=1 if may_pass else 2) from fault
 
 
 def _fleet(settings: Settings) -> Fleet | None:

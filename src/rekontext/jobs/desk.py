@@ -164,6 +164,10 @@ class Desk:
             found = await self.job(job, account=account)
         return found
 
+    def newest(self, job: JobId) -> Event | None:
+        """What listeners of the job heard last, as far as it is remembered."""
+        return self._hub.newest(job)
+
     async def listen(self, job: JobId, *, account: AccountId | None, after: str | None = None) -> AsyncIterator[Event]:
         """The job's events from now to its end, beginning with those that are remembered since `after`.
 

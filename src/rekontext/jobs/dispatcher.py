@@ -185,10 +185,9 @@ class Dispatcher:
             if running.job.id == job:
                 running.stop("cancelled")
 
-    async def begin(self) -> None:
-        """The fleet has started: tell the other processes of it, and give it jobs."""
+    def begin(self) -> None:
+        """The fleet has started: tell the other processes of it, and give it jobs. Returns at once."""
         self._begun.set()
-        await self._survive(self.report)
         self.wake()
 
     async def run(self) -> None:
@@ -199,14 +198,14 @@ class Dispatcher:
         lease_s = self._life.patience.lease_s
         await self._survive(lambda: self.recover(after_restart=True))
         if self._fleet.is_ready:
-            await self.begin()
+            self.begin()
         try:
             async with asyncio.TaskGroup() as loops:
                 beats = [
                     loops.create_task(self._every(lease_s / _HEARTBEATS_PER_LEASE, self.heartbeat)),
-                    loops.create_task(self._every(self._report_s, self.report, once=self._begun)),
+                    loops.create_task(self._once_begun(self._report_s, self.report)),
                     loops.create_task(self._every(lease_s / 2, self.recover)),
-                    loops.create_task(self._every(self._poll_s, self.share_progress, once=self._begun)),
+                    loops.create_task(self._once_begun(self._poll_s, self.share_progress)),
                 ]
                 while not self._closing:
                     self._news.clear()
@@ -232,6 +231,10 @@ class Dispatcher:
             self._until = loop.time() + drain_s + CLOSING_S_MAX
         self._closing = True
         self.wake()
+        if self._doubted is not None:  # what it took is begun, or handed back below
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING_S_MAX):
+                    await self._survive(partial(self._look_after, self._doubted))
         if self._running and drain_s > 0:
             await asyncio.wait(self._tasks(), timeout=drain_s)
         for running in list(self._running.values()):
@@ -486,11 +489,12 @@ class Dispatcher:
         running.progress = news
         self._hub.publish(job.id, "progress", {"attempt": job.attempt, **asdict(news)})
 
-    async def _every(
-        self, seconds: float, work: Callable[[], Awaitable[None]], *, once: asyncio.Event | None = None
-    ) -> None:
-        if once is not None:
-            await once.wait()
+    async def _once_begun(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        await self._begun.wait()
+        await self._survive(work)
+        await self._every(seconds, work)
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
             await self._survive(work)

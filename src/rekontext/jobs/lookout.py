@@ -39,9 +39,11 @@ class Places:
             DatabaseUnavailable: there is no news.
         """
         now = asyncio.get_running_loop().time()
-        if self._found is None or now - self._read_at >= self._every_s:
+        # One that takes longer than that is waited for: others beside it would make a slow database slower.
+        if self._found is None or (self._found.done() and now - self._read_at >= self._every_s):
             self._read_at = now
             self._found = asyncio.ensure_future(self._database.read(queries.places))
+            self._found.add_done_callback(lambda found: found.cancelled() or found.exception())  # heard, if only here
         return (await asyncio.shield(self._found)).get(job)
 
 

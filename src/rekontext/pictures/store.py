@@ -14,6 +14,7 @@ import hmac
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,8 @@ SECRET_BYTES_MIN: Final = 16
 _SIGNATURE_BYTES: Final = 24
 _CUT_OFF: Final = re.compile(r"#\d+")
 """How the name ends under which a file is written before it has its own. The library takes no such key."""
+_DISK: Final = ThreadPoolExecutor(4, thread_name_prefix="store")
+"""Waits for local disks, which may stall: nothing else waits with it."""
 _RETRIED_FOR: Final = timedelta(seconds=15)  # not the library's three minutes: somebody waits for the answer
 
 
@@ -69,7 +72,8 @@ class PictureStore:
             if self._folder is None:
                 await obstore.put_async(self._store, key, data, attributes={"Content-Type": content_type})
             else:  # which has no place for the type
-                await asyncio.to_thread(_write_to_disk, self._store, self._folder, key, data)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(_DISK, _write_to_disk, self._store, self._folder, key, data)
 
     async def get(self, key: str) -> bytes:
         """Read an object whole.
@@ -112,21 +116,30 @@ class PictureStore:
 
 
 def _write_to_disk(store: Any, root: Path, key: str, data: bytes) -> None:
-    """Return once the object, its name and the folders made for it are on the disk: the library leaves that open."""
-    file = root / key
-    was_there = next(folder for folder in file.parents if folder.exists())
+    """Return once the object, its name and the folders above it are on the disk: the library leaves that open.
+
+    A folder that was there may have been made a moment ago, by whoever is about to sync it as well: so all are synced.
+    """
     obstore.put(store, key, data)
-    for path in (file, *file.parents):  # each has its name in the one after it
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as fault:
-            if path == file or fault.errno != errno.EINVAL:  # not every file system can do it with a folder
-                raise
-        finally:
-            os.close(handle)
-        if path == was_there:
-            return
+    file = root / key
+    try:
+        for path in (file, *(root / folder for folder in Path(key).parents)):  # each has its name in the one after it
+            _sync(path, is_folder=path != file)
+    except OSError:
+        with suppress(OSError):
+            file.unlink()  # whole or not at all
+        raise
+
+
+def _sync(path: Path, *, is_folder: bool) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as fault:
+        if not (is_folder and fault.errno == errno.EINVAL):  # not every file system can do it with a folder
+            raise
+    finally:
+        os.close(handle)
 
 
 def _clear_cut_off(root: Path, folder: str, before: datetime, at_most: int) -> int:

@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_key
-from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole
+from rekontext.api.edits import SLUG
+from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole, shown
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import AccountId, KeyId
@@ -43,6 +44,11 @@ class KeyWanted(BaseModel):
     expires_at: Moment | None = None
 
     def policy(self, *, now: datetime) -> KeyPolicy:
+        for model in self.models or ():
+            if model != SLUG:  # it would open nothing
+                raise ParametersRefused(
+                    [Problem(parameter="models", value=shown(model), reason=f'has "{shown(model)}"', allowed_text=SLUG)]
+                )
         if self.expires_at is not None and self.expires_at <= now:  # it would open nothing, and not count as a key
             raise ParametersRefused(
                 [

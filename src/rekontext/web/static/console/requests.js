@@ -175,8 +175,8 @@ function whole(row) {
   ];
 }
 
-/** Where the time went, as one bar. */
-function stages(timings) {
+/** Where the device's time went, as one bar. */
+function stages({ wait: _, ...timings }) {
   const parts = Object.entries(timings).filter(([, value]) => value > 0);
   const sum = parts.reduce((total, [, value]) => total + value, 0);
   if (!sum) return null;

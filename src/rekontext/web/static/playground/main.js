@@ -155,16 +155,20 @@ function setPhoto(photo, { fromJson = false } = {}) {
 
 async function run(event) {
   event?.preventDefault();
-  if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING")) return; // the same press, once more
+  // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
+  if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
   state.isSubmitting = true;
+  let edit;
   try {
-    await submit();
+    edit = await prepared();
   } finally {
     state.isSubmitting = false;
   }
+  if (edit) await send(edit);
 }
 
-async function submit() {
+/** The edit that is asked for, on the stage and ready to be sent; nothing where something is in the way. */
+async function prepared() {
   clearFaults();
   refuse(null);
   if (!$("#view-json").hidden && !json.isRight) {
@@ -193,10 +197,11 @@ async function submit() {
     refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
     return;
   }
-  const edit = await runs.add(request(), state.photo);
+  const edit = await runs.add(request(), state.photo, state.me?.idempotency_s);
+  const isBeingSent = edit.state === "SENDING" && edit.isInDoubt; // the same press, again
   select(edit.id);
   bringOnStage();
-  await send(edit);
+  return isBeingSent ? null : edit;
 }
 
 async function send(edit) {

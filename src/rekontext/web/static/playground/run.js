@@ -19,10 +19,11 @@ const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
  * @property {?object} result     the server's document of an edit that has ended
  * @property {?Blob} output       the picture
  * @property {?string} shown      blob: URL of the picture, until the run is removed
+ * @property {?number} keyKeptS   the server knows its idempotency key for so many seconds
  * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
  */
 
-export function newRun(request, photo) {
+export function newRun(request, photo, keyKeptS) {
   return {
     id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
     account: readAccount(),
@@ -44,6 +45,7 @@ export function newRun(request, photo) {
     isInDoubt: false,
     isLost: false,
     began: Date.now(),
+    keyKeptS,
   };
 }
 

@@ -7,7 +7,7 @@ import { readAccount } from "../shared/key.js";
 import { isSame } from "./photo.js";
 import { accepted, hasEnded, heard, isRunning, newRun, recordOf, runOf, shownOf } from "./run.js";
 import { amend, drop, keep, kept } from "./store.js";
-import { isForgotten, submit } from "./submit.js";
+import { isForgotten, saysNo, submit } from "./submit.js";
 
 export const AT_ONCE_MAX = 3;
 const UNSEEN = new Set([401, 403, 404]);
@@ -50,16 +50,16 @@ export class Runs extends EventTarget {
     return this.#runs.get(id);
   }
 
-  /** A run of this request, to be sent: one that got no answer, if it asked for exactly this, or a new one. */
-  async add(request, photo) {
-    const run = (await this.#unanswered(request, photo)) ?? newRun(request, photo);
+  /** A run of this request: one that got no answer yet, if it asked for exactly this, or a new one. */
+  async add(request, photo, keyKeptS) {
+    const run = (await this.#unanswered(request, photo)) ?? newRun(request, photo, keyKeptS);
     this.#runs.set(run.id, run);
     return run;
   }
 
   async #unanswered(request, photo) {
     for (const run of this.all) {
-      if (run.state !== "UNANSWERED" || run.account !== readAccount() || isForgotten(run)) continue;
+      if (!run.isInDoubt || run.account !== readAccount() || isForgotten(run)) continue;
       if (toJson(run.request) === toJson(request) && (await isSame(run.photo, photo))) return run;
     }
     return null;
@@ -100,9 +100,9 @@ export class Runs extends EventTarget {
     return this.send(run);
   }
 
-  #refused(run, { message: error }) {
-    if (run.isInDoubt) {
-      this.#change(run, { state: "UNANSWERED", error, isLost: false });
+  #refused(run, fault) {
+    if (run.isInDoubt && !saysNo(fault)) {
+      this.#change(run, { state: "UNANSWERED", error: fault.message, isLost: false });
       amend(recordOf(run));
       return;
     }

@@ -6,15 +6,29 @@ import { readKey } from "../shared/key.js";
 import { dataUri } from "./photo.js";
 
 const PAUSES_MS = [1000, 2000, 4000];
-const KEY_KEPT_MS = 23 * 60 * 60 * 1000; // the server keeps it for a day
+const SURELY_KEPT = 0.95; // clocks differ, and an answer takes its time
 
 /** Codes of 5xx by which the server itself says that nothing was taken. */
 const REFUSALS = new Set(["not_ready", "store_unavailable", "too_many_connections"]);
 
-/** Whether the run is so old that the server has forgotten its key, and would take the same edit for another one. */
-export function isForgotten({ began }) {
-  return Date.now() - began > KEY_KEPT_MS;
+/** Whether the server may have taken the run and forgotten its key: it would take the same edit for another one. */
+export function isForgotten({ isInDoubt, began, keyKeptS }) {
+  return isInDoubt && Date.now() - began > SURELY_KEPT * 1000 * (keyKeptS ?? 0);
 }
+
+/** Whether a refusal says that the edit wasn't taken before either: the server looks its key up ahead of these. */
+export function saysNo({ code }) {
+  return NOTHING_TAKEN.has(code);
+}
+
+const NOTHING_TAKEN = new Set([
+  "insufficient_credits",
+  "spend_cap_reached",
+  "too_many_in_flight",
+  "queue_full",
+  "unreachable_picture",
+  "unreadable_picture",
+]);
 
 /**
  * Resolves with the server's answer; throws what was wrong in the end. `doubted` is told of each answer that was lost:
