@@ -515,12 +515,11 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
     office: Office, store: PictureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim without a fleet that is ready, or a heartbeat without leases, is no answer of the database."""
-    plant = Plant(office=office, objects=store, poll_s=0.001, fleet=NoDevices())
+    plant = Plant(office=office, objects=store, poll_s=0.001, fleet=NoDevices(is_ready=False))
     looked, read, is_away = asyncio.Semaphore(0), office.database.read, True
 
     async def flaky(work: object) -> object:
         looked.release()
-        plant.fleet.is_ready = False  # it was, when the process began
         if is_away:
             raise DatabaseUnavailable("gone")
         return await read(work)  # type: ignore[arg-type]
@@ -533,6 +532,7 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
     monkeypatch.setattr(office.database, "read", flaky)
     with capture_logs() as lines:
         async with plant.at_work():
+            plant.dispatcher.begin()  # the fleet was ready, once
             await look(5)
             assert [line["event"] for line in lines] == ["database_unavailable"]
             is_away = False
