@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -200,22 +200,25 @@ def edit_with(placement: Placement, folder: Path) -> bytes:
         return engine.edit(PHOTO, "night", steps=2, seed=1).tobytes()
 
 
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, where: str = "velocities") -> Callable[[], None]:
+    """Have the device be full once in that stage of an edit; what is returned has it be so once more."""
+    honest, failures = getattr(stages, where), [torch.OutOfMemoryError("the device is full")]
+
+    def short_of_memory(*given: object) -> object:
+        if failures:
+            raise failures.pop()
+        return honest(*given)
+
+    monkeypatch.setattr(stages, where, short_of_memory)
+    return lambda: failures.append(torch.OutOfMemoryError("the device is full"))
+
+
 @pytest.mark.parametrize("where", ["prepare", "velocities", "finish"])
 def test_running_out_of_memory_in_an_edit_falls_to_the_next_plan_and_finishes_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     """Whether it happens encoding, in a step or decoding; a second time, with no plan left, the edit is told."""
-    honest = getattr(stages, where)
-    failures = 1
-
-    def short_of_memory(model: stages.Model, *given: object) -> object:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise torch.OutOfMemoryError("the device is full")
-        return honest(model, *given)
-
-    monkeypatch.setattr(stages, where, short_of_memory)
+    again = run_out_of_memory(monkeypatch, where)
     parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
     with caplog.at_level(logging.WARNING), Engine(parts, plans=ladder(Placement(), SMALLEST)) as engine:
         assert engine.card.dtype == "bfloat16"
@@ -225,25 +228,18 @@ def test_running_out_of_memory_in_an_edit_falls_to_the_next_plan_and_finishes_it
         assert engine.card.dtype == "fp8"
         assert isinstance(engine.model.transformer.get_submodule("single_blocks.0.linear1"), Fp8Linear)
         assert "out of memory with plan 0: 0.0 GB on the GPU; going on with plan 1" in caplog.text
-        failures = 1
+        again()
         with pytest.raises(torch.OutOfMemoryError):
             engine.submit(request).result(60)
-        again = engine.submit(request).result(60).picture.tobytes()
-    assert again == edit_in(SMALLEST, folder, request)
+        picture = engine.submit(request).result(60).picture.tobytes()
+    assert picture == edit_in(SMALLEST, folder, request)
 
 
 def test_what_a_step_takes_after_a_fall_is_kept_apart(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start with all the memory must not believe the narrower format's times."""
-    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
-
-    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
-        if failures:
-            raise failures.pop()
-        return honest(model, edits)
-
-    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    run_out_of_memory(monkeypatch)
     parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
     with Engine(parts, plans=ladder(Placement(), SMALLEST), costs_file=tmp_path / "costs.json") as engine:
         engine.submit(EditRequest(id="x", prompt="night", photo=PHOTO, steps=3, seed=1)).result(60)
@@ -255,14 +251,7 @@ def test_a_fall_while_warming_up_mixes_no_formats_times(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor are those of either format believed that were taken meanwhile."""
-    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
-
-    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
-        if failures:
-            raise failures.pop()
-        return honest(model, edits)
-
-    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    run_out_of_memory(monkeypatch)
     for name, step_s in (("bfloat16", 9.0), ("fp8", 1.0)):
         CostModel(seconds={"step": {96: step_s}}).save(tmp_path / f"costs-model-cpu-{name}.json")
     parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16)
@@ -283,14 +272,7 @@ def test_which_passes_are_shared_is_measured_anew_in_another_format(
     folder: Path, monkeypatch: pytest.MonkeyPatch, wide: Placement
 ) -> None:
     """Other kernels may give an edit other bits among others."""
-    honest, failures = stages.velocities, [torch.OutOfMemoryError("full")]
-
-    def short_of_memory(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
-        if failures:
-            raise failures.pop()
-        return honest(model, edits)
-
-    monkeypatch.setattr(stages, "velocities", short_of_memory)
+    run_out_of_memory(monkeypatch)
     parts = open_model(str(folder), device=CPU, dtype=torch.bfloat16, placement=wide)
     with Engine(parts, plans=ladder(wide, SMALLEST), batch="any") as engine:
         request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=1, seed=1)

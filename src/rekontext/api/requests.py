@@ -89,7 +89,7 @@ class RequestRoutes:
     ) -> AsyncGenerator[bytes, None]:
         parts = self._parts
         about: dict[str, object] = {"request_id": _job(request)}
-        last = _standing(parts.desk.newest(_job(request)), about)
+        last = _said_last(parts.desk.newest(_job(request)), about)
         async for event in coming:
             match event.kind:
                 case "queued":
@@ -146,7 +146,7 @@ class RequestRoutes:
         return await self._parts.database.read(look)
 
 
-def _standing(heard: Event | None, about: Mapping[str, object]) -> tuple[str, dict[str, object]] | None:
+def _said_last(heard: Event | None, about: Mapping[str, object]) -> tuple[str, dict[str, object]] | None:
     """What a stream that is taken up again said last of a running job; its place is yet to be told."""
     match heard:
         case Event(kind="processing"):
