@@ -54,6 +54,7 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "ceilings-fp8": (gpu_parts.ceilings_fp8, 30),
     "fp8": (gpu_parts.fp8, 180),
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
+    "edits-fp8": (gpu_parts.edits_fp8, 50),
     "errors": (gpu_parts.errors, 40),
     "profile": (gpu_parts.profile, 40),
     "load": (gpu_parts.load, 60),

@@ -174,20 +174,14 @@ def diffusers(bench: Bench) -> None:
 
 
 def edits(bench: Bench) -> None:
-    """Whole edits through the engine, from photo to picture, nothing cached; and where their time goes."""
+    """Whole edits in bfloat16."""
     assert bench.ours is bench.parts.transformer, "asked for by its name, it runs as the engine would run it"
-    with Engine(bench.parts, batch="off") as engine:
-        engine.submit(_request(bench, 1)).result()  # kernels are chosen for each size anew, at its first pass
-        for steps in (28, 35):
-            engine.forget()
-            began = time.perf_counter()
-            result = engine.submit(_request(bench, steps)).result()
-            bench.figures[f"edit_{steps}_bf16_s"] = time.perf_counter() - began
-            for stage, took_s in result.timings.items():
-                bench.figures[f"edit_{steps}_bf16_{stage}_s"] = took_s
-        began = time.perf_counter()
-        engine.submit(_request(bench, 35)).result()
-        bench.figures["edit_35_bf16_remembered_s"] = time.perf_counter() - began
+    _edits(bench, bench.ours, "bf16")
+
+
+def edits_fp8(bench: Bench) -> None:
+    """Whole edits in fp8."""
+    _edits(bench, bench.narrow, "fp8")
 
 
 def diffusers_edit(bench: Bench) -> None:
@@ -347,6 +341,22 @@ def _denoise(bench: Bench, transformer: KontextTransformer, name: str) -> None:
         bench.figures[f"denoise_28_{name}_s"] = once(run, bench.device)
     # Kernels may run faster on numbers that are none.
     assert edit.latents_1ne.isfinite().all(), "the latents are no numbers any more"
+
+
+def _edits(bench: Bench, transformer: KontextTransformer, name: str) -> None:
+    """Whole edits through the engine, from photo to picture, nothing cached; and where their time goes."""
+    with Engine(replace(bench.parts, transformer=transformer), batch="off") as engine:
+        engine.submit(_request(bench, 1)).result()  # kernels are chosen for each size anew, at its first pass
+        for steps in (28, 35):
+            engine.forget()
+            began = time.perf_counter()
+            result = engine.submit(_request(bench, steps)).result()
+            bench.figures[f"edit_{steps}_{name}_s"] = time.perf_counter() - began
+            for stage, took_s in result.timings.items():
+                bench.figures[f"edit_{steps}_{name}_{stage}_s"] = took_s
+        began = time.perf_counter()
+        engine.submit(_request(bench, 35)).result()
+        bench.figures[f"edit_35_{name}_remembered_s"] = time.perf_counter() - began
 
 
 def _in_turn(bench: Bench, step: Step, ours: KontextTransformer, twin: Any) -> tuple[float, float]:
