@@ -250,7 +250,8 @@ def assemble(
     )
     desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
     forecast = Forecast(fleet=fleet, works=dispatcher)
-    post = WebhookPost(allow=AllowList(settings.webhook_allow), agent=AGENT)
+    receivers = AllowList(settings.webhook_allow)
+    post = WebhookPost(allow=receivers, agent=AGENT)
     deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
     edits = Edits(
         desk=desk,
@@ -276,7 +277,13 @@ def assemble(
         forecast=forecast,
         edits=edits,
         keys=DatabaseKeys(database=database, pepper=pepper, clock=clock),
-        orders=OrderReader(photos=photos, threads=threads, draw_seed=seeds, body_bytes_max=settings.body_bytes_max),
+        orders=OrderReader(
+            photos=photos,
+            threads=threads,
+            draw_seed=seeds,
+            body_bytes_max=settings.body_bytes_max,
+            receivers=receivers,
+        ),
         photos=photos,
         threads=threads,
         links=links,
@@ -285,6 +292,7 @@ def assemble(
         clock=clock,
         ids=ids,
         randomness=random_bytes,
+        receivers=receivers,
         pepper=pepper,
         limits=Limits(
             body_bytes_max=settings.body_bytes_max,

@@ -425,3 +425,25 @@ async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
         assert waiting["eta_seconds"] > running["eta_seconds"]
         studio.fleet.may_step.set()
         await followed(client, second["events_url"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "json", "allowed"),
+    [
+        ("POST", "/console/api/keys", {"name": "a\0b"}, "text without NUL characters"),
+        ("POST", "/console/api/keys", {"unknown": 1}, "no field of this name"),
+        ("POST", "/console/api/keys", {"name": "x" * 201}, "at most 200 characters"),
+        ("GET", "/console/api/requests?per_page=0", None, "greater than or equal to 1"),
+        ("GET", "/console/api/requests?per_page=many", None, "a valid integer"),
+        ("GET", "/console/api/requests?from=x", None, "a moment with its offset"),
+        ("GET", "/console/api/requests?from=0001-01-01T00:00:00%2B14:00", None, "in the years 1 to 9999, in UTC"),
+        ("GET", "/inference-request/request-history?from_date=x", None, "a date, YYYY-MM-DD"),
+    ],
+)
+async def test_what_is_wrong_comes_with_what_would_be_right(
+    client: httpx2.AsyncClient, method: str, path: str, json: object, allowed: str
+) -> None:
+    answer = await client.request(method, path, json=json)
+    assert answer.status_code == 400
+    [wrong] = answer.json()["errors"]
+    assert wrong["allowed"].startswith(allowed)

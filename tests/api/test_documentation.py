@@ -181,3 +181,12 @@ def test_the_wire_does_not_import_torch() -> None:
     """The service runs where no engine is installed."""
     check = "import sys, rekontext.api, rekontext.assembly; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=SOON_S).returncode == 0
+
+
+async def test_trying_a_form_out_sends_nothing_that_nobody_wrote(client: httpx2.AsyncClient) -> None:
+    """The page fills fields in: an optional one is left out if its example is empty, else it has a value made up."""
+    document = (await client.get("/openapi.json")).json()
+    body = document["paths"]["/v1/flux-kontext-dev"]["post"]["requestBody"]["content"]
+    form = body["multipart/form-data"]["schema"]["properties"]
+    made_up = {name for name, field in form.items() if field.get("default") is None and field.get("example") != ""}
+    assert made_up == {"input_image", "prompt", "seed"}  # of seed it makes up -1, which is a random one

@@ -280,6 +280,8 @@ async def test_a_good_link_to_a_file_that_is_gone(client: httpx2.AsyncClient, st
             {"data_urls": [URI, "data:image/svg+xml;base64,PHN2Zz4="]},
             "data_urls[1] can't be used: ",
         ),
+        ({"data_urls": ["x", URI, "y"]}, "data_urls[0] is no data URI"),
+        ({"data_urls": ["x", URI, "y"]}, "data_urls[2] is no data URI"),
     ],
 )
 async def test_what_can_t_be_uploaded(client: httpx2.AsyncClient, body: dict[str, object], says: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from typing import Final, NoReturn
 
 import httpx2
@@ -10,7 +12,8 @@ from structlog.testing import capture_logs
 
 from rekontext.api import disk, health
 from rekontext.api.edits import Edits
-from tests.api.studio import Studio
+from tests.api.studio import SOON_S, Studio
+from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +112,26 @@ async def test_head_is_get_without_the_body(client: httpx2.AsyncClient, path: st
     whole, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.content) == (whole.status_code, b"") == (200, b"")
     assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+async def test_head_of_a_stream_is_over_with_the_head(studio: Studio) -> None:
+    """Its connection would be held for as long as the edit takes."""
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        photo = base64.b64encode(photo_bytes()).decode()
+        submitted = (await client.post("/v2/flux-kontext-dev", json={"prompt": "x", "input_image": photo})).json()
+        head = await asyncio.wait_for(client.head(submitted["events_url"]), SOON_S)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_head_switches_no_webhook_off(client: httpx2.AsyncClient) -> None:
+    """GET does, as the SDK has it; HEAD is what link checkers send."""
+    made = (await client.post("/console/api/webhooks", json={"url": "https://example.com/"})).json()["webhook"]
+    refused = await client.head(f"/webhook/inactive?webhook_id={made['id']}")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+    [webhook] = (await client.get("/webhook/get")).json()["webhooks"]
+    assert webhook["is_active"]
 
 
 async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:

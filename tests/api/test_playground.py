@@ -31,7 +31,8 @@ async def test_a_photo_behind_a_link_is_read_as_an_edit_would_read_it(client: ht
     """Private addresses are refused here as there, with the same words."""
     refused = await client.post("/console/api/photo", json={"url": url})
     assert refused.status_code == 400
-    assert refused.json()["errors"][0]["parameter"] == "input_image"
+    [wrong] = refused.json()["errors"]
+    assert (wrong["parameter"], wrong["allowed"]) == ("url", "the http(s) URL of a jpeg, png, gif or webp picture")
 
 
 async def test_a_photo_behind_a_link_of_ours_is_read_without_a_fetch(client: httpx2.AsyncClient) -> None:

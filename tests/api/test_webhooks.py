@@ -159,10 +159,11 @@ async def _delivered(client: Any, endpoint: str) -> dict[str, Any]:
 
 
 async def test_an_address_inside_is_not_called(make_studio: MakeStudio, receiver: Receiver) -> None:
-    """Unless an operator opened it; the log says why."""
+    """Unless an operator opened it; the log says why, where the name alone didn't."""
     studio = make_studio()
     async with studio.open() as client:
-        endpoint = (await client.post("/console/api/webhooks", json={"url": receiver.url})).json()["webhook"]["id"]
+        url = receiver.url.replace("127.0.0.1", "0x7f000001")
+        endpoint = (await client.post("/console/api/webhooks", json={"url": url})).json()["webhook"]["id"]
         await client.post(f"/console/api/webhooks/{endpoint}/test")
         async with asyncio.timeout(10):
             while True:
@@ -171,3 +172,28 @@ async def test_an_address_inside_is_not_called(make_studio: MakeStudio, receiver
                     break
     assert "not a public address" in delivery["attempts"][0]["error"]
     assert receiver.got.empty()
+
+
+INSIDE = ["http://127.0.0.1:9/", "http://localhost/", "http://a.localhost./x", "http://192.168.1.5/", "http://[::1]/h"]
+
+
+@pytest.mark.parametrize("url", INSIDE)
+async def test_an_address_that_can_t_be_called_is_refused_at_once(make_studio: MakeStudio, url: str) -> None:
+    """Not accepted, paid for, and tried for a day."""
+    async with make_studio().open() as client:
+        ordered = await client.post("/v2/flux-kontext-dev", json=GOOD | {"webhook_url": url})
+        made = await client.post("/console/api/webhooks", json={"url": url})
+        good = (await client.post("/console/api/webhooks", json={"url": "https://example.com/"})).json()["webhook"]
+        changed = await client.patch(f"/console/api/webhooks/{good['id']}", json={"url": url})
+        balance = (await client.get("/v1/get-user-credits")).json()
+    assert [ordered.status_code, made.status_code, changed.status_code] == [400, 400, 400]
+    assert [each["parameter"] for each in ordered.json()["errors"]] == ["webhook_url"]
+    for answer in (ordered, made, changed):
+        assert "is not a public address" in answer.json()["error"]
+    assert balance["credits"] + balance["free-credits"] == 10
+
+
+async def test_the_log_of_an_unknown_webhook_is_not_found(studio: Studio) -> None:
+    async with studio.open() as client:
+        for path in ("/webhook/dispatch-logs", "/console/api/deliveries"):
+            assert (await client.get(f"{path}?webhook_id=nope")).json()["code"] == "webhook_not_found"

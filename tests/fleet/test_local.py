@@ -13,7 +13,7 @@ from PIL import Image
 
 from rekontext.contract import EditRequest, EngineFault
 from rekontext.fleet import LocalFleet, Opening
-from rekontext.jobs.attempt import Attempts
+from rekontext.jobs.attempt import Attempts, Traces
 
 
 class _Workbench:
@@ -63,7 +63,7 @@ async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs() -
     try:
         attempts = Attempts(fleet=fleet, objects=cast(Any, _Objects()), workbench=cast(Any, workbench), run_s_max=60)
         job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key="photo"))
-        running = asyncio.ensure_future(attempts.run(job, on_progress=lambda _news: begun.set(), stored=[]))
+        running = asyncio.ensure_future(attempts.run(job, on_progress=lambda _news: begun.set(), traces=Traces()))
         await asyncio.wait_for(begun.wait(), 60)
         gc.collect()
         assert workbench.photo is not None

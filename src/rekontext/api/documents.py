@@ -16,6 +16,7 @@ MINI_NOTICE: Final = (
     "For all that FLUX.1 Kontext [dev] can do, start the server with its weights (--model)."
 )
 CANCELLED: Final = "The request was cancelled."
+_CANCELLED_CODE: Final = "cancelled"
 _TOOK: Final = ("steps", "passes", "acceleration")
 
 
@@ -56,6 +57,7 @@ class Documents:
             "progress": None if progress is None else {"step": progress["step"], "steps": progress["steps"]},
             "cancel_requested": job.cancel_requested_at is not None,
             "error": error(job),
+            "code": code(job),
             "metrics": metrics(job),
             **self.urls(job.id, origin),
         }
@@ -68,7 +70,7 @@ class Documents:
         """
         document: dict[str, object] = {"status": job.state.value, "request_id": job.id, "error": error(job)}
         if job.state is not State.COMPLETED:
-            return document | {"code": job.error_code or "cancelled", "metrics": metrics(job)}
+            return document | {"code": code(job), "metrics": metrics(job)}
         images = [self.image(job, output, origin) for output in job.outputs or () if job.files_until is not None]
         document |= {
             "output": images[0]["url"] if images else None,
@@ -142,6 +144,11 @@ def error(job: Job) -> str | None:
     if job.state is State.CANCELLED:
         return CANCELLED
     return None if job.error is None else as_sentence(job.error)
+
+
+def code(job: Job) -> str | None:
+    """The same for programs."""
+    return _CANCELLED_CODE if job.state is State.CANCELLED else job.error_code
 
 
 def as_sentence(text: str) -> str:

@@ -6,6 +6,7 @@ parameters are at fault. Clients of this surface show `error`; programs should b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -53,7 +54,7 @@ from rekontext.api.edits import (
     UnknownModel,
 )
 from rekontext.api.links import FileGone
-from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id
+from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id, takes_head
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
@@ -194,7 +195,7 @@ def _methods_at(request: Request) -> list[str]:
     if "app_root_path" in request.scope:  # below a mount, where there are static files
         return ["HEAD", "GET"]
     methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
-    return ["HEAD", *methods] if "GET" in methods else methods
+    return ["HEAD", *methods] if "GET" in methods and takes_head(request.url.path) else methods
 
 
 def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
@@ -241,6 +242,7 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
     HTTPException,
 )
 
+_SHOULD: Final = re.compile(r"^(input should (be|have)|\w+ should have|must be) ")
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
 
@@ -309,9 +311,21 @@ def _query_problem(error: Mapping[str, object]) -> Problem:
     if error["type"] == "missing":
         return Problem(parameter=name, value=None, reason="is missing", says_allowed=True, allowed_text="a value")
     value = shown(error["input"])
+    allowed = _allowed(str(error["type"]), reason)
     return Problem(
-        parameter=name, value=value, reason=f"is {value!r}: {reason}", says_allowed=True, allowed_text=reason
+        parameter=name, value=value, reason=f"is {value!r}: {reason}", says_allowed=True, allowed_text=allowed
     )
+
+
+def _allowed(kind: str, reason: str) -> str:
+    """What would be right, of what pydantic or a validator of ours says."""
+    if kind == "extra_forbidden":
+        return "no field of this name"
+    if kind.startswith("date_"):
+        return "a date, YYYY-MM-DD"
+    if kind.startswith(("datetime_", "timezone_")):
+        return "a moment with its offset, such as 2026-05-01T00:00:00+02:00"
+    return _SHOULD.sub("", reason)
 
 
 def _retry(seconds: int) -> dict[str, str]:

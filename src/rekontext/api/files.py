@@ -47,7 +47,7 @@ def router(parts: Parts) -> APIRouter:
         """Send pictures as data URIs or as files; use the URLs in the answer as `input_image` within their time."""
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
-        photos = [await _read(where, source, parts) for where, source in await _sources(request, parts)]
+        photos = await _photos(await _sources(request, parts), parts)
         origin = parts.origins.of(request)
         kept = await _keep(photos, caller, parts)
         urls = [parts.links.to_upload(origin, asset) for asset in kept]
@@ -89,6 +89,20 @@ async def _sources(request: Request, parts: Parts) -> list[tuple[str, str | Uplo
     if not 1 <= len(sources) <= FILES_MAX:
         raise MalformedBody(f"the request has {len(sources)} files; allowed: 1 to {FILES_MAX}")
     return sources
+
+
+async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> list[tuple[Photo, str]]:
+    """All of them, or all that is wrong."""
+    photos: list[tuple[Photo, str]] = []
+    problems: list[Problem] = []
+    for where, source in sources:
+        try:
+            photos.append(await _read(where, source, parts))
+        except ParametersRefused as fault:
+            problems += fault.problems
+    if problems:
+        raise ParametersRefused(problems)
+    return photos
 
 
 async def _read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:

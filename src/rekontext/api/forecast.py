@@ -15,6 +15,7 @@ from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, Others, State
 
 _NEW: Final = JobId("")
+_NOW: Final = Estimate(position=0, wait_s=0.0, finish_s=0.0)
 
 
 class Works(Protocol):
@@ -30,6 +31,8 @@ class Works(Protocol):
     def others(self) -> Others: ...
 
     def runs(self, job: Job) -> bool: ...
+
+    def has_left_fleet(self, job: JobId) -> bool: ...
 
     def progress(self, job: Job) -> Progress | None: ...
 
@@ -71,6 +74,8 @@ class Forecast:
 
     def at_place(self, job: Job, *, ahead: int = 0) -> Estimate | None:
         """Of a job that waits behind so many, or that this process works on, however long ago its row was read."""
+        if self._works.has_left_fleet(job.id):
+            return _NOW
         return self._ask(job.id, job.parameters, job.account, ahead) if self._fleet.is_ready else None
 
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from rekontext.api.auth import Caller
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.database import EndpointId
-from rekontext.jobs import Delivery, Endpoint, endpoints
+from rekontext.jobs import Delivery, Endpoint, WebhookRefused, endpoints
 
 
 async def new_endpoint(parts: Parts, caller: Caller, *, url: str, event_types: Sequence[str]) -> Endpoint:
@@ -17,6 +18,7 @@ async def new_endpoint(parts: Parts, caller: Caller, *, url: str, event_types: S
     Raises:
         WebhookRefused: the URL or an event type can't be used, or there are too many.
     """
+    _check_receiver(parts, url)
     endpoint, now = EndpointId(f"wh_{parts.ids()}"), parts.clock.now()
     return await parts.database.transact(
         lambda tx: endpoints.add(
@@ -27,6 +29,30 @@ async def new_endpoint(parts: Parts, caller: Caller, *, url: str, event_types: S
             event_types=event_types,
             randomness=parts.randomness,
             now=now,
+        )
+    )
+
+
+async def changed_endpoint(
+    parts: Parts,
+    caller: Caller,
+    endpoint: str,
+    *,
+    url: str | None = None,
+    event_types: Sequence[str] | None = None,
+    active: bool | None = None,
+) -> Endpoint:
+    """One of the caller's, with what is given changed.
+
+    Raises:
+        WebhookUnknown: the caller has none of this name.
+        WebhookRefused: the URL or an event type can't be used, or too many would be on.
+    """
+    if url is not None:
+        _check_receiver(parts, url)
+    return await parts.database.transact(
+        lambda tx: endpoints.change(
+            tx, caller.account, EndpointId(endpoint), url=url, event_types=event_types, active=active
         )
     )
 
@@ -53,7 +79,7 @@ def described_delivery(delivery: Delivery) -> dict[str, object]:
         "state": delivery.state,
         "tries": delivery.tries,
         "created_at": moment(delivery.created_at),
-        "due_at": moment(delivery.due_at),
+        "due_at": moment(None if delivery.finished_at else delivery.due_at),
         "finished_at": moment(delivery.finished_at),
         "body": delivery.body,
         "attempts": [
@@ -66,3 +92,15 @@ def described_delivery(delivery: Delivery) -> dict[str, object]:
             for attempt in delivery.attempts
         ],
     }
+
+
+def _check_receiver(parts: Parts, url: str) -> None:
+    """Return unless it is plain beforehand that nothing sent to `url` would arrive.
+
+    Raises:
+        WebhookRefused: it names an address that isn't public, and that the operator hasn't opened.
+    """
+    endpoints.check_url(url)
+    why = parts.receivers.refusal(urlsplit(url).hostname or "")
+    if why is not None:
+        raise WebhookRefused(f"webhook url {url[:100]!r} can't be told: {why}; this server's operator may open it")

@@ -22,6 +22,7 @@ _DAY_S: Final = 86_400
 _WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE)
 _PATH_LOGGED: Final = 200
 """Characters: a stranger's may have as many as a head."""
+_DOING_GETS: Final = frozenset({"/webhook/inactive"})
 _QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status"})
 _log = structlog.get_logger("rekontext.http")
 
@@ -111,20 +112,36 @@ class WholeTargets:
         await self._app(scope, receive, send)
 
 
+def takes_head(path: str) -> bool:
+    """Whether a path that takes GET takes HEAD too: not where GET does something, as an SDK wants it."""
+    return path not in _DOING_GETS
+
+
 class HeadAsGet:
-    """Answers HEAD as GET is answered, less the body: routes need to know GET only (RFC 9110, 9.3.2)."""
+    """Answers HEAD as GET is answered, less the body: routes need to know GET only (RFC 9110, 9.3.2).
+
+    With the head the answer is over, for the app too: a stream would hold up the connection for as long as it goes on.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["type"] != "http" or scope["method"] != "HEAD" or not takes_head(scope["path"]):
             return await self._app(scope, receive, send)
+        is_over = False
 
         async def send_head(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+            nonlocal is_over
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                is_over = True
 
-        return await self._app({**scope, "method": "GET"}, receive, send_head)
+        async def receive_until_over() -> Message:
+            return {"type": "http.disconnect"} if is_over else await receive()
+
+        return await self._app({**scope, "method": "GET"}, receive_until_over, send_head)
 
 
 class NotKept:

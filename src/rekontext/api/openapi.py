@@ -33,6 +33,9 @@ class ErrorBody(BaseModel):
     code: str = Field(description="Stable, for programs.")
     request_id: str
     errors: list[WrongParameter] = Field(default=[], description="Every wrong parameter; only when some are.")
+    not_ready: list[str] = Field(default=[], description="What isn't there yet; only with the code not_ready.")
+    status_url: str | None = Field(default=None, description="Only where the edit that it is about goes on or is done.")
+    response_url: str | None = Field(default=None, description="The same: where its result will be.")
 
 
 _EXAMPLE: Final = {
@@ -48,6 +51,8 @@ _LIMITS: Final = plain.headers(
     ratelimit_limit="Requests per minute that this key may send.",
     ratelimit_remaining="How many of them are left.",
     ratelimit_reset="Seconds until the oldest request of the last minute no longer counts: then there is one more.",
+    x_rate_limit_remaining="As ratelimit-remaining.",
+    x_rate_limit_reset_at_utc="The moment that ratelimit-reset comes to.",
 )
 _SUBMITTED: Final = _LIMITS | plain.headers(
     x_request_id="Name of this request and of its job.",
@@ -112,7 +117,7 @@ WAITED: Final[dict[int | str, dict[str, Any]]] = {
             "image/png": _BINARY,
             "image/jpeg": _BINARY,
             "image/webp": _BINARY,
-            "application/json": {"schema": plain.RESULT},
+            "application/json": {"schema": plain.INLINE},
         },
     },
     **_REFUSED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
@@ -25,7 +26,7 @@ from rekontext.api.parameters import (
     shown,
 )
 from rekontext.database import AccountId
-from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+from rekontext.pictures import AllowList, CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,23 @@ class OrderReader:
     Args:
         draw_seed: makes the seed of an order that comes without one.
         body_bytes_max: also the most that one field of a form may hold.
+        receivers: what of webhooks' addresses that aren't public may be dialled all the same.
     """
 
     def __init__(
-        self, *, photos: PhotoReader, threads: CodecThreads, draw_seed: Callable[[], int], body_bytes_max: int
+        self,
+        *,
+        photos: PhotoReader,
+        threads: CodecThreads,
+        draw_seed: Callable[[], int],
+        body_bytes_max: int,
+        receivers: AllowList,
     ) -> None:
         self._photos = photos
         self._threads = threads
         self._draw_seed = draw_seed
         self._body_bytes_max = body_bytes_max
+        self._receivers = receivers
 
     async def draft(self, request: Request) -> Draft:
         """Read the body and check every parameter but the picture. Finds problems, raises none of them.
@@ -70,6 +79,8 @@ class OrderReader:
         body = await read_body(request, self._threads, bytes_max=self._body_bytes_max)
         given, repeated = (body, {}) if isinstance(body, dict) else from_form(body)
         parameters, wrong = parse(given)
+        if parameters is not None and (problem := self._unreachable(parameters.webhook_url)) is not None:
+            parameters, wrong = None, [problem]
         return Draft(
             parameters=parameters,
             source=given.get("input_image"),
@@ -111,6 +122,12 @@ class OrderReader:
             body_digest=draft.body_digest,
         )
 
+    def _unreachable(self, webhook_url: str | None) -> Problem | None:
+        why = None if webhook_url is None else self._receivers.refusal(urlsplit(webhook_url).hostname or "")
+        if why is None:
+            return None
+        return Problem(parameter="webhook_url", value=shown(webhook_url), reason=f"can't be told: {why}")
+
     async def _photo(
         self, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None
     ) -> Photo | None:
@@ -139,6 +156,7 @@ def _digest(parameters: KontextParameters) -> str:
     Takes milliseconds for a large picture.
     """
     plain = {name: getattr(parameters, name) for name in KontextParameters.model_fields}
+    plain["guidance"] += 0.0  # of -0.0 too it makes 0.0
     if isinstance(parameters.input_image, Upload):
         plain["input_image"] = {"sha256": hashlib.sha256(parameters.input_image.data).hexdigest()}
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

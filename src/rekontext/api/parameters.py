@@ -117,13 +117,13 @@ def _whole(value: object) -> object:
 
 def _without_nul(text: str) -> str:
     if "\x00" in text:
-        raise ValueError("NUL character")
+        raise ValueError("must be text without NUL characters")
     return text
 
 
 def _printable(text: str) -> str:
     if not text.strip():
-        raise ValueError("blank")
+        raise ValueError("must be text that isn't blank")
     return _without_nul(text)
 
 
@@ -288,4 +288,7 @@ def schema(*, as_form: bool) -> dict[str, Any]:
     document["properties"]["input_image"] = {"type": "string", "description": f"{description} {forms}", **binary}
     document["properties"]["webhook_url"]["anyOf"][0] |= {"format": "uri", "maxLength": URL_CHARACTERS_MAX}
     document["properties"]["seed"]["anyOf"][0]["minimum"] = -1  # taken for a missing one before ranges are looked at
+    if as_form:  # else the page that tries it out makes values up, and sends them: a deadline of a second
+        for optional in ("deadline_s", "webhook_url"):
+            document["properties"][optional]["example"] = ""
     return document

@@ -19,7 +19,7 @@ from rekontext.api.origins import Origins
 from rekontext.contract import Fleet
 from rekontext.database import Database
 from rekontext.jobs import Deliverer, Desk, Dispatcher, Objects
-from rekontext.pictures import CodecThreads, PhotoReader
+from rekontext.pictures import AllowList, CodecThreads, PhotoReader
 from rekontext.sources import Clock, Ids, Randomness
 
 
@@ -50,6 +50,7 @@ class Parts:
 
     Attributes:
         fleet: asked only what model it serves, whether it is ready and how its devices are.
+        receivers: what of webhooks' addresses that aren't public may be dialled all the same.
         pepper: under which keys are hashed.
         closing: set when the server goes down: answers that could go on for long end then.
     """
@@ -73,6 +74,7 @@ class Parts:
     clock: Clock
     ids: Ids
     randomness: Randomness
+    receivers: AllowList
     pepper: bytes
     limits: Limits
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -65,11 +65,13 @@ STATUS: Final = _object(
         "progress": _or_null(_object({"step": _INTEGER, "steps": _INTEGER})),
         "cancel_requested": {"type": "boolean"},
         "error": _or_null(_TEXT),
+        "code": _or_null(_TEXT),
         "metrics": _METRICS,
     }
     | _URLS,
     required=("request_id", "status"),
 )
+CANCELLED: Final = STATUS | {"properties": STATUS["properties"] | {"cancelled": {"type": "boolean"}}}
 RESULT: Final = _object(
     {
         "status": _STANDING["status"],
@@ -87,6 +89,7 @@ RESULT: Final = _object(
     },
     required=("status", "request_id", "error", "metrics"),
 )
+INLINE: Final = RESULT | {"properties": RESULT["properties"] | {"status_url": _URL, "response_url": _URL}}
 
 
 def headers(**said: str) -> _Schema:
@@ -154,7 +157,7 @@ PATHS: Final[_Schema] = {
         "post": _call(
             "cancel",
             "Cancel an edit",
-            {"200": _answer("Where it stands; `cancelled` is false if it had ended before.", STATUS)},
+            {"200": _answer("Where it stands; `cancelled` is false if it had ended before.", CANCELLED)},
         )
     },
     "/v2/requests/{id}/events": {

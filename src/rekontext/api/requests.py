@@ -55,8 +55,11 @@ class RequestRoutes:
         caller = await self._parts.caller(request, "read")
         job, document = await self._result(request, caller)
         if document is None:
-            document, estimate = await self._status(request, caller)
-            return answers.json_answer(document, status=202, headers=answers.when(estimate))
+            standing, estimate = await self._status(request, caller)
+            if not State(str(standing["status"])).is_terminal:
+                return answers.json_answer(standing, status=202, headers=answers.when(estimate))
+            job, document = await self._result(request, caller)  # it ended between the two looks
+        assert document is not None, f"job {job.id} is {job.state} and has no result"
         return answers.json_answer(document, status=200 if job.state is State.COMPLETED else 422)
 
     async def cancel(self, request: Request) -> Response:
@@ -106,6 +109,8 @@ class RequestRoutes:
                     yield sse.frame(*last, event.id)
                 case "progress":
                     last = "progress", about | sse.progress(event)
+                    if sse.step(event) == 0:  # prepared: others' steps may come before its first
+                        last = "progress", last[1] | forecast(parts.forecast.at_place(found))
                     yield sse.frame(*last, event.id)
                 case "quiet":
                     place = forecast(parts.forecast.at_place(found))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
 from rekontext.api.edits import SLUG
-from rekontext.api.hooks import described, described_delivery, new_endpoint
+from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
 from rekontext.api.keyed import keyed_route
 from rekontext.api.parameters import ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
@@ -214,23 +214,15 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/webhook/update", summary="Change a webhook")
     async def update_webhook(request: Request, wanted: WebhookToUpdate) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
-        changed = await parts.database.transact(
-            lambda tx: endpoints.change(
-                tx,
-                caller.account,
-                EndpointId(wanted.webhook_id),
-                url=wanted.webhook_url,
-                event_types=wanted.event.types,
-            )
+        changed = await changed_endpoint(
+            parts, caller, wanted.webhook_id, url=wanted.webhook_url, event_types=wanted.event.types
         )
         return _shown(changed)
 
     @routes.get("/webhook/inactive", summary="Switch a webhook off")
     async def switch_webhook_off(request: Request, webhook_id: str) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
-        changed = await parts.database.transact(
-            lambda tx: endpoints.change(tx, caller.account, EndpointId(webhook_id), active=False)
-        )
+        changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return _shown(changed)
 
     @routes.get("/webhook/dispatch-logs", summary="What a webhook was sent")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
@@ -55,6 +55,19 @@ class HandedBack:
 Ending = Made | Failed | Stopped | HandedBack
 
 
+@dataclass(kw_only=True)
+class Traces:
+    """What can be seen of an attempt from outside as it goes on.
+
+    Attributes:
+        has_left_fleet: its edit has ended there, well or not; what is left is to store and settle.
+        stored: each key that was written, so that an attempt that comes to nothing can be cleared away.
+    """
+
+    has_left_fleet: bool = False
+    stored: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
     """Runs attempts. `run_s_max`: one that takes longer is a fault of ours."""
@@ -64,21 +77,20 @@ class Attempts:
     workbench: Workbench
     run_s_max: float
 
-    async def run(self, job: Job, *, on_progress: OnProgress, stored: list[str]) -> Made | Failed:
-        """Run the edit. Cancelling it stops the edit within one step.
-
-        Args:
-            stored: is told each key that was written, so that an attempt that comes to nothing can be cleared away.
-        """
+    async def run(self, job: Job, *, on_progress: OnProgress, traces: Traces) -> Made | Failed:
+        """Run the edit. Cancelling it stops the edit within one step."""
         try:
             async with asyncio.timeout(self.run_s_max):
                 # Not held here while it waits: a photo may be large.
                 edit = self.fleet.edit(await self._request(job), on_progress=on_progress)
                 began = asyncio.get_running_loop().time()
-                result = await edit
+                try:
+                    result = await edit
+                finally:
+                    traces.has_left_fleet = True
                 waited_s = asyncio.get_running_loop().time() - began - result.inference_s
                 card = self.fleet.card
-                outputs = await self._store(job, result, stored)
+                outputs = await self._store(job, result, traces.stored)
         except EditRefused as refusal:
             return Failed(code=refusal.code, error=str(refusal), retry=False)
         except TimeoutError:

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, settle
+from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, Traces, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
@@ -57,7 +57,6 @@ class _Running:
     Attributes:
         stopped_for: set once; its task is cancelled then, unless it hasn't begun and sees it by itself.
         settling_since: in loop time; then its ending is being written and can't be stopped any more.
-        stored: keys of what it wrote into the store.
         progress: its last step.
     """
 
@@ -67,7 +66,7 @@ class _Running:
     stopped_for: _Why | None = None
     has_begun: bool = False
     settling_since: float | None = None
-    stored: list[str] = field(default_factory=list)
+    traces: Traces = field(default_factory=Traces)
     progress: Progress | None = None
 
     def stop(self, why: _Why) -> None:
@@ -162,6 +161,10 @@ class Dispatcher:
     def holds(self, job: Job) -> bool:
         """Whether this process works on that attempt at this moment, whatever the row said when it was read."""
         return job.state is State.PROCESSING and job.lease in self._running
+
+    def has_left_fleet(self, job: JobId) -> bool:
+        """Whether the edit is done, or failed, and only its end is still to be written."""
+        return any(running.job.id == job and running.traces.has_left_fleet for running in self._running.values())
 
     def progress(self, job: Job) -> Progress | None:
         """The last step of the attempt that is in work, here or in another process. None where it isn't known."""
@@ -400,7 +403,7 @@ class Dispatcher:
             ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
             running.settling_since = asyncio.get_running_loop().time()
             if ending is None or not await self._settle(running.job, ending):
-                await clear_away(self._objects, *running.stored)
+                await clear_away(self._objects, *running.traces.stored)
         except Exception:
             # The lease runs out and the job is tried again, a bounded number of times.
             _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)
@@ -414,7 +417,7 @@ class Dispatcher:
         self._hub.publish(job.id, "processing", {"attempt": job.attempt})
         try:
             ending = await self._attempts.run(
-                job, on_progress=lambda news: self._progress(running, news), stored=running.stored
+                job, on_progress=lambda news: self._progress(running, news), traces=running.traces
             )
         except asyncio.CancelledError:
             current = asyncio.current_task()

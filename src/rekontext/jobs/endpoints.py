@@ -255,7 +255,11 @@ def of_account(tx: Connection, account: AccountId) -> list[Endpoint]:
 def deliveries(
     tx: Connection, account: AccountId, *, endpoint: EndpointId | None = None, limit: int = 50
 ) -> list[Delivery]:
-    """What was sent and what waits, newest first, each with its attempts; at most `PAGE_MAX`."""
+    """What was sent and what waits, newest first, each with its attempts; at most `PAGE_MAX`.
+
+    Raises:
+        WebhookUnknown: the account has no such endpoint.
+    """
     query = (
         select(webhook_deliveries)
         .where(webhook_deliveries.c.account_id == account)
@@ -263,6 +267,9 @@ def deliveries(
         .limit(min(limit, PAGE_MAX))
     )
     if endpoint is not None:
+        known = select(webhook_endpoints.c.id).where(_MINE, webhook_endpoints.c.id == bindparam("endpoint"))
+        if tx.execute(known, {"account": account, "endpoint": endpoint}).first() is None:
+            raise WebhookUnknown(f"webhook {endpoint} not found")
         query = query.where(webhook_deliveries.c.endpoint_id == endpoint)
     found = tx.execute(query).mappings().all()
     tried: dict[str, list[Attempt]] = {row["id"]: [] for row in found}

@@ -16,6 +16,7 @@ from typing import Final, Self
 import aiohttp
 from yarl import URL
 
+_LOOPBACK: Final = "127.0.0.1"
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 # Not public either, though some of the Python versions that we run on say so; the last is by its number, but on any
 # of Azure's machines it is the host's own service.
@@ -56,6 +57,17 @@ class AllowList:
 
     def has_host(self, host: str) -> bool:
         return host.lower().rstrip(".") in self._hosts
+
+    def refusal(self, host: str) -> str | None:
+        """Why a host won't be dialled, where its name alone tells: an address written out, or this machine."""
+        name = host.lower().rstrip(".")
+        try:
+            address = ip_address(_LOOPBACK if name == "localhost" or name.endswith(".localhost") else name)
+        except ValueError:
+            return None
+        if self.has_host(host) or self.has_address(address) or is_public(address):
+            return None
+        return f"{address} is not a public address"
 
     def has_address(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)

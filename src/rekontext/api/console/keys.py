@@ -24,7 +24,7 @@ def _in_utc(when: datetime) -> datetime:
     try:
         return when.astimezone(UTC)
     except OverflowError as fault:
-        raise ValueError("lies beyond the years 1 to 9999 in UTC") from fault
+        raise ValueError("must be in the years 1 to 9999, in UTC") from fault
 
 
 ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX), Storable]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Final
 
@@ -18,6 +19,7 @@ from rekontext.jobs import queries
 from rekontext.pictures import PictureRefused, is_url
 
 _SIDE_MAX: Final = 100_000
+_PHOTO_ALLOWED: Final = "the http(s) URL of a jpeg, png, gif or webp picture"
 
 Side = Annotated[int, Query(ge=1, le=_SIDE_MAX)]
 
@@ -69,5 +71,6 @@ def add(routes: APIRouter, parts: Parts) -> None:
             own = partial(parts.links.read_own, origin=parts.origins.of(request))
             found = await parts.photos.read(wanted.url, caller=caller.account, shortcut=own)
         except PictureRefused as fault:
-            raise ParametersRefused([picture_problem(fault, wanted.url)]) from fault
+            problem = replace(picture_problem(fault, wanted.url), parameter="url", allowed_text=_PHOTO_ALLOWED)
+            raise ParametersRefused([problem]) from fault
         return Response(found.data, media_type=f"image/{found.format}", headers={"x-content-type-options": "nosniff"})

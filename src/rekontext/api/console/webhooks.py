@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rekontext.accounts import registry
 from rekontext.api.console.keys import acts_of
-from rekontext.api.hooks import described, described_delivery, new_endpoint
+from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
 from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
@@ -51,24 +51,15 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.patch("/webhooks/{webhook_id}", summary="Change a webhook")
     async def change_webhook(request: Request, webhook_id: str, change: WebhookChange) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
-        changed = await parts.database.transact(
-            lambda tx: endpoints.change(
-                tx,
-                caller.account,
-                EndpointId(webhook_id),
-                url=change.url,
-                event_types=change.event_types,
-                active=change.is_active,
-            )
+        changed = await changed_endpoint(
+            parts, caller, webhook_id, url=change.url, event_types=change.event_types, active=change.is_active
         )
         return {"webhook": described(changed)}
 
     @routes.delete("/webhooks/{webhook_id}", summary="Switch a webhook off")
     async def delete_webhook(request: Request, webhook_id: str) -> dict[str, object]:
         caller = await parts.caller(request, "edit")
-        changed = await parts.database.transact(
-            lambda tx: endpoints.change(tx, caller.account, EndpointId(webhook_id), active=False)
-        )
+        changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return {"webhook": described(changed)}
 
     @routes.post("/webhooks/{webhook_id}/test", summary="Send a test message", status_code=202)
