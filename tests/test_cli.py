@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import Final
 from unittest.mock import Mock
 
@@ -27,7 +28,7 @@ from PIL import Image
 from rekontext.api import SLUG
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.cli import main
-from rekontext.cli.doctor import _gpu_kernels, examine
+from rekontext.cli.doctor import Verdict, _gpu_kernels, examine
 from rekontext.database import DatabaseUnavailable
 from rekontext.settings import PREFIX, Settings
 from tests.pictures.samples import photo_bytes
@@ -242,6 +243,26 @@ def test_doctor_asks_for_no_engine_where_none_is_wanted(run: Run, monkeypatch: p
     assert [each.subject for each in found.values() if each.verdict == "broken"] == []
 
 
+@contextmanager
+def answering(body: bytes) -> Iterator[int]:
+    """A server that says the same to every POST; its port."""
+
+    class Says(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
 def _findings(verdict: str, *, books: bool = False) -> dict[str, str]:
     return {each.subject: each.says for each in examine("/nowhere/model", books=books) if each.verdict == verdict}
 
@@ -367,6 +388,28 @@ def test_doctor_tries_the_store_and_the_rate_limits(monkeypatch: pytest.MonkeyPa
     assert "counts by itself" in _findings("note")["rate limits"]
     monkeypatch.setenv("REKONTEXT_RATE_LIMITS_URL", "mongodb://x")
     assert "set REKONTEXT_RATE_LIMITS_URL" in _findings("broken")["rate limits"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "says"),
+    [
+        ('{"allowed": true}', "ok", "it answers"),
+        ('{"allowed": false}', "note", "lets no gray picture out"),
+        ("what?", "broken", "no edit would be done"),
+    ],
+)
+def test_doctor_asks_the_safety_check(
+    monkeypatch: pytest.MonkeyPatch, answer: str, verdict: Verdict, says: str
+) -> None:
+    """Without it no edit ends well. Whatever it is, its address may hold a password, and isn't shown."""
+    monkeypatch.setattr("rekontext.safety.PAUSE_S", 0.0)
+    with answering(answer.encode()) as port:
+        monkeypatch.setenv("REKONTEXT_SAFETY_URL", f"http://user:hush@127.0.0.1:{port}/check")
+        assert says in _findings(verdict)["safety check"]
+    monkeypatch.setenv("REKONTEXT_SAFETY_URL", "ftp://hush")
+    refused = _findings("broken")["settings"]
+    assert "REKONTEXT_SAFETY_URL is wrong" in refused
+    assert "hush" not in refused
 
 
 def test_doctor_tries_the_store_in_the_data_folder_too() -> None:

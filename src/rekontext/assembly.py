@@ -61,6 +61,7 @@ from rekontext.pictures import (
     open_store,
 )
 from rekontext.pictures.recent import RecentStore
+from rekontext.safety import SafetyCheck
 from rekontext.secret import FILE_NAME, SecretError, derive, open_secret
 from rekontext.settings import Settings, variable
 from rekontext.sources import Clock, Ids, SystemClock, random_bytes, random_id
@@ -235,13 +236,14 @@ def assemble(
             outputs_s=settings.outputs_s,
         ),
     )
+    safety = safety_of(settings)
     running_max = settings.running_max * len(fleet.devices)
     dispatcher = Dispatcher(
         database=database,
         life=life,
         fleet=fleet,
         objects=store,
-        workbench=workbench or EditWorkbench(limits=limits, threads=threads),
+        workbench=workbench or EditWorkbench(limits=limits, threads=threads, safety=safety),
         hub=hub,
         clock=clock,
         worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
@@ -352,6 +354,8 @@ def assemble(
             stack.push_async_callback(limiter.close)
             await stack.enter_async_context(fetcher)
             await stack.enter_async_context(post)
+            if safety is not None:
+                await stack.enter_async_context(safety)
             works = (compute(), dispatcher.run(), deliverer.run(), sweeper.run())
             working = [asyncio.create_task(watched(each)) for each in works]
             try:
@@ -385,6 +389,18 @@ def assemble(
         oldest_account=oldest_account,
         is_administered=is_administered,
         drain=drain,
+    )
+
+
+def safety_of(settings: Settings) -> SafetyCheck | None:
+    """The check that finished pictures are shown, if there is one."""
+    if settings.safety_url is None:
+        return None
+    return SafetyCheck(
+        settings.safety_url,
+        is_optional=settings.safety_optional,
+        timeout_s=settings.safety_timeout_s,
+        agent=AGENT,
     )
 
 

@@ -40,7 +40,7 @@ _DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 _STORES: Final = ("file", "s3", "gs", "az")
 _DOTENV: Final = ".env"
 _SWALLOWED: Final = re.compile(rf"^\s*(?:export\s+)?{PREFIX}\w+\s*=", re.MULTILINE | re.IGNORECASE)
-_PRIVATE: Final = ("secret", "database_url", "rate_limits_url")
+_PRIVATE: Final = ("secret", "database_url", "rate_limits_url", "safety_url")
 """Settings whose values are never shown: they are secrets, or may hold a password."""
 
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     queue_s_max: float = Field(
         default=_DAY, gt=0, le=30 * _DAY, description="a job that waits longer for a worker fails"
     )
+
+    safety_url: str | None = Field(
+        default=None, description="a check of yours that is asked whether a picture may be handed out; empty is none"
+    )
+    safety_optional: bool = Field(default=False, description="callers may turn it off with disable_safety_checker")
+    safety_timeout_s: float = Field(default=10.0, gt=0, le=600, description="for one of its answers")
 
     price_per_edit_usd: Usd = Decimal("0.04")
     price_per_megapixel_usd: Usd = Decimal(0)
@@ -219,6 +225,14 @@ class Settings(BaseSettings):
         if not is_web or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("allowed is an origin such as https://edits.example.com, without a path")
         return f"{parts.scheme}://{parts.netloc}"
+
+    @field_validator("safety_url")
+    @classmethod
+    def _check(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if value is not None and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError("allowed is an address such as http://127.0.0.1:9000/check")
+        return value
 
     @property
     def has_device(self) -> bool:

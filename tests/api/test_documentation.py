@@ -55,6 +55,7 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
         "409",
         "413",
         "415",
+        "422",
         "429",
         "500",
         "503",

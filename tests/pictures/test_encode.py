@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image, ImageChops
@@ -18,6 +19,20 @@ def test_each_format_is_what_it_says(output_format: OutputFormat) -> None:
     data = encode(gradient(), output_format)
     assert f"image/{sniff(data)}" == MEDIA_TYPES[output_format]
     assert Image.open(BytesIO(data)).size == (24, 16)
+
+
+@pytest.mark.parametrize("output_format", OUTPUT_FORMATS)
+def test_each_file_says_that_a_model_made_it(output_format: OutputFormat) -> None:
+    """By IPTC's word for it, where programs look: in the XMP of any format."""
+    with Image.open(BytesIO(encode(gradient(), output_format))) as picture:
+        xmp = ElementTree.fromstring(picture.info["xmp"])
+    [source] = [
+        value
+        for element in xmp.iter()
+        for name, value in element.attrib.items()
+        if name == "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+    ]
+    assert source == "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 
 def test_png_is_exact_and_takes_no_notice_of_quality() -> None:

@@ -71,6 +71,7 @@ from rekontext.jobs import (
     WebhookUnknown,
 )
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
+from rekontext.safety import PictureWithheld
 
 _log = structlog.get_logger(__name__)
 
@@ -296,6 +297,8 @@ def _failed_job(fault: JobFailed) -> Failure:
             return failure_of(ParametersRefused([problem]))
         case EditRefused.code | DeadlineUnmeetable.code:
             return Failure(status=400, code=code, sentence=sentence)
+        case PictureWithheld.code:
+            return Failure(status=422, code=code, sentence=sentence)
         case "edit_timeout" | "queue_timeout":
             return Failure(status=504, code=code, sentence=sentence)
     return Failure(status=500, code=code, sentence=sentence)

@@ -121,6 +121,7 @@ WAITED: Final[dict[int | str, dict[str, Any]]] = {
         },
     },
     **_REFUSED,
+    422: {"model": ErrorBody, "description": "The server's safety check withholds the picture; it cost nothing."},
     504: {"model": ErrorBody, "description": "The edit takes too long to wait for; the body says where it will be."},
 }
 SUBMITTED: Final[dict[int | str, dict[str, Any]]] = {

@@ -150,7 +150,9 @@ class KontextParameters(BaseModel):
         min_length=1, max_length=PROMPT_CHARACTERS_MAX, description="What to do to the picture, in plain words."
     )
     aspect_ratio: AspectRatio = Field(default="match_input_image", description="Shape of the answer.")
-    disable_safety_checker: bool = Field(default=False, description="Turn the safety check of the answer off.")
+    disable_safety_checker: bool = Field(
+        default=False, description="Skip the check of the finished picture, if this server has one and lets callers."
+    )
     guidance: float = Field(
         default=GUIDANCE_DEFAULT, ge=GUIDANCE_MIN, le=GUIDANCE_MAX, description="How closely to follow the prompt."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
@@ -20,6 +21,7 @@ from rekontext.pictures import (
     inspect,
     shown_address,
 )
+from rekontext.safety import SafetyCheck
 
 if TYPE_CHECKING:
     from rekontext.api.edits import EditOrder
@@ -82,22 +84,40 @@ def stand_in(parameters: Parameters) -> Image.Image:
 
 
 class EditWorkbench:
-    """A `rekontext.jobs.Workbench` that decodes and encodes in threads."""
+    """A `rekontext.jobs.Workbench` that decodes and encodes in threads, and has finished pictures checked.
 
-    def __init__(self, *, limits: PictureLimits, threads: CodecThreads) -> None:
+    Args:
+        safety: None checks nothing.
+    """
+
+    def __init__(self, *, limits: PictureLimits, threads: CodecThreads, safety: SafetyCheck | None = None) -> None:
         self._limits = limits
         self._threads = threads
+        self._safety = safety
 
     async def unpack(self, job: Job, photo: bytes) -> EditRequest:
         """As `Workbench.unpack`."""
         picture = await self._threads.run(self._decode, photo)
-        return edit_request(job.parameters, job=job.id, account=job.account, photo=picture, is_suspect=job.faults > 0)
+        request = edit_request(
+            job.parameters, job=job.id, account=job.account, photo=picture, is_suspect=job.faults > 0
+        )
+        # An early look would be seen before the check.
+        return request if self._check_of(job) is None else replace(request, preview_every=None)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
-        """As `Workbench.pack`."""
+        """As `Workbench.pack`.
+
+        Raises:
+            PictureWithheld: the check says so.
+            SafetyUnavailable: the check says nothing.
+        """
         parameters: Parameters = job.parameters
         output_format = parameters["output_format"]
         data = await self._threads.run(encode, result.picture, output_format, parameters["output_quality"])
+        if (check := self._check_of(job)) is not None:
+            await check.clear(
+                data, content_type=MEDIA_TYPES[output_format], prompt=parameters["prompt"], request_id=job.id
+            )
         return [
             File(
                 name=f"{job.id}.{output_format}",
@@ -111,6 +131,11 @@ class EditWorkbench:
     def preview(self, preview: Preview) -> Mapping[str, object]:
         """As `Workbench.preview`, but the picture stays one: it is encoded if and when somebody listens."""
         return {"step": preview.step, "steps": preview.steps, "picture": preview.picture}
+
+    def _check_of(self, job: Job) -> SafetyCheck | None:
+        """What the job's picture is checked by."""
+        is_off = job.parameters["disable_safety_checker"] and self._safety is not None and self._safety.is_optional
+        return None if is_off else self._safety
 
     def _decode(self, data: bytes) -> Image.Image:
         try:

@@ -92,6 +92,7 @@ def examine(model: str | None, data_dir: Path | None = None, *, books: bool = Fa
     yield _secret(settings)
     yield _store(settings)
     yield _rate_limits(settings)
+    yield _safety(settings)
     yield _memory(settings)
     yield _disk(settings.data_dir)
 
@@ -331,6 +332,36 @@ def _rate_limits(settings: Settings) -> Finding:
         return Finding(subject=subject, verdict="note", says=says)
     where = "memory" if settings.rate_limits_url == "memory://" else "Redis"
     return Finding(subject=subject, verdict="ok", says=f"counted in {where}")
+
+
+def _safety(settings: Settings) -> Finding:
+    """Shows the check a gray picture."""
+    from PIL import Image
+
+    from rekontext.assembly import safety_of
+    from rekontext.pictures import MEDIA_TYPES, encode
+    from rekontext.safety import PictureWithheld, SafetyUnavailable
+
+    subject, check = "safety check", safety_of(settings)
+    if check is None:
+        return Finding(
+            subject=subject, verdict="ok", says=f"none: pictures go out as they are; see {variable('safety_url')}"
+        )
+
+    async def try_it() -> None:
+        gray = encode(Image.new("RGB", (64, 64), (128, 128, 128)), "png")
+        async with check:
+            await check.clear(gray, content_type=MEDIA_TYPES["png"], prompt="gray", request_id="doctor")
+
+    try:
+        asyncio.run(try_it())
+    except PictureWithheld as refusal:
+        return Finding(subject=subject, verdict="note", says=f"it answers, but lets no gray picture out: {refusal}")
+    except SafetyUnavailable as fault:
+        return Finding(
+            subject=subject, verdict="broken", says=f"{fault}: no edit would be done; see {variable('safety_url')}"
+        )
+    return Finding(subject=subject, verdict="ok", says="it answers")
 
 
 def _store(settings: Settings) -> Finding:

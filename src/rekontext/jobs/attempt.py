@@ -19,6 +19,7 @@ from rekontext.jobs.life import JobLife
 from rekontext.jobs.model import Job, Lease, Output
 from rekontext.jobs.objects import Objects, output_key
 from rekontext.jobs.workbench import Workbench
+from rekontext.safety import SafetyUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -97,6 +98,10 @@ class Attempts:
             return Failed(
                 code="edit_timeout", error=f"The edit was not done within {self.run_s_max:.0f} s.", retry=True
             )
+        except SafetyUnavailable as fault:
+            _log.error("safety_unavailable", job=job.id, attempt=job.attempt, fault=str(fault))
+            unchecked = "The picture couldn't be checked, so it isn't handed out."
+            return Failed(code="safety_unavailable", error=unchecked, retry=True)
         except Exception as fault:
             why = str(fault).partition("\n")[0]  # the operator's first question; the rest is below
             _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__, why=why)

@@ -37,6 +37,7 @@ class Workbench(Protocol):
 
         Raises:
             EditRefused: the picture may not be handed out. The job fails for good.
+            SafetyUnavailable: nobody says whether it may. The job is tried again.
         """
         ...
 

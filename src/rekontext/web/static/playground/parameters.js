@@ -105,7 +105,7 @@ export const PARAMETERS = [
     kind: "switch",
     default: false,
     group: "more",
-    help: "Skips the check of the finished picture.",
+    help: "Skips the check of the finished picture, if this server has one and allows it.",
   },
   {
     name: "priority",
