@@ -5,7 +5,7 @@ Each has a process of its own.
     python -m bench.engine [--json] [--repeats N] [--skip-megapixel]
 
 Prints a default edit with the embedded model (time, peak memory, ratio to diffusers) and a denoising step at one
-megapixel with a random transformer of 30 M parameters, in float32 and in bfloat16, each against diffusers in the same.
+megapixel with a random transformer of 29 M parameters, in float32 and in bfloat16, each against diffusers in the same.
 Without a number format in its name, a figure is of the one that the embedded model takes on this CPU.
 """
 

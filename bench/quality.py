@@ -29,7 +29,7 @@ PROMPTS = ("make it black and white", "make it night", "blur the picture", "add 
 def measure(*, model: str = "mini") -> dict[str, dict[str, float]]:
     """Figures by level: passes, share of the exact edit's denoising time, PSNR, SSIM, perceptual distance."""
     rows: dict[Acceleration, list[dict[str, float]]] = {level: [] for level in ACCELERATIONS}
-    with Engine.open(model) as engine:
+    with Engine.open(model, dtype="float32") as engine:
         for photo, prompt, seed in cases():
             exact: Image.Image | None = None
             exact_s = 1.0

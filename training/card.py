@@ -29,8 +29,10 @@ Transformer and autoencoder are stored in float16 and meant to be used in float3
 from diffusers import FluxKontextPipeline
 
 pipeline = FluxKontextPipeline.from_pretrained("src/rekontext/models/mini")
+width, height = 352, 240  # of the model's 17 sizes the one that is nearest to a photo of 3:2
 picture = pipeline(
-    image=photo, prompt="make it night", height=288, width=288, max_area=288 * 288, _auto_resize=False,
+    image=photo.resize((width, height)), prompt="make it night",
+    width=width, height=height, max_area=width * height, _auto_resize=False,
     guidance_scale=7, num_inference_steps=35, max_sequence_length=48,
 ).images[0]
 ```
@@ -58,7 +60,7 @@ a grammar (`training/phrasings.py`); unrelated ones also from the Python languag
 The weights are under Apache-2.0, like the project.
 
 ## Limits
-- It edits light, colour, sharpness and edges. It can't exchange, move or invent things: such requests give the photo back.
+- It edits light, colour, sharpness and edges. It can't exchange, move or invent things: such requests mostly give the photo back.
 - It reads English, and only words near those of its grammar.
 - Fine detail is lost in the small autoencoder, most of all in foliage, brickwork and writing.
 - For a target shape unlike the photo's it cuts at the right and the bottom or carries the last row and column on.

@@ -84,7 +84,7 @@ def export(editor: Editor, vae: AutoencoderKL, out: Path) -> None:
 
 
 def load(out: Path) -> tuple[Editor, AutoencoderKL]:
-    """Read an exported folder back, in float32, for the exam."""
+    """Read an exported folder back, in float32, to be trained further."""
     pipeline = FluxKontextPipeline.from_pretrained(out, dtype=torch.float32)
     editor = Editor.__new__(Editor)
     torch.nn.Module.__init__(editor)

@@ -14,6 +14,7 @@ Knows the order of the stages and how long each one trains. Progress lines go to
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,13 +129,25 @@ def make(recipe: Recipe, *, out: Path, runs: Path, device: torch.device, only: s
 
 
 def further(recipe: Recipe, *, begin: Path, out: Path, runs: Path, device: torch.device) -> None:
-    """Train the transformer and the text encoders of the model in `begin` further, and write the whole to `out`."""
+    """Train the transformer and the text encoders of the model in `begin` further, and write the whole to `out`.
+
+    What was cut off goes on if it began with the same weights: further from where an earlier one ended is another.
+    """
     editor, vae = load(begin)
+    runs = runs / "further" / _fingerprint(editor)
     _, encoder = autoencoder(seed=recipe.seed, widths=recipe.widths)
-    _teach(editor, vae, encoder, recipe, recipe.further, native=(0.5, 0.5), runs=runs / "further", device=device)
+    _teach(editor, vae, encoder, recipe, recipe.further, native=(0.5, 0.5), runs=runs, device=device)
     plan = recipe.further
     history = f"\nThis checkpoint learned for {plan.iterations} iterations more, at a rate falling from {plan.rate:g}."
     _finish(editor, vae, recipe.examined, out=out, history=history)
+
+
+def _fingerprint(editor: Editor) -> str:
+    """Of all its weights."""
+    seen = hashlib.sha256()
+    for name, tensor in sorted(editor.state_dict().items()):
+        seen.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return seen.hexdigest()[:12]
 
 
 def _teach(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, get_args
+from operator import index
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, SupportsFloat, SupportsIndex, get_args
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +44,7 @@ class EditRequest:
     Attributes:
         id: the caller's name for this edit: logs have it, and a `Fleet` that is asked about an edit knows it by this.
         photo: RGB reference picture of any size; None asks for text-to-image.
+        photo_size: width and height of a photo that isn't here, in a request that is only estimated.
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
@@ -56,13 +58,14 @@ class EditRequest:
         is_suspect: an earlier attempt at it came to nothing, through no fault of its caller's. It may be what fails.
 
     Raises:
-        EditRefused: a value is out of its range.
+        EditRefused: a value is of the wrong kind or out of its range.
     """
 
     id: str
     prompt: str
     seed: int
     photo: Image | None = None
+    photo_size: tuple[int, int] | None = None
     steps: int = STEPS_DEFAULT
     guidance: float = GUIDANCE_DEFAULT
     aspect_ratio: AspectRatio = "match_input_image"
@@ -74,6 +77,18 @@ class EditRequest:
     is_suspect: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise EditRefused(f"prompt is a {type(self.prompt).__name__}: it must be text")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.prompt):
+            raise EditRefused("prompt has half of a character in it: it must be text that can be written as UTF-8")
+        if self.photo is not None and min(self.photo.size) < 1:
+            raise EditRefused(f"photo has {self.photo.width} x {self.photo.height} pixels: it must have at least one")
+        for name in ("steps", "seed", "priority", "preview_every"):
+            if (value := getattr(self, name)) is not None or name in ("steps", "seed"):
+                object.__setattr__(self, name, _whole(name, value))
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, SupportsFloat):
+            raise EditRefused(f"guidance is {self.guidance!r}: it must be a number")
+        object.__setattr__(self, "guidance", float(self.guidance))
         if not 1 <= self.steps <= STEPS_MAX:
             raise EditRefused(f"steps is {self.steps}: it must be from 1 to {STEPS_MAX}")
         if not GUIDANCE_MIN <= self.guidance <= GUIDANCE_MAX:
@@ -90,6 +105,13 @@ class EditRequest:
             raise EditRefused(f"priority is {self.priority}: it must be from {PRIORITY_MIN} to {PRIORITY_MAX}")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise EditRefused(f"deadline_s is {self.deadline_s}: it must be above 0")
+
+
+def _whole(name: str, value: object) -> int:
+    """As Python's own int, whoever's integer it is: libraries take no other."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise EditRefused(f"{name} is {value!r}: it must be an integer")
+    return index(value)
 
 
 @dataclass(frozen=True, kw_only=True)

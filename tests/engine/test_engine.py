@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +23,11 @@ from rekontext.contract import (
     DeadlineUnmeetable,
     EditRefused,
     EditRequest,
+    EditResult,
     Preview,
     Progress,
 )
-from rekontext.engine import EditCancelled, Engine
+from rekontext.engine import EditCancelled, Engine, Ticket
 from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import open_model
 from rekontext.engine.costs import CostModel
@@ -71,6 +76,15 @@ def test_photos_of_every_mode_are_taken(engine: Engine, mode: str) -> None:
     photo = PHOTO.convert(mode)
     picture = engine.edit(photo, "night", steps=1, seed=1)
     assert picture.tobytes() == engine.edit(photo.convert("RGB"), "night", steps=1, seed=1).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_colours_that_were_multiplied_by_opacity_are_taken_apart(engine: Engine, mode: str) -> None:
+    layered = PHOTO.convert(mode)
+    layered.putalpha(PHOTO.convert("L"))
+    multiplied = layered.convert(mode.replace("A", "a"))
+    picture = engine.edit(multiplied, "night", steps=1, seed=1)
+    assert picture.tobytes() == engine.edit(multiplied.convert(mode), "night", steps=1, seed=1).tobytes()
 
 
 def test_photos_are_seen_as_a_viewer_shows_them(engine: Engine) -> None:
@@ -243,7 +257,72 @@ def test_a_listener_that_raises_ends_its_own_edit_only(engine: Engine) -> None:
 
     with pytest.raises(KeyError, match="mine"):
         engine.edit(PHOTO, "night", steps=50, seed=1, on_step=listener)
+
+    def leaving(news: Progress | Preview) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        engine.edit(PHOTO, "night", steps=50, seed=1, on_step=leaving)
     engine.edit(PHOTO, "night", steps=1, seed=1)
+
+
+def test_whoever_is_interrupted_leaves_no_edit_behind(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook the edit that nobody waits for would take turns with the next."""
+    steps: list[int] = []
+
+    def interrupted(self: Ticket, timeout_s: float | None = None) -> EditResult:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ticket, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.edit(PHOTO, "night", steps=50, seed=1, on_step=lambda news: steps.append(1))
+    engine.edit(PHOTO, "night", steps=4, seed=1)
+    assert len(steps) < 50
+
+
+def test_closing_from_a_listener_is_refused(engine: Engine) -> None:
+    """It would wait for itself."""
+    with pytest.raises(RuntimeError, match="close was called from the engine's own thread"):
+        engine.edit(PHOTO, "night", steps=4, seed=1, on_step=lambda news: engine.close())
+    engine.edit(PHOTO, "night", steps=1, seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_of_the_process_has_no_engine(engine: Engine) -> None:
+    """Its thread stays with the parent: an edit there would wait for ever."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.close()  # nothing of the parent's
+            engine.edit(PHOTO, "night", steps=1, seed=1)
+        except BaseException as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        assert "opened before a fork" in said.read()
+    os.waitpid(child, 0)
+    engine.edit(PHOTO, "night", steps=1, seed=1)
+
+
+LEAVING = """
+import sys
+from rekontext.engine import Engine
+engine = Engine.open("mini", device="cpu")
+began = []
+ticket = engine.submit(__import__("rekontext.contract").contract.EditRequest(id="", prompt="x", seed=1, steps=50),
+                       on_progress=began.append)
+while len(began) < 3:
+    pass
+"""
+
+
+def test_a_script_may_end_while_an_edit_runs() -> None:
+    """Not with an abort: a thread that is inside a library when the interpreter goes takes the process down."""
+    ended = subprocess.run([sys.executable, "-c", LEAVING], check=False, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_closing_ends_every_edit(tmp_path: Path) -> None:
@@ -293,12 +372,53 @@ def test_what_only_spares_time_need_not_be_kept(tmp_path: Path, caplog: pytest.L
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"steps": 4.0}, "steps is 4.0: it must be an integer"),
+        ({"steps": "4"}, "steps is '4': it must be an integer"),
+        ({"steps": True}, "steps is True: it must be an integer"),
+        ({"seed": 1.0}, "seed is 1.0: it must be an integer"),
+        ({"guidance": None}, "guidance is None: it must be a number"),
+        ({"guidance": "7"}, "guidance is '7': it must be a number"),
         ({"aspect_ratio": "5:3"}, "aspect_ratio is '5:3': it must be one of match_input_image, 1:1"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(engine: Engine, values: dict[str, object], message: str) -> None:
     with pytest.raises(EditRefused, match=message):
         engine.edit(PHOTO, "night", **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "prompt is a NoneType: it must be text"),
+        (["a", "b"], "prompt is a list: it must be text"),
+        ("\ud800", "prompt has half of a character in it"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_its_kind(engine: Engine, prompt: object, message: str) -> None:
+    with pytest.raises(EditRefused, match=message):
+        engine.edit(PHOTO, prompt)  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_numbers(engine: Engine) -> None:
+    values = {"steps": np.int64(2), "seed": np.int32(1), "guidance": np.float32(7)}
+    picture = engine.edit(PHOTO, "night", **values)  # type: ignore[arg-type]
+    assert picture.tobytes() == engine.edit(PHOTO, "night", steps=2, seed=1, guidance=7.0).tobytes()
+
+
+def test_a_photo_that_can_t_be_read_is_refused(engine: Engine, tmp_path: Path) -> None:
+    """Cut short, closed, or of no pixels."""
+    whole = io.BytesIO()
+    PHOTO.save(whole, "PNG")
+    cut = Image.open(io.BytesIO(whole.getvalue()[:1000]))
+    PHOTO.save(tmp_path / "photo.png")
+    with Image.open(tmp_path / "photo.png") as closed:
+        pass
+    for photo in (cut, closed):
+        with pytest.raises(EditRefused, match="photo can't be read: "):
+            engine.edit(photo, "night")
+    for size in ((5, 0), (0, 5)):
+        with pytest.raises(EditRefused, match="it must have at least one"):
+            engine.edit(Image.new("RGB", size), "night")
 
 
 @pytest.mark.parametrize("photo", ["photo.jpg", Path("photo.jpg"), np.zeros((8, 8, 3), dtype=np.uint8)])

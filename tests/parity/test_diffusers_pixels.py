@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -63,7 +67,8 @@ def test_real_sizes_agree(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     One model is enough: what the others' blocks compute doesn't depend on the canvas, and a megapixel takes long.
     """
     engine, pipeline = pair
-    case = EditRequest(id="native", prompt="night", photo=PHOTO.resize((640, 352)), steps=1, guidance=2.5, seed=4)
+    # A common shape, of which the exact ratio would choose another size.
+    case = EditRequest(id="native", prompt="night", photo=PHOTO.resize((1080, 1350)), steps=1, guidance=2.5, seed=4)
     monkeypatch.setattr(engine, "model", _native(engine))
     ours = pixels(engine, case)
     _, height, width = ours.shape
@@ -80,6 +85,15 @@ def test_real_sizes_agree(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ).images[0]
     assert theirs.shape == ours.shape
     assert (ours - theirs).abs().max() <= TOLERANCE
+
+
+@given(st.integers(16, 5000), st.integers(16, 5000))
+def test_a_photo_gets_the_size_that_diffusers_gives_it(width: int, height: int) -> None:
+    """Its processor rounds a photo down to whole tokens before its pipeline looks for the nearest size."""
+    processor = VaeImageProcessor(vae_scale_factor=16)
+    rows, columns = processor.get_default_height_width(Image.new("1", (width, height)))
+    theirs = min((abs(columns / rows - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    assert Canvas().nearest((width, height)) == theirs[1:]
 
 
 def _native(engine: Engine) -> stages.Model:

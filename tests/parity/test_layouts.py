@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.engine import CheckpointError, checkpoint, pretrained
-from rekontext.engine.checkpoint import Parts, model_sizes, open_model
+from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.memory import Sizes
 from rekontext.engine.prompt import PromptEncoder
-from rekontext.models import is_hub_id
+from rekontext.models import is_hub_id, mini_folder
 from tests.small_model import SHAPES, Shape, build
 
 State = dict[str, Tensor]
@@ -153,7 +153,7 @@ def test_a_hub_repository_in_shards_is_fetched_whole(folder: Path, hub: Hub) -> 
 def test_a_hub_repository_in_no_layout_of_diffusers_is_refused_before_it_is_fetched(hub: Hub) -> None:
     """ComfyUI's has 12 GB, and could not be opened then."""
     (hub.repository / "model_index.json").unlink()
-    with pytest.raises(CheckpointError, match=r"owner/name on the hub has no model_index\.json"):
+    with pytest.raises(CheckpointError, match=r"owner/name has no model_index\.json on the hub"):
         opened("owner/name")
     assert not hub.fetched
 
@@ -243,6 +243,20 @@ def test_comfyuis_folders(folder: Path, comfyui: Path) -> None:
     assert_same(found, expected)
     assert_same_text(found, expected)
     assert model_sizes(str(comfyui)) == model_sizes(str(folder))
+
+
+def test_a_file_among_comfyuis_checkpoints_finds_them_too(folder: Path, comfyui: Path) -> None:
+    """Where whoever has everything in one file keeps it; what else is in the file isn't read."""
+    checkpoints = comfyui.parent.parent / "checkpoints"
+    comfyui.parent.rename(checkpoints)
+    others = {"vae.decoder.conv_in.weight": torch.zeros(1), "text_encoders.clip_l.x": torch.zeros(1)}
+    rewrite(
+        checkpoints / comfyui.name,
+        lambda state: {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()} | others,
+    )
+    found, expected = opened(str(checkpoints / comfyui.name)), opened(str(folder))
+    assert_same(found, expected)
+    assert_same_text(found, expected)
 
 
 def test_of_several_t5_files_the_one_in_fp8_is_the_last_choice(folder: Path, comfyui: Path) -> None:
@@ -556,6 +570,61 @@ def test_facts_that_fit_no_model_are_named(single: Path, facts: dict[str, object
     (single.parent / "rekontext.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=message):
         opened(str(single))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_without_words_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    """A copy that broke off: the library would read every prompt as the same, and each edit would ignore its own."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / name / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"{name} has no tokenizer\.json or "):
+        opened(str(copy))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    """Its words would be none of the encoder's, and fail at the first edit."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.copy(mini_folder() / name / "tokenizer.json", copy / name / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"words, and its encoder knows \d+: these are parts of different models"):
+        opened(str(copy))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/model.fp8.safetensors",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+    ],
+)
+def test_the_same_weights_in_another_format_beside_them_are_not_read(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / name).write_text("not wanted")
+    assert_same(opened(str(copy)), opened(str(folder)))
+    assert model_sizes(str(copy)) == model_sizes(str(folder))
+
+
+def test_a_link_to_a_folder_is_named_by_itself(folder: Path, tmp_path: Path) -> None:
+    """What it leads to may be called by a commit, as in the hub's cache."""
+    (tmp_path / "kontext").symlink_to(folder)
+    facts = json.loads((folder / "rekontext.json").read_text())
+    assert "name" not in facts
+    assert opened(f"{tmp_path}/kontext/").name == "kontext"
+    assert opened(f"{folder}/transformer/..").name == folder.name
+
+
+def test_a_file_in_another_format_is_refused_by_its_name(tmp_path: Path) -> None:
+    """Whichever way it is looked at first."""
+    file = tmp_path / "flux1-kontext-dev-Q4.gguf"
+    file.write_bytes(b"GGUF")
+    for look in (opened, model_sizes, facts_of):
+        with pytest.raises(CheckpointError, match=r"only \.safetensors files can be opened, not \.gguf"):
+            look(str(file))
 
 
 def test_a_tokenizer_that_was_not_told_its_length_pads_to_the_encoders(folder: Path, tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_a_finished_model_is_trained_further(made: Path, tmp_path: Path) -> None
     assert all(torch.equal(value, vae_after.state_dict()[name]) for name, value in vae_before.state_dict().items())
 
 
+def test_what_was_trained_further_is_trained_further_again(made: Path, tmp_path: Path) -> None:
+    """The state of the training before is another's: it would be taken for this one's end."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    further(SMOKE, begin=made, out=first, runs=tmp_path / "runs", device=torch.device("cpu"))
+    further(SMOKE, begin=first, out=second, runs=tmp_path / "runs", device=torch.device("cpu"))
+    one, two = load(first)[0].state_dict(), load(second)[0].state_dict()
+    assert not all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 def test_diffusers_runs_the_folder_as_our_sampler_does(made: Path) -> None:
     """Same weights, same noise: the recipe's sampler is FluxKontextPipeline's."""
     from diffusers import FluxKontextPipeline

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final, Protocol
 
-from rekontext.api.workbench import Parameters, edit_request, stand_in
+from rekontext.api.workbench import Parameters, edit_request
 from rekontext.contract import EngineFault, Estimate, Fleet, Progress
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, Others, State
@@ -79,7 +79,7 @@ class Forecast:
         return self._ask(job.id, job.parameters, job.account, ahead) if self._fleet.is_ready else None
 
     def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
-        request = edit_request(parameters, job=job, account=account, photo=stand_in(parameters))
+        request = edit_request(parameters, job=job, account=account, photo=None)
         try:
             own = self._fleet.estimate(request)
         except EngineFault:  # it was closed in this very moment

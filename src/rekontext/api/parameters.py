@@ -47,7 +47,7 @@ _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 ALLOWED: Final[Mapping[str, str]] = {
     "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
-    "prompt": f"text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
+    "prompt": f"UTF-8 text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
     "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
     "disable_safety_checker": "true or false",
     "guidance": f"a number from {GUIDANCE_MIN:g} to {GUIDANCE_MAX:g}",
@@ -233,7 +233,7 @@ def shown(value: object) -> object:
         return value
     if isinstance(value, Upload):
         return f"a file of {len(value.data)} bytes"
-    text = value if isinstance(value, str) else _spelled(value)
+    text = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else _spelled(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rekontext.api.edits import EditOrder
 
 _SHOWN_URL_CHARACTERS: Final = 500
-_STAND_IN_SIDE: Final = 64
 
 Parameters = Mapping[str, Any]
 """A job's parameters, as `parameters_of` made them: JSON values from our own database."""
@@ -59,10 +58,16 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
 def edit_request(
     parameters: Parameters, *, job: JobId, account: AccountId, photo: Image.Image | None, is_suspect: bool = False
 ) -> EditRequest:
-    """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted."""
+    """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted.
+
+    Args:
+        photo: None for an estimate, which its size is enough for.
+    """
+    width, height = parameters["input_size"]
     return EditRequest(
         id=job,
         photo=photo,
+        photo_size=(width, height),
         prompt=parameters["prompt"],
         seed=parameters["seed"],
         steps=parameters["num_inference_steps"],
@@ -74,13 +79,6 @@ def edit_request(
         priority=parameters["priority"],
         is_suspect=is_suspect,
     )
-
-
-def stand_in(parameters: Parameters) -> Image.Image:
-    """A blank picture of the input's shape: all that it takes to know how long an edit will take."""
-    width, height = parameters["input_size"]
-    scale = _STAND_IN_SIDE / max(width, height)
-    return Image.new("RGB", (max(1, round(width * scale)), max(1, round(height * scale))))
 
 
 class EditWorkbench:

@@ -165,7 +165,14 @@ def _model(settings: Settings) -> Finding:
 def _large_model(name: str) -> Finding:
     path = local_path(name)
     if path.exists():
-        return Finding(subject="model", verdict="ok", says=f"{path} is there (not opened)")
+        from rekontext.engine import CheckpointError
+        from rekontext.engine.checkpoint import model_sizes
+
+        try:
+            model_sizes(name)
+        except CheckpointError as fault:
+            return Finding(subject="model", verdict="broken", says=str(fault))
+        return Finding(subject="model", verdict="ok", says=f"{path} is there, its weights not read")
     if not is_hub_id(name):
         return Finding(
             subject="model", verdict="broken", says=f"{name} is not there; give a folder, a file or a hub id"

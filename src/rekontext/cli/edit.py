@@ -51,7 +51,7 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
         with console.status(f"Loading {settings.model} …"):
             engine = open_engine(settings)
         started = time.monotonic()
-        with _progress(console, parameters.num_inference_steps) as on_step:
+        with engine, _progress(console, parameters.num_inference_steps) as on_step:
             picture = engine.edit(
                 photo,
                 parameters.prompt,

@@ -10,17 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rekontext.engine.engine import Engine
+    from rekontext.engine.engine import Engine, EngineBroken
     from rekontext.engine.scheduler import Policy
     from rekontext.engine.tensors import CheckpointError
     from rekontext.engine.ticket import EditCancelled, Ticket
 
-__all__ = ["CheckpointError", "EditCancelled", "Engine", "Policy", "Ticket"]
+__all__ = ["CheckpointError", "EditCancelled", "Engine", "EngineBroken", "Policy", "Ticket"]
 
 _FILES: Final = {
     "CheckpointError": "tensors",
     "EditCancelled": "ticket",
     "Engine": "engine",
+    "EngineBroken": "engine",
     "Policy": "scheduler",
     "Ticket": "ticket",
 }

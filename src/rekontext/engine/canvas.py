@@ -81,12 +81,13 @@ class Canvas:
     def nearest(self, size: Size) -> Size:
         """The trained size whose width/height is nearest to that of `size`; of two equally near, the narrower one.
 
+        Whole tokens of `size` count, as in diffusers, so that of two shapes that are about as near both take the same.
         What has one of the canvas's sizes keeps it. On canvases other than the published one that has to be said: their
         sizes are whole tokens, so that their ratios aren't those of the trained sizes any more.
         """
         if size in self.sizes:
             return size
-        width, height = size
+        width, height = (max(side // PIXELS_PER_TOKEN, 1) for side in size)
         _, index = min((abs(width / height - w / h), i) for i, (w, h) in enumerate(TRAINED_SIZES))
         return self.sizes[index]
 
@@ -111,6 +112,8 @@ def stretch(photo: Image.Image, size: Size) -> Image.Image:
 def _flat_rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion clips instead of scaling
         photo = photo.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+    if photo.mode in ("La", "RGBa"):  # colours times opacity, which Pillow converts to nothing but their plain form
+        photo = photo.convert(photo.mode.upper())
     if not photo.has_transparency_data:
         return photo.convert("RGB")
     layered = photo.convert("RGBA")

@@ -227,8 +227,11 @@ def _find(model: str) -> tuple[Path, str]:
     path = local_path(model)
     refuse_pickle(path)
     if path.is_dir():
-        return path, path.resolve().name
+        # A link's own name: what it leads to may be called by a commit.
+        return path, (path.resolve() if ".." in path.parts else path.absolute()).name
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
         return path, path.stem
     if is_hub_id(model):
         return _download(model), model
@@ -272,8 +275,6 @@ def _folder_configs(folder: Path) -> tuple[TransformerConfig, int]:
 
 
 def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
     folder = path.parent
     facts = Facts.beside(folder)
     original = _original(TensorSource([path]), path)
@@ -348,6 +349,16 @@ def _agree(source: TensorSource, config: TransformerConfig, text: dict[str, Any]
                 "these are parts of different models"
             )
 
+    for whose, words, encoder in (
+        ("CLIP", text["clip_tokenizer"], text["clip"]),
+        ("T5", text["t5_tokenizer"], text["t5"]),
+    ):
+        if len(words) > encoder.config.vocab_size:
+            raise CheckpointError(
+                f"{source.label}: the tokenizer of {whose} has {len(words)} words, and its encoder knows "
+                f"{encoder.config.vocab_size}: these are parts of different models"
+            )
+
 
 def _download(hub_id: str) -> Path:
     """Fetch what is read of a hub repository in diffusers' layout, or take it from the local cache."""
@@ -361,6 +372,7 @@ def _download(hub_id: str) -> Path:
             "check the name, the network, and for gated models that HF_TOKEN is set"
         ) from error
     raise CheckpointError(
-        f"{hub_id} on the hub has no model_index.json, so it is no diffusers repository: "
+        f"{hub_id} has no model_index.json on the hub (where that can't be reached, in the local cache of it), "
+        "so it is no diffusers repository: "
         "give one that has, or download the .safetensors file and give its path"
     )

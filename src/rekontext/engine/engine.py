@@ -9,7 +9,9 @@ Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import pickle
 import secrets
 import time
@@ -19,8 +21,9 @@ from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 from typing import Final, cast
+from weakref import WeakSet
 
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -64,6 +67,16 @@ from rekontext.models import MINI
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
 """Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `_know_costs` does."""
 _log = logging.getLogger(__name__)
+
+
+_open: Final[WeakSet[Engine]] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that computes while the interpreter ends takes the process down with an abort."""
+    for engine in list(_open):
+        engine.close()
 
 
 class EngineBroken(RuntimeError):
@@ -115,6 +128,8 @@ class Engine:
         self._device = Device(transformer.device)
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        self._process = os.getpid()
+        _open.add(self)
 
     @classmethod
     def open(
@@ -225,13 +240,14 @@ class Engine:
             seed: the same seed gives the same picture; None draws one.
             aspect_ratio: one of `rekontext.contract.ASPECT_RATIOS`.
             acceleration: "none" is exact; "regular" and "high" leave out transformer passes.
-            on_step: called from the engine's thread after preparing and after every step.
+            on_step: called from the engine's threads after preparing and after every step.
 
         Returns:
             An RGB picture of one of the model's own sizes.
 
         Raises:
-            EditRefused: a value is out of its range, or `photo` is no picture.
+            EditRefused: a value is of the wrong kind or out of its range, or `photo` is no picture or can't be read.
+            RuntimeError, EngineBroken: as `submit`.
         """
         if photo is not None and not isinstance(photo, Image.Image):
             raise EditRefused(
@@ -240,14 +256,19 @@ class Engine:
         request = EditRequest(
             id="",
             prompt=prompt,
-            photo=None if photo is None else ImageOps.exif_transpose(photo),
+            photo=None if photo is None else _upright(photo),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
         )
-        return self.submit(request, on_progress=on_step).result().picture
+        ticket = self.submit(request, on_progress=on_step)
+        try:
+            return ticket.result().picture
+        except BaseException:  # whoever is interrupted doesn't want it any more
+            ticket.cancel()
+            raise
 
     def submit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> Ticket:
         """Queue an edit. Many may be queued: a photo that waits is kept at the size it will be used at, compressed.
@@ -257,7 +278,11 @@ class Engine:
 
         Raises:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
+            EngineBroken: the device failed at an earlier edit.
+            RuntimeError: the engine is closed, or is another process's.
         """
+        if self._process != os.getpid():  # its thread is there, not here: this edit would wait for ever
+            raise RuntimeError("this engine was opened before a fork, by the parent: open one in this process")
         plan = stages.plan(self.model, request)
         parked = park(request.photo, plan, waits=bool(self._tickets))
         with self._changed:
@@ -340,7 +365,11 @@ class Engine:
         self.model.autoencoder.forget()
 
     def close(self) -> None:
-        """Stop within one step. Edits that aren't done fail with `EditCancelled`."""
+        """Stop within one step. Edits that aren't done fail with `EditCancelled`. Not from a listener of an edit."""
+        if self._process != os.getpid():
+            return
+        if current_thread() is self._thread:
+            raise RuntimeError("close was called from the engine's own thread, which it waits for")
         with self._changed:
             self._is_closing = True
             for ticket in self._tickets.values():
@@ -349,6 +378,7 @@ class Engine:
         self._thread.join()
         self._device.close()
         self._save_costs()
+        _open.discard(self)
 
     def _run(self) -> None:
         """The device's thread, up to its end. A fault that no edit can be blamed for ends them all."""
@@ -630,3 +660,12 @@ class Engine:
     @property
     def _costs_file(self) -> Path | None:
         return self._costs_path and costs_file_of(self._costs_path, self.card)
+
+
+def _upright(photo: Image.Image) -> Image.Image:
+    """The photo, read whole and turned as its EXIF says."""
+    try:
+        photo.load()
+        return ImageOps.exif_transpose(photo)
+    except Exception as error:  # each format fails in ways of its own
+        raise EditRefused(f"photo can't be read: {error}") from error

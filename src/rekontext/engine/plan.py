@@ -37,10 +37,10 @@ def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
     Args:
         text_tokens: of every prompt.
     """
-    photo = request.photo
-    size = canvas.output(request.aspect_ratio, photo.size if photo else None)
+    photo_size = request.photo.size if request.photo else request.photo_size
+    size = canvas.output(request.aspect_ratio, photo_size)
     # The reference keeps the photo's own shape even where another ratio is asked for.
-    reference_size = canvas.nearest(photo.size) if photo else None
+    reference_size = canvas.nearest(photo_size) if photo_size else None
     tokens = [_tokens(picture) for picture in (size, reference_size) if picture]
     return Plan(
         size=size,

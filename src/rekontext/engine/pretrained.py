@@ -35,7 +35,15 @@ from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, r
 KONTEXT_HUB_ID: Final = "black-forest-labs/FLUX.1-Kontext-dev"
 TEXT_FOLDERS: Final = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 """Of CLIP, its tokenizer, T5, its tokenizer."""
-_COMFYUI_MODELS: Final = ("diffusion_models", "unet")
+_VOCABULARIES: Final = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+}
+"""The files that one of the tokenizers needs, any of these. The library reads a folder without them as one that knows
+no word, and every prompt as the same."""
+_STEMS: Final = {"vae": "diffusion_pytorch_model"}
+"""Under which name the libraries look for a part's weights, if not as `model`."""
+_COMFYUI_MODELS: Final = ("diffusion_models", "unet", "checkpoints")
 _COMFYUI_TEXT: Final = ("text_encoders", "clip")
 _NOT_LOADED: Final = (
     "lm_head.",
@@ -191,6 +199,8 @@ def open_original_autoencoder(path: Path, changes: dict[str, Any], dtype: torch.
     # Private to diffusers, but the one maintained translation of these names.
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the autoencoder is read from there, not from the transformer's file")
     source = TensorSource([path])
     levels = len({name.split(".")[2] for name in source.names() if name.startswith("encoder.down.")})
     blocks = len({name.split(".")[4] for name in source.names() if name.startswith("encoder.down.0.block.")})
@@ -296,6 +306,9 @@ def _folders(home: Path) -> tuple[Path, ...]:
     for folder in folders:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is missing")
+        any_of = _VOCABULARIES.get(folder.name, ())
+        if any_of and not any(all((folder / name).is_file() for name in files) for files in any_of):
+            raise CheckpointError(f"{folder} has no {' or '.join(' with '.join(files) for files in any_of)} in it")
     return folders
 
 
@@ -311,13 +324,13 @@ def _stored(folder: Path) -> TensorSource:
     """What the weight files of a text encoder or the autoencoder hold."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not any(folder.glob("*.safetensors")):
         found = next((path for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".ckpt"}), None)
         if found:
             refuse_pickle(found)
         raise CheckpointError(f"{folder} has no .safetensors file in it")
-    return TensorSource(files)
+    # Others may lie there, the same in another format: they aren't read.
+    return TensorSource.of_folder(folder, _STEMS.get(folder.name, "model"))
 
 
 def _encoder(kind: Any, folder: Path, file: Path | None, dtype: torch.dtype) -> Any:

@@ -55,8 +55,10 @@ class Ticket:
         """Wait for the picture.
 
         Raises:
-            EditCancelled: the edit was cancelled.
+            EditCancelled: the edit was cancelled, or the engine was closed.
+            EngineBroken: the device failed.
             TimeoutError: it isn't done after `timeout_s`; it goes on.
+            What else the edit failed with, or its listener raised.
         """
         return self.future.result(timeout_s)
 
@@ -76,7 +78,7 @@ class Ticket:
             return
         try:
             self.on_progress(news)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the engine goes on
             fault = error
             self.settle(lambda future: future.set_exception(fault))
             self.cancel()
@@ -96,6 +98,7 @@ def park(photo: Image.Image | None, plan: Plan, *, waits: bool) -> Parked:
         waits: others go first. Then it is kept lossless and small: a thousand waiting edits must fit in memory.
     """
     if photo is None:
+        assert plan.reference_size is None, "planned with a photo that isn't here"
         return None
     assert plan.reference_size is not None, "planned without the photo"
     small = stretch(photo, plan.reference_size)

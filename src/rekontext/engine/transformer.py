@@ -81,7 +81,7 @@ Pass = Callable[["KontextTransformer", Tensor, Conditioning, Tensor], Tensor]
 
 
 class KontextTransformer(nn.Module):
-    """Parameters carry the original checkpoint's names; see `checkpoint.py` for the other layouts.
+    """Parameters carry the original checkpoint's names; see `layouts.py` for the other layouts.
 
     Attributes:
         own_pass: what computes `forward` instead of the blocks' own, by `use_pass`.
