@@ -181,13 +181,13 @@ INSIDE = ["http://127.0.0.1:9/", "http://localhost/", "http://a.localhost./x", "
 async def test_an_address_that_can_t_be_called_is_refused_at_once(make_studio: MakeStudio, url: str) -> None:
     """Not accepted, paid for, and tried for a day."""
     async with make_studio().open() as client:
-        ordered = await client.post("/v2/flux-kontext-dev", json=GOOD | {"webhook_url": url})
+        ordered = await client.post("/v2/flux-kontext-dev", json=GOOD | {"webhook_url": url, "guidance": 99})
         made = await client.post("/console/api/webhooks", json={"url": url})
         good = (await client.post("/console/api/webhooks", json={"url": "https://example.com/"})).json()["webhook"]
         changed = await client.patch(f"/console/api/webhooks/{good['id']}", json={"url": url})
         balance = (await client.get("/v1/get-user-credits")).json()
     assert [ordered.status_code, made.status_code, changed.status_code] == [400, 400, 400]
-    assert [each["parameter"] for each in ordered.json()["errors"]] == ["webhook_url"]
+    assert [each["parameter"] for each in ordered.json()["errors"]] == ["guidance", "webhook_url"]
     for answer in (ordered, made, changed):
         assert "is not a public address" in answer.json()["error"]
     assert balance["credits"] + balance["free-credits"] == 10

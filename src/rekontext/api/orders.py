@@ -79,8 +79,9 @@ class OrderReader:
         body = await read_body(request, self._threads, bytes_max=self._body_bytes_max)
         given, repeated = (body, {}) if isinstance(body, dict) else from_form(body)
         parameters, wrong = parse(given)
-        if parameters is not None and (problem := self._unreachable(parameters.webhook_url)) is not None:
-            parameters, wrong = None, [problem]
+        unreachable = self._unreachable(given.get("webhook_url"))
+        if unreachable is not None:
+            parameters, wrong = None, [*wrong, unreachable]
         return Draft(
             parameters=parameters,
             source=given.get("input_image"),
@@ -122,8 +123,13 @@ class OrderReader:
             body_digest=draft.body_digest,
         )
 
-    def _unreachable(self, webhook_url: str | None) -> Problem | None:
-        why = None if webhook_url is None else self._receivers.refusal(urlsplit(webhook_url).hostname or "")
+    def _unreachable(self, webhook_url: object) -> Problem | None:
+        """What is wrong with a URL that is one."""
+        try:
+            host = urlsplit(webhook_url).hostname if isinstance(webhook_url, str) else None
+        except ValueError:
+            return None
+        why = None if host is None else self._receivers.refusal(host)
         if why is None:
             return None
         return Problem(parameter="webhook_url", value=shown(webhook_url), reason=f"can't be told: {why}")
