@@ -34,7 +34,7 @@ from rekontext.api.edits import SLUG
 from rekontext.api.logs import printable
 from rekontext.api.rows import moment
 from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
-from rekontext.cli.failure import CommandFailed
+from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import DatabaseUnavailable, KeyId
 from rekontext.secret import SecretError
 from rekontext.settings import Settings, SettingsError, load_settings, variable
@@ -219,6 +219,8 @@ def _transact(
         database = open_database(settings)
     except DatabaseUnavailable as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
+    except PermissionError as fault:
+        raise CommandFailed(not_permitted(fault), exit_code=1) from fault
     except (SecretError, ValueError, OSError) as fault:
         raise CommandFailed(str(fault)) from fault
     try:

@@ -1,0 +1,139 @@
+"""The commands of whoever runs the service, on files that aren't theirs, are damaged, or have no room left."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from rekontext.cli import main
+from rekontext.cli.doctor import Finding, examine
+from rekontext.pictures.store import PictureStore, StoreUnavailable
+from rekontext.settings import PREFIX
+
+NOBODY: Final = 65_534
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that every user may enter, no settings, and no device that would have torch imported."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("REKONTEXT_DEVICE", "none")
+    monkeypatch.setenv("COLUMNS", "500")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.chdir(folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Outcome(code=ended.value.code, out=out, err=err)
+
+    return run
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Be one also where the tests run as root, whom no permission stops; the data folder is that one's."""
+    if os.getuid() != 0:
+        yield
+        return
+    for path in (Path("data"), *Path("data").rglob("*")):
+        os.chown(path, NOBODY, -1)
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@contextmanager
+def locked(path: Path, mode: int) -> Iterator[None]:
+    """Give a file or folder another mode for a while."""
+    before = path.stat().st_mode
+    path.chmod(mode)
+    try:
+        yield
+    finally:
+        path.chmod(before)
+
+
+def findings() -> dict[str, Finding]:
+    return {each.subject: each for each in examine("/nowhere/model")}
+
+
+def broken() -> dict[str, str]:
+    return {subject: each.says for subject, each in findings().items() if each.verdict == "broken"}
+
+
+def test_doctor_tells_what_it_may_not_look_at(run: Run, place: Path) -> None:
+    """Another user's folder is a finding like others, told with them and with who should ask."""
+    run("accounts", "create", "alice")
+    with locked(place / "data", 0), ordinary_user():
+        outcome = run("doctor", "--books")
+        said = broken()
+    assert outcome.code == 1
+    assert "all REKONTEXT_* variables are understood" in outcome.out
+    assert "error: broken: database, books, secret, store, disk; " in outcome.err
+    assert said["database"] == (
+        f"{place}/data/rekontext.db can't be reached: Permission denied; run this as the service's user"
+    )
+    assert "run this as the service's user" in said["disk"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["backup", "copy.db"], ["restore", "data/copy.db"], ["accounts", "list"], ["accounts", "create", "b"]]
+)
+def test_a_command_of_another_user_is_one_line(run: Run, place: Path, arguments: list[str]) -> None:
+    """With who should run it; it isn't what was typed that is wrong, so the exit code isn't 2."""
+    run("accounts", "create", "alice")
+    with locked(place / "data", 0), ordinary_user():
+        outcome = run(*arguments)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "data/" in outcome.err
+    assert "can't be reached: Permission denied; run this as the service's user" in outcome.err
+
+
+@pytest.mark.parametrize(("name", "mode"), [("rekontext.db", 0o444), (".", 0o555)])
+def test_doctor_tries_whether_the_database_can_be_written(run: Run, place: Path, name: str, mode: int) -> None:
+    """Reading goes well where `serve` would be refused."""
+    run("accounts", "create", "alice")
+    assert findings()["database"].verdict == "ok"
+    with locked(place / "data" / name, mode), ordinary_user():
+        says = findings()["database"].says
+    assert says.startswith(f"{place / 'data' / name} can't be written; run this as the service's user")
+
+
+def test_a_full_disk_is_told_as_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as if somebody had taken a permission away."""
+    (place / "data" / "store").mkdir(parents=True)
+
+    async def put(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the store could not write 'doctor/tried': No space left on device (os error 28)")
+
+    monkeypatch.setattr(PictureStore, "put", put)
+    assert broken()["store"].endswith("(os error 28); make room there")
