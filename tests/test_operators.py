@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Final
 
 import pytest
 
+from rekontext.accounts import audit
+from rekontext.assembly import open_database
 from rekontext.cli import main
 from rekontext.cli.doctor import Finding, examine
 from rekontext.pictures.store import PictureStore, StoreUnavailable
-from rekontext.settings import PREFIX
+from rekontext.settings import PREFIX, load_settings
 
 NOBODY: Final = 65_534
 
@@ -137,3 +140,37 @@ def test_a_full_disk_is_told_as_one(place: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(PictureStore, "put", put)
     assert broken()["store"].endswith("(os error 28); make room there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["acme", "--credits", "-5"], "-$5.00 can't be added as a grant"),
+        (["  "], "an account's name is blank; allowed: 1 to 200 characters"),
+        (["x" * 201], "an account's name has 1 to 200 characters, this one has 201"),
+    ],
+)
+def test_a_refused_account_leaves_no_database_behind(run: Run, place: Path, arguments: list[str], says: str) -> None:
+    """Nor a secret: the folder may be the wrong one."""
+    outcome = run("accounts", "create", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert says in outcome.err
+    assert list(place.iterdir()) == []
+
+
+def test_the_audit_log_names_the_user_of_the_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever called sudo, which has the service's user act for all of them; else as whom the command ran."""
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    run("accounts", "create", "alice")
+    monkeypatch.setenv("SUDO_USER", "anna")
+    run("keys", "create", "alice")
+    monkeypatch.setenv("SUDO_USER", "\x1b" + "x" * 300)
+    run("credits", "add", "alice", "1")
+    database = open_database(load_settings())
+    try:
+        by = {each.action: each.actor for each in reversed(database.read_sync(audit.records))}
+    finally:
+        database.close()
+    assert by["account.create"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    assert by["key.create"] == "cli:anna"
+    assert by["credits.grant"] == "cli:\\x1b" + "x" * 192

@@ -6,6 +6,8 @@ The server may run meanwhile. Each command is one transaction, with its record i
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,7 +42,7 @@ from rekontext.secret import SecretError
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
-ACTOR: Final = "cli"
+_ACTOR_CHARACTERS_MAX: Final = 200
 _ONCE: Final = "It is shown this once and kept as a hash only."
 _DOUBT: Final = (
     "; it broke off in the commit, so this may have happened: look before you do it again (`rekontext accounts list`, "
@@ -53,6 +55,13 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     """Open an account with its first key."""
     micros = _amount(credits_usd)
     policy = _policy(sync_response=sync_response)
+    # Before there may be a new database, which a call that is refused shouldn't leave behind.
+    try:
+        registry.check_name(name)
+        if micros:
+            ledger.check_amount(micros, "grant")
+    except ValueError as fault:
+        raise CommandFailed(str(fault)) from fault
     account, key = _transact(
         data_dir,
         lambda tx, acts: acts.create_account(tx, name, credits_micros=micros, policy=policy),
@@ -210,7 +219,7 @@ def _transact(
                 f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
             )
         acts = Acts(
-            actor=ACTOR,
+            actor=_actor(),
             ids=random_id,
             randomness=random_bytes,
             pepper=pepper_of(secret_of(settings, old_is_lost=old_secret_is_lost)),
@@ -233,6 +242,19 @@ def _transact(
         raise CommandFailed(f"{fault}{_DOUBT if fault.is_in_doubt else ''}", exit_code=1) from fault
     finally:
         database.close()
+
+
+def _actor() -> str:
+    """Which of the machine's users acts: whoever called sudo, or as whom this runs."""
+    user = os.environ.get("SUDO_USER") or _login()
+    return printable(f"cli:{user}")[:_ACTOR_CHARACTERS_MAX]
+
+
+def _login() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, say
+        return str(os.getuid())
 
 
 def _life(days: float) -> timedelta:
