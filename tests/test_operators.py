@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
-from rekontext.accounts import audit
+from rekontext.accounts import audit, ledger, statement
 from rekontext.assembly import open_database
 from rekontext.cli import main
 from rekontext.cli.doctor import Finding, examine
+from rekontext.database import JobId
 from rekontext.pictures.store import PictureStore, StoreUnavailable
 from rekontext.settings import PREFIX, load_settings
 
@@ -174,3 +178,61 @@ def test_the_audit_log_names_the_user_of_the_machine(run: Run, monkeypatch: pyte
     assert by["account.create"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
     assert by["key.create"] == "cli:anna"
     assert by["credits.grant"] == "cli:\\x1b" + "x" * 192
+
+
+def test_the_books_of_a_month_are_a_bill(run: Run) -> None:
+    """As one document or as lines, with sums."""
+    account = json.loads(run("accounts", "create", "alice", "--credits", "10", "--json").out)["id"]
+    run("credits", "add", "alice", "5", "--kind", "payment", "--note", "invoice \x1b17")
+    now = datetime.now(UTC)
+    database = open_database(load_settings())
+    try:
+        database.transact_sync(lambda tx: ledger.hold(tx, account, 40_000, job=JobId("job-1"), now=now))
+        database.transact_sync(lambda tx: ledger.settle(tx, account, "capture", job=JobId("job-1"), now=now))
+    finally:
+        database.close()
+    told = json.loads(run("credits", "list", "alice", "--json").out)
+    moved = told.pop("transfers")
+    assert told == {
+        "account_id": account,
+        "month": f"{now:%Y-%m}",
+        "payments": 5,
+        "grants": 10,
+        "corrections": 0,
+        "charged": 0.04,
+        "charged_of_paid": 0,
+        "edits": 1,
+    }
+    assert [(each["kind"], each["amount"], each["request_id"]) for each in moved] == [
+        ("grant", 10, None),
+        ("payment", 5, None),
+        ("capture", 0.04, "job-1"),
+    ]
+    lines = run("credits", "list", account, "--month", f"{now:%Y-%m}").out.splitlines()
+    assert lines[0].endswith(f"  grant  $10.00  {moved[0]['actor']}")
+    assert lines[3] == r"  invoice \x1b17"
+    assert lines[4].endswith("  capture  $0.04  job-1")
+    assert lines[5:] == [
+        f"{now:%Y-%m} (UTC): $0.04 charged for edits (1), $0.00 of it from paid credits.",
+        "$5.00 were paid, $10.00 granted, $0.00 corrected.",
+    ]
+    assert "$0.00 charged" in run("credits", "list", "alice", "--month", "2001-02").out
+    for month in ("2026-13", "last", "9999-12"):
+        outcome = run("credits", "list", "alice", "--month", month)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f'--month is "{month}"; allowed: a year and a month, such as 2026-11' in outcome.err
+    assert "there is no account 'bob'" in run("credits", "list", "bob").err
+
+
+def test_a_service_may_write_while_the_books_are_read(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of years take long; else no edit could be accepted meanwhile."""
+    run("accounts", "create", "alice", "--credits", "1")
+    between = statement.between
+
+    def long(*arguments: Any) -> Sequence[statement.Movement]:
+        with closing(sqlite3.connect(place / "data" / "rekontext.db", timeout=0)) as service:
+            service.execute("BEGIN IMMEDIATE")
+            return between(*arguments)
+
+    monkeypatch.setattr(statement, "between", long)
+    assert "$1.00 granted" in run("credits", "list", "alice").out

@@ -250,14 +250,13 @@ def _books(settings: Settings) -> Finding:
     from sqlalchemy import Connection, func, inspect, select
 
     from rekontext.accounts import integrity
-    from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database import Database, DatabaseUnavailable, unhurried
     from rekontext.database.tables import balances, transfers
 
     def look(tx: Connection) -> tuple[str, list[str]]:
         if not inspect(tx).has_table(transfers.name):
             return "none yet", []
-        if tx.dialect.name == "postgresql":
-            tx.exec_driver_sql("SET LOCAL statement_timeout = 0")  # ours is for what callers wait for
+        unhurried(tx)
         accounts, booked = (
             tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (balances, transfers)
         )
