@@ -34,6 +34,15 @@ def test_a_flag_beats_a_variable_beats_dotenv(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.port, settings.host, settings.model) == (3, "b", "from-dotenv")
 
 
+def test_a_data_folder_at_home_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell reads .env; a `~` left as it is would be a folder of that name, wherever the service is started."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    Path(".env").write_text("REKONTEXT_DATA_DIR=~/kept\n")
+    assert load_settings().data_dir == Path("/home/anna/kept")
+    monkeypatch.setenv("REKONTEXT_DATA_DIR", "~nobody-here/kept")
+    assert load_settings().data_dir == Path("~nobody-here/kept")
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """`REKONTEXT_DEVICE=` leaves the default."""
     monkeypatch.setenv("REKONTEXT_DEVICE", "")

@@ -154,6 +154,12 @@ class Settings(BaseSettings):
     )
     webhook_allow: Entries = Field(default=(), description="the same for the receivers of webhooks")
 
+    @field_validator("data_dir")
+    @classmethod
+    def _at_home(cls, value: Path) -> Path:
+        # No shell has read what stands in .env. Path's own raises for a "~name" whose home isn't known.
+        return Path(os.path.expanduser(value))  # noqa: PTH111
+
     @field_validator("device", "fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

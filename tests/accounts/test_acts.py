@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Connection
@@ -55,6 +56,29 @@ def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Act
     assert log[0].details == {"monthly_cap": 1.0, "in_flight_max": 3}
     assert key.secret[7:] not in repr(log)
     assert account.webhook_secret not in repr(log)
+
+
+def test_the_log_says_all_that_a_new_key_may_do(database: Database, acts: Acts, clock: FakeClock) -> None:
+    """The key itself is gone a month after it is closed."""
+    account, _ = database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+    policy = KeyPolicy(
+        name="ci",
+        scopes=frozenset({"read", "edit"}),
+        requests_per_minute=7,
+        models=frozenset({"flux-kontext-dev"}),
+        expires_at=clock.now() + timedelta(days=1),
+        sync_response="json",
+    )
+    database.transact_sync(lambda tx: acts.create_key(tx, account.id, policy))
+    assert database.read_sync(audit.records)[0].details == {
+        "account": account.id,
+        "name": "ci",
+        "scopes": ["edit", "read"],
+        "requests_per_minute": 7,
+        "models": ["flux-kontext-dev"],
+        "expires_at": (clock.now() + timedelta(days=1)).isoformat(),
+        "sync_response": "json",
+    }
 
 
 def test_an_act_that_fails_leaves_nothing(database: Database, acts: Acts) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 import pytest
@@ -104,7 +104,7 @@ async def test_what_is_restored_after_a_kill_is_the_backup(studio: Studio, tmp_p
         assert "is there already" in rekontext(data_dir, "backup", copy).stderr
         after = await edit(url, studio.key, 3)
         refused = rekontext(data_dir, "restore", copy)
-        assert (refused.returncode, refused.stdout) == (2, "")
+        assert (refused.returncode, refused.stdout) == (1, "")
         assert "is in use: stop every server" in refused.stderr
         process.kill()
         await process.wait()
@@ -158,6 +158,46 @@ def test_a_copy_that_is_no_good_is_not_put_back(studio: Studio, tmp_path: Path, 
         assert str(copy) in outcome.stderr
         assert says in outcome.stderr
         assert sorted(path.name for path in data_dir.iterdir()) == there
+
+
+@pytest.mark.parametrize("table", ["ledger_entries", "jobs"])
+def test_a_damaged_database_is_not_copied(studio: Studio, tmp_path: Path, here: Command, table: str) -> None:
+    """Whoever keeps the last few copies would lose the good ones; it isn't the caller's fault, and nothing is left."""
+    data_dir = studio.options.data_dir
+    with sqlite3.connect(data_dir / DATABASE) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # every page is in the file
+        [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+        [page] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()
+    connection.close()
+    with (data_dir / DATABASE).open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xa5" * page_bytes)
+    outcome = here(data_dir, "backup", tmp_path / "copy.db")
+    assert (outcome.returncode, outcome.stdout, outcome.stderr.count("\n")) == (1, "", 1)
+    assert f"{data_dir / DATABASE} is damaged (" in outcome.stderr
+    assert files(tmp_path, "copy.db*") == {}
+
+
+def test_a_backup_that_finds_no_room_is_not_bad_input(
+    studio: Studio, tmp_path: Path, here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1: the same call does better once there is room. A name that is taken stays taken, which is 2."""
+    data_dir, copy = studio.options.data_dir, tmp_path / "copy.db"
+    connect = sqlite3.connect
+
+    def small(where: str, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(where, **options)
+        if copy.name in where:
+            connection.execute("PRAGMA max_page_count = 2")
+        return connection
+
+    monkeypatch.setattr("rekontext.database.copies.sqlite3.connect", small)
+    outcome = here(data_dir, "backup", copy)
+    assert (outcome.returncode, outcome.stdout) == (1, "")
+    assert f"can't be copied to {copy}: database or disk is full" in outcome.stderr
+    monkeypatch.undo()
+    copy.touch()
+    assert here(data_dir, "backup", copy).returncode == 2
 
 
 def test_a_backup_is_put_where_nothing_was(studio: Studio, tmp_path: Path, here: Command) -> None:

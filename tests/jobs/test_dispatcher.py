@@ -199,6 +199,7 @@ async def test_an_edit_that_never_ends_is_stopped(office: Office, store: Picture
     async with plant.at_work():
         failed = await plant.ended(await submit(plant))
     assert (failed.error_code, gate.stopped.is_set()) == ("edit_timeout", True)
+    assert failed.error == "The edit was not done within 0.5 s."
 
 
 async def test_cancelling_a_running_job_stops_it_at_once(plant: Plant) -> None:

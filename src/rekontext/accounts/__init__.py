@@ -3,7 +3,7 @@
 Repository functions take an open transaction (`Connection`) and are called through `Database.transact` or `read`.
 """
 
-from rekontext.accounts import audit, integrity, keys, ledger, peppers, registry
+from rekontext.accounts import audit, integrity, keys, ledger, peppers, registry, statement
 from rekontext.accounts.acts import FIRST_ACCOUNT, Acts
 from rekontext.accounts.audit import AuditRecord
 from rekontext.accounts.errors import (
@@ -65,5 +65,6 @@ __all__ = [
     "parse_usd",
     "peppers",
     "registry",
+    "statement",
     "usd",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Unpack
 
 from sqlalchemy import Connection, func, select
@@ -29,7 +29,7 @@ class Acts:
     """Who acts, and what acts draw on.
 
     Attributes:
-        actor: "cli", "first start", or the id of a key.
+        actor: "cli:" and a user of the machine, "first start", or the id of a key.
     """
 
     actor: str
@@ -107,7 +107,9 @@ class Acts:
             randomness=self.randomness,
             now=self.now(),
         )
-        self._record(tx, "key.create", made.key.id, account=account, name=policy.name, scopes=sorted(policy.scopes))
+        ends = policy.expires_at
+        may = policy.columns() | {"expires_at": None if ends is None else ends.astimezone(UTC).isoformat()}
+        self._record(tx, "key.create", made.key.id, account=account, **may)
         return made
 
     def revoke_key(self, tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:

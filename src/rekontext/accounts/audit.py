@@ -15,7 +15,10 @@ PAGE_MAX = 500
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRecord:
-    """One act. `actor` is "cli", "first start" or a key's id, `subject` the id of what was acted on."""
+    """One act.
+
+    `actor` is "cli:" and a user of the machine, "first start" or a key's id; `subject` the id of what was acted on.
+    """
 
     id: int
     at: datetime

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Text, bindparam, cast, func, insert, select, update
 
@@ -67,6 +67,14 @@ class KeyPolicy:
             raise ValueError(f"requests_per_minute is {self.requests_per_minute}; allowed: 1 or more, or none")
         if self.sync_response not in get_args(SyncResponse):
             raise ValueError(f"sync_response is {self.sync_response!r}; allowed: image, json")
+
+    def columns(self) -> dict[str, Any]:
+        """As it is kept: sets as sorted lists."""
+        return {
+            **vars(self),
+            "scopes": sorted(self.scopes),
+            "models": None if self.models is None else sorted(self.models),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +196,10 @@ def create(
         insert(api_keys).values(
             id=key,
             account_id=account,
-            name=policy.name,
             digest=digest(secret, pepper),
             hint=made.hint,
-            scopes=sorted(policy.scopes),
-            models=None if policy.models is None else sorted(policy.models),
-            requests_per_minute=policy.requests_per_minute,
-            sync_response=policy.sync_response,
             created_at=now,
-            expires_at=policy.expires_at,
+            **policy.columns(),
         )
     )
     return NewKey(key=made, secret=secret)

@@ -146,6 +146,19 @@ def lock(tx: Connection, account: AccountId) -> Balance:
     return _balance(tx, account, lock=True)
 
 
+def check_amount(amount_micros: int, source: Source) -> None:
+    """Return if so much can be put on an account, whatever it has.
+
+    Raises:
+        ValueError: the amount is out of range.
+    """
+    if not 0 < (abs(amount_micros) if source == "correction" else amount_micros) <= AMOUNT_MICROS_MAX:
+        raise ValueError(
+            f"{format_usd(amount_micros)} can't be added as a {source}; "
+            "allowed: more than $0.00, or a correction of less"
+        )
+
+
 def add(
     tx: Connection, account: AccountId, amount_micros: int, *, source: Source, actor: str, now: datetime, note: str = ""
 ) -> Balance:
@@ -159,11 +172,7 @@ def add(
         CorrectionTooLarge: the correction takes more than can be spent.
         ValueError: the amount is out of range.
     """
-    if not 0 < (abs(amount_micros) if source == "correction" else amount_micros) <= AMOUNT_MICROS_MAX:
-        raise ValueError(
-            f"{format_usd(amount_micros)} can't be added as a {source}; "
-            "allowed: more than $0.00, or a correction of less"
-        )
+    check_amount(amount_micros, source)
     before = lock(tx, account)
     if before.available_micros + amount_micros < 0:
         raise CorrectionTooLarge(

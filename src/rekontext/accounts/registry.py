@@ -53,6 +53,18 @@ _WITH_BALANCE: Final = select(accounts, *ledger.BALANCE_COLUMNS).join(balances, 
 _WITH_BALANCE_LOCKED: Final = _WITH_BALANCE.where(accounts.c.id == bindparam("account")).with_for_update(of=balances)
 
 
+def check_name(name: str) -> None:
+    """Return if an account may have this name, as far as it is for the name.
+
+    Raises:
+        ValueError: it is blank or too long.
+    """
+    if not name.strip():
+        raise ValueError(f"an account's name is blank; allowed: 1 to {NAME_CHARACTERS_MAX} characters, not all blank")
+    if len(name) > NAME_CHARACTERS_MAX:
+        raise ValueError(f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(name)}")
+
+
 def create(
     tx: Connection,
     name: str,
@@ -67,10 +79,9 @@ def create(
 
     Raises:
         NameTaken: another account has this name.
-        ValueError: the name is empty or too long, or a limit is out of range.
+        ValueError: the name is blank or too long, or a limit is out of range.
     """
-    if not 0 < len(name.strip()) <= NAME_CHARACTERS_MAX:
-        raise ValueError(f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(name)}")
+    check_name(name)
     _check_limits(monthly_cap_micros, in_flight_max)
     made = Account(
         id=account,

@@ -6,8 +6,10 @@ The server may run meanwhile. Each command is one transaction, with its record i
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,20 +29,22 @@ from rekontext.accounts import (
     ledger,
     parse_usd,
     registry,
+    statement,
     usd,
 )
 from rekontext.accounts.ledger import Source
+from rekontext.accounts.statement import Movement
 from rekontext.api.edits import SLUG
 from rekontext.api.logs import printable
 from rekontext.api.rows import moment
 from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
-from rekontext.cli.failure import CommandFailed
-from rekontext.database import DatabaseUnavailable, KeyId
+from rekontext.cli.failure import CommandFailed, not_permitted
+from rekontext.database import DatabaseUnavailable, KeyId, unhurried
 from rekontext.secret import SecretError
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
-ACTOR: Final = "cli"
+_ACTOR_CHARACTERS_MAX: Final = 200
 _ONCE: Final = "It is shown this once and kept as a hash only."
 _DOUBT: Final = (
     "; it broke off in the commit, so this may have happened: look before you do it again (`rekontext accounts list`, "
@@ -53,6 +57,13 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     """Open an account with its first key."""
     micros = _amount(credits_usd)
     policy = _policy(sync_response=sync_response)
+    # Before there may be a new database, which a call that is refused shouldn't leave behind.
+    try:
+        registry.check_name(name)
+        if micros:
+            ledger.check_amount(micros, "grant")
+    except ValueError as fault:
+        raise CommandFailed(str(fault)) from fault
     account, key = _transact(
         data_dir,
         lambda tx, acts: acts.create_account(tx, name, credits_micros=micros, policy=policy),
@@ -179,6 +190,38 @@ def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     _say(as_json, _balance(balance), f"{_spendable(balance)}.")
 
 
+def list_credits(account: str, *, month: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """What moved on an account in a calendar month (UTC): its bill."""
+    start, end = _month(month)
+
+    def look(tx: Connection, _: Acts) -> tuple[Account, Sequence[Movement]]:
+        unhurried(tx)
+        owner = registry.find(tx, account)
+        return owner, statement.between(tx, owner.id, start, end)
+
+    owner, moved = _transact(data_dir, look, only_reads=True)
+    charges = [each for each in moved if each.kind == "capture"]
+    paid, given, corrected, charged = (
+        statement.total_micros(moved, kind) for kind in ("payment", "grant", "correction", "capture")
+    )
+    of_paid = sum(each.of_paid_micros for each in charges)
+    sums = {
+        "payments": usd(paid),
+        "grants": usd(given),
+        "corrections": usd(corrected),
+        "charged": usd(charged),
+        "charged_of_paid": usd(of_paid),
+        "edits": len(charges),
+    }
+    edits = f"{format_usd(charged)} charged for edits ({len(charges)}), {format_usd(of_paid)} of it from paid credits"
+    put = f"{format_usd(paid)} were paid, {format_usd(given)} granted, {format_usd(corrected)} corrected"
+    _say(
+        as_json,
+        {"account_id": owner.id, "month": f"{start:%Y-%m}", **sums, "transfers": [_movement(each) for each in moved]},
+        "\n".join([*map(_movement_block, moved), f"{start:%Y-%m} (UTC): {edits}.", f"{put}."]),
+    )
+
+
 def _settings(data_dir: Path | None) -> Settings:
     try:
         return load_settings(data_dir=data_dir)
@@ -191,6 +234,7 @@ def _transact(
     work: Callable[[Connection, Acts], T],
     *,
     may_be_new: bool = False,
+    only_reads: bool = False,
     old_secret_is_lost: bool = False,
 ) -> T:
     """Run one act on the database of the settings.
@@ -198,6 +242,7 @@ def _transact(
     Args:
         may_be_new: whether to make a database where there is none. Else a command in the wrong folder would leave an
             empty one there, and say that nobody has an account.
+        only_reads: whether a service may write meanwhile, for an act that takes long.
         old_secret_is_lost: whether to make a secret beside a database that had another.
 
     Raises:
@@ -210,7 +255,7 @@ def _transact(
                 f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
             )
         acts = Acts(
-            actor=ACTOR,
+            actor=_actor(),
             ids=random_id,
             randomness=random_bytes,
             pepper=pepper_of(secret_of(settings, old_is_lost=old_secret_is_lost)),
@@ -219,10 +264,13 @@ def _transact(
         database = open_database(settings)
     except DatabaseUnavailable as fault:
         raise CommandFailed(str(fault), exit_code=1) from fault
+    except PermissionError as fault:
+        raise CommandFailed(not_permitted(fault), exit_code=1) from fault
     except (SecretError, ValueError, OSError) as fault:
         raise CommandFailed(str(fault)) from fault
     try:
-        return database.transact_sync(lambda tx: work(tx, acts))
+        run = database.read_sync if only_reads else database.transact_sync
+        return run(lambda tx: work(tx, acts))
     except PepperChanged as fault:
         raise CommandFailed(str(wrong_secret(settings))) from fault
     except (AccountRefused, ValueError) as fault:
@@ -233,11 +281,34 @@ def _transact(
         database.close()
 
 
+def _actor() -> str:
+    """Which of the machine's users acts: whoever called sudo, or as whom this runs."""
+    user = os.environ.get("SUDO_USER") or _login()
+    return printable(f"cli:{user}")[:_ACTOR_CHARACTERS_MAX]
+
+
+def _login() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, say
+        return str(os.getuid())
+
+
 def _life(days: float) -> timedelta:
     life = timedelta(days=days)
     if not life:
         raise CommandFailed(f"--expires-in-days is {days:g}: the key would never open anything; allowed: more than 0")
     return life
+
+
+def _month(text: str | None) -> tuple[datetime, datetime]:
+    """The first moments of the month that is meant, and of the one after it."""
+    try:
+        some = SystemClock().now() if text is None else datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC)
+        start = ledger.month_start(some.astimezone(UTC))
+        return start, ledger.month_start(start + timedelta(days=31))
+    except (ValueError, OverflowError):
+        raise CommandFailed(f'--month is "{text}"; allowed: a year and a month, such as 2026-11') from None
 
 
 def _policy(**values: Any) -> KeyPolicy:
@@ -274,6 +345,17 @@ def _balance(balance: Balance) -> dict[str, object]:
     }
 
 
+def _movement(each: Movement) -> dict[str, object]:
+    return {
+        "at": moment(each.at),
+        "kind": each.kind,
+        "amount": usd(each.amount_micros),
+        "request_id": each.job_id,
+        "actor": each.actor,
+        "note": each.note,
+    }
+
+
 def _key(key: ApiKey) -> dict[str, object]:
     policy = key.policy
     return {
@@ -299,6 +381,13 @@ def _spendable(balance: Balance) -> str:
 def _account_block(account: Account, balance: Balance) -> str:
     """For narrow windows and pipes: what may be long, its name, has a line of its own."""
     return f"{account.id}  opened {moment(account.created_at)}\n  {_spendable(balance)}\n  {printable(account.name)}"
+
+
+def _movement_block(each: Movement) -> str:
+    """As `_account_block`: a note has a line of its own."""
+    whose = each.job_id or printable(each.actor)
+    note = f"\n  {printable(each.note)}" if each.note else ""
+    return f"{moment(each.at)}  {each.kind}  {format_usd(each.amount_micros)}  {whose}{note}"
 
 
 def _key_block(key: ApiKey, now: datetime) -> str:

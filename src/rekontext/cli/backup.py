@@ -9,10 +9,10 @@ import typer
 from sqlalchemy import Connection, inspect
 
 from rekontext.assembly import where_secret
-from rekontext.cli.failure import CommandFailed
+from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.address import sqlite_file
-from rekontext.database.copies import CopyRefused, back_up, put_back
+from rekontext.database.copies import CopyFailed, CopyRefused, back_up, put_back
 from rekontext.database.tables import accounts
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock
@@ -22,13 +22,17 @@ def run_backup(to: Path, *, data_dir: Path | None) -> None:
     """Write a copy of the database while the service goes on.
 
     Raises:
-        CommandFailed: there is no SQLite database, or the copy can't be written.
+        CommandFailed: there is no SQLite database, it is damaged or another user's, or the copy can't be written.
     """
     settings, file = _find(data_dir)
     try:
         back_up(file, to)
     except CopyRefused as fault:
         raise CommandFailed(str(fault)) from fault
+    except CopyFailed as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
+    except PermissionError as fault:
+        raise CommandFailed(not_permitted(fault), exit_code=1) from fault
     typer.echo(
         f"{file} is copied to {to}. Its keys open nothing without the secret: keep {where_secret(settings)} too."
     )
@@ -45,6 +49,10 @@ def run_restore(copy: Path, *, data_dir: Path | None) -> None:
         replaced = put_back(copy, file, check=lambda new: _check(new, copy), now=SystemClock().now())
     except CopyRefused as fault:
         raise CommandFailed(str(fault)) from fault
+    except CopyFailed as fault:
+        raise CommandFailed(str(fault), exit_code=1) from fault
+    except PermissionError as fault:
+        raise CommandFailed(not_permitted(fault), exit_code=1) from fault
     was = "" if replaced is None else f" What was there is in {replaced}."
     typer.echo(f"{file} is {copy} again.{was} It goes with the secret of its time: {where_secret(settings)}.")
 

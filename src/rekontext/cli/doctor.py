@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rekontext import __version__
-from rekontext.cli.failure import CommandFailed
+from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.contract import EditRefused
 from rekontext.models import MINI, is_hub_id, local_path
 from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings, variable
@@ -82,19 +83,27 @@ def examine(model: str | None, data_dir: Path | None = None, *, books: bool = Fa
         yield _packages(missing)
         if not missing:
             yield from _devices(settings)
-            yield _model(settings)
+            yield _told("model", _model, settings)
     else:
         says = "none here: processes with devices that share the database run the edits"
         yield Finding(subject="device", verdict="ok", says=says)
-    yield _database(settings)
+    yield _told("database", _database, settings)
     if books:
-        yield _books(settings)
-    yield _secret(settings)
-    yield _store(settings)
+        yield _told("books", _books, settings)
+    yield _told("secret", _secret, settings)
+    yield _told("store", _store, settings)
     yield _rate_limits(settings)
     yield _safety(settings)
     yield _memory(settings)
-    yield _disk(settings.data_dir)
+    yield _told("disk", _disk, settings)
+
+
+def _told(subject: str, look: Callable[[Settings], Finding], settings: Settings) -> Finding:
+    """What `look` finds. That this user may not look there is a finding, too, and no reason to keep back the others."""
+    try:
+        return look(settings)
+    except PermissionError as fault:
+        return Finding(subject=subject, verdict="broken", says=not_permitted(fault))
 
 
 def _packages(missing: list[str]) -> Finding:
@@ -217,11 +226,17 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database.address import sqlite_file
 
     subject = "database"
     path = settings.database_file
     if settings.database_url is None and not path.exists():
         return Finding(subject=subject, verdict="ok", says=f"SQLite, {path} (to be made)")
+    file = sqlite_file(settings.database)
+    for place in () if file is None else (file.parent, file):
+        if place.exists() and not os.access(place, os.W_OK):  # reading alone, as below, would go well
+            says = f"{place} can't be written; run this as the service's user, which must be able to write there"
+            return Finding(subject=subject, verdict="broken", says=says)
     try:
         database = Database.open(settings.database, connections=1, migrate=False)
     except ValueError as fault:
@@ -242,14 +257,13 @@ def _books(settings: Settings) -> Finding:
     from sqlalchemy import Connection, func, inspect, select
 
     from rekontext.accounts import integrity
-    from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database import Database, DatabaseUnavailable, unhurried
     from rekontext.database.tables import balances, transfers
 
     def look(tx: Connection) -> tuple[str, list[str]]:
         if not inspect(tx).has_table(transfers.name):
             return "none yet", []
-        if tx.dialect.name == "postgresql":
-            tx.exec_driver_sql("SET LOCAL statement_timeout = 0")  # ours is for what callers wait for
+        unhurried(tx)
         accounts, booked = (
             tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (balances, transfers)
         )
@@ -389,11 +403,10 @@ def _store(settings: Settings) -> Finding:
         asyncio.run(try_it())
     except Exception as fault:  # each store fails in ways of its own
         why = str(fault).strip().partition("\n")[0] or type(fault).__name__
-        todo = (
-            f"see {variable('store_url')} and the store's credentials"
-            if settings.store_url
-            else "let this user write there"
-        )
+        if settings.store_url:
+            todo = f"see {variable('store_url')} and the store's credentials"
+        else:
+            todo = "make room there" if os.strerror(errno.ENOSPC) in why else "let this user write there"
         return Finding(subject=subject, verdict="broken", says=f"{where}{why}; {todo}")
     return Finding(subject=subject, verdict="ok", says=f"{where}an object can be written, read and removed")
 
@@ -422,17 +435,21 @@ def _available_memory_bytes() -> int | None:
     return None
 
 
-def _disk(data_dir: Path) -> Finding:
-    place = data_dir.absolute()
+def _disk(settings: Settings) -> Finding:
+    place = data_dir = settings.data_dir.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        return Finding(subject="disk", verdict="broken", says=f"{place} can't be written; set REKONTEXT_DATA_DIR")
+        return Finding(
+            subject="disk",
+            verdict="broken",
+            says=f"{place} can't be written; run this as the service's user, or set REKONTEXT_DATA_DIR",
+        )
     if free < _DISK_NEEDED_BYTES:
         return Finding(
             subject="disk",
             verdict="broken",
-            says=f"{free / _GIB:.1f} GiB free for {data_dir.absolute()}; make room or set REKONTEXT_DATA_DIR",
+            says=f"{free / _GIB:.1f} GiB free for {data_dir}; make room or set REKONTEXT_DATA_DIR",
         )
-    return Finding(subject="disk", verdict="ok", says=f"{free / _GIB:.1f} GiB free for {data_dir.absolute()}")
+    return Finding(subject="disk", verdict="ok", says=f"{free / _GIB:.1f} GiB free for {data_dir}")

@@ -174,6 +174,21 @@ def add_credits(
     accounts.add_credits(account, amount, kind=kind.value, note=note, data_dir=data_dir, as_json=as_json)
 
 
+@credits.command("list")
+def list_credits(
+    account: AccountName,
+    month: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM", help="Which month, in UTC.", show_default="this month")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """What was put on an account in a month, and what each edit took from it: the books, for a bill."""
+    from rekontext.cli import accounts
+
+    accounts.list_credits(account, month=month, data_dir=data_dir, as_json=as_json)
+
+
 @credits.command("show")
 def show_credits(account: AccountName, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """What an account has."""

@@ -1,7 +1,7 @@
 """Tables, migrations and transactions, on SQLite (embedded) or PostgreSQL. Knows no rules of the service."""
 
 from rekontext.database.tables import AccountId, DeliveryId, EndpointId, JobId, KeyId
-from rekontext.database.transactions import Database, DatabaseUnavailable, Synchronous
+from rekontext.database.transactions import Database, DatabaseUnavailable, Synchronous, unhurried
 
 __all__ = [
     "AccountId",
@@ -12,4 +12,5 @@ __all__ = [
     "JobId",
     "KeyId",
     "Synchronous",
+    "unhurried",
 ]

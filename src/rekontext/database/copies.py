@@ -23,20 +23,33 @@ _LOCK_BYTES: Final = 512
 
 
 class CopyRefused(ValueError):
-    """The copy can't be made or put back; nothing was changed. The message says why."""
+    """A file that was named can't be the one that is meant; nothing was changed. The message says why."""
+
+
+class CopyFailed(RuntimeError):
+    """The copy can't be made or put back for now; nothing was changed. The message says why."""
 
 
 def back_up(file: Path, to: Path) -> None:
     """Write the database's state of this moment into the one new file `to`, readable by its owner only.
 
-    Services may go on writing meanwhile.
+    Services may go on writing meanwhile. On a large database the look for damage takes seconds.
 
     Raises:
-        CopyRefused: there is no database, `to` is there already, or one of them can't be read or written.
+        CopyRefused: there is no database, or `to` is there already.
+        CopyFailed: one of them can't be read or written, or the database is damaged.
+        PermissionError: this user may not look whether there is a database.
     """
     if not file.is_file():
         raise CopyRefused(f"there is no database {file}")
     _copy(file, to)
+    # A copy has the damage too. Taken for good, it would in time take the place of the last one that is.
+    try:
+        if damage := _damage(to):
+            raise CopyFailed(f"{file} is damaged ({damage}), so there is no new copy: keep the earlier ones")
+    except BaseException:
+        _remove(to)
+        raise
 
 
 def put_back(copy: Path, file: Path, *, check: Callable[[Path], None], now: datetime) -> Path | None:
@@ -51,7 +64,9 @@ def put_back(copy: Path, file: Path, *, check: Callable[[Path], None], now: date
         The folder; None if nothing was there.
 
     Raises:
-        CopyRefused: a process has the database open, or one of the files can't be read or written.
+        CopyRefused: there is no such copy.
+        CopyFailed: a process has the database open, or one of the files can't be read or written.
+        PermissionError: this user may not look whether there is such a copy.
     """
     if not copy.is_file():
         raise CopyRefused(f"there is no file {copy}")
@@ -60,7 +75,7 @@ def put_back(copy: Path, file: Path, *, check: Callable[[Path], None], now: date
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _remove(new)  # of an attempt that was killed
     except OSError as fault:
-        raise CopyRefused(f"{file.parent} can't be written: {fault.strerror}") from fault
+        raise CopyFailed(f"{file.parent} can't be written: {fault.strerror}") from fault
     _copy(copy, new)
     try:
         check(new)
@@ -69,7 +84,7 @@ def put_back(copy: Path, file: Path, *, check: Callable[[Path], None], now: date
             new.rename(file)
             _sync(file.parent)
     except OSError as fault:
-        raise CopyRefused(f"{file} can't be replaced: {fault.strerror}") from fault
+        raise CopyFailed(f"{file} can't be replaced: {fault.strerror}") from fault
     finally:
         _remove(new)
     return folder
@@ -81,7 +96,7 @@ def _copy(source: Path, to: Path) -> None:
     except FileExistsError as fault:
         raise CopyRefused(f"{to} is there already; give the name of a new file") from fault
     except OSError as fault:
-        raise CopyRefused(f"{to} can't be written: {fault.strerror}") from fault
+        raise CopyFailed(f"{to} can't be written: {fault.strerror}") from fault
     try:
         with closing(_connect(source)) as old, closing(_connect(to)) as new:
             old.backup(new)
@@ -90,10 +105,20 @@ def _copy(source: Path, to: Path) -> None:
         _sync(to.absolute().parent)
     except (sqlite3.Error, OSError) as fault:
         _remove(to)
-        raise CopyRefused(f"{source} can't be copied to {to}: {fault}") from fault
+        raise CopyFailed(f"{source} can't be copied to {to}: {fault}") from fault
     except BaseException:
         _remove(to)
         raise
+
+
+def _damage(copy: Path) -> str | None:
+    """What SQLite finds wrong with a file, on one line; None if nothing."""
+    try:
+        with closing(_connect(copy)) as connection:
+            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as fault:
+        return str(fault)
+    return None if found == "ok" else " ".join(found.split())
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -106,7 +131,7 @@ def _nobody_has(file: Path) -> Iterator[None]:
     """Keep SQLite, in every other process, from opening the file.
 
     Raises:
-        CopyRefused: one has it open.
+        CopyFailed: one has it open.
     """
     try:
         handle = os.open(file, os.O_RDWR)
@@ -118,7 +143,7 @@ def _nobody_has(file: Path) -> Iterator[None]:
     except OSError as fault:
         os.close(handle)
         if fault.errno in (errno.EACCES, errno.EAGAIN):
-            raise CopyRefused(f"{file} is in use: stop every server and command that has it open first") from fault
+            raise CopyFailed(f"{file} is in use: stop every server and command that has it open first") from fault
         raise
     try:
         yield

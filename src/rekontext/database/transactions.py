@@ -222,6 +222,12 @@ class Database:
         self._write.dispose()
 
 
+def unhurried(tx: Connection) -> None:
+    """Let this transaction's statements take as long as they do: the bound is for what callers wait for."""
+    if tx.dialect.name == "postgresql":
+        tx.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
 def _postgres_arguments(url: URL) -> dict[str, str | int]:
     """What a connection is given besides what the URL says, which goes first but for the options that we rely on.
 

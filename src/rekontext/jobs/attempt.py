@@ -95,9 +95,7 @@ class Attempts:
         except EditRefused as refusal:
             return Failed(code=refusal.code, error=str(refusal), retry=False)
         except TimeoutError:
-            return Failed(
-                code="edit_timeout", error=f"The edit was not done within {self.run_s_max:.0f} s.", retry=True
-            )
+            return Failed(code="edit_timeout", error=f"The edit was not done within {self.run_s_max:g} s.", retry=True)
         except SafetyUnavailable as fault:
             _log.error("safety_unavailable", job=job.id, attempt=job.attempt, fault=str(fault))
             unchecked = "The picture couldn't be checked, so it isn't handed out."
