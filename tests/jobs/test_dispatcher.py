@@ -199,6 +199,35 @@ async def test_an_edit_that_never_ends_is_stopped(office: Office, store: Picture
     async with plant.at_work():
         failed = await plant.ended(await submit(plant))
     assert (failed.error_code, gate.stopped.is_set()) == ("edit_timeout", True)
+    assert failed.error == "The edit was not done within 0.5 s."
+
+
+async def test_why_an_attempt_failed_is_in_the_log_though_the_edit_is_tried_again(
+    office: Office, store: PictureStore
+) -> None:
+    """The job has no error then; and whoever logs nothing below warnings hears of it too."""
+    office.patience = Patience(faults_max=2, backoff_s=0)
+    plant = Plant(office=office, objects=store, run_s_max=0.5, fleet=FakeFleet(behaviours=[Gate(), at_once]))
+    with capture_logs() as lines:
+        async with plant.at_work():
+            done = await plant.ended(await submit(plant))
+    assert (done.state, done.attempt) == (State.COMPLETED, 2)
+    told = [(line["event"], line["log_level"], line["attempt"], line.get("code")) for line in lines]
+    assert told == [
+        ("edit_failed", "error", 1, "edit_timeout"),
+        ("edit_waits_again", "info", 1, "edit_timeout"),
+        ("edit_ended", "info", 2, None),
+    ]
+
+
+async def test_whose_edit_was_taken_back_is_in_the_log(office: Office, store: PictureStore) -> None:
+    """Its row doesn't say any more which worker died, nor why it waits again."""
+    office.start()
+    office.clock.advance(60)
+    with capture_logs() as lines:
+        await Plant(office=office, objects=store, worker="another").dispatcher.recover()
+    told = [(line["event"], line.get("worker"), line["code"]) for line in lines]
+    assert told == [("job_recovered", "worker", "worker_lost"), ("edit_waits_again", None, "worker_lost")]
 
 
 async def test_cancelling_a_running_job_stops_it_at_once(plant: Plant) -> None:

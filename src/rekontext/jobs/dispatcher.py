@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from rekontext.contract import Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, Traces, settle
+from rekontext.jobs.attempt import Attempts, Ending, Failed, HandedBack, Made, Stopped, Traces, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
@@ -367,9 +367,18 @@ class Dispatcher:
             changed = await self._answered(
                 self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker), lane="endings")
             )
-            for job in changed:
-                _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
-                self._tell(job)
+            for taken in changed:
+                job = taken.job
+                _log.warning(
+                    "job_recovered",
+                    job=job.id,
+                    state=job.state.value,
+                    attempt=job.attempt,
+                    worker=taken.worker,
+                    code=taken.code,
+                    error=job.error,
+                )
+                self._tell(job, code=taken.code)
             more_may_come = len(changed) >= RECOVERED_PER_TRANSACTION
 
     async def report(self) -> None:
@@ -463,11 +472,12 @@ class Dispatcher:
                     _log.error("settle_failed", job=job.id, attempt=job.attempt, fault=str(fault))
                 await asyncio.sleep(self._poll_s)
             else:
-                self._tell(settled)
+                self._tell(settled, code=ending.code if isinstance(ending, Failed) else None)
                 return True
         return True
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: Job, *, code: str | None) -> None:
+        """Log where a job went and publish it. `code`: why its attempt failed, which a job that waits again has not."""
         _log.info(
             "edit_waits_again" if job.state is State.QUEUED else "edit_ended",
             job=job.id,
@@ -476,7 +486,7 @@ class Dispatcher:
             attempt=job.attempt,
             faults=job.faults,
             **{name: round(value, 3) for name, value in _took(job).items() if value is not None},
-            **({} if job.error_code is None else {"code": job.error_code}),
+            **({} if code is None else {"code": code}),
         )
         if job.state is State.QUEUED:
             self._hub.publish(job.id, "queued", {"ahead": None})
