@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress, Progress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
+from rekontext.jobs.outage import REMINDER_S
 from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import ALICE, BOB, PHOTO_KEY, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
@@ -565,6 +566,8 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
             await look(5)
             assert [line["event"] for line in lines] == ["database_unavailable"]
             is_away = False
+            await look(5)
+            office.clock.advance(REMINDER_S)
             await look(5)
         assert [line["event"] for line in lines] == ["database_unavailable", "database_answers_again"]
 

@@ -111,7 +111,7 @@ class Dispatcher:
         self._workbench = workbench
         self._hub = hub
         self._clock = clock
-        self._outage = Outage(clock=clock, log=_log)
+        self._outage = Outage(by="dispatcher", clock=clock, log=_log)
         self._worker = worker
         self._running_max = running_max
         self._poll_s = poll_s

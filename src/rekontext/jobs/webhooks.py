@@ -183,7 +183,7 @@ class Deliverer:
         self._database = database
         self._send = send
         self._clock = clock
-        self._outage = Outage(clock=clock, log=_log)
+        self._outage = Outage(by="deliverer", clock=clock, log=_log)
         self._randomness = randomness
         self._sending_max = sending_max
         self._per_account_max = per_account_max
