@@ -14,6 +14,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from rekontext.accounts import audit
 from rekontext.contract import Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
@@ -124,14 +125,25 @@ class Desk:
         found, ahead = await self._database.read(look)
         return Standing(job=found, ahead=ahead)
 
-    async def cancel(self, job: JobId, *, account: AccountId | None) -> Job:
+    async def cancel(self, job: JobId, *, account: AccountId | None, actor: str | None = None) -> Job:
         """Cancel a job; from this moment it is free. See `JobLife.cancel`.
+
+        Args:
+            actor: the operator whose act it is, for the audit log; None for the account itself.
 
         Raises:
             JobUnknown: the account has no such job.
         """
         now = self._clock.now()
-        found = await self._database.transact(lambda tx: self._life.cancel(tx, job, account=account, now=now))
+
+        def work(tx: Connection) -> Job:
+            cancelled = self._life.cancel(tx, job, account=account, now=now)
+            if actor is not None and now in (cancelled.finished_at, cancelled.cancel_requested_at):  # by this very call
+                about = {"account": cancelled.account}
+                audit.record(tx, actor=actor, action="request.cancel", subject=job, now=now, details=about)
+            return cancelled
+
+        found = await self._database.transact(work)
         if found.finished_at == now:  # by this very call; else it had ended before
             self._hub.end(found)
         elif found.state.is_terminal:
