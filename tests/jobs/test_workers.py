@@ -17,6 +17,7 @@ from rekontext.database import Database, DatabaseUnavailable, JobId, tables
 from rekontext.jobs import Lease, workers
 from rekontext.jobs.workers import Worker
 from rekontext.pictures.store import open_store
+from rekontext.sources import SystemClock
 from tests.fakes import FakeClock
 from tests.jobs.office import Office
 from tests.jobs.plant import FakeFleet, Gate, Plant
@@ -104,19 +105,34 @@ class Without(FakeFleet):
 
 
 @pytest.mark.anyio
-async def test_a_clock_that_is_ahead_is_told_of_once(office: Office, tmp_path: Path) -> None:
-    """Whoever owns it takes the others' edits away, so whoever runs them should know; and again when it is so again."""
-    here = Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), worker="here")
+@pytest.mark.parametrize("fleet", [FakeFleet, Without])
+async def test_a_clock_that_is_wrong_is_told_of_once(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fleet: type[FakeFleet]
+) -> None:
+    """One that is ahead takes the others' edits away, one that is behind isn't seen; and again when it is so again."""
+    here = Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), worker="here", fleet=fleet())
 
-    async def logged(ahead_s: float) -> list[tuple[str, float]]:
-        there = FakeClock(office.clock.now() + timedelta(seconds=ahead_s))
-        office.database.transact_sync(lambda tx: workers.report(tx, worker("there", there, gpu="ready")))
+    async def logged(ahead_s: float) -> list[float]:
+        shared = office.clock.now() - timedelta(seconds=ahead_s)
+        monkeypatch.setattr(workers, "shared_time", lambda _tx: shared)
         with capture_logs() as lines:
             await here.dispatcher.report()
             await here.dispatcher.report()
-        return [(line["worker"], line["ahead_s"]) for line in lines if line["event"] == "clocks_differ"]
+        assert {(line["event"], line["worker"]) for line in lines} <= {("clocks_differ", "here")}
+        return [line["ahead_s"] for line in lines]
 
-    assert [await logged(ahead_s) for ahead_s in (4, 60, 61, 0, 60)] == [[], [("there", 60)], [], [], [("there", 60)]]
+    told = [await logged(ahead_s) for ahead_s in (4, 60, 61, 0, -4, -60, -61)]
+    assert told == [[], [60], [], [], [], [-60], []]
+
+
+def test_the_clock_that_all_share_is_the_database_s(database: Database) -> None:
+    """Of SQLite there is none besides the machine's own."""
+    shared = database.read_sync(workers.shared_time)
+    if database.dialect == "sqlite":
+        assert shared is None
+    else:
+        assert shared is not None
+        assert abs(shared - SystemClock().now()) < timedelta(minutes=1)
 
 
 @pytest.mark.anyio

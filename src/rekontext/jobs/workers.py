@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rekontext.contract import DeviceState, Progress
@@ -67,6 +67,14 @@ def latest(tx: Connection) -> Worker | None:
     """The one that was seen last, however long ago."""
     found = tx.execute(select(*_ABOUT).order_by(workers.c.seen_at.desc()).limit(1)).mappings().first()
     return None if found is None else Worker(**found)
+
+
+def shared_time(tx: Connection) -> datetime | None:
+    """The time by the clock of the database's machine; None on SQLite, whose processes have one clock."""
+    if tx.dialect.name == "sqlite":
+        return None
+    shared: datetime = tx.execute(select(func.clock_timestamp())).scalar_one()
+    return shared
 
 
 def tell_progress(tx: Connection, name: str, progress: Mapping[Lease, Progress]) -> bool:
