@@ -15,7 +15,7 @@ from typing import Protocol
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit
-from rekontext.contract import Progress
+from rekontext.contract import Estimate, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub
@@ -33,6 +33,8 @@ class Works(Protocol):
     def holds(self, job: Job) -> bool: ...
 
     def progress(self, job: Job) -> Progress | None: ...
+
+    def place(self, job: Job) -> Estimate | None: ...
 
     def wake(self) -> None: ...
 
@@ -241,8 +243,11 @@ class Desk:
             return found
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
-        if told.get("attempt") != found.attempt:
-            self._hub.publish(job, "processing", {"attempt": found.attempt}, is_ours=False)
+        place = self._works.place(found)
+        news = {"attempt": found.attempt} | ({} if place is None else {"queue_position": place.position})
+        has_moved = place is not None and "step" not in told and told.get("queue_position") != place.position
+        if told.get("attempt") != found.attempt or has_moved:
+            self._hub.publish(job, "processing", news, is_ours=False)
             told = {}
         progress = self._works.progress(found)
         if progress is not None and told.get("step") != progress.step:

@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import Fleet, Preview, Progress
+from rekontext.contract import EngineFault, Estimate, Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.attempt import Attempts, Ending, Failed, HandedBack, Made, Stopped, Traces, settle
@@ -32,7 +32,7 @@ from rekontext.jobs.objects import Objects, clear_away
 from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
-from rekontext.jobs.workers import Worker
+from rekontext.jobs.workers import Reached, Worker
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -172,6 +172,11 @@ class Dispatcher:
             return None
         running = self._running.get(job.lease)
         return self._others.progress(job.lease) if running is None else running.progress
+
+    def place(self, job: Job) -> Estimate | None:
+        """What another process expects of an edit that it has and that has made no step yet; None if nobody knows."""
+        is_elsewhere = job.state is State.PROCESSING and job.lease not in self._running
+        return self._others.place(job.lease) if is_elsewhere else None
 
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
@@ -395,8 +400,14 @@ class Dispatcher:
 
     async def share_progress(self) -> None:
         """Tell how far the edits here are, and see how far those elsewhere are."""
-        here = {lease: running.progress for lease, running in self._running.items() if running.progress is not None}
-        await self._others.share_progress(here)
+        await self._others.share_progress({lease: self._reached(running) for lease, running in self._running.items()})
+
+    def _reached(self, running: _Running) -> Reached:
+        progress, place = running.progress, None
+        if (progress is None or progress.remaining_s is None) and not running.traces.has_left_fleet:
+            with suppress(EngineFault):  # it is being closed
+                place = self._fleet.estimate(self._workbench.outline(running.job))
+        return Reached(progress=progress, place=place)
 
     @property
     def _report_s(self) -> float:

@@ -15,11 +15,11 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import Progress
+from rekontext.contract import Estimate, Progress
 from rekontext.database import Database
 from rekontext.jobs import queries, workers
 from rekontext.jobs.model import Lease, State
-from rekontext.jobs.workers import Worker
+from rekontext.jobs.workers import Reached, Worker
 from rekontext.sources import Clock
 
 WRONG_S_MAX: Final = 5.0
@@ -31,8 +31,12 @@ _log = structlog.get_logger(__name__)
 class _Seen:
     """How far an edit is, and since when that is known here, in seconds of this machine's own clock."""
 
-    progress: Progress
+    reached: Reached
     since: float
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
 
 
 class Others:
@@ -55,7 +59,7 @@ class Others:
         self._running = 0
         self._are_there = False
         self._is_clock_wrong = False
-        self._told: Mapping[Lease, Progress] | None = None  # an earlier process of this name may have told something
+        self._told: Mapping[Lease, Reached] | None = None  # an earlier process of this name may have told something
         self._seen: Mapping[Lease, _Seen] = {}
 
     @property
@@ -81,10 +85,18 @@ class Others:
     def progress(self, lease: Lease) -> Progress | None:
         """How far an edit is that another process runs; None if nothing was told of it."""
         seen = self._seen.get(lease)
-        if seen is None:
+        progress = None if seen is None else seen.reached.progress
+        if seen is None or progress is None or progress.remaining_s is None:
+            return progress
+        return replace(progress, remaining_s=max(0.0, progress.remaining_s - seen.age_s))
+
+    def place(self, lease: Lease) -> Estimate | None:
+        """What is expected of an edit that another process has and whose steps don't say it; None if it isn't known."""
+        seen = self._seen.get(lease)
+        if seen is None or (place := seen.reached.place) is None:
             return None
-        left_s, age_s = seen.progress.remaining_s, time.monotonic() - seen.since
-        return seen.progress if left_s is None else replace(seen.progress, remaining_s=max(0.0, left_s - age_s))
+        wait_s, finish_s = (max(0.0, told_s - seen.age_s) for told_s in (place.wait_s, place.finish_s))
+        return replace(place, wait_s=wait_s, finish_s=finish_s)
 
     async def report(self, own: Worker | None) -> None:
         """Write down what this process has, if it can be said, and see what all of them have together.
@@ -116,7 +128,7 @@ class Others:
             _log.warning("clocks_differ", worker=self._worker, ahead_s=round(ahead_s, 1))
         self._is_clock_wrong = is_wrong
 
-    async def share_progress(self, here: Mapping[Lease, Progress]) -> None:
+    async def share_progress(self, here: Mapping[Lease, Reached]) -> None:
         """Write down how far the edits of this process are, and see how far the others' are. Asks only where it must.
 
         Raises:
@@ -135,7 +147,7 @@ class Others:
         now, before = time.monotonic(), self._seen
         self._seen = {
             lease: old
-            if (old := before.get(lease)) is not None and old.progress == progress
-            else _Seen(progress=progress, since=now)
-            for lease, progress in found.items()
+            if (old := before.get(lease)) is not None and old.reached == reached
+            else _Seen(reached=reached, since=now)
+            for lease, reached in found.items()
         }
