@@ -119,8 +119,11 @@ class BytesWorkbench:
     def __init__(self) -> None:
         self._data = os.urandom(PICTURE_BYTES)
 
-    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
+    def outline(self, job: Job) -> EditRequest:
         return EditRequest(id=job.id, prompt="", seed=1)
+
+    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
+        return self.outline(job)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         return [File(name="0.png", data=self._data, content_type="image/png", width=1024, height=1024)]

@@ -573,8 +573,8 @@ def test_serve_without_a_device_lets_another_process_run_its_edits(model: str) -
         assert front.wait(timeout=SOON_S) == 0
 
 
-def _code_when_told_to_end(script: str, *, after: str) -> int:
-    """How a program ends that gets SIGTERM once it has said a word."""
+def _code_when_told_to_end(script: str, *, after: str, by: signal.Signals = signal.SIGTERM) -> int:
+    """How a program ends that gets a signal once it has said a word."""
     environment = {**os.environ, "REKONTEXT_DEVICE": "cpu"}  # the engine that the script replaces is in its process
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -582,15 +582,19 @@ def _code_when_told_to_end(script: str, *, after: str) -> int:
         watchdog.start()
         try:
             _read_until(process, after)
-            process.terminate()
+            process.send_signal(by)
             return process.wait()
         finally:
             watchdog.cancel()
             process.kill()
 
 
-def test_serve_ends_with_0_when_it_is_told_to() -> None:
-    """SIGTERM is how process managers say so. The model that is ready by then takes no time here."""
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_serve_ends_with_0_when_it_is_told_to(by: signal.Signals) -> None:
+    """SIGTERM is how process managers say so, and SIGHUP how a terminal does that goes away.
+
+    The model that is ready by then takes no time here.
+    """
     script = (
         "from concurrent.futures import Future\n"
         "from types import SimpleNamespace\n"
@@ -604,7 +608,7 @@ def test_serve_ends_with_0_when_it_is_told_to() -> None:
         "LocalFleet.profile = lambda self: {}\n"
         "main(['serve', '--port', '0'])\n"
     )
-    assert _code_when_told_to_end(script, after="edited.png") == 0
+    assert _code_when_told_to_end(script, after="edited.png", by=by) == 0
 
 
 def test_serve_with_idle_s_holds_no_model_while_there_is_no_work(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

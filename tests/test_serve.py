@@ -1,12 +1,16 @@
-"""What `rekontext serve` makes of its settings."""
+"""What `rekontext serve` makes of its settings and of signals."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import uvicorn
 
-from rekontext.cli.serve import _fleet
+from rekontext.cli.serve import _fleet, _heed_hang_up, _let_go, _Server
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
 
@@ -70,3 +74,46 @@ def test_an_engine_is_opened_as_the_settings_say(tmp_path: Path) -> None:
 def test_without_a_device_there_is_no_fleet() -> None:
     """Others run the edits."""
     assert _fleet(settings("none")) is None
+
+
+@pytest.mark.anyio
+async def test_a_second_signal_hurries_and_nothing_is_left_undone() -> None:
+    """uvicorn's way would skip the end of the service. A terminal's end, which is said twice, is no second one."""
+    said: list[str] = []
+    server = _Server(uvicorn.Config("none"), on_shutdown=lambda: None, on_hurry=lambda: said.append("hurry"))
+    for number, hurried in ((signal.SIGHUP, 0), (signal.SIGHUP, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)):
+        server.handle_exit(number, None)
+        await asyncio.sleep(0)
+        assert (len(said), server.should_exit, server.force_exit) == (hurried, True, False)
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_terminal_that_goes_away_ends_the_server_unless_that_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, is_ignored: bool
+) -> None:
+    """nohup has it ignored."""
+    monkeypatch.setattr("rekontext.cli.serve._let_go", lambda *_files: None)
+    server = uvicorn.Server(uvicorn.Config("none"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        _heed_hang_up(server)
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert server.should_exit is not is_ignored
+
+
+def test_what_is_logged_after_the_terminal_is_gone_stops_nothing(tmp_path: Path) -> None:
+    """It goes nowhere; into a file it is still written."""
+    (terminal, gone), (log, kept) = (
+        os.openpty(),
+        (tmp_path / "log", os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)),
+    )
+    os.close(terminal)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.write(gone, b"a line")
+    _let_go(gone, kept)
+    for file in (gone, kept):
+        assert os.write(file, b"a line") == 6
+        os.close(file)
+    assert log.read_bytes() == b"a line"

@@ -97,6 +97,10 @@ class Service:
         self.parts.closing.set()
         self.drain()
 
+    def hurry(self) -> None:
+        """Wait for no running edit any more: they go back into the queue, and their callers are told."""
+        self.parts.dispatcher.hurry()
+
 
 def draw_seed() -> int:
     return secrets.randbelow(RANDOM_SEED_MAX + 1)

@@ -298,6 +298,7 @@ async def test_admin_is_for_admins(studio: Studio) -> None:
             ("GET", "queue"),
             ("GET", "requests"),
             ("GET", "requests/0"),
+            ("POST", "requests/0/cancel"),
             ("GET", "audit"),
             ("GET", f"accounts/{studio.account}/keys"),
             ("POST", f"accounts/{studio.account}/keys"),
@@ -382,6 +383,39 @@ async def test_an_admin_looks_up_a_customer_s_request(client: httpx2.AsyncClient
     assert {name: row[name] for name in asked} == asked
     nothing = await client.get("/console/api/admin/requests/0")
     assert (nothing.status_code, nothing.json()["code"]) == (404, "request_not_found")
+
+
+async def test_an_admin_cancels_a_customer_s_edit_and_is_written_down(make_studio: MakeStudio) -> None:
+    """One that waits at once, one that runs within a step; both are free. What had ended stays, and is no act."""
+    studio = make_studio(running_max=1)
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        opened = (await client.post("/console/api/admin/accounts", json={"name": "alice", "credits": 1})).json()
+        async with studio.client(opened["api_key"]) as alice:
+            running = (await alice.post("/v2/flux-kontext-dev", json=GOOD)).json()
+            await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
+            waiting = (await alice.post("/v2/flux-kontext-dev", json=GOOD)).json()
+            ids = [waiting["request_id"], running["request_id"]]
+            refused = await alice.post(f"/console/api/admin/requests/{ids[0]}/cancel")
+            assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing")
+            for request_id, status in zip(ids, ("CANCELLED", "PROCESSING"), strict=True):
+                row = (await client.post(f"/console/api/admin/requests/{request_id}/cancel")).json()
+                assert (row["status"], row["cancelled"], row["account_id"]) == (status, True, opened["account"]["id"])
+            await asyncio.wait_for(studio.fleet.stopped.wait(), SOON_S)
+            events = await followed(alice, running["events_url"])
+            assert events[-1][2]["status"] == "CANCELLED"
+            assert (await alice.get("/v1/get-user-credits")).json()["free-credits"] == 1
+            studio.fleet.may_step.set()
+            done = (await alice.post(V1, json=GOOD)).headers["x-request-id"]
+        late = (await client.post(f"/console/api/admin/requests/{done}/cancel")).json()
+        assert (late["status"], late["cancelled"]) == ("COMPLETED", False)
+        nothing = await client.post("/console/api/admin/requests/0/cancel")
+        assert (nothing.status_code, nothing.json()["code"]) == (404, "request_not_found")
+        records = (await client.get("/console/api/admin/audit")).json()["records"]
+    acts = [each for each in records if each["action"] == "request.cancel"]
+    assert [each["subject"] for each in reversed(acts)] == ids
+    assert {each["actor"] for each in acts} == {studio.key_id}
+    assert {each["details"]["account"] for each in acts} == {opened["account"]["id"]}
 
 
 async def test_a_limit_that_isn_t_sent_stays(client: httpx2.AsyncClient, studio: Studio) -> None:

@@ -113,8 +113,10 @@ async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Pa
         once = {"Idempotency-Key": "once"}
         submitted = (await client.post("/v2/flux-kontext-dev", json=ORDER, headers=once)).json()
         await back.fleet.began.wait()
-        back.fleet.tell(Progress(step=2, steps=4, remaining_s=1000.0))
         place = f"/v2/requests/{submitted['request_id']}"
+        told = await until(client, f"{place}/status", lambda told: told["eta_seconds"] is not None)
+        assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)  # before its first step there
+        back.fleet.tell(Progress(step=2, steps=4, remaining_s=1000.0))
         told = await until(client, f"{place}/status", lambda told: told["progress"] == {"step": 2, "steps": 4})
         assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)
         assert 900 < told["eta_seconds"] <= 1000

@@ -246,6 +246,28 @@ def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, p
     expect(row).to_be_focused()
 
 
+def test_an_operator_cancels_an_edit_where_its_request_is_shown(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """After a question, and once: its row says so, and then that it ended."""
+    begin_edit(site, photo)
+    page = open_page("/console#all-requests")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    whole = page.get_by_role("dialog", name="Request")
+    whole.get_by_role("button", name="Cancel the edit").click()
+    page.get_by_role("dialog", name="Cancel this edit?").get_by_role("button", name="Keep").click()
+    expect(whole).to_contain_text("processing")
+    whole.get_by_role("button", name="Cancel the edit").click()
+    page.get_by_role("dialog", name="Cancel this edit?").get_by_role("button", name="Cancel it").click()
+    expect(page.locator(".toast").last).to_have_text("Cancelled, and free")
+    expect(whole.get_by_role("button", name="Cancel the edit")).to_have_count(0)
+    expect(whole).to_contain_text("cancelled")
+    page.keyboard.press("Escape")
+    expect(rows(page)).to_contain_text("cancelled")
+    go_to(page, "requests")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    expect(whole.get_by_role("button", name="Copy id")).to_be_visible()
+    expect(whole.get_by_role("button", name="Cancel the edit")).to_have_count(0)
+
+
 def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
     """In the list, in the request whole, and in the playground: numbers of JavaScript would round it."""
     seed = "9007199254740993"

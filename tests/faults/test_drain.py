@@ -43,6 +43,26 @@ async def test_running_edits_end_and_waiting_ones_are_left_for_the_next_process(
     assert len(studio.fleet.requests) == 1
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_a_drain_is_cut_short(tmp_path: Path, is_first: bool) -> None:
+    """By a second signal, however soon it comes: what runs goes back into the queue at once, without a fault."""
+    studio = Studio(folder=tmp_path, settings={"shutdown_grace_s": 3600})
+    studio.fleet.may_step.clear()
+    async with asyncio.timeout(30), studio.open() as client:
+        waiting = asyncio.create_task(client.post("/v1/flux-kontext-dev", json=ORDER))
+        await studio.fleet.began.wait()
+        if is_first:
+            studio.service.hurry()
+        studio.service.hang_up()
+        if not is_first:
+            await asyncio.sleep(0)  # the drain waits
+            studio.service.hurry()
+        answer = await waiting
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        left = await job_of(studio, answer.json()["request_id"])
+        assert (left.state, left.faults) == (State.QUEUED, 0)
+
+
 async def test_whoever_still_waits_in_the_end_is_told_where_the_result_will_be(tmp_path: Path) -> None:
     """Its edit went back into the queue, without a fault."""
     studio = Studio(folder=tmp_path, settings={"shutdown_grace_s": 0})

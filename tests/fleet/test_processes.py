@@ -620,11 +620,11 @@ async def test_a_close_that_is_cancelled_says_so(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_process_leaves_signals_to_the_service() -> None:
-    """Ctrl-C on a terminal, or a supervisor's SIGTERM, goes to all; edits still get their time of grace."""
+    """Ctrl-C on a terminal, its end, or a supervisor's SIGTERM goes to all; edits still get their time of grace."""
     async with started(fleet_of("a")) as fleet:
         process = process_of(await fleet.edit(request(1)))
-        os.kill(process, signal.SIGINT)
-        os.kill(process, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(process, number)
         assert process_of(await fleet.edit(request(2))) == process
 
 

@@ -20,6 +20,7 @@ from rekontext.jobs import (
     Outbox,
     Output,
     Patience,
+    TakenBack,
     queries,
 )
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
@@ -129,6 +130,9 @@ class Office:
         return self.database.transact_sync(lambda tx: self.life.cancel(tx, job, account=account, now=self.clock.now()))
 
     def recover(self, worker: str | None = None) -> list[Job]:
+        return [taken.job for taken in self.take_back(worker)]
+
+    def take_back(self, worker: str | None = None) -> list[TakenBack]:
         return self.database.transact_sync(lambda tx: self.life.recover(tx, now=self.clock.now(), worker=worker))
 
     def job(self, job: JobId) -> Job:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Connection
 
-from rekontext.contract import EditRequest, OnProgress, Preview, Progress
+from rekontext.contract import EditRequest, Estimate, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
 from rekontext.jobs import Accepted, Desk, Event, EventHub, Job, JobUnknown, Lease, Standing, State, events
 from rekontext.jobs.lookout import Places
@@ -35,6 +35,7 @@ class OthersSaid:
 
     def __init__(self) -> None:
         self.said: dict[Lease, Progress] = {}
+        self.places: dict[Lease, Estimate] = {}
 
     def runs(self, job: Job) -> bool:
         return False
@@ -44,6 +45,9 @@ class OthersSaid:
 
     def progress(self, job: Job) -> Progress | None:
         return self.said.get(job.lease)
+
+    def place(self, job: Job) -> Estimate | None:
+        return self.places.get(job.lease)
 
     def wake(self) -> None:
         return
@@ -395,6 +399,9 @@ async def test_listeners_hear_the_steps_that_another_process_tells(plant: Plant)
         for attempt, steps in ((1, (0, 3)), (2, (3, 4))):
             (job,) = plant.office.claim()
             await told("processing", attempt=attempt)
+            for position in (3, 2) if attempt == 1 else ():
+                elsewhere.places[job.lease] = Estimate(position=position, wait_s=1.0, finish_s=2.0)
+                await told("processing", attempt=attempt, queue_position=position)
             for step in steps:
                 elsewhere.said[job.lease] = Progress(step=step, steps=4, remaining_s=None)
                 await told("progress", attempt=attempt, step=step)
@@ -403,7 +410,8 @@ async def test_listeners_hear_the_steps_that_another_process_tells(plant: Plant)
                 await told("queued")
         plant.office.complete(job.lease)
         heard = await asyncio.gather(*listening)
-    expected = ["queued", (1, None), (1, 0), (1, 3), "queued", (2, None), (2, 3), (2, 4), "ended"]
+    taken = [(1, None)] * 3  # first its place there isn't known, then it changes
+    expected = ["queued", *taken, (1, 0), (1, 3), "queued", (2, None), (2, 3), (2, 4), "ended"]
     for each in heard:
         numbers = [(event.data.get("attempt"), event.data.get("step")) for event in each]
         assert [

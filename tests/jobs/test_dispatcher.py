@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from rekontext.contract import DeviceState, EditRefused, EditRequest, EngineFault, OnProgress, Progress
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Job, JobLife, Lease, Patience, State, input_key
+from rekontext.jobs.outage import REMINDER_S
 from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import ALICE, BOB, PHOTO_KEY, Office
 from tests.jobs.plant import FakeFleet, Gate, Plant, at_once
@@ -200,6 +201,34 @@ async def test_an_edit_that_never_ends_is_stopped(office: Office, store: Picture
         failed = await plant.ended(await submit(plant))
     assert (failed.error_code, gate.stopped.is_set()) == ("edit_timeout", True)
     assert failed.error == "The edit was not done within 0.5 s."
+
+
+async def test_why_an_attempt_failed_is_in_the_log_though_the_edit_is_tried_again(
+    office: Office, store: PictureStore
+) -> None:
+    """The job has no error then; and whoever logs nothing below warnings hears of it too."""
+    office.patience = Patience(faults_max=2, backoff_s=0)
+    plant = Plant(office=office, objects=store, run_s_max=0.5, fleet=FakeFleet(behaviours=[Gate(), at_once]))
+    with capture_logs() as lines:
+        async with plant.at_work():
+            done = await plant.ended(await submit(plant))
+    assert (done.state, done.attempt) == (State.COMPLETED, 2)
+    told = [(line["event"], line["log_level"], line["attempt"], line.get("code")) for line in lines]
+    assert told == [
+        ("edit_failed", "error", 1, "edit_timeout"),
+        ("edit_waits_again", "info", 1, "edit_timeout"),
+        ("edit_ended", "info", 2, None),
+    ]
+
+
+async def test_whose_edit_was_taken_back_is_in_the_log(office: Office, store: PictureStore) -> None:
+    """Its row doesn't say any more which worker died, nor why it waits again."""
+    office.start()
+    office.clock.advance(60)
+    with capture_logs() as lines:
+        await Plant(office=office, objects=store, worker="another").dispatcher.recover()
+    told = [(line["event"], line.get("worker"), line["code"]) for line in lines]
+    assert told == [("job_recovered", "worker", "worker_lost"), ("edit_waits_again", None, "worker_lost")]
 
 
 async def test_cancelling_a_running_job_stops_it_at_once(plant: Plant) -> None:
@@ -537,6 +566,8 @@ async def test_an_outage_is_said_once_where_most_rounds_ask_the_database_nothing
             await look(5)
             assert [line["event"] for line in lines] == ["database_unavailable"]
             is_away = False
+            await look(5)
+            office.clock.advance(REMINDER_S)
             await look(5)
         assert [line["event"] for line in lines] == ["database_unavailable", "database_answers_again"]
 

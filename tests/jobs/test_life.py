@@ -225,7 +225,13 @@ def test_a_job_that_kills_its_workers_fails_in_the_end(office: Office) -> None:
     office.patience = Patience(faults_max=2, backoff_s=0)
     office.start()
     office.clock.advance(60)
-    assert [job.state for job in office.recover()] == [State.QUEUED]
+    [taken] = office.take_back()
+    assert (taken.job.state, taken.job.worker, taken.worker, taken.code) == (
+        State.QUEUED,
+        None,
+        "worker",
+        "worker_lost",
+    )
     office.claim()
     office.clock.advance(60)
     [failed] = office.recover()

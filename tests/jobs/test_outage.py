@@ -12,12 +12,14 @@ from tests.fakes import FakeClock
 
 def test_an_outage_is_said_at_its_start_now_and_then_and_at_its_end() -> None:
     clock = FakeClock()
-    outage = Outage(clock=clock, log=structlog.get_logger())
     with capture_logs() as lines:
+        outage = Outage(by="dispatcher", clock=clock, log=structlog.get_logger())
         outage.over()
         for _ in range(int(2 * REMINDER_S)):
             outage.met(DatabaseUnavailable("gone"))
             clock.advance(1)
+        outage.over()
+        clock.advance(REMINDER_S)
         outage.over()
         outage.over()
         outage.met(DatabaseUnavailable("gone again"))
@@ -28,3 +30,19 @@ def test_an_outage_is_said_at_its_start_now_and_then_and_at_its_end() -> None:
         ("database_answers_again", None, 2 * REMINDER_S),
         ("database_unavailable", "gone again", 0.0),
     ]
+    assert {line["by"] for line in lines} == {"dispatcher"}
+
+
+def test_a_database_that_answers_some_questions_and_others_never_is_still_away() -> None:
+    """As on a full disk, where a claim that finds nothing writes nothing: one line a minute, and none of its return."""
+    clock = FakeClock()
+    with capture_logs() as lines:
+        outage = Outage(by="dispatcher", clock=clock, log=structlog.get_logger())
+        for second in range(int(2 * REMINDER_S)):
+            if second % 10:
+                outage.over()
+            else:
+                outage.met(DatabaseUnavailable("full"))
+            clock.advance(1)
+    said = [(line["event"], line["for_s"]) for line in lines]
+    assert said == [("database_unavailable", 0.0), ("database_unavailable", REMINDER_S)]

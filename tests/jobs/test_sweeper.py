@@ -511,3 +511,21 @@ async def test_a_database_that_fails_on_one_kind_has_the_others_swept(
     assert [(log["event"], log["kind"], log["fault"]) for log in logs] == [
         ("sweep_failed", "records", "the disk is full")
     ]
+
+
+async def test_a_database_that_is_away_is_said_once_a_sweep(
+    office: Office, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each kind, nor with a traceback, which says nothing that the sentence doesn't."""
+
+    async def away(_work: object) -> int:
+        raise DatabaseUnavailable("nobody listens there")
+
+    for ask in ("read", "read_long", "transact"):
+        monkeypatch.setattr(office.database, ask, away)
+    for _ in range(2):
+        with capture_logs() as logs:
+            await sweeper.sweep()
+        assert logs == [
+            {"event": "sweep_failed", "log_level": "error", "kind": "inputs", "fault": "nobody listens there"}
+        ]

@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import Connection, update
 from structlog.testing import capture_logs
 
-from rekontext.contract import DeviceState, EditRequest, OnProgress, Progress
+from rekontext.contract import DeviceState, EditRequest, Estimate, OnProgress, Progress
 from rekontext.database import Database, DatabaseUnavailable, JobId, tables
 from rekontext.jobs import Lease, workers
-from rekontext.jobs.workers import Worker
+from rekontext.jobs.workers import Reached, Worker
 from rekontext.pictures.store import open_store
+from rekontext.sources import SystemClock
 from tests.fakes import FakeClock
 from tests.jobs.office import Office
 from tests.jobs.plant import FakeFleet, Gate, Plant
@@ -49,8 +50,15 @@ def test_who_was_seen_lately_is_alive_and_the_last_is_remembered(database: Datab
 def test_progress_is_known_of_processes_that_are_alive(database: Database, clock: FakeClock) -> None:
     """Each tells of its own edits, by job and attempt; what one that is gone has told says nothing any more."""
     began = clock.now()
-    first = {Lease(job=JobId("a"), attempt=1): Progress(step=0, steps=4, remaining_s=None)}
-    second = {Lease(job=JobId(job), attempt=2): Progress(step=3, steps=4, remaining_s=1.5) for job in "bc"}
+    place = Estimate(position=3, wait_s=2.5, finish_s=4.0)
+    prepared = Progress(step=0, steps=4, remaining_s=None)
+    first = {
+        Lease(job=JobId("a"), attempt=1): Reached(progress=prepared, place=place),
+        Lease(job=JobId("d"), attempt=1): Reached(progress=None, place=place),
+        Lease(job=JobId("e"), attempt=1): Reached(progress=None, place=None),
+    }
+    made = Reached(progress=Progress(step=3, steps=4, remaining_s=1.5), place=None)
+    second = {Lease(job=JobId(job), attempt=2): made for job in "bc"}
 
     def work(tx: Connection) -> None:
         assert not workers.tell_progress(tx, "one", first)  # it hasn't said that it is there
@@ -79,6 +87,7 @@ def test_progress_of_another_version_is_passed_over(database: Database, clock: F
         {"b": None},
         ["b"],
         {"b": {**known, "step": "two"}},
+        {"b": {**known, "position": 1}},
     ]
 
     def work(tx: Connection) -> None:
@@ -88,7 +97,7 @@ def test_progress_of_another_version_is_passed_over(database: Database, clock: F
             workers.report(tx, worker(name, clock, gpu="ready"))
             tx.execute(update(tables.workers).where(tables.workers.c.name == name).values(progress=each))
         assert workers.progress(tx, besides="", since=before) == {
-            Lease(job=JobId("a"), attempt=1): Progress(step=2, steps=4, remaining_s=0.5)
+            Lease(job=JobId("a"), attempt=1): Reached(progress=Progress(step=2, steps=4, remaining_s=0.5), place=None)
         }
 
     database.transact_sync(work)
@@ -104,19 +113,34 @@ class Without(FakeFleet):
 
 
 @pytest.mark.anyio
-async def test_a_clock_that_is_ahead_is_told_of_once(office: Office, tmp_path: Path) -> None:
-    """Whoever owns it takes the others' edits away, so whoever runs them should know; and again when it is so again."""
-    here = Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), worker="here")
+@pytest.mark.parametrize("fleet", [FakeFleet, Without])
+async def test_a_clock_that_is_wrong_is_told_of_once(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fleet: type[FakeFleet]
+) -> None:
+    """One that is ahead takes the others' edits away, one that is behind isn't seen; and again when it is so again."""
+    here = Plant(office=office, objects=open_store(f"file://{tmp_path}/objects"), worker="here", fleet=fleet())
 
-    async def logged(ahead_s: float) -> list[tuple[str, float]]:
-        there = FakeClock(office.clock.now() + timedelta(seconds=ahead_s))
-        office.database.transact_sync(lambda tx: workers.report(tx, worker("there", there, gpu="ready")))
+    async def logged(ahead_s: float) -> list[float]:
+        shared = office.clock.now() - timedelta(seconds=ahead_s)
+        monkeypatch.setattr(workers, "shared_time", lambda _tx: shared)
         with capture_logs() as lines:
             await here.dispatcher.report()
             await here.dispatcher.report()
-        return [(line["worker"], line["ahead_s"]) for line in lines if line["event"] == "clocks_differ"]
+        assert {(line["event"], line["worker"]) for line in lines} <= {("clocks_differ", "here")}
+        return [line["ahead_s"] for line in lines]
 
-    assert [await logged(ahead_s) for ahead_s in (4, 60, 61, 0, 60)] == [[], [("there", 60)], [], [], [("there", 60)]]
+    told = [await logged(ahead_s) for ahead_s in (4, 60, 61, 0, -4, -60, -61)]
+    assert told == [[], [60], [], [], [], [-60], []]
+
+
+def test_the_clock_that_all_share_is_the_database_s(database: Database) -> None:
+    """Of SQLite there is none besides the machine's own."""
+    shared = database.read_sync(workers.shared_time)
+    if database.dialect == "sqlite":
+        assert shared is None
+    else:
+        assert shared is not None
+        assert abs(shared - SystemClock().now()) < timedelta(minutes=1)
 
 
 @pytest.mark.anyio
@@ -205,6 +229,43 @@ async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(of
         await back.dispatcher.share_progress()
         await front.dispatcher.share_progress()
         assert front.dispatcher.others.progress(lease) is None
+
+
+@dataclass(kw_only=True)
+class Busy(FakeFleet):
+    """Others go before whatever comes."""
+
+    def estimate(self, request: EditRequest) -> Estimate:
+        return Estimate(position=3, wait_s=500.0, finish_s=1000.0)
+
+
+@pytest.mark.anyio
+async def test_a_process_tells_when_what_it_has_not_begun_will_be_done(office: Office, tmp_path: Path) -> None:
+    """A device takes many edits at once: those that wait for it have no step to tell the others of."""
+    store = open_store(f"file://{tmp_path}/objects")
+    taken, go_on = asyncio.Event(), asyncio.Event()
+
+    async def behave(_request: EditRequest, _on_progress: OnProgress) -> None:
+        taken.set()
+        await go_on.wait()
+
+    back = Plant(office=office, objects=store, worker="back", fleet=Busy(behaviours=[behave]))
+    front = Plant(office=office, objects=store, worker="front", fleet=Without(), running_max=0)
+    job = office.accept().job
+    async with asyncio.timeout(20), back.at_work():
+        await taken.wait()
+        waiting = await front.desk.job(job.id, account=None)
+        for plant in (back, back, front, front):  # in the first round nobody knows of anybody
+            await plant.dispatcher.report()
+            await plant.dispatcher.share_progress()
+        place = front.dispatcher.place(waiting)
+        assert place is not None
+        assert (place.position, front.dispatcher.progress(waiting)) == (3, None)
+        assert 480 < place.wait_s < 500
+        assert 980 < place.finish_s < 1000
+        assert back.dispatcher.place(waiting) is None  # its fleet says so itself
+        go_on.set()
+        await back.ended(job)
 
 
 @pytest.mark.anyio

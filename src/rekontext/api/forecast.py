@@ -36,6 +36,8 @@ class Works(Protocol):
 
     def progress(self, job: Job) -> Progress | None: ...
 
+    def place(self, job: Job) -> Estimate | None: ...
+
     def takes(self, account: AccountId) -> bool: ...
 
 
@@ -67,7 +69,7 @@ class Forecast:
         if job.state is State.PROCESSING and not self._works.runs(job):
             progress = self._works.progress(job)
             left_s = None if progress is None else progress.remaining_s
-            return None if left_s is None else Estimate(position=0, wait_s=0.0, finish_s=left_s)
+            return self._works.place(job) if left_s is None else Estimate(position=0, wait_s=0.0, finish_s=left_s)
         if job.state.is_terminal:
             return None
         return self.at_place(job, ahead=0 if job.state is State.PROCESSING else ahead or 0)

@@ -62,7 +62,9 @@ class Metrics:
         for state in (State.COMPLETED, State.FAILED, State.CANCELLED):
             self.edits.labels(state.value.lower())  # there from the start: a rate sees no first one that comes as 1
         self.steps = Counter("rekontext_steps", "Denoising steps done.", registry=own)
-        self.passes = Counter("rekontext_passes", "Steps that really ran the transformer.", registry=own)
+        self.passes = Counter(
+            "rekontext_passes", "Steps of edits completed here that really ran the transformer.", registry=own
+        )
         self.edit_seconds = Histogram(
             "rekontext_edit_seconds",
             "Of completed edits: queue, inference, total.",

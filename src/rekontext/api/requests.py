@@ -66,9 +66,8 @@ class RequestRoutes:
         """Stop the job; from now on it is free."""
         caller = await self._parts.caller(request, "edit")
         job = await self._parts.desk.cancel(_job(request), account=caller.account)
-        is_cancelled = job.state is State.CANCELLED or job.cancel_requested_at is not None
         document = self._parts.documents.status(job, self._parts.origins.of(request), estimate=None, progress=None)
-        return answers.json_answer(document | {"cancelled": is_cancelled})
+        return answers.json_answer(document | {"cancelled": job.is_cancelled})
 
     async def events(self, request: Request) -> Response:
         """The job's events as they happen."""

@@ -102,6 +102,10 @@ class EditWorkbench:
         # An early look would be seen before the check.
         return request if self._check_of(job) is None else replace(request, preview_every=None)
 
+    def outline(self, job: Job) -> EditRequest:
+        """As `Workbench.outline`."""
+        return edit_request(job.parameters, job=job.id, account=job.account, photo=stand_in(job.parameters))
+
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         """As `Workbench.pack`.
 

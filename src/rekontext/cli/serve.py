@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -35,11 +37,23 @@ _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling the service before it waits for open connections to end."""
+    """uvicorn, telling the service before it waits for open connections to end, and when nobody will wait."""
 
-    def __init__(self, config: uvicorn.Config, *, on_shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, on_shutdown: Callable[[], None], on_hurry: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._on_shutdown = on_shutdown
+        self._on_hurry = on_hurry
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Let what runs end; at a second signal hand it back. uvicorn itself would then leave all as it is.
+
+        That a terminal is gone is said by its kernel and by its shell, so SIGHUP is no second one.
+        """
+        if self.should_exit and sig != signal.SIGHUP:
+            asyncio.get_running_loop().call_soon_threadsafe(self._on_hurry)
+        super().handle_exit(signal.SIGTERM, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_shutdown()
@@ -47,7 +61,7 @@ class _Server(uvicorn.Server):
 
 
 def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir: Path | None) -> None:
-    """Serve until SIGINT or SIGTERM; running edits then get `shutdown_grace_s` to end.
+    """Serve until SIGINT, SIGTERM or SIGHUP; running edits then get `shutdown_grace_s` to end, until a second signal.
 
     Raises:
         CommandFailed: a setting is wrong, the address is taken, or the model isn't there or can't be loaded.
@@ -82,10 +96,12 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
             # Edits may go on for the time of grace; then whoever waits for one is told where it will be.
             server_config(service.app, answers_s=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S),
             on_shutdown=service.hang_up,
+            on_hurry=service.hurry,
         )
         console.print(_greeting(url, service, settings))
         # uvicorn hands a signal on when all is done: let both kinds end as a Ctrl-C does, with nothing amiss.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _heed_hang_up(server)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     if not loaded and not broken:
@@ -95,6 +111,28 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
     if broken:
         why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)
         raise CommandFailed(why, exit_code=1) from broken[0]
+
+
+def _heed_hang_up(server: uvicorn.Server) -> None:
+    """End in good order when the terminal goes away, unless that is to be ignored, as under nohup."""
+
+    def hung_up(sig: int, frame: FrameType | None) -> None:
+        _let_go(sys.stdout.fileno(), sys.stderr.fileno())
+        server.handle_exit(sig, frame)
+
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hung_up)
+
+
+def _let_go(*files: int) -> None:
+    """Write no more to a terminal that is gone: a line that can't be logged must not stop what it tells of."""
+    for file in files:
+        try:
+            os.write(file, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, file)
+            os.close(nowhere)
 
 
 def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Callable[[Exception], None]) -> Service:

@@ -194,7 +194,7 @@ def main(
 ) -> None:
     """Serve the socket that was handed down."""
     # The service decides when this process ends, also where a signal goes to all of them.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as end:
         asyncio.run(_main(end, open_fleet, prepare))

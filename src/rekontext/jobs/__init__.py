@@ -18,7 +18,7 @@ from rekontext.jobs.errors import (
 )
 from rekontext.jobs.events import Event, EventHub, EventKind
 from rekontext.jobs.idempotency import KEY_CHARACTERS_MAX
-from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.life import Accepted, JobLife, TakenBack
 from rekontext.jobs.model import (
     TERMINAL,
     Bounds,
@@ -80,6 +80,7 @@ __all__ = [
     "State",
     "Sweeper",
     "Swept",
+    "TakenBack",
     "TooManyInFlight",
     "TooManyMessages",
     "UploadsFull",

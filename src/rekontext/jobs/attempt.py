@@ -95,15 +95,20 @@ class Attempts:
         except EditRefused as refusal:
             return Failed(code=refusal.code, error=str(refusal), retry=False)
         except TimeoutError:
-            return Failed(code="edit_timeout", error=f"The edit was not done within {self.run_s_max:g} s.", retry=True)
+            error = f"The edit was not done within {self.run_s_max:g} s."
+            _log.error("edit_failed", job=job.id, attempt=job.attempt, code="edit_timeout", why=error)
+            return Failed(code="edit_timeout", error=error, retry=True)
         except SafetyUnavailable as fault:
             _log.error("safety_unavailable", job=job.id, attempt=job.attempt, fault=str(fault))
             unchecked = "The picture couldn't be checked, so it isn't handed out."
             return Failed(code="safety_unavailable", error=unchecked, retry=True)
         except Exception as fault:
             why = str(fault).partition("\n")[0]  # the operator's first question; the rest is below
-            _log.exception("edit_failed", job=job.id, attempt=job.attempt, fault=type(fault).__name__, why=why)
-            return Failed(code="engine_fault", error="The edit failed through a fault of ours.", retry=True)
+            code = "engine_fault"
+            _log.exception(
+                "edit_failed", job=job.id, attempt=job.attempt, code=code, fault=type(fault).__name__, why=why
+            )
+            return Failed(code=code, error="The edit failed through a fault of ours.", retry=True)
         return Made(
             outputs=outputs,
             made={

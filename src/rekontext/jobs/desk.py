@@ -14,7 +14,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from rekontext.contract import Progress
+from rekontext.accounts import audit
+from rekontext.contract import Estimate, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
 from rekontext.jobs.events import Event, EventHub
@@ -32,6 +33,8 @@ class Works(Protocol):
     def holds(self, job: Job) -> bool: ...
 
     def progress(self, job: Job) -> Progress | None: ...
+
+    def place(self, job: Job) -> Estimate | None: ...
 
     def wake(self) -> None: ...
 
@@ -124,14 +127,25 @@ class Desk:
         found, ahead = await self._database.read(look)
         return Standing(job=found, ahead=ahead)
 
-    async def cancel(self, job: JobId, *, account: AccountId | None) -> Job:
+    async def cancel(self, job: JobId, *, account: AccountId | None, actor: str | None = None) -> Job:
         """Cancel a job; from this moment it is free. See `JobLife.cancel`.
+
+        Args:
+            actor: the operator whose act it is, for the audit log; None for the account itself.
 
         Raises:
             JobUnknown: the account has no such job.
         """
         now = self._clock.now()
-        found = await self._database.transact(lambda tx: self._life.cancel(tx, job, account=account, now=now))
+
+        def work(tx: Connection) -> Job:
+            cancelled = self._life.cancel(tx, job, account=account, now=now)
+            if actor is not None and now in (cancelled.finished_at, cancelled.cancel_requested_at):  # by this very call
+                about = {"account": cancelled.account}
+                audit.record(tx, actor=actor, action="request.cancel", subject=job, now=now, details=about)
+            return cancelled
+
+        found = await self._database.transact(work)
         if found.finished_at == now:  # by this very call; else it had ended before
             self._hub.end(found)
         elif found.state.is_terminal:
@@ -229,8 +243,11 @@ class Desk:
             return found
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
-        if told.get("attempt") != found.attempt:
-            self._hub.publish(job, "processing", {"attempt": found.attempt}, is_ours=False)
+        place = self._works.place(found)
+        news = {"attempt": found.attempt} | ({} if place is None else {"queue_position": place.position})
+        has_moved = place is not None and "step" not in told and told.get("queue_position") != place.position
+        if told.get("attempt") != found.attempt or has_moved:
+            self._hub.publish(job, "processing", news, is_ours=False)
             told = {}
         progress = self._works.progress(found)
         if progress is not None and told.get("step") != progress.step:

@@ -20,10 +20,10 @@ from typing import Final, Literal, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import Fleet, Preview, Progress
+from rekontext.contract import EngineFault, Estimate, Fleet, Preview, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.attempt import Attempts, Ending, HandedBack, Made, Stopped, Traces, settle
+from rekontext.jobs.attempt import Attempts, Ending, Failed, HandedBack, Made, Stopped, Traces, settle
 from rekontext.jobs.errors import LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
@@ -32,7 +32,7 @@ from rekontext.jobs.objects import Objects, clear_away
 from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
 from rekontext.jobs.workbench import Workbench
-from rekontext.jobs.workers import Worker
+from rekontext.jobs.workers import Reached, Worker
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -111,7 +111,7 @@ class Dispatcher:
         self._workbench = workbench
         self._hub = hub
         self._clock = clock
-        self._outage = Outage(clock=clock, log=_log)
+        self._outage = Outage(by="dispatcher", clock=clock, log=_log)
         self._worker = worker
         self._running_max = running_max
         self._poll_s = poll_s
@@ -173,6 +173,11 @@ class Dispatcher:
         running = self._running.get(job.lease)
         return self._others.progress(job.lease) if running is None else running.progress
 
+    def place(self, job: Job) -> Estimate | None:
+        """What another process expects of an edit that it has and that has made no step yet; None if nobody knows."""
+        is_elsewhere = job.state is State.PROCESSING and job.lease not in self._running
+        return self._others.place(job.lease) if is_elsewhere else None
+
     def takes(self, account: AccountId) -> bool:
         """Whether there is a place for a job of this account, however many others' wait."""
         free = self._running_max - len(self._running)
@@ -230,10 +235,7 @@ class Dispatcher:
         What the database hasn't taken after `CLOSING_S_MAX` more is left: the leases run out.
         """
         loop = asyncio.get_running_loop()
-        if not self._closing:
-            self._until = loop.time() + drain_s + CLOSING_S_MAX
-        self._closing = True
-        self.wake()
+        self._close_within(drain_s)
         if self._doubted is not None:  # what it took is begun, or handed back below
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSING_S_MAX):
@@ -248,6 +250,17 @@ class Dispatcher:
                 return
             await asyncio.wait(coming, timeout=CLOSING_S_MAX / _LOOKS_WHILE_CLOSING)
             self._give_up_settling()
+
+    def hurry(self) -> None:
+        """Cut the drain short, also one that is yet to begin: what runs goes back into the queue now. See `close`."""
+        self._close_within(0.0)
+        for running in list(self._running.values()):
+            running.stop("closing")
+
+    def _close_within(self, drain_s: float) -> None:
+        self._until = min(self._until, asyncio.get_running_loop().time() + drain_s + CLOSING_S_MAX)
+        self._closing = True
+        self.wake()
 
     def _give_up_settling(self) -> None:
         """Leave endings that the database had `CLOSING_S_MAX` for. One that it takes in the end counts all the same."""
@@ -367,9 +380,18 @@ class Dispatcher:
             changed = await self._answered(
                 self._database.transact(lambda tx: self._life.recover(tx, now=now, worker=worker), lane="endings")
             )
-            for job in changed:
-                _log.warning("job_recovered", job=job.id, state=job.state.value, attempt=job.attempt, error=job.error)
-                self._tell(job)
+            for taken in changed:
+                job = taken.job
+                _log.warning(
+                    "job_recovered",
+                    job=job.id,
+                    state=job.state.value,
+                    attempt=job.attempt,
+                    worker=taken.worker,
+                    code=taken.code,
+                    error=job.error,
+                )
+                self._tell(job, code=taken.code)
             more_may_come = len(changed) >= RECOVERED_PER_TRANSACTION
 
     async def report(self) -> None:
@@ -378,8 +400,14 @@ class Dispatcher:
 
     async def share_progress(self) -> None:
         """Tell how far the edits here are, and see how far those elsewhere are."""
-        here = {lease: running.progress for lease, running in self._running.items() if running.progress is not None}
-        await self._others.share_progress(here)
+        await self._others.share_progress({lease: self._reached(running) for lease, running in self._running.items()})
+
+    def _reached(self, running: _Running) -> Reached:
+        progress, place = running.progress, None
+        if (progress is None or progress.remaining_s is None) and not running.traces.has_left_fleet:
+            with suppress(EngineFault):  # it is being closed
+                place = self._fleet.estimate(self._workbench.outline(running.job))
+        return Reached(progress=progress, place=place)
 
     @property
     def _report_s(self) -> float:
@@ -463,11 +491,12 @@ class Dispatcher:
                     _log.error("settle_failed", job=job.id, attempt=job.attempt, fault=str(fault))
                 await asyncio.sleep(self._poll_s)
             else:
-                self._tell(settled)
+                self._tell(settled, code=ending.code if isinstance(ending, Failed) else None)
                 return True
         return True
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: Job, *, code: str | None) -> None:
+        """Log where a job went and publish it. `code`: why its attempt failed, which a job that waits again has not."""
         _log.info(
             "edit_waits_again" if job.state is State.QUEUED else "edit_ended",
             job=job.id,
@@ -476,7 +505,7 @@ class Dispatcher:
             attempt=job.attempt,
             faults=job.faults,
             **{name: round(value, 3) for name, value in _took(job).items() if value is not None},
-            **({} if job.error_code is None else {"code": job.error_code}),
+            **({} if code is None else {"code": code}),
         )
         if job.state is State.QUEUED:
             self._hub.publish(job.id, "queued", {"ahead": None})

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, tuple_, update
 
@@ -42,6 +42,20 @@ class Accepted:
     balance: Balance
     replayed: bool
     ahead: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenBack:
+    """A job that was taken from a worker that is gone, or that waited too long.
+
+    Attributes:
+        worker: the one that had it, which its row tells no more; None for one that waited.
+        code: why, whatever became of the job.
+    """
+
+    job: Job
+    worker: str | None
+    code: Literal["worker_lost", "queue_timeout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +261,7 @@ class JobLife:
             return self._change(tx, found, cancel_requested_at=now)
         return found
 
-    def recover(self, tx: Connection, *, now: datetime, worker: str | None = None) -> list[Job]:
+    def recover(self, tx: Connection, *, now: datetime, worker: str | None = None) -> list[TakenBack]:
         """Take jobs back from workers that are gone, and give up on jobs that waited too long.
 
         Args:
@@ -266,13 +280,15 @@ class JobLife:
         # Balances are locked in one order by everyone who takes several.
         return [self._take_back(tx, job, now=now) for job in sorted(found.values(), key=lambda job: job.account)]
 
-    def _take_back(self, tx: Connection, job: Job, *, now: datetime) -> Job:
+    def _take_back(self, tx: Connection, job: Job, *, now: datetime) -> TakenBack:
         """Try a job again whose worker is gone, or give up on one that waits."""
         if job.state is State.PROCESSING:
             error = _worker_lost(job.faults + 1)
-            return self._fault(tx, job, code="worker_lost", error=error, retry=True, now=now)
+            changed = self._fault(tx, job, code="worker_lost", error=error, retry=True, now=now)
+            return TakenBack(job=changed, worker=job.worker, code="worker_lost")
         error = f"No worker was free within {self.patience.queue_s_max:.0f} s."
-        return self._end_free(tx, job, State.FAILED, now=now, error_code="queue_timeout", error=error)
+        changed = self._end_free(tx, job, State.FAILED, now=now, error_code="queue_timeout", error=error)
+        return TakenBack(job=changed, worker=None, code="queue_timeout")
 
     def _held(self, tx: Connection, lease: Lease) -> Job:
         """The job that `lease` is for, locked."""

@@ -137,6 +137,11 @@ class Job:
         return Lease(job=self.id, attempt=self.attempt)
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether a cancel was promised: it ended CANCELLED, or will."""
+        return self.state is State.CANCELLED or self.cancel_requested_at is not None
+
+    @property
     def retries(self) -> int:
         """Attempts that followed one which failed through our fault."""
         return max(0, min(self.faults, self.attempt - 1))

@@ -6,7 +6,7 @@ Each tells of itself and looks at what the others told; between two looks this i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -15,14 +15,14 @@ from typing import Final
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import Progress
+from rekontext.contract import Estimate, Progress
 from rekontext.database import Database
 from rekontext.jobs import queries, workers
 from rekontext.jobs.model import Lease, State
-from rekontext.jobs.workers import Worker
+from rekontext.jobs.workers import Reached, Worker
 from rekontext.sources import Clock
 
-AHEAD_S_MAX: Final = 5.0
+WRONG_S_MAX: Final = 5.0
 """By so much the clocks of machines differ that are kept right over a network, and more."""
 _log = structlog.get_logger(__name__)
 
@@ -31,8 +31,12 @@ _log = structlog.get_logger(__name__)
 class _Seen:
     """How far an edit is, and since when that is known here, in seconds of this machine's own clock."""
 
-    progress: Progress
+    reached: Reached
     since: float
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
 
 
 class Others:
@@ -54,8 +58,8 @@ class Others:
         self._edit_s: float | None = None
         self._running = 0
         self._are_there = False
-        self._ahead: set[str] = set()
-        self._told: Mapping[Lease, Progress] | None = None  # an earlier process of this name may have told something
+        self._is_clock_wrong = False
+        self._told: Mapping[Lease, Reached] | None = None  # an earlier process of this name may have told something
         self._seen: Mapping[Lease, _Seen] = {}
 
     @property
@@ -81,10 +85,18 @@ class Others:
     def progress(self, lease: Lease) -> Progress | None:
         """How far an edit is that another process runs; None if nothing was told of it."""
         seen = self._seen.get(lease)
-        if seen is None:
+        progress = None if seen is None else seen.reached.progress
+        if seen is None or progress is None or progress.remaining_s is None:
+            return progress
+        return replace(progress, remaining_s=max(0.0, progress.remaining_s - seen.age_s))
+
+    def place(self, lease: Lease) -> Estimate | None:
+        """What is expected of an edit that another process has and whose steps don't say it; None if it isn't known."""
+        seen = self._seen.get(lease)
+        if seen is None or (place := seen.reached.place) is None:
             return None
-        left_s, age_s = seen.progress.remaining_s, time.monotonic() - seen.since
-        return seen.progress if left_s is None else replace(seen.progress, remaining_s=max(0.0, left_s - age_s))
+        wait_s, finish_s = (max(0.0, told_s - seen.age_s) for told_s in (place.wait_s, place.finish_s))
+        return replace(place, wait_s=wait_s, finish_s=finish_s)
 
     async def report(self, own: Worker | None) -> None:
         """Write down what this process has, if it can be said, and see what all of them have together.
@@ -93,29 +105,30 @@ class Others:
             DatabaseUnavailable: what was seen before is still known.
         """
 
-        def look(tx: Connection) -> tuple[list[Worker], int]:
+        def look(tx: Connection) -> tuple[list[Worker], int, float]:
+            shared = workers.shared_time(tx)
+            ahead_s = 0.0 if shared is None else (self._clock.now() - shared).total_seconds()
             if own is not None:
                 workers.report(tx, replace(own, seen_at=self._clock.now()))
             running = 0 if self._has_devices else queries.unfinished_by_state(tx)[State.PROCESSING]
-            return workers.alive(tx, since=self.alive_since), running
+            return workers.alive(tx, since=self.alive_since), running, ahead_s
 
         ask = self._database.read if own is None else partial(self._database.transact, lane="leases")
-        found, self._running = await ask(look)
+        found, self._running, ahead_s = await ask(look)
         self._usable = sum(worker.usable for worker in found)
         self._edit_s = next((each.edit_s for each in found if each.edit_s is not None), None)
-        others = [worker for worker in found if worker.name != self._worker]
-        self._are_there = bool(others)
-        self._compare_clocks(others)
+        self._are_there = any(worker.name != self._worker for worker in found)
+        self._judge_clock(ahead_s)
 
-    def _compare_clocks(self, others: Sequence[Worker]) -> None:
-        """Say once of each that its clock is ahead: by it, other processes' leases run out early."""
-        now = self._clock.now()
-        ahead = {each.name: s for each in others if (s := (each.seen_at - now).total_seconds()) > AHEAD_S_MAX}
-        for name in ahead.keys() - self._ahead:
-            _log.warning("clocks_differ", worker=name, ahead_s=round(ahead[name], 1))
-        self._ahead = set(ahead)
+    def _judge_clock(self, ahead_s: float) -> None:
+        """Say once that the clock here is wrong: by one that is ahead the others' leases run out early, and what one
+        that is behind writes of itself is old already."""
+        is_wrong = abs(ahead_s) > WRONG_S_MAX
+        if is_wrong and not self._is_clock_wrong:
+            _log.warning("clocks_differ", worker=self._worker, ahead_s=round(ahead_s, 1))
+        self._is_clock_wrong = is_wrong
 
-    async def share_progress(self, here: Mapping[Lease, Progress]) -> None:
+    async def share_progress(self, here: Mapping[Lease, Reached]) -> None:
         """Write down how far the edits of this process are, and see how far the others' are. Asks only where it must.
 
         Raises:
@@ -134,7 +147,7 @@ class Others:
         now, before = time.monotonic(), self._seen
         self._seen = {
             lease: old
-            if (old := before.get(lease)) is not None and old.progress == progress
-            else _Seen(progress=progress, since=now)
-            for lease, progress in found.items()
+            if (old := before.get(lease)) is not None and old.reached == reached
+            else _Seen(reached=reached, since=now)
+            for lease, reached in found.items()
         }

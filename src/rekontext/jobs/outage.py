@@ -14,29 +14,41 @@ REMINDER_S: Final = 60.0
 class Outage:
     """The database's being away, as one asker notices it: often, and each time with the same sentence.
 
+    One that has answered for `REMINDER_S` is back, and not sooner: where a disk is full, or a page is damaged, it
+    answers some questions and others never.
+
     Args:
+        by: the asker, as the log names it.
         log: the asker's logger.
     """
 
-    def __init__(self, *, clock: Clock, log: Any) -> None:
+    def __init__(self, *, by: str, clock: Clock, log: Any) -> None:
         self._clock = clock
+        self._by = by
         self._log = log
         self._since: datetime | None = None
+        self._answers_since: datetime | None = None
         self._said = clock.now()
 
     def met(self, fault: DatabaseUnavailable) -> None:
         """It didn't answer."""
-        now = self._clock.now()
+        now, self._answers_since = self._clock.now(), None
         if self._since is None:
             self._since = now
         elif (now - self._said).total_seconds() < REMINDER_S:
             return
         self._said = now
-        self._log.error("database_unavailable", fault=str(fault), for_s=round((now - self._since).total_seconds(), 1))
+        for_s = round((now - self._since).total_seconds(), 1)
+        self._log.error("database_unavailable", by=self._by, fault=str(fault), for_s=for_s)
 
     def over(self) -> None:
         """It answered."""
-        if self._since is not None:
-            away_s = (self._clock.now() - self._since).total_seconds()
-            self._since = None
-            self._log.warning("database_answers_again", away_s=round(away_s, 1))
+        if self._since is None:
+            return
+        now = self._clock.now()
+        if self._answers_since is None:
+            self._answers_since = now
+        if (now - self._answers_since).total_seconds() >= REMINDER_S:
+            away_s = (self._answers_since - self._since).total_seconds()
+            self._since = self._answers_since = None
+            self._log.warning("database_answers_again", by=self._by, away_s=round(away_s, 1))

@@ -18,7 +18,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, exists, func, select, update
 
-from rekontext.database import Database
+from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
 from rekontext.jobs import workers
 from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
@@ -131,6 +131,7 @@ class Sweeper:
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
+        self._unavailable: str | None = None
         self._many_seen_at = self._cut_off_seen_at = _NEVER
 
     async def run(self) -> None:
@@ -143,7 +144,7 @@ class Sweeper:
 
     async def sweep(self) -> Swept:
         """Remove everything whose time is over, up to `BATCHES_PER_SWEEP_MAX` batches of each kind."""
-        kept = self._retention
+        kept, self._unavailable = self._retention, None
         return Swept(
             inputs=await self._guarded("inputs", self._inputs),
             outputs=await self._guarded("outputs", self._outputs),
@@ -162,6 +163,11 @@ class Sweeper:
     async def _guarded(self, kind: str, work: Callable[[], Awaitable[int]]) -> int:
         try:
             return await work()
+        except DatabaseUnavailable as fault:  # said once a sweep, where it is the same for every kind
+            if self._unavailable != (why := _why(fault)):
+                _log.error("sweep_failed", kind=kind, fault=why)
+            self._unavailable = why
+            return 0
         except Exception as fault:  # whatever it is, the other kinds get their turn, and this one at the next sweep
             _log.exception("sweep_failed", kind=kind, fault=_why(fault))
             return 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import (
@@ -33,7 +34,7 @@ from sqlalchemy import (
 )
 from standardwebhooks import Webhook
 
-from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId
+from rekontext.database import AccountId, Database, DatabaseUnavailable, DeliveryId, EndpointId, JobId
 from rekontext.database.tables import accounts, webhook_attempts, webhook_deliveries, webhook_endpoints
 from rekontext.jobs.outage import Outage
 from rekontext.sources import Clock, Randomness
@@ -105,6 +106,8 @@ OUTLIVED: Final[Select[Any]] = (
         webhook_deliveries.c.id,
         webhook_deliveries.c.account_id,
         webhook_deliveries.c.endpoint_id,
+        webhook_deliveries.c.job_id,
+        webhook_deliveries.c.url,
         webhook_deliveries.c.tries,
     )
     .where(
@@ -135,6 +138,7 @@ class Claimed:
     """A message that this process may send.
 
     Attributes:
+        job: what it tells of; None for a test message.
         since: when it was made or replayed.
         attempt: the fence.
         tries: with this one.
@@ -142,6 +146,7 @@ class Claimed:
 
     id: DeliveryId
     account: AccountId
+    job: JobId | None
     since: datetime
     attempt: int
     tries: int
@@ -183,7 +188,7 @@ class Deliverer:
         self._database = database
         self._send = send
         self._clock = clock
-        self._outage = Outage(clock=clock, log=_log)
+        self._outage = Outage(by="deliverer", clock=clock, log=_log)
         self._randomness = randomness
         self._sending_max = sending_max
         self._per_account_max = per_account_max
@@ -247,7 +252,16 @@ class Deliverer:
         self._looked_at = now
         for row in outlived:
             given_up = _Outcome(status=None, error=_OUTLIVED)
-            _log_undelivered(row.id, row.account_id, row.endpoint_id, row.tries, given_up, again_in_s=None)
+            _log_undelivered(
+                given_up,
+                delivery=row.id,
+                account=row.account_id,
+                job=row.job_id,
+                webhook=row.endpoint_id,
+                url=row.url,
+                tries=row.tries,
+                again_in_s=None,
+            )
         return claimed
 
     async def _deliver(self, message: Claimed) -> None:
@@ -268,7 +282,16 @@ class Deliverer:
             _log.error("delivery_not_recorded", delivery=message.id, fault=str(fault))  # it will be sent again
             return
         if message.is_wanted and not _is_delivered(outcome.status):
-            _log_undelivered(message.id, message.account, message.endpoint, message.tries, outcome, again_in_s=wait_s)
+            _log_undelivered(
+                outcome,
+                delivery=message.id,
+                account=message.account,
+                job=message.job,
+                webhook=message.endpoint,
+                url=message.url,
+                tries=message.tries,
+                again_in_s=wait_s,
+            )
 
     async def _post(self, message: Claimed, now: datetime) -> _Outcome:
         headers = {
@@ -300,19 +323,24 @@ class Deliverer:
 
 
 def _log_undelivered(
-    delivery: DeliveryId,
-    account: AccountId,
-    webhook: EndpointId | None,
-    tries: int,
     outcome: _Outcome,
     *,
+    delivery: DeliveryId,
+    account: AccountId,
+    job: JobId | None,
+    webhook: EndpointId | None,
+    url: str,
+    tries: int,
     again_in_s: float | None,
 ) -> None:
+    """Of the URL only the host: path and query may hold a secret."""
     _log.warning(
         "webhook_not_delivered",
         delivery=delivery,
         account=account,
+        job=job,
         webhook=webhook,
+        host=urlsplit(url).hostname,
         tries=tries,
         status=outcome.status,
         error=outcome.error,
@@ -374,6 +402,7 @@ def claim(
         Claimed(
             id=row["id"],
             account=row["account_id"],
+            job=row["job_id"],
             since=row["replayed_at"] or row["created_at"],
             attempt=row["attempt"],
             tries=row["tries"] + 1,

@@ -32,6 +32,10 @@ class Workbench(Protocol):
         """
         ...
 
+    def outline(self, job: Job) -> EditRequest:
+        """The same as far as it takes to know how long it will take. Quick, so it may run on the event loop."""
+        ...
+
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         """What the job's owner gets.
 

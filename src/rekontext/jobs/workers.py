@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rekontext.contract import DeviceState, Progress
+from rekontext.contract import DeviceState, Estimate, Progress
 from rekontext.database import JobId
 from rekontext.database.tables import workers
 from rekontext.jobs.model import Lease
@@ -47,6 +47,19 @@ class Worker:
         return sum(state != "failed" for state in self.devices.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """How far an edit is.
+
+    Attributes:
+        progress: its last step; None for one that has not begun.
+        place: what its device expects of it; None once its own steps say that.
+    """
+
+    progress: Progress | None
+    place: Estimate | None
+
+
 _ABOUT: Final = tuple(workers.c[each.name] for each in fields(Worker))
 
 
@@ -69,27 +82,48 @@ def latest(tx: Connection) -> Worker | None:
     return None if found is None else Worker(**found)
 
 
-def tell_progress(tx: Connection, name: str, progress: Mapping[Lease, Progress]) -> bool:
+def shared_time(tx: Connection) -> datetime | None:
+    """The time by the clock of the database's machine; None on SQLite, whose processes have one clock."""
+    if tx.dialect.name == "sqlite":
+        return None
+    shared: datetime = tx.execute(select(func.clock_timestamp())).scalar_one()
+    return shared
+
+
+def tell_progress(tx: Connection, name: str, edits: Mapping[Lease, Reached]) -> bool:
     """Write down how far the edits of a process are. False if it hasn't reported yet: nothing is written then."""
-    told = {lease.job: {"attempt": lease.attempt, **asdict(reached)} for lease, reached in progress.items()}
+    told = {lease.job: {"attempt": lease.attempt} | _written(reached) for lease, reached in edits.items()}
     return tx.execute(update(workers).where(workers.c.name == name).values(progress=told)).rowcount > 0
 
 
-def progress(tx: Connection, *, besides: str, since: datetime) -> dict[Lease, Progress]:
+def progress(tx: Connection, *, besides: str, since: datetime) -> dict[Lease, Reached]:
     """How far the edits are of those processes, but for one, that were seen since then."""
     told = select(workers.c.progress).where(workers.c.seen_at > since, workers.c.name != besides)
-    found: dict[Lease, Progress] = {}
+    found: dict[Lease, Reached] = {}
     for edits in tx.execute(told).scalars():
         # One of another version may tell something else, or more.
         with suppress(AttributeError, KeyError, TypeError, ValueError):
             for job, its in edits.items():
-                left_s = its["remaining_s"]
-                found[Lease(job=JobId(job), attempt=int(its["attempt"]))] = Progress(
-                    step=int(its["step"]),
-                    steps=int(its["steps"]),
-                    remaining_s=None if left_s is None else float(left_s),
-                )
+                found[Lease(job=JobId(job), attempt=int(its["attempt"]))] = _read(its)
     return found
+
+
+def _written(reached: Reached) -> dict[str, object]:
+    return {name: value for each in (reached.progress, reached.place) if each for name, value in asdict(each).items()}
+
+
+def _read(its: Mapping[str, Any]) -> Reached:
+    progress = place = None
+    if "step" in its:
+        left_s = its["remaining_s"]
+        progress = Progress(
+            step=int(its["step"]),
+            steps=int(its["steps"]),
+            remaining_s=None if left_s is None else float(left_s),
+        )
+    if "position" in its:
+        place = Estimate(position=int(its["position"]), wait_s=float(its["wait_s"]), finish_s=float(its["finish_s"]))
+    return Reached(progress=progress, place=place)
 
 
 def forget(tx: Connection, before: datetime) -> int:

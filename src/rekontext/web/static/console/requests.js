@@ -1,9 +1,10 @@
 // The history of edits, with filters, and one edit whole.
 
 import { getJson, here } from "../shared/api.js";
-import { copy, fill, h } from "../shared/dom.js";
+import { copy, fill, h, toast } from "../shared/dom.js";
 import { ago, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
+import { confirmed } from "../shared/shell.js";
 import { badge, button, definition, dialog, failed, heading, loading, pager, repeated, table, within } from "./parts.js";
 
 const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
@@ -55,7 +56,7 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
     if (asked.get("from")) query.set("from", dayStart(asked.get("from")));
     if (asked.get("to")) query.set("to", dayStart(asked.get("to"), 1));
     const found = await getJson(`${base}?${query}`);
-    isUnfinished = found.data.some((row) => row.status === "QUEUED" || row.status === "PROCESSING");
+    isUnfinished = found.data.some(goesOn);
     // Links to one picture differ from look to look: a row that has its picture keeps it.
     const thumbnail = (row) => {
       if (!row.output) return h("span.row-picture", {});
@@ -86,7 +87,7 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
       },
     ].filter(Boolean);
     return [
-      table(title, columns, found.data, { open: (row) => openRequest(row, base), empty: "No request matches." }),
+      table(title, columns, found.data, { open: (row) => openRequest(row, base, isAdmin), empty: "No request matches." }),
       pager(found, (page) => ask({ page: page > 1 ? page : null })),
     ];
   });
@@ -104,22 +105,30 @@ function field(label, control) {
   return h("label.filter", {}, h("span", {}, label), control);
 }
 
-function openRequest({ request_id: id }, base) {
-  dialog(
-    "Request",
-    () => {
-      const place = h("div.form", {}, loading());
-      getJson(`${base}/${id}`).then(
-        (row) => fill(place, whole(row)),
-        (fault) => fill(place, failed(fault)),
-      );
-      return place;
-    },
-    { wide: true },
-  );
+function goesOn(row) {
+  return row.status === "QUEUED" || row.status === "PROCESSING";
 }
 
-function whole(row) {
+function openRequest({ request_id: id }, base, isAdmin) {
+  const place = h("div.form", {}, loading());
+  const show = (row) => fill(place, whole(row, isAdmin && goesOn(row) && !row.cancelled ? cancel : null));
+  const cancel = async () => {
+    const text = "It is free for its account, whatever it has come to, and can't be taken up again.";
+    if (!(await confirmed({ title: "Cancel this edit?", text, action: "Cancel it" }))) return;
+    try {
+      const row = await getJson(`${base}/${id}/cancel`, { method: "POST" });
+      show(row);
+      toast(row.cancelled ? "Cancelled, and free" : "It had ended before");
+    } catch (fault) {
+      toast(fault.message);
+    }
+  };
+  getJson(`${base}/${id}`).then(show, (fault) => fill(place, failed(fault)));
+  dialog("Request", () => place, { wide: true });
+}
+
+/** All that is known of a request. `cancel`: what a button for that does, null for none. */
+function whole(row, cancel) {
   const picture = row.images?.[0]?.url ?? row.output;
   const { metrics = {}, timings = {} } = row;
   return [
@@ -138,7 +147,12 @@ function whole(row) {
         {},
         h("p.request-prompt", {}, `“${row.prompt}”`),
         definition([
-          ["Status", badge(row.status), row.attempt > 1 ? ` attempt ${row.attempt}` : ""],
+          [
+            "Status",
+            badge(row.status),
+            row.attempt > 1 ? ` attempt ${row.attempt}` : "",
+            row.cancelled && goesOn(row) && " cancelled when its step is over",
+          ],
           row.error && ["Error", h("span.fault", {}, row.error), row.error_code && h("code", {}, ` ${row.error_code}`)],
           ["Asked", moment(row.created_at)],
           ["Waited", row.queue_ms === null ? "–" : seconds(row.queue_ms / 1000)],
@@ -159,6 +173,7 @@ function whole(row) {
           {},
           h("a.button.small", { href: playgroundLink(row) }, "Open in the playground"),
           button("Copy id", () => copy(row.request_id), { kind: "small", picture: "copy" }),
+          cancel && button("Cancel the edit", cancel, { kind: "small danger" }),
         ),
       ),
     ),
