@@ -104,7 +104,7 @@ class EditWorkbench:
 
     def outline(self, job: Job) -> EditRequest:
         """As `Workbench.outline`."""
-        return edit_request(job.parameters, job=job.id, account=job.account, photo=stand_in(job.parameters))
+        return edit_request(job.parameters, job=job.id, account=job.account, photo=None)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         """As `Workbench.pack`.
