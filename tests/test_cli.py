@@ -402,7 +402,6 @@ def test_doctor_asks_the_safety_check(
     monkeypatch: pytest.MonkeyPatch, answer: str, verdict: Verdict, says: str
 ) -> None:
     """Without it no edit ends well. Whatever it is, its address may hold a password, and isn't shown."""
-    monkeypatch.setattr("rekontext.safety.PAUSE_S", 0.0)
     with answering(answer.encode()) as port:
         monkeypatch.setenv("REKONTEXT_SAFETY_URL", f"http://user:hush@127.0.0.1:{port}/check")
         assert says in _findings(verdict)["safety check"]

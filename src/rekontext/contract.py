@@ -7,6 +7,7 @@ knows neither: plain frozen values, one protocol, and the two kinds of failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, SupportsFloat, SupportsIndex, get_args
@@ -84,11 +85,11 @@ class EditRequest:
         if self.photo is not None and min(self.photo.size) < 1:
             raise EditRefused(f"photo has {self.photo.width} x {self.photo.height} pixels: it must have at least one")
         for name in ("steps", "seed", "priority", "preview_every"):
-            if (value := getattr(self, name)) is not None or name in ("steps", "seed"):
+            if (value := getattr(self, name)) is not None or name != "preview_every":
                 object.__setattr__(self, name, _whole(name, value))
-        if isinstance(self.guidance, bool) or not isinstance(self.guidance, SupportsFloat):
-            raise EditRefused(f"guidance is {self.guidance!r}: it must be a number")
-        object.__setattr__(self, "guidance", float(self.guidance))
+        for name in ("guidance", "deadline_s"):
+            if (value := getattr(self, name)) is not None or name != "deadline_s":
+                object.__setattr__(self, name, _number(name, value))
         if not 1 <= self.steps <= STEPS_MAX:
             raise EditRefused(f"steps is {self.steps}: it must be from 1 to {STEPS_MAX}")
         if not GUIDANCE_MIN <= self.guidance <= GUIDANCE_MAX:
@@ -109,9 +110,17 @@ class EditRequest:
 
 def _whole(name: str, value: object) -> int:
     """As Python's own int, whoever's integer it is: libraries take no other."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise EditRefused(f"{name} is {value!r}: it must be an integer")
-    return index(value)
+    if not isinstance(value, bool) and isinstance(value, SupportsIndex):
+        with suppress(TypeError):
+            return index(value)
+    raise EditRefused(f"{name} is {value!r}: it must be an integer")
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, bool) and isinstance(value, SupportsFloat):
+        with suppress(TypeError, ValueError, OverflowError):
+            return float(value)
+    raise EditRefused(f"{name} is {value!r}: it must be a number")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,22 @@ the reason: its refusal is an answer to the caller, its silence a fault of ours.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
 import aiohttp
 import orjson
+import structlog
 
 from rekontext.contract import EditRefused
+from rekontext.pictures import reason
 
-TRIES_MAX: Final = 3
-PAUSE_S: Final = 1.0
+PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
+"""Between one question and the next: two minutes, for a check that starts anew. The edit once more would cost more."""
 ANSWER_BYTES_MAX: Final = 2**16
 REASON_CHARACTERS_MAX: Final = 200
+_log = structlog.get_logger(__name__)
 
 
 class PictureWithheld(EditRefused):
@@ -64,22 +68,36 @@ class SafetyCheck:
             await self._session.close()
         self._session = None
 
-    async def clear(self, picture: bytes, *, content_type: str, prompt: str, request_id: str) -> None:
+    async def clear(
+        self,
+        picture: bytes,
+        *,
+        content_type: str,
+        prompt: str,
+        request_id: str,
+        pauses_s: Sequence[float] = PAUSES_S,
+    ) -> None:
         """Return if the picture may be handed out.
+
+        Args:
+            pauses_s: before it is asked again, each time that it said neither yes nor no.
 
         Raises:
             PictureWithheld: it may not.
-            SafetyUnavailable: that couldn't be learned, `TRIES_MAX` times in a row.
+            SafetyUnavailable: that couldn't be learned.
         """
-        for tried in range(1, TRIES_MAX + 1):
+        pauses = iter(pauses_s)
+        while True:
             form = aiohttp.FormData({"prompt": prompt, "request_id": request_id})
             form.add_field("picture", picture, content_type=content_type, filename=request_id)
             try:
                 _judge(await self._ask(form))
-            except SafetyUnavailable:
-                if tried == TRIES_MAX:
+            except SafetyUnavailable as fault:
+                pause_s = next(pauses, None)
+                if pause_s is None:
                     raise
-                await asyncio.sleep(PAUSE_S)
+                _log.warning("safety_unavailable", job=request_id, fault=str(fault), again_in_s=pause_s)
+                await asyncio.sleep(pause_s)
             else:
                 return
 
@@ -99,8 +117,8 @@ class SafetyCheck:
             raise SafetyUnavailable("the safety check doesn't answer in JSON") from fault
         except TimeoutError as fault:
             raise SafetyUnavailable(f"the safety check says nothing within {self._timeout.total:g} s") from fault
-        except (aiohttp.ClientError, OSError) as fault:
-            raise SafetyUnavailable(f"the safety check can't be reached: {fault}") from fault
+        except (aiohttp.ClientError, OSError, ValueError) as fault:
+            raise SafetyUnavailable(f"the safety check can't be reached: {reason(fault)}") from fault
 
 
 def _judge(answer: object) -> None:
@@ -108,6 +126,6 @@ def _judge(answer: object) -> None:
     if not isinstance(said.get("allowed"), bool):
         raise SafetyUnavailable('the safety check answers without "allowed": true or false')
     if not said["allowed"]:
-        reason = said.get("reason")
-        plain = "".join(each for each in reason if each.isprintable()) if isinstance(reason, str) else ""
-        raise PictureWithheld(plain[:REASON_CHARACTERS_MAX].strip())
+        why = said.get("reason")
+        plain = "".join(each if each.isprintable() else " " for each in why) if isinstance(why, str) else ""
+        raise PictureWithheld(" ".join(plain.split())[:REASON_CHARACTERS_MAX])

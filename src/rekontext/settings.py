@@ -236,7 +236,11 @@ class Settings(BaseSettings):
     @classmethod
     def _check(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "")
-        if value is not None and not (parts.scheme in ("http", "https") and parts.hostname):
+        try:
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of a port that isn't one
+            is_address = False
+        if value is not None and not is_address:
             raise ValueError("allowed is an address such as http://127.0.0.1:9000/check")
         return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import base64
 from collections.abc import Callable
 from io import BytesIO
@@ -116,6 +117,9 @@ async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Pa
         place = f"/v2/requests/{submitted['request_id']}"
         told = await until(client, f"{place}/status", lambda told: told["eta_seconds"] is not None)
         assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)  # before its first step there
+        following = asyncio.create_task(client.get(f"{place}/events"))
+        back.fleet.tell(Progress(step=0, steps=4, remaining_s=None))
+        await until(client, f"{place}/status", lambda told: told["progress"] == {"step": 0, "steps": 4})
         back.fleet.tell(Progress(step=2, steps=4, remaining_s=1000.0))
         told = await until(client, f"{place}/status", lambda told: told["progress"] == {"step": 2, "steps": 4})
         assert (told["status"], told["queue_position"]) == ("PROCESSING", 0)
@@ -132,6 +136,15 @@ async def test_a_front_tells_how_far_an_edit_is_that_runs_elsewhere(tmp_path: Pa
                 back.fleet.may_step.set()
         events = (await client.get(f"{place}/events")).text
         assert '"step":2,"steps":4,"queue_position":0,"eta_seconds":' in events
+        (prepared,) = [line for line in (await following).text.splitlines() if '"step":0' in line]
+        assert json.loads(prepared.removeprefix("data: ")) | {"eta_seconds": None} == {
+            "request_id": submitted["request_id"],
+            "status": "PROCESSING",
+            "step": 0,
+            "steps": 4,
+            "queue_position": 0,
+            "eta_seconds": None,
+        }
         assert events.index("event: processing") < events.index("event: progress") < events.index("event: done")
         assert "rekontext_steps_total 0.0" in (await client.get("/metrics")).text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Final
 
 import httpx2
@@ -35,7 +36,15 @@ class Said(SafetyCheck):
         self.faults = list(faults)
         self.seen: list[tuple[bytes, str, str]] = []
 
-    async def clear(self, picture: bytes, *, content_type: str, prompt: str, request_id: str) -> None:
+    async def clear(
+        self,
+        picture: bytes,
+        *,
+        content_type: str,
+        prompt: str,
+        request_id: str,
+        pauses_s: Sequence[float] = (),
+    ) -> None:
         self.seen.append((picture[:4], content_type, prompt))
         if (fault := self.faults.pop(0)) is not None:
             raise fault

@@ -609,6 +609,21 @@ def test_the_same_weights_in_another_format_beside_them_are_not_read(folder: Pat
     assert model_sizes(str(copy)) == model_sizes(str(folder))
 
 
+def test_a_text_encoder_s_one_file_is_read_before_its_shards(folder: Path, tmp_path: Path) -> None:
+    """By the library, so it is the one that is looked at."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    part = copy / "text_encoder_2"
+    state = load_file(part / "model.safetensors")
+    (part / "model.safetensors").rename(part / "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(state, "model-00001-of-00001.safetensors")
+    (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert_same_text(opened(str(copy)), opened(str(folder)))
+    save_file(state | {"shared.scale_weight": torch.ones(())}, part / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has a scale"):
+        opened(str(copy))
+
+
 def test_a_link_to_a_folder_is_named_by_itself(folder: Path, tmp_path: Path) -> None:
     """What it leads to may be called by a commit, as in the hub's cache."""
     (tmp_path / "kontext").symlink_to(folder)

@@ -243,7 +243,9 @@ _ANSWERED: Final[tuple[type[Exception], ...]] = (
     HTTPException,
 )
 
-_SHOULD: Final = re.compile(r"^(input should (be|have)|\w+ should have|must be) ")
+_AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| after validation).*")
+"""What stands around the clause that says what would be right."""
+
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
 
@@ -328,7 +330,7 @@ def _allowed(kind: str, reason: str) -> str:
         return "a date, YYYY-MM-DD"
     if kind.startswith(("datetime_", "timezone_")):
         return "a moment with its offset, such as 2026-05-01T00:00:00+02:00"
-    return _SHOULD.sub("", reason)
+    return _AROUND.sub("", reason)
 
 
 def _retry(seconds: int) -> dict[str, str]:

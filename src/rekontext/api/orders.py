@@ -80,7 +80,7 @@ class OrderReader:
         given, repeated = (body, {}) if isinstance(body, dict) else from_form(body)
         parameters, wrong = parse(given)
         unreachable = self._unreachable(given.get("webhook_url"))
-        if unreachable is not None:
+        if unreachable is not None and "webhook_url" not in {each.parameter for each in wrong}:
             parameters, wrong = None, [*wrong, unreachable]
         return Draft(
             parameters=parameters,

@@ -59,7 +59,8 @@ ALLOWED: Final[Mapping[str, str]] = {
     "priority": f"an integer from {PRIORITY_MIN} to {PRIORITY_MAX}",
     "deadline_s": f"a number of seconds above 0, at most {DEADLINE_S_MAX}",
     "previews": f"an integer from 0 to {STEPS_MAX}: steps between two previews, 0 for none",
-    "webhook_url": f"an http(s) URL without a user in it, at most {URL_CHARACTERS_MAX} characters",
+    "webhook_url": f"an http(s) URL without a user in it, at most {URL_CHARACTERS_MAX} characters, "
+    "at a public address or one that the operator opened",
 }
 
 

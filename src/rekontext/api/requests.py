@@ -109,7 +109,9 @@ class RequestRoutes:
                 case "progress":
                     last = "progress", about | sse.progress(event)
                     if sse.step(event) == 0:  # prepared: others' steps may come before its first
-                        last = "progress", last[1] | forecast(parts.forecast.at_place(found))
+                        standing = await parts.desk.standing(_job(request), account=caller.account)
+                        place = forecast(parts.forecast.of_job(standing.job, ahead=standing.ahead))
+                        last = "progress", last[1] | place
                     yield sse.frame(*last, event.id)
                 case "quiet":
                     place = forecast(parts.forecast.at_place(found))

@@ -372,7 +372,7 @@ def _safety(settings: Settings) -> Finding:
     async def try_it() -> None:
         gray = encode(Image.new("RGB", (64, 64), (128, 128, 128)), "png")
         async with check:
-            await check.clear(gray, content_type=MEDIA_TYPES["png"], prompt="gray", request_id="doctor")
+            await check.clear(gray, content_type=MEDIA_TYPES["png"], prompt="gray", request_id="doctor", pauses_s=())
 
     try:
         asyncio.run(try_it())

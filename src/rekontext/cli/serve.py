@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import select
 import shlex
 import signal
 import socket
@@ -32,6 +33,7 @@ from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError,
 _BACKLOG = 2048
 _LASTING = (FileExistsError, NotADirectoryError)  # something else is where a folder should be
 _LAST_ANSWERS_S = 5
+_OUT, _ERR = 1, 2
 _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
 """Where there is one of these, torch may see a GPU."""
 
@@ -52,8 +54,18 @@ class _Server(uvicorn.Server):
         That a terminal is gone is said by its kernel and by its shell, so SIGHUP is no second one.
         """
         if self.should_exit and sig != signal.SIGHUP:
-            asyncio.get_running_loop().call_soon_threadsafe(self._on_hurry)
+            asyncio.get_running_loop().call_soon_threadsafe(self._hurry)
         super().handle_exit(signal.SIGTERM, frame)
+
+    def _hurry(self) -> None:
+        """Hand back what runs; whoever is still sending after the last answers is cut off."""
+        self._on_hurry()
+        asyncio.get_running_loop().call_later(_LAST_ANSWERS_S, self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_shutdown()
@@ -104,6 +116,7 @@ def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir
         _heed_hang_up(server)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+        _let_go(_OUT, _ERR)
     if not loaded and not broken:
         # The model is still being loaded, which can't be stopped and isn't worth waiting for. All else is closed.
         sys.stderr.flush()
@@ -117,7 +130,7 @@ def _heed_hang_up(server: uvicorn.Server) -> None:
     """End in good order when the terminal goes away, unless that is to be ignored, as under nohup."""
 
     def hung_up(sig: int, frame: FrameType | None) -> None:
-        _let_go(sys.stdout.fileno(), sys.stderr.fileno())
+        _let_go(_OUT, _ERR)
         server.handle_exit(sig, frame)
 
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -125,14 +138,14 @@ def _heed_hang_up(server: uvicorn.Server) -> None:
 
 
 def _let_go(*files: int) -> None:
-    """Write no more to a terminal that is gone: a line that can't be logged must not stop what it tells of."""
+    """Write no more to a terminal or a pipe that is gone."""
+    ends = select.poll()
     for file in files:
-        try:
-            os.write(file, b"")
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, file)
-            os.close(nowhere)
+        ends.register(file, 0)
+    for file, _ in ends.poll(0):  # asked for nothing, it tells of those only that are gone
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file)
+        os.close(nowhere)
 
 
 def _assemble(settings: Settings, ready: Callable[[ModelCard], None], stop: Callable[[Exception], None]) -> Service:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 
@@ -31,9 +32,12 @@ class Device:
         self.between: deque[Callable[[], None]] = deque()
         self._device = device
         self._second: ThreadPoolExecutor | None = None
+        self._second_id: int | None = None
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._second = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-side")
+            self._second = ThreadPoolExecutor(
+                max_workers=1, thread_name_prefix="engine-side", initializer=self._know_second
+            )
             self._stream = torch.cuda.Stream(device)
             # Weights were written on the opener's stream; the engine's streams wait for nobody.
             torch.cuda.synchronize(device)
@@ -42,6 +46,14 @@ class Device:
     def has_second(self) -> bool:
         """Whether something can run while steps do."""
         return self._second is not None
+
+    @property
+    def is_second(self) -> bool:
+        """Whether whoever asks runs on the second thread."""
+        return get_ident() == self._second_id
+
+    def _know_second(self) -> None:
+        self._second_id = get_ident()
 
     def beside(self, work: Callable[[], None]) -> None:
         """Run `work` on the second thread, or before the next step."""

@@ -368,8 +368,8 @@ class Engine:
         """Stop within one step. Edits that aren't done fail with `EditCancelled`. Not from a listener of an edit."""
         if self._process != os.getpid():
             return
-        if current_thread() is self._thread:
-            raise RuntimeError("close was called from the engine's own thread, which it waits for")
+        if current_thread() is self._thread or self._device.is_second:
+            raise RuntimeError("close was called from a thread of the engine's own, which it waits for")
         with self._changed:
             self._is_closing = True
             for ticket in self._tickets.values():

@@ -329,7 +329,10 @@ def _stored(folder: Path) -> TensorSource:
         if found:
             refuse_pickle(found)
         raise CheckpointError(f"{folder} has no .safetensors file in it")
-    # Others may lie there, the same in another format: they aren't read.
+    # Others may lie there, the same in another format: they aren't read. Of text encoders' the one file is read before
+    # shards are, of the autoencoder's after them.
+    if (single := folder / "model.safetensors").is_file():
+        return TensorSource([single])
     return TensorSource.of_folder(folder, _STEMS.get(folder.name, "model"))
 
 
