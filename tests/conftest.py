@@ -100,6 +100,12 @@ def postgres_template(postgres_server: str) -> Iterator[str]:
         yield "template_rekontext"
 
 
+@pytest.fixture(scope="session")
+def postgres_lender(postgres_server: str, postgres_template: str) -> postgres.Lender:
+    """Lends each test a database of its own, with all tables and no rows."""
+    return postgres.Lender(postgres_server, postgres_template)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without tables, once of each kind."""
@@ -118,9 +124,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         Database.open(url, connections=1, synchronous="NORMAL").close()
         yield url
         return
-    template = request.getfixturevalue("postgres_template")
-    server = request.getfixturevalue("postgres_server")
-    with postgres.database(server, f"test_{next(_numbers)}", template=template) as url:
+    with request.getfixturevalue("postgres_lender").lend() as url:
         yield url
 
 
