@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from itertools import count
@@ -50,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported by now stays to the end: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The event loop that async tests run on."""
@@ -93,6 +100,12 @@ def postgres_template(postgres_server: str) -> Iterator[str]:
         yield "template_rekontext"
 
 
+@pytest.fixture(scope="session")
+def postgres_lender(postgres_server: str, postgres_template: str) -> postgres.Lender:
+    """Lends each test a database of its own, with all tables and no rows."""
+    return postgres.Lender(postgres_server, postgres_template)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database without tables, once of each kind."""
@@ -111,9 +124,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         Database.open(url, connections=1, synchronous="NORMAL").close()
         yield url
         return
-    template = request.getfixturevalue("postgres_template")
-    server = request.getfixturevalue("postgres_server")
-    with postgres.database(server, f"test_{next(_numbers)}", template=template) as url:
+    with request.getfixturevalue("postgres_lender").lend() as url:
         yield url
 
 

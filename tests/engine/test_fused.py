@@ -217,6 +217,12 @@ def test_a_pass_in_fp8_is_that_of_the_blocks(transformer: KontextTransformer) ->
 
 
 @pytest.fixture
+def shallow() -> KontextTransformer:
+    """A block of each kind: enough to choose by, and half of what the interpreter has to run."""
+    return random_transformer(replace(CONFIG, double_blocks=1, single_blocks=1), device=CPU, dtype=torch.bfloat16)
+
+
+@pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "has_kernels_for", lambda _: True)
 
@@ -229,20 +235,20 @@ def choose(transformer: KontextTransformer, costs: CostModel) -> str:
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(("kernels_s", "expected"), [(0.8, "kernels"), (0.995, "blocks"), (2.0, "blocks")])
 def test_every_start_takes_what_was_faster_at_first(
-    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch, kernels_s: float, expected: str
+    shallow: KontextTransformer, monkeypatch: pytest.MonkeyPatch, kernels_s: float, expected: str
 ) -> None:
-    monkeypatch.setattr(tuning, "seconds", lambda *_: kernels_s if transformer.own_pass else 1.0)
+    monkeypatch.setattr(tuning, "seconds", lambda *_: kernels_s if shallow.own_pass else 1.0)
     costs = CostModel()
-    assert choose(transformer, costs) == expected
-    assert (transformer.own_pass is not None) == (expected == "kernels")
-    monkeypatch.setattr(tuning, "seconds", lambda *_: 1.0 if transformer.own_pass else kernels_s)
-    assert choose(transformer, costs) == expected
+    assert choose(shallow, costs) == expected
+    assert (shallow.own_pass is not None) == (expected == "kernels")
+    monkeypatch.setattr(tuning, "seconds", lambda *_: 1.0 if shallow.own_pass else kernels_s)
+    assert choose(shallow, costs) == expected
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("fault", ["raises", "differs", "is missing"])
 def test_kernels_that_fail_are_not_taken(
-    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+    shallow: KontextTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     """A GPU that Triton can't compile for, or no C compiler: edits go on as they did, and the log says why."""
 
@@ -260,38 +266,36 @@ def test_kernels_that_fail_are_not_taken(
         monkeypatch.setitem(sys.modules, "rekontext.engine.kernels", None)
     else:
         monkeypatch.setattr(kernels, "activated", broken)
-    monkeypatch.setattr(tuning, "seconds", lambda *_: 0.5 if transformer.own_pass else 1.0)
-    assert choose(transformer, CostModel()) == "blocks"
-    assert transformer.own_pass is None
+    monkeypatch.setattr(tuning, "seconds", lambda *_: 0.5 if shallow.own_pass else 1.0)
+    assert choose(shallow, CostModel()) == "blocks"
+    assert shallow.own_pass is None
     (said,) = (record.getMessage() for record in caplog.records)
     assert {"raises": "no such instruction", "differs": "differ by", "is missing": "ModuleNotFoundError"}[fault] in said
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_passing_failure_is_not_remembered(
-    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shallow: KontextTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Memory that something else had for a moment must not cost every later start a third of its speed."""
     costs = CostModel()
-    monkeypatch.setattr(tuning, "seconds", lambda *_: 0.5 if transformer.own_pass else 1.0)
+    monkeypatch.setattr(tuning, "seconds", lambda *_: 0.5 if shallow.own_pass else 1.0)
     with monkeypatch.context() as broken:
         broken.setattr(kernels, "turned_norms", Mock(side_effect=torch.OutOfMemoryError("for a moment")))
-        assert choose(transformer, costs) == "blocks"
+        assert choose(shallow, costs) == "blocks"
     assert "for a moment" in caplog.text
     assert costs.seconds == {}
-    assert choose(transformer, costs) == "kernels"
+    assert choose(shallow, costs) == "kernels"
     assert costs.seconds == {"pass by blocks": {100: 1.0}, "pass by kernels": {100: 0.5}}
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_kernels_are_taken_where_only_they_fit(
-    transformer: KontextTransformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_are_taken_where_only_they_fit(shallow: KontextTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold less at a time than the blocks do."""
     monkeypatch.setattr(tuning, "seconds", lambda *_: 1.0)
-    for block in transformer.double_blocks:
+    for block in shallow.double_blocks:
         monkeypatch.setattr(block, "forward", Mock(side_effect=torch.OutOfMemoryError("too large")))
-    assert choose(transformer, CostModel()) == "kernels"
+    assert choose(shallow, CostModel()) == "kernels"
 
 
 def test_a_closed_engines_weights_are_freed_at_once() -> None:

@@ -191,7 +191,9 @@ async def test_a_process_without_devices_reckons_with_edits_that_run_elsewhere(o
 
 
 @pytest.mark.anyio
-async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(office: Office, tmp_path: Path) -> None:
+async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The time that is left goes on between two looks, and an edit that has ended is told of no more."""
     store = open_store(f"file://{tmp_path}/objects")
     half_way, go_on = asyncio.Event(), asyncio.Event()
@@ -201,11 +203,16 @@ async def test_a_process_tells_how_far_its_edits_are_and_sees_those_of_others(of
         half_way.set()
         await go_on.wait()
 
+    async def later_by_hand() -> None:
+        """Its own first round, begun before the edit, may otherwise be written down after ours."""
+
     back = Plant(office=office, objects=store, worker="back", fleet=FakeFleet(behaviours=[behave]))
+    monkeypatch.setattr(back.dispatcher, "share_progress", later_by_hand)
     front = Plant(office=office, objects=store, worker="front", fleet=Without(), running_max=0)
     job = office.accept().job
     async with asyncio.timeout(20), back.at_work():
         await half_way.wait()
+        monkeypatch.undo()
         running = await front.desk.job(job.id, account=None)
         lease = running.lease
         for plant in (back, back, front, front):  # in the first round nobody knows of anybody
