@@ -547,15 +547,17 @@ function installRest() {
   whenKeyChanges(keyChanged);
 }
 
+/** Take over what the page's link asks for. Resolves with whether it asks for anything that can be read. */
 async function restoreLink() {
   const found = await restored();
   if (!found) return false;
-  const { prompt: text = "", ...values } = found.request;
-  form.set({ ...startValues(), ...values });
-  prompt.value = text;
-  setPhoto(found.photo);
-  if (found.problem) refuse(found.problem);
   history.replaceState(null, "", location.pathname); // so that a reload keeps what is changed from here on
+  if (found.problem) refuse(found.problem);
+  if (!found.request) return false;
+  const { prompt: text, ...values } = found.request;
+  form.set({ ...startValues(), ...values });
+  prompt.value = text ?? "";
+  setPhoto(found.photo);
   return true;
 }
 

@@ -1,0 +1,61 @@
+"""What is being written: what is shown is what is run, and nothing takes it away."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.hands import choose
+from tests.browser.site import Site
+
+
+def linked(text: str) -> str:
+    """The fragment of a share link with this request."""
+    return "#edit=" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def test_json_that_is_no_request_runs_nothing(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Another photo than the one that is here, or a prompt that isn't text: what ran would be something else."""
+    page = open_page()
+    page.get_by_role("tab", name="JSON").click()
+    text, fault = page.locator("#json"), page.locator("#json-fault")
+    text.fill('{"input_image": "@other.jpg", "prompt": "x"}')
+    expect(fault).to_have_text("input_image: a link, a data URI or base64, in quotation marks.")
+    page.get_by_role("tab", name="Form").click()
+    choose(page, photo)
+    page.get_by_role("tab", name="JSON").click()
+    for source in ('"@other.jpg"', "5", '["@my photo.jpg"]', '{"url": "x"}', "false"):
+        text.fill(f'{{"input_image": {source}, "prompt": "x"}}')
+        expect(fault).to_contain_text('or "@my photo.jpg" for the photo here')
+        page.locator("#run").click()
+        text.fill('{"input_image": "@my photo.jpg", "prompt": "x"}')
+        expect(fault).to_be_empty()
+    for prompt in ('{"text": "x"}', '["a", "b"]', "5", "false"):
+        text.fill(f'{{"input_image": "@my photo.jpg", "prompt": {prompt}}}')
+        expect(fault).to_have_text("prompt: text, in quotation marks.")
+        page.locator("#run").click()
+    expect(page.locator(".tile")).to_have_count(0)
+    assert not site.fleet.requests
+
+
+@pytest.mark.parametrize("fragment", ["#edit=AAAA", linked('{"prompt": {"text": "x"}}')])
+def test_a_damaged_share_link_takes_nothing_away(fragment: str, open_page: OpenPage, photo: Path) -> None:
+    """What was being written stands there still: on the open page, in a new one, and after a reload."""
+    page = open_page()
+    choose(page, photo, "make it my own")
+    page.evaluate("fragment => { location.hash = fragment }", fragment)
+    expect(page.locator("#refusal")).to_have_text("This share link is damaged.")
+    expect(page.locator("#prompt")).to_have_value("make it my own")
+    other = page.context.new_page()
+    other.goto(page.url.split("#")[0] + fragment)
+    other.locator("body[data-ready]").wait_for()
+    expect(other.locator("#refusal")).to_have_text("This share link is damaged.")
+    for each in (page, other):
+        each.reload()
+        each.locator("body[data-ready]").wait_for()
+        expect(each.locator("#prompt")).to_have_value("make it my own")
+        expect(each.locator("#drop-full")).to_contain_text("my photo.jpg")
