@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import choose
+from tests.browser.hands import choose, run
 from tests.browser.site import Site
 
 
@@ -59,3 +59,53 @@ def test_a_damaged_share_link_takes_nothing_away(fragment: str, open_page: OpenP
         each.locator("body[data-ready]").wait_for()
         expect(each.locator("#prompt")).to_have_value("make it my own")
         expect(each.locator("#drop-full")).to_contain_text("my photo.jpg")
+
+
+def test_a_refused_edit_gives_the_stage_back_to_the_one_that_runs(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """And its result appears there."""
+    refusals.append(406)
+    page = open_page(key=site.studio.new_account("short", credits_micros=50_000).secret)
+    choose(page, photo)
+    site.fleet.pause_at = 5
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("Insufficient credits")
+    expect(page.locator(".status")).to_contain_text("Step 5")
+    site.go_on()
+    expect(page.locator(".facts")).to_be_visible()
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_not_cut(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """Characters count, whatever they take: 10,000 emoji are a prompt."""
+    refusals.append(400)
+    page = open_page()
+    choose(page, photo)
+    page.locator("#prompt").press("Control+a")
+    page.keyboard.insert_text("x" * 10_001)
+    run(page)
+    expect(page.locator("#prompt-fault")).to_contain_text("1 to 10000 characters")
+    assert not site.fleet.requests
+    page.locator("#prompt").press("Control+a")
+    page.keyboard.insert_text("🐈" * 10_000)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    assert [len(each.prompt) for each in site.fleet.requests] == [10_000]
+
+
+def test_a_prompt_is_written_from_its_own_side(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """From the right where its first letters are: in the form, under the picture, and in the console."""
+    page = open_page()
+    choose(page, photo, "اجعلها ليلاً, like a poster")
+    expect(page.locator("#prompt")).to_have_css("direction", "rtl")
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    expect(page.locator(".caption.prompt")).to_have_css("direction", "rtl")
+    page.goto(f"{site.url}/console#requests")
+    expect(page.locator("span.prompt")).to_have_css("direction", "rtl")
+    page.locator(".row-open").click()
+    expect(page.locator(".request-prompt")).to_have_css("direction", "rtl")

@@ -158,13 +158,14 @@ async function run(event) {
   // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
   if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
   state.isSubmitting = true;
+  const before = state.selected;
   let edit;
   try {
     edit = await prepared();
   } finally {
     state.isSubmitting = false;
   }
-  if (edit) await send(edit);
+  if (edit) await send(edit, { before });
 }
 
 /** The edit that is asked for, on the stage and ready to be sent; nothing where something is in the way. */
@@ -204,11 +205,13 @@ async function prepared() {
   return isBeingSent ? null : edit;
 }
 
-async function send(edit) {
+/** Send an edit. Where it is refused and gone, what was on stage `before` comes back. */
+async function send(edit, { before = null } = {}) {
   try {
     await runs.send(edit);
     estimates.ask(form.values, state.photo);
   } catch (fault) {
+    if (state.selected === edit.id && !runs.get(edit.id)) select(before);
     await refused(fault);
   }
 }
