@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import choose, run
-from tests.browser.site import Site
+from tests.browser.hands import await_draft, choose, run
+from tests.browser.site import Site, photo_bytes
 
 
 def linked(text: str) -> str:
@@ -59,6 +59,52 @@ def test_a_damaged_share_link_takes_nothing_away(fragment: str, open_page: OpenP
         each.locator("body[data-ready]").wait_for()
         expect(each.locator("#prompt")).to_have_value("make it my own")
         expect(each.locator("#drop-full")).to_contain_text("my photo.jpg")
+
+
+def test_each_tab_keeps_its_own_draft(open_page: OpenPage, photo: Path) -> None:
+    """A reload brings back a tab's own photo and words, never another's; a new tab begins with the latest of all."""
+    one = open_page()
+    choose(one, photo, "make it night")
+    await_draft(one, "my photo.jpg", "make it night", "7")
+    two = one.context.new_page()
+    two.goto(one.url)
+    expect(two.locator("#prompt")).to_have_value("make it night")
+    another = photo.with_name("another.jpg")
+    another.write_bytes(photo_bytes(size=(90, 60)))
+    choose(two, another, "blur it")
+    expect(two.locator("#drop-full")).to_contain_text("another.jpg")
+    await_draft(two, "another.jpg", "blur it", "7")
+    for page, name, words in ((one, "my photo.jpg", "make it night"), (two, "another.jpg", "blur it")):
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+        expect(page.locator("#drop-full")).to_contain_text(name)
+        expect(page.locator("#prompt")).to_have_value(words)
+        await_draft(page, name, words, "7")
+    three = one.context.new_page()
+    three.goto(one.url)
+    expect(three.locator("#drop-full")).to_contain_text("another.jpg")
+    expect(three.locator("#prompt")).to_have_value("blur it")
+
+
+def test_the_drafts_of_a_few_tabs_are_kept(open_page: OpenPage, photo: Path) -> None:
+    """Tabs that were closed long ago fill no disk."""
+    page = open_page()
+    choose(page, photo)
+    await_draft(page, "my photo.jpg", "make it night", "7")
+    for _ in range(9):
+        page.evaluate("sessionStorage.clear()")
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+        await_draft(page, "my photo.jpg", "make it night", "7")
+    kept = page.evaluate(
+        """() => new Promise((resolve) => {
+            indexedDB.open("rekontext.draft").onsuccess = ({ target: { result: database } }) => {
+                database.transaction("draft").objectStore("draft").getAllKeys().onsuccess =
+                    ({ target: { result } }) => resolve(result.length);
+            };
+        })"""
+    )
+    assert kept == 2 * 7  # the six before, and this one
 
 
 def test_a_refused_edit_gives_the_stage_back_to_the_one_that_runs(

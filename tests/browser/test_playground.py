@@ -19,7 +19,7 @@ from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import choose, run
+from tests.browser.hands import await_draft, choose, run
 from tests.browser.site import Site, photo_bytes
 from tests.jobs.office import Office
 
@@ -558,25 +558,6 @@ def test_the_new_edit_is_seen_in_a_long_row(open_page: OpenPage, photo: Path) ->
     run(page)
     expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(7)
     assert page.locator("#strip").evaluate("row => row.scrollLeft") < 10
-
-
-def await_draft(page: Page, *expected: str) -> None:
-    """Whose photo, prompt and guidance are kept: that is done behind the page's back, and nothing on it tells when."""
-    kept = """() => new Promise((resolve) => {
-        indexedDB.open("rekontext.draft").onsuccess = ({ target: { result: database } }) => {
-            const store = database.transaction("draft").objectStore("draft");
-            const [photo, request] = ["photo", "request"].map((part) => store.get(part));
-            store.transaction.oncomplete = () => {
-                database.close();
-                resolve([photo.result?.name, request.result?.prompt, String(request.result?.values.guidance)]);
-            };
-        };
-    })"""
-    for _ in range(500):
-        if page.evaluate(kept) == list(expected):
-            return
-        page.wait_for_timeout(10)
-    raise AssertionError(f"{page.evaluate(kept)} is kept, not {expected}")
 
 
 def await_held(page: Page, count: int) -> None:

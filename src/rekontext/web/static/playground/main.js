@@ -566,14 +566,14 @@ async function restoreLink() {
 
 /** What was being written when the page was left; else the latest edit. */
 async function restoreDraft() {
-  const { request: draft, photo } = await keptDraft();
+  const account = readAccount();
+  const { request: draft, photo } = await keptDraft(account);
   await runs.restore();
   const [latest] = runs.all;
-  const isMine = (part) => part?.account === readAccount();
-  if (isMine(draft)) {
+  if (draft) {
     form.set(draft.values);
     prompt.value = draft.prompt;
-    const chosen = isMine(photo) ? await photoOf(photo) : null;
+    const chosen = photo?.account === account ? await photoOf(photo) : null;
     setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
     if (runs.get(draft.selected)) select(draft.selected);
   } else if (latest) {
