@@ -500,6 +500,25 @@ def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Pa
     expect(page.locator("#p-guidance")).to_have_value("3")
 
 
+def test_of_several_dropped_files_a_picture_is_taken(open_page: OpenPage) -> None:
+    """And the page says which."""
+    page = open_page()
+    page.evaluate(
+        """photo => {
+            const bytes = Uint8Array.from(atob(photo), letter => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File(["words"], "notes.txt", {type: "text/plain"}));
+            for (const name of ["one.jpg", "two.jpg"])
+                transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        }""",
+        base64.b64encode(photo_bytes()).decode(),
+    )
+    expect(page.locator("#drop-full")).to_contain_text("one.jpg")
+    expect(page.locator(".toast")).to_have_text("One photo at a time: of 3 files this is one.jpg.")
+    expect(page.locator("#input_image-fault")).to_be_empty()
+
+
 def test_text_in_hand_stays_text(open_page: OpenPage, site: Site) -> None:
     """Dragged words are the browser's, a spreadsheet's cells are pasted as words; of two dropped links one is taken."""
     page = open_page()
