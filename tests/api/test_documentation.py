@@ -108,7 +108,7 @@ def test_the_api_s_page_has_every_code_of_a_refusal(base: type[AccountRefused] |
 async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:
     """Those of plain routes too, each under the methods that are served; without a key only the open ones."""
     paths = (await client.get("/openapi.json")).json()["paths"]
-    unlisted = {"/", "/console", "/docs", "/openapi.json"}
+    unlisted = {"/", "/console", "/console/", "/docs", "/docs/", "/openapi.json"}
     plain = {route.path.replace(":path}", "}"): route.methods for route in studio.app.routes if type(route) is Route}
     assert len(plain) > 8
     for path, methods in plain.items():

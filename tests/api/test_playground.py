@@ -50,3 +50,12 @@ async def test_only_a_key_that_may_edit_gets_photos_fetched(make_studio: MakeStu
         answer = await client.post("/console/api/photo", json={"url": "https://example.com/x.jpg"})
     assert answer.status_code == 403
     assert answer.json()["code"] == "scope_missing"
+
+
+@pytest.mark.parametrize("path", ["/console", "/docs"])
+async def test_a_slash_behind_a_page_leads_to_it(client: httpx2.AsyncClient, path: str) -> None:
+    """By a relative way: a proxy may serve everything below a prefix."""
+    answer = await client.get(f"{path}/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"..{path}")
+    page = await client.get(f"{path}/", follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, path)

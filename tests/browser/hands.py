@@ -1,4 +1,4 @@
-"""What a person does first on the playground, in every test of it."""
+"""What a person does first on the playground, in every test of it, and what the browser keeps of it."""
 
 from __future__ import annotations
 
@@ -17,3 +17,24 @@ def choose(page: Page, photo: Path, prompt: str = "make it night") -> None:
 def run(page: Page) -> None:
     """By the keyboard, wherever the focus is."""
     page.keyboard.press("Control+Enter")
+
+
+def await_draft(page: Page, *expected: str) -> None:
+    """Whose photo, prompt and guidance are kept for this tab: nothing on the page tells when that is done."""
+    kept = """() => new Promise((resolve) => {
+        indexedDB.open("rekontext.draft").onsuccess = ({ target: { result: database } }) => {
+            const store = database.transaction("draft").objectStore("draft");
+            const tab = sessionStorage.getItem("rekontext.tab");
+            const [photo, request] = ["photo", "request"].map((part) => store.get([part, tab]));
+            store.transaction.oncomplete = () => {
+                database.close();
+                const {prompt, values} = request.result?.value ?? {};
+                resolve([photo.result?.value?.name, prompt, String(values?.guidance)]);
+            };
+        };
+    })"""
+    for _ in range(500):
+        if page.evaluate(kept) == list(expected):
+            return
+        page.wait_for_timeout(10)
+    raise AssertionError(f"{page.evaluate(kept)} is kept, not {expected}")

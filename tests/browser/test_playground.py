@@ -19,7 +19,7 @@ from rekontext.accounts import Scope
 from rekontext.api.parameters import schema
 from tests.api.studio import SEED_DRAWN
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import choose, run
+from tests.browser.hands import await_draft, choose, run
 from tests.browser.site import Site, photo_bytes
 from tests.jobs.office import Office
 
@@ -500,6 +500,25 @@ def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Pa
     expect(page.locator("#p-guidance")).to_have_value("3")
 
 
+def test_of_several_dropped_files_a_picture_is_taken(open_page: OpenPage) -> None:
+    """And the page says which."""
+    page = open_page()
+    page.evaluate(
+        """photo => {
+            const bytes = Uint8Array.from(atob(photo), letter => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File(["words"], "notes.txt", {type: "text/plain"}));
+            for (const name of ["one.jpg", "two.jpg"])
+                transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        }""",
+        base64.b64encode(photo_bytes()).decode(),
+    )
+    expect(page.locator("#drop-full")).to_contain_text("one.jpg")
+    expect(page.locator(".toast")).to_have_text("One photo at a time: of 3 files this is one.jpg.")
+    expect(page.locator("#input_image-fault")).to_be_empty()
+
+
 def test_text_in_hand_stays_text(open_page: OpenPage, site: Site) -> None:
     """Dragged words are the browser's, a spreadsheet's cells are pasted as words; of two dropped links one is taken."""
     page = open_page()
@@ -558,25 +577,6 @@ def test_the_new_edit_is_seen_in_a_long_row(open_page: OpenPage, photo: Path) ->
     run(page)
     expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(7)
     assert page.locator("#strip").evaluate("row => row.scrollLeft") < 10
-
-
-def await_draft(page: Page, *expected: str) -> None:
-    """Whose photo, prompt and guidance are kept: that is done behind the page's back, and nothing on it tells when."""
-    kept = """() => new Promise((resolve) => {
-        indexedDB.open("rekontext.draft").onsuccess = ({ target: { result: database } }) => {
-            const store = database.transaction("draft").objectStore("draft");
-            const [photo, request] = ["photo", "request"].map((part) => store.get(part));
-            store.transaction.oncomplete = () => {
-                database.close();
-                resolve([photo.result?.name, request.result?.prompt, String(request.result?.values.guidance)]);
-            };
-        };
-    })"""
-    for _ in range(500):
-        if page.evaluate(kept) == list(expected):
-            return
-        page.wait_for_timeout(10)
-    raise AssertionError(f"{page.evaluate(kept)} is kept, not {expected}")
 
 
 def await_held(page: Page, count: int) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
@@ -34,6 +34,7 @@ class _Files(StaticFiles):
 def mount(app: Starlette) -> None:
     """Serve the pages at their paths and what they need below `web.STATIC_PATH`."""
     app.router.routes += [_page("/", web.PLAYGROUND), _page("/console", web.CONSOLE)]
+    app.router.routes += [_slashed("console"), _slashed("docs")]
     app.mount(web.STATIC_PATH, static(directory=web.STATIC), name="web")
 
 
@@ -47,3 +48,12 @@ def _page(path: str, file: Path) -> Route:
         return FileResponse(file, headers=HEADERS, media_type="text/html")
 
     return Route(path, page)
+
+
+def _slashed(name: str) -> Route:
+    """Lead to a page whoever wrote a slash behind its name; below a proxy's prefix too, since the way is relative."""
+
+    async def lead(_: Request) -> Response:
+        return RedirectResponse(f"../{name}")
+
+    return Route(f"/{name}/", lead)

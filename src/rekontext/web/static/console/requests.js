@@ -69,7 +69,7 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
         title: "Edit",
         kind: "wide",
         label: (row) => `Open the request: ${row.prompt}`,
-        cell: (row) => [thumbnail(row), h("span.prompt", {}, row.prompt)],
+        cell: (row) => [thumbnail(row), h("span.prompt", { dir: "auto" }, row.prompt)],
       },
       { title: "Status", cell: (row) => badge(row.status) },
       isAdmin && { title: "Account", cell: (row) => h("code", {}, row.account_id) },
@@ -145,7 +145,7 @@ function whole(row, cancel) {
       h(
         "div.form",
         {},
-        h("p.request-prompt", {}, `“${row.prompt}”`),
+        h("p.request-prompt", { dir: "auto" }, `“${row.prompt}”`),
         definition([
           [
             "Status",

@@ -3,6 +3,7 @@
 import { $, h } from "../shared/dom.js";
 
 const ZOOM_MAX = 8;
+const PAN_PART = 0.1; // of the frame, by one press
 
 export class Compare {
   /** Told of every change of scale; to be set by whoever wants to know. */
@@ -14,6 +15,7 @@ export class Compare {
   #zoom = 1;
   #x = 0;
   #y = 0;
+  #size = { width: 0, height: 0 }; // of the frame, when it was last looked at
   #pointers = new Map();
   #pinch = null;
   #dragging = false;
@@ -24,6 +26,7 @@ export class Compare {
       role: "slider",
       tabindex: "0",
       "aria-label": "Divider between before and after",
+      title: "Arrows move the divider, + and − zoom, Ctrl or Alt with arrows moves what is zoomed",
       "aria-orientation": "horizontal",
       "aria-valuemin": "0",
       "aria-valuemax": "100",
@@ -91,6 +94,7 @@ export class Compare {
 
   #place(zoom, x, y) {
     const { width, height } = this.#frame.getBoundingClientRect();
+    this.#size = { width, height };
     this.#zoom = zoom;
     this.#x = Math.min(0, Math.max(width * (1 - zoom), x));
     this.#y = Math.min(0, Math.max(height * (1 - zoom), y));
@@ -100,6 +104,19 @@ export class Compare {
     style.setProperty("--y", `${this.#y}px`);
     this.#frame.classList.toggle("zoomed", zoom > 1);
     this.onZoom(zoom);
+  }
+
+  /** Show the same part of the picture in a frame of another size. */
+  #resized() {
+    const { width, height } = this.#frame.getBoundingClientRect();
+    if (!width || !height) return; // not shown just now
+    const before = this.#size.width ? this.#size : { width, height };
+    this.#place(this.#zoom, (this.#x * width) / before.width, (this.#y * height) / before.height);
+  }
+
+  #pan(across, down) {
+    const { width, height } = this.#size;
+    this.#place(this.#zoom, this.#x - across * PAN_PART * width, this.#y - down * PAN_PART * height);
   }
 
   #sweep() {
@@ -135,6 +152,7 @@ export class Compare {
       else this.zoomBy(2.5, this.#local(event));
     });
     this.#grip.addEventListener("keydown", (event) => this.#key(event));
+    new ResizeObserver(() => this.#resized()).observe(frame);
   }
 
   #local(event) {
@@ -195,8 +213,10 @@ export class Compare {
 
   #key(event) {
     this.#sweeping = false;
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const by = { ArrowLeft: -2, ArrowDown: -2, ArrowRight: 2, ArrowUp: 2, PageDown: -10, PageUp: 10 }[event.key];
-    if (by !== undefined) this.cut += event.shiftKey ? Math.sign(by) * 10 : by;
+    if (way && this.#zoom > 1 && (event.ctrlKey || event.altKey)) this.#pan(...way);
+    else if (by !== undefined) this.cut += event.shiftKey ? Math.sign(by) * 10 : by;
     else if (event.key === "Home") this.cut = 0;
     else if (event.key === "End") this.cut = 100;
     else if (event.key === "+" || event.key === "=") this.zoomBy(1.5);

@@ -26,19 +26,24 @@ export function understood(text, photo) {
   if (document === null || typeof document !== "object" || Array.isArray(document)) {
     throw new SyntaxError("The request is one object: { … }");
   }
-  const { input_image: source, prompt, ...rest } = document;
+  const { input_image: source = null, prompt, ...rest } = document;
+  const present = photo ? (photo.url ?? `@${photo.name}`) : null;
+  if (typeof (prompt ?? "") !== "string") throw new SyntaxError("prompt: text, in quotation marks.");
+  if (source !== null && source !== present && (typeof source !== "string" || source.startsWith("@"))) {
+    // What would run is the photo that is here, and here stands another.
+    const here = present ? `, or ${JSON.stringify(present)} for the photo here` : "";
+    throw new SyntaxError(`input_image: a link, a data URI or base64, in quotation marks${here}.`);
+  }
   const values = Object.fromEntries(
     [...BY_NAME.values()].map(({ name, default: value }) => [name, rest[name] ?? value]),
   );
   const strangers = Object.keys(rest).filter((name) => !BY_NAME.has(name));
-  const present = photo ? (photo.url ?? `@${photo.name}`) : null;
-  const link = typeof source === "string" && source !== present && !source.startsWith("@") ? source : null;
   return {
-    prompt: String(prompt ?? ""),
+    prompt: prompt ?? "",
     values,
-    link,
+    link: source === present ? null : source,
     strangers,
-    isPhotoGone: photo !== null && (source === null || source === undefined),
+    isPhotoGone: photo !== null && source === null,
   };
 }
 

@@ -158,13 +158,14 @@ async function run(event) {
   // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
   if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
   state.isSubmitting = true;
+  const before = state.selected;
   let edit;
   try {
     edit = await prepared();
   } finally {
     state.isSubmitting = false;
   }
-  if (edit) await send(edit);
+  if (edit) await send(edit, { before });
 }
 
 /** The edit that is asked for, on the stage and ready to be sent; nothing where something is in the way. */
@@ -204,11 +205,13 @@ async function prepared() {
   return isBeingSent ? null : edit;
 }
 
-async function send(edit) {
+/** Send an edit. Where it is refused and gone, what was on stage `before` comes back. */
+async function send(edit, { before = null } = {}) {
   try {
     await runs.send(edit);
     estimates.ask(form.values, state.photo);
   } catch (fault) {
+    if (state.selected === edit.id && !runs.get(edit.id)) select(before);
     await refused(fault);
   }
 }
@@ -547,28 +550,30 @@ function installRest() {
   whenKeyChanges(keyChanged);
 }
 
+/** Take over what the page's link asks for. Resolves with whether it asks for anything that can be read. */
 async function restoreLink() {
   const found = await restored();
   if (!found) return false;
-  const { prompt: text = "", ...values } = found.request;
-  form.set({ ...startValues(), ...values });
-  prompt.value = text;
-  setPhoto(found.photo);
-  if (found.problem) refuse(found.problem);
   history.replaceState(null, "", location.pathname); // so that a reload keeps what is changed from here on
+  if (found.problem) refuse(found.problem);
+  if (!found.request) return false;
+  const { prompt: text, ...values } = found.request;
+  form.set({ ...startValues(), ...values });
+  prompt.value = text ?? "";
+  setPhoto(found.photo);
   return true;
 }
 
 /** What was being written when the page was left; else the latest edit. */
 async function restoreDraft() {
-  const { request: draft, photo } = await keptDraft();
+  const account = readAccount();
+  const { request: draft, photo } = await keptDraft(account);
   await runs.restore();
   const [latest] = runs.all;
-  const isMine = (part) => part?.account === readAccount();
-  if (isMine(draft)) {
+  if (draft) {
     form.set(draft.values);
     prompt.value = draft.prompt;
-    const chosen = isMine(photo) ? await photoOf(photo) : null;
+    const chosen = photo?.account === account ? await photoOf(photo) : null;
     setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
     if (runs.get(draft.selected)) select(draft.selected);
   } else if (latest) {

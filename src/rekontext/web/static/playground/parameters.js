@@ -139,7 +139,6 @@ export const PARAMETERS = [
   },
 ];
 
-export const PROMPT_CHARACTERS_MAX = 10_000;
 export const BY_NAME = new Map(PARAMETERS.map((parameter) => [parameter.name, parameter]));
 
 export function startValues() {

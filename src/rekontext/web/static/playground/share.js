@@ -38,15 +38,19 @@ export async function uploaded(photo) {
   return url;
 }
 
-/** What the link of this page asks for: {request, photo, problem}; null when it asks for nothing. */
+/**
+ * What the link of this page asks for: {request, photo, problem}, where a damaged one has no request; null when it asks
+ * for nothing.
+ */
 export async function restored() {
   if (!location.hash.startsWith(MARK)) return null;
   let shared;
   try {
     shared = fromJson(decode(location.hash.slice(MARK.length)));
     if (shared === null || typeof shared !== "object" || Array.isArray(shared)) throw new TypeError("not a request");
+    if (typeof (shared.prompt ?? "") !== "string") throw new TypeError("no prompt");
   } catch {
-    return { request: {}, photo: null, problem: "This share link is damaged." };
+    return { request: null, photo: null, problem: "This share link is damaged." };
   }
   const { input_image: link, example, ...rest } = shared;
   const request = Object.fromEntries(Object.entries(rest).filter(([name]) => !NOT_SHARED.has(name)));

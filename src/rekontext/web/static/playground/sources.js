@@ -1,6 +1,6 @@
 // The ways a photo comes onto the page: chosen, linked, dropped, pasted.
 
-import { $, fill, glyph, h } from "../shared/dom.js";
+import { $, fill, glyph, h, toast } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
 import { fromBlob, fromLink } from "./photo.js";
 
@@ -63,10 +63,12 @@ function openLink() {
 
 /** A picture or a link out of a drop or a paste. */
 function take(transfer, use) {
-  const [first] = transfer.files;
-  if (first) {
-    const pasted = first.name === "image.png" ? "pasted.png" : first.name;
-    use(fromBlob(first, { name: pasted }));
+  const files = [...transfer.files];
+  if (files.length) {
+    const file = files.find(({ type }) => type.startsWith("image/")) ?? files[0];
+    const name = file.name === "image.png" ? "pasted.png" : file.name;
+    use(fromBlob(file, { name }));
+    if (files.length > 1) toast(`One photo at a time: of ${files.length} files this is ${name}.`);
     return true;
   }
   const lines = (transfer.getData("text/uri-list") || transfer.getData("text/plain")).split(/\r?\n/);

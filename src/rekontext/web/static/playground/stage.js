@@ -295,7 +295,7 @@ export function shapeOf(run) {
 /** The prompt in full; what is long scrolls, so a keyboard must reach it. */
 function spoken(prompt) {
   const isLong = prompt.length > CAPTION_CHARACTERS_MAX || prompt.includes("\n");
-  return h("p.caption.prompt", { tabindex: isLong ? "0" : null }, `“${prompt}”`);
+  return h("p.caption.prompt", { dir: "auto", tabindex: isLong ? "0" : null }, `“${prompt}”`);
 }
 
 function verdict({ state, error }) {

@@ -1,7 +1,8 @@
-// The session's edits and what is being written, in IndexedDB, pictures included, so that a reload loses nothing.
-// The key is never among them.
+// The session's edits and what is being written in each tab, in IndexedDB, pictures included, so that a reload loses
+// nothing. The key is never among them.
 
 const KEPT_MAX = 60;
+const DRAFTS_MAX = 6;
 
 /** How each object store is made. Each has a database of its own: an older page in another tab holds none up. */
 const STORES = {
@@ -11,6 +12,8 @@ const STORES = {
   ],
   draft: ["rekontext.draft", (database) => database.createObjectStore("draft")],
 };
+const REQUESTS = IDBKeyRange.bound(["request"], ["request", []]); // of all tabs
+const TAB = tabName();
 const opening = new Map();
 
 function open(name) {
@@ -77,23 +80,45 @@ export async function drop(id) {
   }
 }
 
-/** Keep a part of what is being written: "request" changes with every key, so the bytes of "photo" lie apart. */
+/** Keep a part of this tab's draft: "request" changes with every key, so the bytes of "photo" lie apart. */
 export async function keepDraft(part, value) {
   try {
-    await within("readwrite", (store) => store.put(value, part), "draft");
+    await within("readwrite", (store) => store.put({ tab: TAB, at: Date.now(), value }, [part, TAB]), "draft");
   } catch {
     // As above.
   }
 }
 
-/** What was being written, as {request, photo}; each is undefined where nothing was kept. */
-export async function keptDraft() {
+/**
+ * What was being written as this account, as {request, photo}: in this tab, or else where it was written last. Each is
+ * undefined where nothing was kept.
+ */
+export async function keptDraft(account) {
   try {
-    const [request, photo] = await Promise.all(
-      ["request", "photo"].map((part) => within("readonly", (store) => store.get(part), "draft")),
-    );
-    return { request, photo };
+    const all = await within("readonly", (store) => store.getAll(REQUESTS), "draft");
+    const newest = all.sort((one, two) => two.at - one.at);
+    for (const { tab } of newest.slice(DRAFTS_MAX)) await dropDraft(tab);
+    const mine = newest.filter(({ value }) => value.account === account);
+    const draft = mine.find(({ tab }) => tab === TAB) ?? mine[0];
+    if (!draft) return {};
+    const photo = await within("readonly", (store) => store.get(["photo", draft.tab]), "draft");
+    return { request: draft.value, photo: photo?.value };
   } catch {
     return {};
+  }
+}
+
+function dropDraft(tab) {
+  return within("readwrite", (store) => ["request", "photo"].map((part) => store.delete([part, tab])).at(-1), "draft");
+}
+
+/** What this tab calls itself, also after a reload. */
+function tabName() {
+  const name = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+  try {
+    sessionStorage.setItem("rekontext.tab", sessionStorage.getItem("rekontext.tab") ?? name);
+    return sessionStorage.getItem("rekontext.tab");
+  } catch {
+    return name; // forbidden or full: after a reload it is a tab like any other
   }
 }

@@ -34,8 +34,14 @@ export function isHere(url) {
   }
 }
 
+/** Call a path of this origin. `key` null sends none. */
 export async function call(path, { method = "GET", json, body, headers = {}, signal, key = readKey() } = {}) {
   const all = { ...headers };
+  if (/[^\x21-\x7e]/.test(key ?? "")) {
+    // No header can hold it: the browser would fail as it does where there is no server.
+    const error = "This isn't an API key: it has a character that no key has. Keys are letters and digits after rk_.";
+    throw new ApiError({ status: 401, code: "invalid_api_key", error });
+  }
   if (key) all["x-api-key"] = key;
   if (json !== undefined) {
     all["content-type"] = "application/json";

@@ -9,13 +9,23 @@ function stores() {
     try {
       found.push(window[name]);
     } catch {
-      // A browser may forbid storage; the key then lives as long as the page.
+      // A browser may forbid storage; what is kept then lives as long as the page.
     }
   }
   return found;
 }
 
+/** Put into a storage, which may be full: then nothing older stays there, and the value lives as long as the page. */
+function put(store, name, value) {
+  try {
+    store?.setItem(name, value);
+  } catch {
+    store.removeItem(name);
+  }
+}
+
 let inMemory = null;
+let accountInMemory = "";
 
 export function readKey() {
   for (const store of stores()) {
@@ -30,7 +40,7 @@ export function keepKey(key, { onDevice }) {
   inMemory = key;
   const [tab, device] = stores();
   const [kept, other] = onDevice ? [device, tab] : [tab, device];
-  kept?.setItem(NAME, key);
+  put(kept, NAME, key);
   other?.removeItem(NAME);
   for (const store of stores()) store.removeItem(ACCOUNT);
 }
@@ -41,12 +51,14 @@ export function whenKeyChanges(act) {
     const [tab] = stores();
     if ((key !== NAME && key !== null) || tab?.getItem(NAME)) return; // a key of null: all was cleared
     inMemory = null;
+    accountInMemory = "";
     act();
   });
 }
 
 export function forgetKey() {
   inMemory = null;
+  accountInMemory = "";
   for (const store of stores()) {
     store.removeItem(NAME);
     store.removeItem(ACCOUNT);
@@ -58,11 +70,12 @@ export function readAccount() {
   return (
     stores()
       .map((store) => store.getItem(ACCOUNT))
-      .find(Boolean) ?? ""
+      .find(Boolean) ?? accountInMemory
   );
 }
 
 export function keepAccount(id) {
+  accountInMemory = id;
   const [tab, device] = stores();
-  (device?.getItem(NAME) ? device : tab)?.setItem(ACCOUNT, id);
+  put(device?.getItem(NAME) ? device : tab, ACCOUNT, id);
 }
