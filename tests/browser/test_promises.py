@@ -23,6 +23,8 @@ SETTLED = """() => Promise.allSettled(
     document.getAnimations().filter(each => each instanceof CSSTransition).map(each => each.finished)
 ).then(() => null)"""
 """Colours have changed to what they are to be."""
+DRAWN = "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(() => then(null))))"
+"""What follows a change of the window's size has been drawn."""
 VIEWS = ("overview", "requests", "keys", "webhooks", "files", "accounts", "queue", "all-requests", "audit")
 
 
@@ -212,18 +214,50 @@ def test_the_console_fits_whatever_it_is_about(open_page: OpenPage, site: Site, 
     assert_all_fits()
 
 
+@pytest.mark.parametrize(
+    ("cost", "latency_ms", "ticks"),
+    [
+        (2_000_000, 200_000, ["0", "1 min 40 s", "3 min 20 s", "$0.00", "$1,000,000.00", "$2,000,000.00"]),
+        (0, None, ["0", "$0.00"]),
+    ],
+)
+def test_a_chart_s_labels_lie_within_it(
+    cost: float, latency_ms: float | None, ticks: list[str], open_page: OpenPage
+) -> None:
+    """Whatever they say, also on a phone; where there is nothing to measure no scale is made up."""
+    page = open_page("/console#keys", viewport={"width": 320, "height": 844})
+
+    def answer(route: Route) -> None:
+        usage = (response := route.fetch()).json()
+        for day in usage["days"]:
+            day |= {"cost": cost, "latency_ms": dict.fromkeys(("p50", "p95", "p99"), latency_ms)}
+        route.fulfill(response=response, json=usage)
+
+    page.route("**/console/api/usage?*", answer)
+    page.locator('#side a[href="#overview"]').click()
+    expect(page.locator(".chart-svg")).to_have_count(3)
+    for width in (320, 1440):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.evaluate(DRAWN)
+        assert page.locator(".grid + .tick").all_text_contents()[-len(ticks) :] == ticks
+        cut = page.evaluate(
+            """[...document.querySelectorAll(".tick")].filter(each => {
+                const [{left, right}, chart] = [each, each.ownerSVGElement].map(one => one.getBoundingClientRect());
+                return left < chart.left - 1 || right > chart.right + 1;
+            }).map(each => each.textContent)"""
+        )
+        assert cut == [], f"at {width}"
+    expect(page.get_by_text("Days are in UTC.")).to_be_visible()
+
+
 def test_the_facts_of_a_result_fit_a_phone(open_page: OpenPage, photo: Path) -> None:
     """A long seed, a time that was waited, passes that were left out, a long name of the model."""
     page = open_page(viewport={"width": 390, "height": 844})
 
     def answer(route: Route) -> None:
         events = (response := route.fetch()).text()
-        for field, value in (
-            ("model", '"FLUX.1-Kontext-dev"'),
-            ("total_time", "7.2"),
-            ("queue_time", "0.11"),
-            ("passes", "12"),
-        ):
+        told = {"model": '"FLUX.1-Kontext-dev"', "total_time": "7.2", "queue_time": "0.11", "passes": "12"}
+        for field, value in told.items():
             events = re.sub(rf'"{field}": ?[^,}}]+', f'"{field}": {value}', events)
         route.fulfill(response=response, body=events)
 
@@ -253,12 +287,13 @@ def test_a_picture_keeps_its_shape_on_the_full_screen(open_page: OpenPage, tmp_p
         page.keyboard.press("Control+Enter")
         expect(page.locator(".facts")).to_contain_text(f"{size[0]} × {size[1]}")
         page.get_by_role("button", name="Full screen").click()
-        page.wait_for_function("document.fullscreenElement && innerHeight === 900")
+        expect(page.locator(".frame:fullscreen")).to_have_count(1)
+        page.evaluate(DRAWN)
         box = picture.bounding_box()
         assert box is not None
         assert (box["width"], box["height"]) == pytest.approx(shown, rel=0.01)
         page.evaluate("document.exitFullscreen()")
-        page.wait_for_function("!document.fullscreenElement")
+        expect(page.locator(".frame:fullscreen")).to_have_count(0)
 
 
 def tops(page: Page, selector: str) -> set[float]:
