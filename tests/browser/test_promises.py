@@ -375,6 +375,22 @@ def test_states_are_seen_in_forced_colours(open_page: OpenPage) -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_on_paper_nothing_lies_over_the_text(path: str, open_page: OpenPage) -> None:
+    """And it is dark on white, also from a page that is dark."""
+    page = open_page(path, color_scheme="dark")
+    page.get_by_role("button", name="Theme").click(click_count=2)
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.emulate_media(media="print")
+    over = page.evaluate(
+        """[...document.querySelectorAll("body *")].filter(each => each.checkVisibility())
+            .filter(each => ["sticky", "fixed"].includes(getComputedStyle(each).position))
+            .map(each => each.className)"""
+    )
+    assert over == []
+    expect(page.locator("h1")).to_have_css("color", "rgb(26, 25, 22)")
+
+
 def check(page: Page, where: str) -> None:
     """In both colour schemes; by night only what colours decide."""
     schemes: dict[Literal["dark", "light"], Sequence[str]] = {"dark": DARK_RULES, "light": ()}
