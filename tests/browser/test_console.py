@@ -595,3 +595,25 @@ def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, pho
     console.get_by_role("button", name="Filter").click()
     console.get_by_role("button", name="Open the request: make it night").click()
     expect(console.get_by_role("dialog", name="Request")).to_contain_text("acc_")
+
+
+def test_the_queue_tells_the_place_of_what_a_device_has_taken(open_page: OpenPage) -> None:
+    """An edit may wait in the engine, behind others that it has; only what runs has no place."""
+    page = open_page("/console")
+    job = {
+        "request_id": "f" * 32,
+        "account_id": "acc_1",
+        "accepted_at": "2026-11-30T06:00:00Z",
+        "attempt": 1,
+        "steps": 35,
+    }
+    states = [("PROCESSING", 0), ("PROCESSING", 1), ("PROCESSING", 2), ("QUEUED", 0), ("QUEUED", None)]
+
+    def answer(route: Route) -> None:
+        queue = (response := route.fetch()).json()
+        queue["jobs"] = [job | {"status": state, "queue_position": place} for state, place in states]
+        route.fulfill(response=response, json=queue)
+
+    page.route("**/admin/queue", answer)
+    go_to(page, "queue")
+    assert rows(page).locator("td:nth-child(5)").all_text_contents() == ["–", "1", "2", "0", "–"]

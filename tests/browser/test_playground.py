@@ -588,6 +588,42 @@ def await_held(page: Page, count: int) -> None:
     raise AssertionError(f"{page.evaluate('held.size')} pictures are held, not {count}")
 
 
+@pytest.mark.parametrize(("kind", "corner"), [("PNG", [255, 255, 255, 255]), ("GIF", [200, 40, 40, 255])])
+def test_a_photo_is_shown_as_the_model_sees_it(
+    kind: str, corner: list[int], open_page: OpenPage, tmp_path: Path
+) -> None:
+    """On white where it is transparent, and of an animation only the first frame; what is sent is the file itself."""
+    file = tmp_path / f"photo.{kind.lower()}"
+    clear, red, blue = (Image.new("RGBA", (40, 30), c) for c in ((0, 0, 0, 0), (200, 40, 40, 255), (0, 0, 200, 255)))
+    if kind == "PNG":
+        clear.save(file)
+    else:
+        red.convert("P").save(file, save_all=True, append_images=[blue.convert("P")], duration=20, loop=0)
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.shown = [];
+            const make = URL.createObjectURL;
+            URL.createObjectURL = (blob) => { shown.push(blob.type); return make.call(URL, blob); };
+        }"""
+    )
+    choose(page, file)
+    expect(page.locator("img.fit")).to_be_visible()
+    assert page.evaluate("shown") == ["image/png"], "an animation plays on"
+    pixel = page.locator("img.fit").evaluate(
+        """async (picture) => {
+            await picture.decode();
+            const pen = new OffscreenCanvas(1, 1).getContext("2d");
+            pen.drawImage(picture, 0, 0);
+            return [...pen.getImageData(0, 0, 1, 1).data];
+        }"""
+    )
+    assert pixel == pytest.approx(corner, abs=4)
+    with page.expect_request("**/v2/flux-kontext-dev") as sent:
+        run(page)
+    assert base64.b64encode(file.read_bytes()).decode() in (sent.value.post_data or "")
+
+
 def test_pictures_that_nothing_shows_are_freed(open_page: OpenPage, photo: Path) -> None:
     """Each edit holds its photo and its picture once, until it is removed."""
     page = open_page()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.site import Site
+from tests.browser.site import Site, photo_bytes
 
 FIRST_LOAD_BYTES_MAX = 150_000
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
@@ -21,6 +23,8 @@ SETTLED = """() => Promise.allSettled(
     document.getAnimations().filter(each => each instanceof CSSTransition).map(each => each.finished)
 ).then(() => null)"""
 """Colours have changed to what they are to be."""
+DRAWN = "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(() => then(null))))"
+"""What follows a change of the window's size has been drawn."""
 VIEWS = ("overview", "requests", "keys", "webhooks", "files", "accounts", "queue", "all-requests", "audit")
 
 
@@ -130,6 +134,168 @@ def test_what_is_long_and_what_is_open_fits_too(width: int, open_page: OpenPage,
     assert_fits(page)
 
 
+LONG_NAME = "marketing.and.communications@subsidiary-of-a-very-large-company.example.com"
+
+
+def with_long_names(page: Page) -> None:
+    """From now on who is signed in, what is served and what can be spent take the room that they may take."""
+
+    def answer(route: Route) -> None:
+        me = (response := route.fetch()).json()
+        me["account"]["name"] = LONG_NAME
+        me["model"] |= {"name": "black-forest-labs/FLUX.1-Kontext-dev", "device": "cuda:0"}
+        me["balance"]["available"] = 1234.56
+        route.fulfill(response=response, json=me)
+
+    page.route("**/console/api/me", answer)
+
+
+def overflow(box: Locator) -> int:
+    """By how many pixels its content is wider than it."""
+    found = box.evaluate("each => each.scrollWidth - each.clientWidth")
+    assert isinstance(found, int)
+    return found
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_the_top_fits_whatever_stands_in_it(path: str, open_page: OpenPage) -> None:
+    """Long names of account and model, at each width; who pays can be read and the last button is on the page."""
+    page = open_page(path)
+    with_long_names(page)
+    page.reload()
+    expect(page.locator("#key-button")).to_have_text(LONG_NAME)
+    for width in (320, 390, 641, 768, 897, 1000):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert overflow(page.locator(".top")) <= 0, f"at {width}"
+        expect(page.locator("#theme")).to_be_in_viewport(ratio=1)
+        assert page.locator("#key-button").evaluate("button => button.clientWidth") >= 45, f"at {width}"
+
+
+def test_the_console_fits_whatever_it_is_about(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """An account, a file and an address of one long word each: no view and no dialog is wider than it may be."""
+    site.studio.new_account(LONG_NAME, credits_micros=1_000_000)
+    me = {"x-api-key": site.key}
+    file = "IMG_20261130_062142_edited_for_print_final_and_once_more.png"
+    httpx2.post(f"{site.url}/upload-asset", headers=me, files={"file": (file, photo.read_bytes())}).raise_for_status()
+    hook = {"url": f"http://127.0.0.1:9/{'a' * 60}", "event_types": ["edit.failed"]}
+    httpx2.post(f"{site.url}/console/api/webhooks", headers=me, json=hook).raise_for_status()
+    page = open_page("/console", viewport={"width": 320, "height": 844})
+    with_long_names(page)
+    page.reload()
+    expect(page.get_by_text(LONG_NAME).last).to_be_visible()
+    dialog = page.locator("dialog")
+
+    def go_to(view: str) -> None:
+        page.locator(f'#side a[href="#{view}"]').click()
+        page.locator(f"body[data-ready={view}]").wait_for()
+        expect(page.locator(".loading")).to_have_count(0)
+
+    def assert_all_fits() -> None:
+        for width in (320, 390, 1440):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert_fits(page)
+            assert all(overflow(each) <= 0 for each in dialog.all()), f"the dialog scrolls at {width}"
+        page.keyboard.press("Escape")
+
+    assert_all_fits()
+    go_to("accounts")
+    for name in ("Keys of owner", f"Keys of {LONG_NAME}", f"Credits of {LONG_NAME}", f"Limits of {LONG_NAME}"):
+        page.get_by_title(name, exact=True).click()
+        expect(dialog).to_be_visible()
+        expect(page.locator(".loading")).to_have_count(0)
+        assert_all_fits()
+    go_to("files")
+    page.get_by_role("button", name=f"Delete {file}").click()
+    expect(dialog).to_be_visible()
+    assert_all_fits()
+    go_to("webhooks")
+    page.get_by_role("button", name="Log").click()
+    expect(page.get_by_role("heading", name=f"Deliveries to {hook['url']}")).to_be_visible()
+    assert_all_fits()
+
+
+@pytest.mark.parametrize(
+    ("cost", "latency_ms", "ticks"),
+    [
+        (2_000_000, 200_000, ["0", "1 min 40 s", "3 min 20 s", "$0.00", "$1,000,000.00", "$2,000,000.00"]),
+        (0, None, ["0", "$0.00"]),
+    ],
+)
+def test_a_chart_s_labels_lie_within_it(
+    cost: float, latency_ms: float | None, ticks: list[str], open_page: OpenPage
+) -> None:
+    """Whatever they say, also on a phone; where there is nothing to measure no scale is made up."""
+    page = open_page("/console#keys", viewport={"width": 320, "height": 844})
+
+    def answer(route: Route) -> None:
+        usage = (response := route.fetch()).json()
+        for day in usage["days"]:
+            day |= {"cost": cost, "latency_ms": dict.fromkeys(("p50", "p95", "p99"), latency_ms)}
+        route.fulfill(response=response, json=usage)
+
+    page.route("**/console/api/usage?*", answer)
+    page.locator('#side a[href="#overview"]').click()
+    expect(page.locator(".chart-svg")).to_have_count(3)
+    for width in (320, 1440):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.evaluate(DRAWN)
+        assert page.locator(".grid + .tick").all_text_contents()[-len(ticks) :] == ticks
+        cut = page.evaluate(
+            """[...document.querySelectorAll(".tick")].filter(each => {
+                const [{left, right}, chart] = [each, each.ownerSVGElement].map(one => one.getBoundingClientRect());
+                return left < chart.left - 1 || right > chart.right + 1;
+            }).map(each => each.textContent)"""
+        )
+        assert cut == [], f"at {width}"
+    expect(page.get_by_text("Days are in UTC.")).to_be_visible()
+
+
+def test_the_facts_of_a_result_fit_a_phone(open_page: OpenPage, photo: Path) -> None:
+    """A long seed, a time that was waited, passes that were left out, a long name of the model."""
+    page = open_page(viewport={"width": 390, "height": 844})
+
+    def answer(route: Route) -> None:
+        events = (response := route.fetch()).text()
+        told = {"model": '"FLUX.1-Kontext-dev"', "total_time": "7.2", "queue_time": "0.11", "passes": "12"}
+        for field, value in told.items():
+            events = re.sub(rf'"{field}": ?[^,}}]+', f'"{field}": {value}', events)
+        route.fulfill(response=response, body=events)
+
+    page.route("**/events", answer)
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    for summary in page.locator(".more summary").all():
+        summary.click()
+    page.fill("#p-seed", str(2**53 - 1))
+    page.keyboard.press("Control+Enter")
+    for fact in ("0.11 s waiting", "35 (12 computed)", "FLUX.1-Kontext-dev"):
+        expect(page.locator(".facts")).to_contain_text(fact)
+    for width in (390, 375, 360, 320):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert_fits(page)
+
+
+def test_a_picture_keeps_its_shape_on_the_full_screen(open_page: OpenPage, tmp_path: Path) -> None:
+    """Upright or wide, on a wide screen: as high or as wide as the screen, and not stretched over all of it."""
+    page = open_page(viewport={"width": 1440, "height": 900})
+    picture = page.locator(".layer.after img")
+    for size, shown in (((100, 200), (450, 900)), ((240, 80), (1440, 480))):
+        photo = tmp_path / f"{size}.jpg"
+        photo.write_bytes(photo_bytes(size=size))
+        page.set_input_files("#file", photo)
+        page.fill("#prompt", "make it night")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".facts")).to_contain_text(f"{size[0]} × {size[1]}")
+        page.get_by_role("button", name="Full screen").click()
+        expect(page.locator(".frame:fullscreen")).to_have_count(1)
+        page.evaluate(DRAWN)
+        box = picture.bounding_box()
+        assert box is not None
+        assert (box["width"], box["height"]) == pytest.approx(shown, rel=0.01)
+        page.evaluate("document.exitFullscreen()")
+        expect(page.locator(".frame:fullscreen")).to_have_count(0)
+
+
 def tops(page: Page, selector: str) -> set[float]:
     """At which heights these begin."""
     found = page.evaluate(
@@ -207,6 +373,22 @@ def test_states_are_seen_in_forced_colours(open_page: OpenPage) -> None:
     expect(swatch).not_to_have_css(
         "background-color", console.evaluate("getComputedStyle(document.body).backgroundColor")
     )
+
+
+@pytest.mark.parametrize("path", ["/", "/console"])
+def test_on_paper_nothing_lies_over_the_text(path: str, open_page: OpenPage) -> None:
+    """And it is dark on white, also from a page that is dark."""
+    page = open_page(path, color_scheme="dark")
+    page.get_by_role("button", name="Theme").click(click_count=2)
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.emulate_media(media="print")
+    over = page.evaluate(
+        """[...document.querySelectorAll("body *")].filter(each => each.checkVisibility())
+            .filter(each => ["sticky", "fixed"].includes(getComputedStyle(each).position))
+            .map(each => each.className)"""
+    )
+    assert over == []
+    expect(page.locator("h1")).to_have_css("color", "rgb(26, 25, 22)")
 
 
 def check(page: Page, where: str) -> None:

@@ -158,7 +158,7 @@ export function queue(place) {
           { title: "Account", cell: (job) => shortId(job.account_id) },
           { title: "Status", cell: (job) => badge(job.status) },
           { title: "Progress", kind: "wide", cell: progress },
-          { title: "Place", kind: "number", cell: (job) => (job.status === "QUEUED" ? (job.queue_position ?? "–") : "–") },
+          { title: "Place", kind: "number", cell: placeOf },
           { title: "Left", kind: "number", cell: (job) => seconds(job.eta_seconds) },
           { title: "Worker", cell: (job) => job.worker ?? "–" },
           { title: "Try", kind: "number", cell: (job) => job.attempt },
@@ -195,6 +195,11 @@ function states(devices) {
   return Object.entries(names)
     .map(([state, found]) => `${state} on ${found.length > 2 && state !== "failed" ? `${found.length} devices` : found.join(", ")}`)
     .join("; ");
+}
+
+/** How many edits come before this one. An edit that a device has taken may wait there, too; one that runs has no place. */
+function placeOf({ status, queue_position: place }) {
+  return status === "QUEUED" || place > 0 ? (place ?? "–") : "–";
 }
 
 function progress(job) {

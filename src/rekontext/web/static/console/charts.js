@@ -5,7 +5,9 @@ import { fill, h, s } from "../shared/dom.js";
 const HIGH = 190;
 const BAR_WIDE_MAX = 40;
 const LABEL_WIDE = 48;
-const EDGE = { left: 44, right: 8, top: 10, bottom: 22 };
+const CHARACTER_WIDE = 7; // at most, of a label's digits and letters on average
+const LABEL_GAP = 8;
+const EDGE = { left: 4, right: 8, top: 10, bottom: 22 };
 
 /**
  * @param {string} title
@@ -79,18 +81,21 @@ function drawing({ days, series, show, kind, wide, words }) {
     const values = series.map(({ of }) => of(day) ?? 0);
     return kind === "bars" ? values.reduce((sum, one) => sum + one, 0) : Math.max(...values);
   });
-  const top = roundUp(Math.max(...tops, 0)) || 1;
-  const width = wide - EDGE.left - EDGE.right;
+  const highest = roundUp(Math.max(...tops, 0));
+  const top = highest || 1;
+  const ticks = (highest ? [0, highest / 2, highest] : [0]).map((value) => [value, show(value)]);
+  const left = EDGE.left + LABEL_GAP + CHARACTER_WIDE * Math.max(...ticks.map(([, label]) => label.length));
+  const width = wide - left - EDGE.right;
   const height = HIGH - EDGE.top - EDGE.bottom;
   const y = (value) => EDGE.top + height * (1 - value / top);
   const band = width / days.length;
-  const x = (at) => EDGE.left + band * at;
+  const x = (at) => left + band * at;
 
   const picture = s("svg", { class: "chart-svg", width: wide, height: HIGH, "aria-hidden": "true" });
-  for (const part of [0, 0.5, 1]) {
+  for (const [value, label] of ticks) {
     picture.append(
-      s("line", { class: "grid", x1: EDGE.left, x2: wide - EDGE.right, y1: y(top * part), y2: y(top * part) }),
-      s("text", { class: "tick end", x: EDGE.left - 8, y: y(top * part) + 4 }, show(top * part)),
+      s("line", { class: "grid", x1: left, x2: wide - EDGE.right, y1: y(value), y2: y(value) }),
+      s("text", { class: "tick end", x: left - LABEL_GAP, y: y(value) + 4 }, label),
     );
   }
   const every = Math.max(1, Math.ceil(64 / band));
@@ -116,7 +121,7 @@ function drawing({ days, series, show, kind, wide, words }) {
     ].join("   ");
   };
   picture.addEventListener("pointermove", (event) => {
-    const at = Math.floor((event.clientX - picture.getBoundingClientRect().left - EDGE.left) / band);
+    const at = Math.floor((event.clientX - picture.getBoundingClientRect().left - left) / band);
     if (days[at]) tell(at);
   });
   tell(days.length - 1);

@@ -133,7 +133,7 @@ async function newKey(path, scopes) {
         name: "requests_per_minute",
         label: "Requests a minute",
         kind: "number",
-        help: "Empty: as the account allows.",
+        help: "Empty: as the server allows.",
       },
       { name: "expires_at", label: "Valid until", kind: "date", help: "The end of that day. Empty: until it is revoked." },
     ],

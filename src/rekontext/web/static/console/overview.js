@@ -31,7 +31,7 @@ export function overview(place, me) {
       `${me.account.name} · up to ${plural(me.requests_per_minute ?? 0, "request")} a minute, ${plural(me.account.in_flight_max, "edit")} at once`,
     ),
     fill(credits, creditsOf(me)),
-    h("div.sub-head", {}, h("h2", {}, "Usage"), choice),
+    h("div.sub-head", {}, h("div", {}, h("h2", {}, "Usage"), h("p.faint.fine", {}, "Days are in UTC.")), choice),
     charts,
   );
   loadCredits(); // edits and payments may have changed what was known when the page was opened

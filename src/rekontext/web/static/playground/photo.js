@@ -5,6 +5,7 @@ import { readKey } from "../shared/key.js";
 import { bytesIn, isDataUri, sniffed, suffix } from "./encoding.js";
 
 const LINK_LEFT_MS = 60_000;
+const LOOKED_AT_PIXELS = 64;
 
 export class PhotoRefused extends Error {}
 
@@ -15,7 +16,7 @@ export class PhotoRefused extends Error {}
  * @property {?string} url      a link that the API takes; null for bytes that live in this browser
  * @property {?string} origin   where a code sample can download the bytes; null for a file of the user's own
  * @property {?string} example  its name among the examples
- * @property {?string} shown    blob: URL for <img>
+ * @property {?string} shown    blob: URL for <img>, of the picture as the model sees it
  * @property {?number} width
  * @property {?number} height
  */
@@ -27,7 +28,7 @@ export async function fromBlob(given, { name, url = null, origin = null, example
     throw new PhotoRefused(`${name ?? "This"} isn't a picture that can be edited; jpeg, png, gif and webp can.`);
   }
   const blob = given.type === type ? given : given.slice(0, given.size, type);
-  const shown = URL.createObjectURL(blob);
+  const shown = URL.createObjectURL(await seen(blob).catch(() => blob)); // what can't be drawn isn't shown below, either
   try {
     const { width, height } = await measured(shown);
     return { name: name || `photo.${suffix(type)}`, blob, url, origin, example, shown, width, height };
@@ -113,6 +114,31 @@ function nameIn({ pathname }) {
   } catch {
     return last; // a percent sign that stands for itself
   }
+}
+
+/** The picture as the model sees it: an animation's first frame, on white where it is transparent. */
+async function seen(blob) {
+  if (blob.type === "image/jpeg") return blob;
+  const picture = await createImageBitmap(blob);
+  if (blob.type !== "image/gif" && !isTransparent(picture)) return blob;
+  const { canvas, pen } = sheet(picture);
+  pen.globalCompositeOperation = "destination-over";
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  return canvas.convertToBlob();
+}
+
+function isTransparent(picture) {
+  const side = LOOKED_AT_PIXELS;
+  const { data } = sheet(picture, side, side).pen.getImageData(0, 0, side, side);
+  return data.some((value, at) => at % 4 === 3 && value < 255);
+}
+
+function sheet(picture, width = picture.width, height = picture.height) {
+  const canvas = new OffscreenCanvas(width, height);
+  const pen = canvas.getContext("2d");
+  pen.drawImage(picture, 0, 0, width, height);
+  return { canvas, pen };
 }
 
 function measured(url) {
