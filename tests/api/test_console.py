@@ -353,6 +353,7 @@ async def test_an_admin_looks_up_a_customer_s_request(client: httpx2.AsyncClient
     opened = (await client.post("/console/api/admin/accounts", json={"name": "alice", "credits": 1})).json()
     account = opened["account"]["id"]
     async with studio.client(opened["api_key"]) as alice:
+        ordering_key = (await alice.get("/console/api/me")).json()["key"]["id"]
         done = (await alice.post(V1, json=GOOD)).headers["x-request-id"]
         studio.fleet.fault = EditRefused("not this one")
         failed = (await alice.post(V1, json=GOOD)).headers["x-request-id"]
@@ -366,6 +367,7 @@ async def test_an_admin_looks_up_a_customer_s_request(client: httpx2.AsyncClient
 
     whole = (await client.get(f"/console/api/admin/requests/{failed}")).json()
     asked = {"account_id": account, "attempt": 1, "faults": 0, "worker": None, "error_code": "edit_refused"}
+    assert whole["key_id"] == ordering_key
     assert {name: whole[name] for name in asked} == asked
     assert whole["parameters"]["guidance"] == 7.0
     for query, ids in (

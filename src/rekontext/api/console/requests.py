@@ -140,6 +140,7 @@ def _for_operators(job: Job) -> dict[str, object]:
     """What an operator asks first of a request that is another account's. The worker is known while the job runs."""
     return {
         "account_id": job.account,
+        "key_id": job.key,
         "attempt": job.attempt,
         "faults": job.faults,
         "worker": job.worker,
