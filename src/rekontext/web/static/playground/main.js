@@ -567,14 +567,16 @@ async function restoreLink() {
 /** What was being written when the page was left; else the latest edit. */
 async function restoreDraft() {
   const account = readAccount();
+  const asked = state.photosAsked;
   const { request: draft, photo } = await keptDraft(account);
+  const chosen = photo?.account === account ? await photoOf(photo) : null;
   await runs.restore();
   const [latest] = runs.all;
   if (draft) {
     form.set(draft.values);
     prompt.value = draft.prompt;
-    const chosen = photo?.account === account ? await photoOf(photo) : null;
-    setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
+    if (state.photosAsked === asked) setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
+    else release(chosen); // another was chosen while this one was read
     if (runs.get(draft.selected)) select(draft.selected);
   } else if (latest) {
     takeOver(latest);
