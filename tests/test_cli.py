@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
@@ -27,10 +26,10 @@ from PIL import Image
 
 from rekontext.api import SLUG
 from rekontext.api.documents import MINI_NOTICE
-from rekontext.cli import main
 from rekontext.cli.doctor import Verdict, _gpu_kernels, examine
 from rekontext.database import DatabaseUnavailable
-from rekontext.settings import PREFIX, Settings
+from rekontext.settings import Settings
+from tests.commands import Outcome, forget_settings, outcome_of
 from tests.pictures.samples import photo_bytes
 from tests.triton import need_triton
 
@@ -39,22 +38,13 @@ SOON_S: Final = 180.0
 """Within this a process says or does what it is to: where others compute, torch alone takes a minute to import."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 Run = Callable[[Sequence[str]], Outcome]
 
 
 @pytest.fixture(autouse=True)
 def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty folder with one photo in it, and no settings."""
-    for name in list(os.environ):
-        if name.upper().startswith(PREFIX):
-            monkeypatch.delenv(name)
+    forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     # It is for the whole process, which here is the tests' own: later ones would log into a closed stream.
@@ -65,11 +55,7 @@ def clean_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def run(arguments: Sequence[str]) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Outcome(code=ended.value.code, out=out, err=err)
+        return outcome_of(arguments, capsys)
 
     return run
 

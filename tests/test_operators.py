@@ -9,7 +9,6 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,20 +17,13 @@ import pytest
 
 from rekontext.accounts import audit, ledger, statement
 from rekontext.assembly import open_database
-from rekontext.cli import main
 from rekontext.cli.doctor import Finding, examine
 from rekontext.database import JobId
 from rekontext.pictures.store import PictureStore, StoreUnavailable
-from rekontext.settings import PREFIX, load_settings
+from rekontext.settings import load_settings
+from tests.commands import Outcome, forget_settings, outcome_of
 
 NOBODY: Final = 65_534
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
 
 
 Run = Callable[..., Outcome]
@@ -40,9 +32,7 @@ Run = Callable[..., Outcome]
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that every user may enter, no settings, and no device that would have torch imported."""
-    for name in list(os.environ):
-        if name.upper().startswith(PREFIX):
-            monkeypatch.delenv(name)
+    forget_settings(monkeypatch)
     monkeypatch.setenv("REKONTEXT_DEVICE", "none")
     monkeypatch.setenv("COLUMNS", "500")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,11 +44,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Outcome(code=ended.value.code, out=out, err=err)
+        return outcome_of(arguments, capsys)
 
     return run
 

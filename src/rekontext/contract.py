@@ -84,12 +84,10 @@ class EditRequest:
             raise EditRefused("prompt has half of a character in it: it must be text that can be written as UTF-8")
         if self.photo is not None and min(self.photo.size) < 1:
             raise EditRefused(f"photo has {self.photo.width} x {self.photo.height} pixels: it must have at least one")
-        for name in ("steps", "seed", "priority", "preview_every"):
-            if (value := getattr(self, name)) is not None or name != "preview_every":
-                object.__setattr__(self, name, _whole(name, value))
-        for name in ("guidance", "deadline_s"):
-            if (value := getattr(self, name)) is not None or name != "deadline_s":
-                object.__setattr__(self, name, _number(name, value))
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not (value is None and name in _MAY_BE_NONE):
+                object.__setattr__(self, name, kind(name, value))
         if not 1 <= self.steps <= STEPS_MAX:
             raise EditRefused(f"steps is {self.steps}: it must be from 1 to {STEPS_MAX}")
         if not GUIDANCE_MIN <= self.guidance <= GUIDANCE_MAX:
@@ -121,6 +119,17 @@ def _number(name: str, value: object) -> float:
         with suppress(TypeError, ValueError, OverflowError):
             return float(value)
     raise EditRefused(f"{name} is {value!r}: it must be a number")
+
+
+_KINDS: Final[Mapping[str, Callable[[str, object], float]]] = {
+    "steps": _whole,
+    "seed": _whole,
+    "priority": _whole,
+    "preview_every": _whole,
+    "guidance": _number,
+    "deadline_s": _number,
+}
+_MAY_BE_NONE: Final = frozenset({"preview_every", "deadline_s"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from functools import cached_property
 from math import sqrt
 from typing import Final
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from rekontext.contract import AspectRatio
+from rekontext.contract import AspectRatio, EditRefused
 
 PIXELS_PER_TOKEN: Final = 16
 """Side of the square of pixels behind one token: 8x autoencoder, 2x2 packing."""
@@ -101,6 +101,19 @@ class Canvas:
         scale = sqrt(self.area / KONTEXT_AREA) / PIXELS_PER_TOKEN
         width, height = (max(1, round(side * scale)) * PIXELS_PER_TOKEN for side in size)
         return width, height
+
+
+def upright(photo: Image.Image) -> Image.Image:
+    """The photo, read whole and turned as its EXIF says.
+
+    Raises:
+        EditRefused: it can't be read.
+    """
+    try:
+        photo.load()
+        return ImageOps.exif_transpose(photo)
+    except Exception as error:  # each format fails in ways of its own
+        raise EditRefused(f"photo can't be read: {error}") from error
 
 
 def stretch(photo: Image.Image, size: Size) -> Image.Image:

@@ -25,7 +25,7 @@ from threading import Condition, Thread, current_thread
 from typing import Final, cast
 from weakref import WeakSet
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from rekontext.contract import (
@@ -48,7 +48,7 @@ from rekontext.contract import (
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.batching import Batching
-from rekontext.engine.canvas import PIXELS_PER_TOKEN
+from rekontext.engine.canvas import PIXELS_PER_TOKEN, upright
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
@@ -256,7 +256,7 @@ class Engine:
         request = EditRequest(
             id="",
             prompt=prompt,
-            photo=None if photo is None else _upright(photo),
+            photo=None if photo is None else upright(photo),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
@@ -660,12 +660,3 @@ class Engine:
     @property
     def _costs_file(self) -> Path | None:
         return self._costs_path and costs_file_of(self._costs_path, self.card)
-
-
-def _upright(photo: Image.Image) -> Image.Image:
-    """The photo, read whole and turned as its EXIF says."""
-    try:
-        photo.load()
-        return ImageOps.exif_transpose(photo)
-    except Exception as error:  # each format fails in ways of its own
-        raise EditRefused(f"photo can't be read: {error}") from error
