@@ -38,6 +38,9 @@ class TensorSource:
         paths: the files; later ones must not repeat a name of earlier ones.
         prefix: cut off from every name; tensors without it are left out.
 
+    Attributes:
+        metadata: what stands in the files' headers beside the tensors.
+
     Raises:
         CheckpointError: a file is missing, is a pickle, or is no safetensors file.
     """
@@ -46,6 +49,7 @@ class TensorSource:
         self.prefix = prefix
         self._files: dict[str, tuple[Path, Any]] = {}
         self.paths = tuple(paths)
+        self.metadata: dict[str, str] = {}
         for path in self.paths:
             refuse_pickle(path)
             if not path.is_file():
@@ -54,6 +58,7 @@ class TensorSource:
                 file = safe_open(path, framework="pt", device="cpu")
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+            self.metadata |= file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name.startswith(prefix):
                     self._files[name.removeprefix(prefix)] = path, file
