@@ -6,6 +6,7 @@
 | a folder with model_index.json | diffusers (sharded or not) |
 | a .safetensors file | the original single file, its tensors perhaps under ComfyUI's prefix, perhaps fp8; its |
 |  | autoencoder and text encoders lie beside it or come from the hub: see `pretrained.py` |
+| a .gguf file | the same tensors in GGUF's formats, made wide again as they are read |
 | owner/name | a hub repository in diffusers' layout |
 
 A `rekontext.json` beside the weights may carry what no published layout has: see `Facts`.
@@ -48,7 +49,7 @@ from rekontext.engine.pretrained import (
     stored_parameters,
 )
 from rekontext.engine.schedule import Schedule
-from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
+from rekontext.engine.tensors import GGUF_SUFFIX, CheckpointError, TensorSource, read_json, refuse_pickle
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from rekontext.models import MINI, is_hub_id, local_path, mini_folder
 
@@ -82,6 +83,7 @@ _FIXED: Final = {
 }
 """What `Schedule` is written for. A scheduler configured otherwise asks for other pictures than ours would be."""
 
+_FILES: Final = (".safetensors", GGUF_SUFFIX)
 _READ: Final = [
     "model_index.json",
     "rekontext.json",
@@ -252,13 +254,16 @@ def _find(model: str) -> tuple[Path, str]:
         # A link's own name: what it leads to may be called by a commit.
         return path, (path.resolve() if ".." in path.parts else path.absolute()).name
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
+        if path.suffix not in _FILES:
+            raise CheckpointError(
+                f"{path}: only {' and '.join(_FILES)} files can be opened, not {path.suffix or 'this'}"
+            )
         return path, path.stem
     if is_hub_id(model):
         return _download(model), model
     raise CheckpointError(
-        f"no model at {model!r}: give a diffusers folder, a .safetensors file, a hub id (owner/name) or {MINI!r}"
+        f"no model at {model!r}: give a diffusers folder, a .safetensors or .gguf file, a hub id (owner/name) or "
+        f"{MINI!r}"
     )
 
 
@@ -268,7 +273,7 @@ def _open_folder(
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json, so it is no diffusers folder: "
-            "give that folder, or the .safetensors file itself"
+            "give that folder, or the .safetensors or .gguf file itself"
         )
     facts = Facts.beside(folder)
     config, _ = _folder_configs(folder)

@@ -151,7 +151,8 @@ class Engine:
         """Load a model.
 
         Args:
-            model: "mini" (inside this package), a diffusers folder, a .safetensors file, or a hub id (owner/name).
+            model: "mini" (inside this package), a diffusers folder, a .safetensors or .gguf file, or a hub
+                id (owner/name).
             device: "cpu", "cuda" or "cuda:N"; None takes the first GPU, else the CPU.
             dtype: "float32", "bfloat16" or "fp8" (the blocks' weights in e4m3, all else in bfloat16); None takes
                 float32 on the CPU (bfloat16 where the CPU multiplies it and the model's facts ask for it, as the
