@@ -21,6 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 # Triton, which PyTorch for GPUs brings, lies apart: whatever imports diffusers would import it too, a second a process.
 	@case "$$(uname -sm)" in "Linux x86_64") $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-deps --upgrade --target $(VENV)/triton triton ;; esac
+# And so does PEFT, by which diffusers applies LoRAs: it is there to judge ours.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VENV)/peft peft
 	@touch $(STAMP)
 
 serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model

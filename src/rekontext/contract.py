@@ -205,6 +205,7 @@ class ModelCard:
         canvas_area: native pixels per picture (1048576 for the real model).
         is_mini: the embedded model, which knows only a few instructions.
         knows: those instructions, shortly, in words that it understands; empty for a model that knows them all.
+        loras: what was merged into it: names, and after a colon their strengths where those aren't 1.
     """
 
     name: str
@@ -214,6 +215,12 @@ class ModelCard:
     dtype: str
     is_mini: bool
     knows: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What made a picture: the model's name, and what was merged into it."""
+        return " + ".join((self.name, *self.loras))
 
 
 OnProgress = Callable[[Progress | Preview], None]

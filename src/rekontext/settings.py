@@ -22,6 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from rekontext.contract import BatchMode
+from rekontext.models import lora_and_strength
 
 PREFIX: Final = "REKONTEXT_"
 KEY_VARIABLE: Final = "REKONTEXT_KEY"
@@ -71,6 +72,9 @@ class Settings(BaseSettings):
         default=None, description="signs links and keys; empty is made once and kept in the data folder"
     )
     model: str = Field(default="mini", min_length=1, description='"mini", a folder, a file or a hub id')
+    lora: Entries = Field(
+        default=(), description="files, or hub ids, merged into the model, as FILE:STRENGTH, separated by commas"
+    )
     device: Entries = Field(
         default=(),
         description="where to compute: cpu, cuda, cuda:N, several separated by commas, all, or none; empty picks one",
@@ -160,10 +164,17 @@ class Settings(BaseSettings):
         # No shell has read what stands in .env. Path's own raises for a "~name" whose home isn't known.
         return Path(os.path.expanduser(value))  # noqa: PTH111
 
-    @field_validator("device", "fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
+    @field_validator("lora", "device", "fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("lora")
+    @classmethod
+    def _loras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            lora_and_strength(entry)
+        return value
 
     @field_validator("device")
     @classmethod

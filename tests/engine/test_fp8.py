@@ -27,7 +27,7 @@ from rekontext.engine.fp8 import (
     quantised_names,
     relative_error,
 )
-from rekontext.engine.layouts import load_transformer
+from rekontext.engine.loading import load_transformer
 from rekontext.engine.memory import Placement
 from rekontext.engine.precision import choose_dtype
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions

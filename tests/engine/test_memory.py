@@ -137,9 +137,11 @@ def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch
     """Free memory is read from the device and fp8 tried there; the model is opened as the first plan that fits says."""
     asked: list[tuple[Placement, torch.dtype]] = []
 
-    def opened(model: str, *, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
+    def opened(
+        model: str, *, device: torch.device, dtype: torch.dtype, placement: Placement, loras: Sequence[str]
+    ) -> Parts:
         asked.append((placement, dtype))
-        return open_model(model, device=CPU, dtype=dtype, placement=placement)
+        return open_model(model, device=CPU, dtype=dtype, placement=placement, loras=loras)
 
     gpu, needed = torch.device("cuda:0"), [plan.device_bytes for plan in memory_plans(model_sizes(str(folder)), 0)]
     monkeypatch.setattr(placing, "open_model", opened)

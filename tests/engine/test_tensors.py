@@ -15,7 +15,10 @@ from rekontext.engine.tensors import TensorSource
 
 ROWS, COLUMNS = 4, 64
 E4M3 = torch.float8_e4m3fn
-OPENED = "only bfloat16, float16, float32, and e4m3 or e5m2 with one scale or one for each row can be opened"
+OPENED = (
+    "only bfloat16, float16, float32, e4m3 or e5m2 with one scale or one for each row, "
+    "and GGUF's Q2 to Q8 can be opened"
+)
 
 
 def source(folder: Path, **tensors: Tensor) -> TensorSource:

@@ -26,7 +26,14 @@ REQUEST = EditRequest(id="", prompt="make it night", photo=Image.new("RGB", (64,
 
 def profile_of(name: str, *, step_s: float) -> dict[str, Any]:
     card = ModelCard(
-        name=name, canvas_area=4096, parameters=1, device="cuda", dtype="fp8", is_mini=False, knows=("night",)
+        name=name,
+        canvas_area=4096,
+        parameters=1,
+        device="cuda",
+        dtype="fp8",
+        is_mini=False,
+        knows=("night",),
+        loras=("warm:0.5",),
     )
     costs = CostModel(seconds={"step": {49: step_s}, "prepare": {49: 1.0}, "decode": {16: 2.0}}, token_s=0.5)
     told = to_profile(card, Outlook(canvas=Canvas(area=4096), text_tokens=17, costs=costs))
@@ -48,7 +55,8 @@ async def test_a_fleet_elsewhere_speaks_by_what_it_was_told() -> None:
         fleet.estimate(REQUEST)
     told = profile_of("kontext", step_s=0.5)
     await asyncio.wait_for(starting, 10)
-    assert (fleet.is_ready, fleet.devices, fleet.card.name, fleet.card.knows) == (True, {}, "kontext", ("night",))
+    assert (fleet.is_ready, fleet.devices, fleet.card.knows) == (True, {}, ("night",))
+    assert fleet.card.title == "kontext + warm:0.5"
     assert fleet.estimate(REQUEST).finish_s == pytest.approx(1.0 + 10 * 0.5 + 2.0)
     assert fleet.profile() == told
     watching = asyncio.create_task(fleet.watch())

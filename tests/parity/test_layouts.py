@@ -635,10 +635,10 @@ def test_a_link_to_a_folder_is_named_by_itself(folder: Path, tmp_path: Path) -> 
 
 def test_a_file_in_another_format_is_refused_by_its_name(tmp_path: Path) -> None:
     """Whichever way it is looked at first."""
-    file = tmp_path / "flux1-kontext-dev-Q4.gguf"
-    file.write_bytes(b"GGUF")
+    file = tmp_path / "flux1-kontext-dev.onnx"
+    file.write_bytes(b"ONNX")
     for look in (opened, model_sizes, facts_of):
-        with pytest.raises(CheckpointError, match=r"only \.safetensors files can be opened, not \.gguf"):
+        with pytest.raises(CheckpointError, match=r"only \.safetensors and \.gguf files can be opened, not \.onnx"):
             look(str(file))
 
 

@@ -89,7 +89,7 @@ class Documents:
     def model(self) -> dict[str, object]:
         """Which model is served, and a notice if it is only the embedded one."""
         card = self.card()
-        return {} if card is None else _named(card.name, is_mini=card.is_mini)
+        return {} if card is None else _named(card.title, is_mini=card.is_mini)
 
     def webhook(self, job: Job) -> dict[str, object]:
         """What the outbox says of a job that has just ended."""

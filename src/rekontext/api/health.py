@@ -53,7 +53,7 @@ def router(fleet: Fleet, database: Database, disk: DiskCheck) -> APIRouter:
         if missing:
             raise NotReady(missing)
         card = fleet.card
-        return Ready(model=card.name, device=card.device, dtype=card.dtype, parameters=card.parameters)
+        return Ready(model=card.title, device=card.device, dtype=card.dtype, parameters=card.parameters)
 
     return routes
 

@@ -36,10 +36,10 @@ def computing() -> Iterator[None]:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """The engine for the settings' model, to be used in `computing`."""
+    """The engine for the settings' model and LoRAs, to be used in `computing`."""
     from rekontext.engine import Engine
 
-    return Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype)
+    return Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype, loras=settings.lora)
 
 
 def photo_in(path: Path, settings: Settings) -> Image.Image:

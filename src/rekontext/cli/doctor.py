@@ -9,8 +9,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -22,7 +23,7 @@ from rich.table import Table
 from rekontext import __version__
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.contract import EditRefused
-from rekontext.models import MINI, is_hub_id, local_path
+from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
 from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings, variable
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Finding:
     says: str
 
 
-def run_doctor(*, model: str | None, data_dir: Path | None, books: bool) -> None:
+def run_doctor(*, model: str | None, lora: Sequence[str] | None, data_dir: Path | None, books: bool) -> None:
     """Print what was found; of the books only if asked to.
 
     Raises:
         CommandFailed: something is broken (exit code 1).
     """
-    findings = list(examine(model, data_dir, books=books))
+    findings = list(examine(model, data_dir, lora=lora, books=books))
     table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "what was found"):
         table.add_column(heading, overflow="fold")
@@ -69,11 +70,13 @@ def run_doctor(*, model: str | None, data_dir: Path | None, books: bool) -> None
         raise CommandFailed(f"broken: {', '.join(broken)}; the lines above say what to do", exit_code=1)
 
 
-def examine(model: str | None, data_dir: Path | None = None, *, books: bool = False) -> Iterator[Finding]:
+def examine(
+    model: str | None, data_dir: Path | None = None, *, lora: Sequence[str] | None = None, books: bool = False
+) -> Iterator[Finding]:
     """Look at everything; each finding stands by itself."""
     yield Finding(subject="python", verdict="ok", says=f"{platform.python_version()} at {sys.executable}")
     try:
-        settings = load_settings(model=model, data_dir=data_dir)
+        settings = load_settings(model=model, lora=lora, data_dir=data_dir)
     except SettingsError as fault:
         yield Finding(subject="settings", verdict="broken", says=str(fault))
         return
@@ -84,6 +87,8 @@ def examine(model: str | None, data_dir: Path | None = None, *, books: bool = Fa
         if not missing:
             yield from _devices(settings)
             yield _told("model", _model, settings)
+            for entry in settings.lora:
+                yield _told("lora", partial(_lora, entry), settings)
     else:
         says = "none here: processes with devices that share the database run the edits"
         yield Finding(subject="device", verdict="ok", says=says)
@@ -191,6 +196,23 @@ def _large_model(name: str) -> Finding:
     if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
         return Finding(subject="model", verdict="ok", says=f"{name} is in the local hub cache (not opened)")
     return Finding(subject="model", verdict="note", says=f"{name} is not here yet: the first start downloads it")
+
+
+def _lora(entry: str, settings: Settings) -> Finding:
+    """Whether it fits the model, as far as both are here."""
+    from rekontext.engine import CheckpointError
+    from rekontext.engine.checkpoint import require_loras
+
+    subject, (name, strength) = "lora", lora_and_strength(entry)
+    if not local_path(name).exists() and is_lora_on_hub(name):
+        return Finding(subject=subject, verdict="note", says=f"{name} comes from the hub: the first start downloads it")
+    is_here = settings.model == MINI or local_path(settings.model).exists()
+    try:
+        require_loras(settings.model if is_here else None, [entry])
+    except CheckpointError as fault:
+        return Finding(subject=subject, verdict="broken", says=str(fault))
+    fits = f"fits {settings.model}" if is_here else "can be read"
+    return Finding(subject=subject, verdict="ok", says=f"{name} {fits}, to be merged at strength {strength:g}")
 
 
 def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,9 @@ from rekontext.settings import Settings, SettingsError, load_settings
 _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
 
 
-def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, object]) -> None:
+def run_edit(
+    *, source: str, out: Path, model: str | None, lora: Sequence[str] | None, given: Mapping[str, object]
+) -> None:
     """Edit `source` and write `out`; on failure `out` is left as it was.
 
     Args:
@@ -40,7 +42,7 @@ def run_edit(*, source: str, out: Path, model: str | None, given: Mapping[str, o
     output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
     try:
-        settings = load_settings(model=model)
+        settings = load_settings(model=model, lora=lora)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
     photo = _photo(source, settings)

@@ -30,7 +30,14 @@ _QUALITY: Final = 80
 
 
 def run_gallery(
-    *, out: Path, photos: Sequence[Path], instructions: Sequence[str], model: str | None, seed: int, steps: int
+    *,
+    out: Path,
+    photos: Sequence[Path],
+    instructions: Sequence[str],
+    model: str | None,
+    lora: Sequence[str] | None,
+    seed: int,
+    steps: int,
 ) -> None:
     """Draw the grid and write it to `out`.
 
@@ -46,7 +53,7 @@ def run_gallery(
     output_format = format_of(out)
     check_writable(out)
     try:
-        settings = load_settings(model=model)
+        settings = load_settings(model=model, lora=lora)
     except SettingsError as fault:
         raise CommandFailed(str(fault), exit_code=2) from fault
     pictures = [photo_in(path, settings) for path in photos or sample_photos()]

@@ -38,6 +38,13 @@ Model = Annotated[
     typer.Option(help='"mini" (inside this package), a folder, a file or a hub id.', show_default="mini"),
 ]
 
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A LoRA to merge into the model: FILE or FILE:STRENGTH; may be given often.", show_default="none"
+    ),
+]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it did what was asked, 2 for bad input, 1 for anything else."""
@@ -71,6 +78,7 @@ def edit(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to do to it, such as "make it night".')],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the edited picture.")],
     model: Model = None,
+    lora: Lora = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same picture.", show_default="random")
     ] = None,
@@ -92,6 +100,7 @@ def edit(
         source=photo,
         out=out,
         model=model,
+        lora=lora,
         given={
             "prompt": prompt,
             "seed": seed,
@@ -110,6 +119,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
     model: Model = None,
+    lora: Lora = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for everything that is kept.", show_default="data")
     ] = None,
@@ -117,7 +127,7 @@ def serve(
     """Serve the API. Every other setting is a REKONTEXT_* variable or a line in .env."""
     from rekontext.cli.serve import run_serve
 
-    run_serve(host=host, port=port, model=model, data_dir=data_dir)
+    run_serve(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
 
 
 @app.command()
@@ -130,25 +140,35 @@ def gallery(
         list[str] | None, typer.Option(help="A column; may be given often.", show_default="what mini does well")
     ] = None,
     model: Model = None,
+    lora: Lora = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 42,
     steps: Annotated[int, typer.Option(help="4 to 50.", min=STEPS_MIN, max=STEPS_MAX)] = STEPS_DEFAULT,
 ) -> None:
     """Draw a grid of photos and instructions with what the model makes of them."""
     from rekontext.cli.gallery import run_gallery
 
-    run_gallery(out=out, photos=photo or [], instructions=instruction or [], model=model, seed=seed, steps=steps)
+    run_gallery(
+        out=out,
+        photos=photo or [],
+        instructions=instruction or [],
+        model=model,
+        lora=lora,
+        seed=seed,
+        steps=steps,
+    )
 
 
 @app.command()
 def doctor(
     model: Model = None,
+    lora: Lora = None,
     data_dir: operate.DataDir = None,
     books: Annotated[bool, typer.Option("--books", help="Add up the whole ledger, too.")] = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do where it is not."""
     from rekontext.cli.doctor import run_doctor
 
-    run_doctor(model=model, data_dir=data_dir, books=books)
+    run_doctor(model=model, lora=lora, data_dir=data_dir, books=books)
 
 
 @app.command()

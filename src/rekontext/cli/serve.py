@@ -11,7 +11,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -27,13 +27,14 @@ from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
-from rekontext.models import MINI, is_hub_id, local_path
+from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 
 _BACKLOG = 2048
 _LASTING = (FileExistsError, NotADirectoryError)  # something else is where a folder should be
 _LAST_ANSWERS_S = 5
 _OUT, _ERR = 1, 2
+_NOT_THERE: Final = "there is no such folder or file, and it is no hub id (owner/name)"
 _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
 """Where there is one of these, torch may see a GPU."""
 
@@ -72,18 +73,21 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_serve(*, host: str | None, port: int | None, model: str | None, data_dir: Path | None) -> None:
+def run_serve(
+    *, host: str | None, port: int | None, model: str | None, lora: Sequence[str] | None, data_dir: Path | None
+) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; running edits then get `shutdown_grace_s` to end, until a second signal.
 
     Raises:
-        CommandFailed: a setting is wrong, the address is taken, or the model isn't there or can't be loaded.
+        CommandFailed: a setting is wrong, the address is taken, or the model or a LoRA isn't there or can't be loaded.
     """
     try:
-        settings = load_settings(host=host, port=port, model=model, data_dir=data_dir)
+        settings = load_settings(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
     except SettingsError as fault:
         raise CommandFailed(str(fault)) from fault
     if settings.has_device:
         _require_model(settings.model)
+        _require_loras(settings.lora)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
     loaded: list[ModelCard] = []
@@ -175,6 +179,7 @@ def _fleet(settings: Settings) -> Fleet | None:
         cache_folder=settings.data_dir / "engine",
         compiled=settings.compiled,
         batch=settings.batch,
+        loras=settings.lora,
     )
     if is_cpu and settings.idle_s is None:
         return LocalFleet(opening)
@@ -204,8 +209,15 @@ def _require_model(model: str) -> None:
     """
     if model == MINI or is_hub_id(model) or local_path(model).exists():
         return
-    why = "there is no such folder or file, and it is no hub id (owner/name)"
-    raise CommandFailed(f"the model {model} can't be loaded: {why}")
+    raise CommandFailed(f"the model {model} can't be loaded: {_NOT_THERE}")
+
+
+def _require_loras(entries: Sequence[str]) -> None:
+    """The same for what is merged into it."""
+    for entry in entries:
+        name, _ = lora_and_strength(entry)
+        if not (local_path(name).exists() or is_lora_on_hub(name)):
+            raise CommandFailed(f"the LoRA {name} can't be loaded: {_NOT_THERE}")
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -255,7 +267,7 @@ def _ready(card: ModelCard, url: str, *, is_here: bool) -> str:
     where = f"on {card.device}" if is_here else "in other processes"
     size = f"{card.parameters / 1e6:,.1f} M parameters in {card.dtype} {where}"
     return (
-        f"[green]Ready[/]: {escape(card.name)}, {size}. Try it in another terminal, with a key in {KEY_VARIABLE}:\n"
+        f"[green]Ready[/]: {escape(card.title)}, {size}. Try it in another terminal, with a key in {KEY_VARIABLE}:\n"
         f'  curl --fail-with-body {url}/v1/flux-kontext-dev -H "x-api-key: ${KEY_VARIABLE}" \\\n'
         '    -F input_image=@photo.jpg -F prompt="make it night" -o edited.png'
     )

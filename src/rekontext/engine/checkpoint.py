@@ -6,6 +6,7 @@
 | a folder with model_index.json | diffusers (sharded or not) |
 | a .safetensors file | the original single file, its tensors perhaps under ComfyUI's prefix, perhaps fp8; its |
 |  | autoencoder and text encoders lie beside it or come from the hub: see `pretrained.py` |
+| a .gguf file | the same tensors in GGUF's formats, made wide again as they are read |
 | owner/name | a hub repository in diffusers' layout |
 
 A `rekontext.json` beside the weights may carry what no published layout has: see `Facts`.
@@ -14,6 +15,7 @@ A `rekontext.json` beside the weights may carry what no published layout has: se
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite, prod
 from pathlib import Path
@@ -31,9 +33,10 @@ from rekontext.engine.layouts import (
     config_from_diffusers,
     config_from_original,
     is_diffusers,
-    load_transformer,
     original_part,
 )
+from rekontext.engine.loading import load_transformer
+from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement, Sizes
 from rekontext.engine.pretrained import (
     TextFiles,
@@ -46,7 +49,7 @@ from rekontext.engine.pretrained import (
     stored_parameters,
 )
 from rekontext.engine.schedule import Schedule
-from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
+from rekontext.engine.tensors import GGUF_SUFFIX, CheckpointError, TensorSource, read_json, refuse_pickle
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from rekontext.models import MINI, is_hub_id, local_path, mini_folder
 
@@ -80,6 +83,7 @@ _FIXED: Final = {
 }
 """What `Schedule` is written for. A scheduler configured otherwise asks for other pictures than ours would be."""
 
+_FILES: Final = (".safetensors", GGUF_SUFFIX)
 _READ: Final = [
     "model_index.json",
     "rekontext.json",
@@ -146,6 +150,7 @@ class Parts:
 
     Attributes:
         placement: in which form and where its parts are held.
+        loras: names and strengths of those that were merged into it.
     """
 
     name: str
@@ -160,6 +165,7 @@ class Parts:
     t5: T5EncoderModel
     t5_tokenizer: T5Tokenizer
     placement: Placement = field(default_factory=Placement)
+    loras: tuple[str, ...] = ()
 
 
 def open_model(
@@ -168,17 +174,22 @@ def open_model(
     device: torch.device,
     dtype: torch.dtype,
     placement: Placement = Placement(),  # noqa: B008 - frozen
+    loras: Iterable[str] = (),
 ) -> Parts:
     """Load every part of `model` in `dtype` onto `device`, or as `placement` says.
 
+    Args:
+        loras: what `LoRAs` takes.
+
     Raises:
-        CheckpointError: the model can't be found or isn't complete.
+        CheckpointError: the model or a LoRA can't be found, isn't complete, or they don't belong together.
     """
     where, name = _find(model)
     with quiet():
+        merged = LoRAs(loras)
         if where.is_dir():
-            return _open_folder(where, name, device, dtype, placement)
-        return _open_file(where, device, dtype, placement)
+            return _open_folder(where, name, device, dtype, placement, merged)
+        return _open_file(where, device, dtype, placement, merged)
 
 
 def facts_of(model: str) -> Facts:
@@ -220,6 +231,19 @@ def model_sizes(model: str) -> Sizes:
     )
 
 
+def require_loras(model: str | None, loras: Iterable[str]) -> None:
+    """Look whether LoRAs can be merged into a model's transformer, or without one whether they can be read.
+
+    Raises:
+        CheckpointError: they can't.
+    """
+    merged = LoRAs(loras)
+    if model is not None:
+        with torch.device("meta"):
+            transformer = KontextTransformer(model_sizes(model).transformer)
+        merged.of_transformer(dict(transformer.named_parameters()))
+
+
 def _find(model: str) -> tuple[Path, str]:
     """The folder or file, fetched from the hub if it comes from there, and its name."""
     if model == MINI:
@@ -230,26 +254,31 @@ def _find(model: str) -> tuple[Path, str]:
         # A link's own name: what it leads to may be called by a commit.
         return path, (path.resolve() if ".." in path.parts else path.absolute()).name
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: only .safetensors files can be opened, not {path.suffix or 'this'}")
+        if path.suffix not in _FILES:
+            raise CheckpointError(
+                f"{path}: only {' and '.join(_FILES)} files can be opened, not {path.suffix or 'this'}"
+            )
         return path, path.stem
     if is_hub_id(model):
         return _download(model), model
     raise CheckpointError(
-        f"no model at {model!r}: give a diffusers folder, a .safetensors file, a hub id (owner/name) or {MINI!r}"
+        f"no model at {model!r}: give a diffusers folder, a .safetensors or .gguf file, a hub id (owner/name) or "
+        f"{MINI!r}"
     )
 
 
-def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
+def _open_folder(
+    folder: Path, name: str, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs
+) -> Parts:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json, so it is no diffusers folder: "
-            "give that folder, or the .safetensors file itself"
+            "give that folder, or the .safetensors or .gguf file itself"
         )
     facts = Facts.beside(folder)
     config, _ = _folder_configs(folder)
     source = TensorSource.of_folder(folder / "transformer", "diffusion_pytorch_model")
-    text = open_text(TextFiles(home=folder), device, dtype, placement)
+    text = open_text(TextFiles(home=folder), device, dtype, placement, loras)
     autoencoder = open_autoencoder(folder / "vae", dtype)
     _agree(source, config, text, autoencoder)
     return Parts(
@@ -258,9 +287,10 @@ def _open_folder(folder: Path, name: str, device: torch.device, dtype: torch.dty
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement),
+        transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement, loras=loras),
         autoencoder=laid_out(autoencoder, device),
         placement=placement,
+        loras=tuple(loras.names),
         **text,
     )
 
@@ -274,13 +304,13 @@ def _folder_configs(folder: Path) -> tuple[TransformerConfig, int]:
     return config_from_diffusers(folder / "transformer" / "config.json"), max(channels[:2])
 
 
-def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement) -> Parts:
+def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs) -> Parts:
     folder = path.parent
     facts = Facts.beside(folder)
     original = _original(TensorSource([path]), path)
     config = config_from_original(original, facts.axes)
     # Before the transformer, which takes longest: they may have to be fetched.
-    text = open_text(TextFiles.beside(path).fetched(path), device, dtype, placement)
+    text = open_text(TextFiles.beside(path).fetched(path), device, dtype, placement, loras)
     autoencoder = open_original_autoencoder(find_autoencoder(path), facts.autoencoder, dtype)
     _agree(original, config, text, autoencoder)
     return Parts(
@@ -289,9 +319,10 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement),
+        transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement, loras=loras),
         autoencoder=laid_out(autoencoder, device),
         placement=placement,
+        loras=tuple(loras.names),
         **text,
     )
 

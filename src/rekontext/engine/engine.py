@@ -112,6 +112,7 @@ class Engine:
             dtype=self._holding.dtype,
             is_mini=is_mini,
             knows=parts.knows,
+            loras=parts.loras,
         )
         self.broken: Future[None] = Future()
         self._scheduler = Scheduler(policy=policy or Policy(), weight=weight)
@@ -145,11 +146,13 @@ class Engine:
         compiled: bool = False,
         compile_cache: Path | None = None,
         attention: str | None = None,
+        loras: Sequence[str] = (),
     ) -> Engine:
         """Load a model.
 
         Args:
-            model: "mini" (inside this package), a diffusers folder, a .safetensors file, or a hub id (owner/name).
+            model: "mini" (inside this package), a diffusers folder, a .safetensors or .gguf file, or a hub
+                id (owner/name).
             device: "cpu", "cuda" or "cuda:N"; None takes the first GPU, else the CPU.
             dtype: "float32", "bfloat16" or "fp8" (the blocks' weights in e4m3, all else in bfloat16); None takes
                 float32 on the CPU (bfloat16 where the CPU multiplies it and the model's facts ask for it, as the
@@ -165,14 +168,18 @@ class Engine:
             compile_cache: where compiled code is kept between runs.
             attention: one of `attention.BACKENDS`; None tries them on a GPU and takes the fastest, and keeps the times
                 in `costs_file`, so that the next start takes the same one.
+            loras: merged into the weights, so that steps take no longer: each a .safetensors file, a folder with one
+                in it or a hub id, and after a colon its strength ("watercolour.safetensors:0.8").
 
         Raises:
-            CheckpointError: the model can't be found or isn't complete, or doesn't fit into the GPU's memory.
+            CheckpointError: the model or a LoRA can't be found, isn't complete or doesn't belong to the other, or the
+                model doesn't fit into the GPU's memory.
+            ValueError: a LoRA's strength is no number.
             EditRefused: no such device or dtype.
         """
         torch_device = choose_device(device)
         # The compiler reads weights as they were stored.
-        parts, plans = open_placed(model, device=torch_device, dtype=dtype, packed=not compiled)
+        parts, plans = open_placed(model, device=torch_device, dtype=dtype, packed=not compiled, loras=loras)
         engine = cls(
             parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
         )

@@ -1,4 +1,4 @@
-"""The names under which transformer weights are published, and how they become ours.
+"""The names under which transformer weights are published, and how they become ours. Reads no weights.
 
 Ours are the original's names (black-forest-labs/flux): that layout loads as it is. diffusers splits the fused
 matrices and swaps the halves of the final layer's modulation; `diffusers_recipe` puts them together again.
@@ -6,25 +6,17 @@ matrices and swaps the halves of the final layer's modulation; `diffusers_recipe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-from torch import Tensor
-
-from rekontext.engine.fp8 import quantise, quantise_rows, quantised_names
-from rekontext.engine.layers import on_host
-from rekontext.engine.memory import Placement
 from rekontext.engine.tensors import CheckpointError, TensorSource, read_json
-from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from rekontext.engine.transformer import TransformerConfig
 
 ORIGINAL_PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.")
 _ORIGINAL_MARK: Final = "single_blocks.0.linear1.weight"
 _GUIDANCE_MARK: Final = "guidance_in.in_layer.weight"
-_MODULATION: Final = re.compile(r"(_mod|\.modulation)\.lin$")
 _DIFFUSERS_MARK: Final = "single_transformer_blocks.0.proj_mlp.weight"
 
 
@@ -106,65 +98,6 @@ def config_from_original(source: TensorSource, axes: Iterable[int] | None) -> Tr
             text_width=source.shape("txt_in.weight", axes=2)[1],
             pooled_width=source.shape("vector_in.in_layer.weight", axes=2)[1],
         )
-
-
-def load_transformer(
-    source: TensorSource,
-    config: TransformerConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    placement: Placement = Placement(),  # noqa: B008 - frozen
-) -> KontextTransformer:
-    """Build the transformer on `device` from a source in either layout.
-
-    In fp8, weights that the files hold in e4m3 are taken as they are; others are quantised one by one, so that no more
-    than one is on the device in its wide form.
-
-    Raises:
-        CheckpointError: tensors are missing, left over, or of the wrong shape; the first five are named.
-    """
-    with torch.device("meta"):
-        model = KontextTransformer(config)
-    parameters = dict(model.named_parameters())
-    if is_diffusers(source):
-        recipes = {name: diffusers_recipe(name) for name in parameters}
-    else:
-        recipes = {name: Recipe((name,)) for name in parameters}
-
-    wanted = {name for recipe in recipes.values() for name in recipe.sources}
-    names = set(source.names())
-    _complain("missing", wanted - names, source)
-    _complain("unexpected", names - wanted, source)
-
-    covered = set(quantised_names(model)) if placement.fp8 else set()
-    if covered:
-        quantise(model)
-    tensors: dict[str, Tensor] = {}
-    for name, recipe in recipes.items():
-        module, _, kind = name.rpartition(".")
-        is_small = module in covered and kind == "weight"
-        stored = source.read_e4m3(name) if is_small and name in source else None
-        if stored is not None and stored[0].shape == parameters[name].shape:
-            tensors[name], tensors[f"{module}.scale"] = (part.to(device) for part in stored)
-            continue
-        parts = [source.read(part, dtype) for part in recipe.sources]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if recipe.swap:
-            tensor = torch.cat(tensor.chunk(2)[::-1])
-        if tensor.shape != parameters[name].shape:
-            raise CheckpointError(
-                f"{source.label}: {' + '.join(recipe.sources)} has shape {list(tensor.shape)}, "
-                f"expected {list(parameters[name].shape)}"
-            )
-        if is_small:
-            tensors[name], tensors[f"{module}.scale"] = quantise_rows(tensor.to(device))
-        elif placement.modulation_on_host and _MODULATION.search(module):
-            tensors[name] = on_host(tensor)
-        else:
-            tensors[name] = tensor.to(device)
-    model.load_state_dict(tensors, assign=True)
-    return model.requires_grad_(False).eval()
 
 
 def diffusers_recipe(name: str) -> Recipe:
@@ -258,10 +191,3 @@ def _axes(values: object) -> tuple[int, int, int]:
 
 def _count(source: TensorSource, prefix: str) -> int:
     return len({name.split(".")[1] for name in source.names() if name.startswith(prefix)})
-
-
-def _complain(what: str, names: set[str], source: TensorSource) -> None:
-    if names:
-        first = ", ".join(sorted(names)[:5])
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise CheckpointError(f"{source.label}: {what} tensors: {first}{more}")

@@ -28,23 +28,24 @@ Open = Callable[[Placement], Parts]
 
 
 def open_placed(
-    model: str, *, device: torch.device, dtype: str | None, packed: bool = True
+    model: str, *, device: torch.device, dtype: str | None, packed: bool = True, loras: Sequence[str] = ()
 ) -> tuple[Parts, tuple[MemoryPlan, ...]]:
     """Open a model in the given dtype. Where none is given: on a GPU by memory plan, on a CPU as its facts ask for.
 
     Args:
         packed: on a CPU, have the transformer's weights packed where that works: see `packed.py`.
+        loras: merged into the model: see `lora.py`.
 
     Returns:
         The model, and the plans: the one in force, then those that may be fallen to. None where a dtype was asked for.
 
     Raises:
-        CheckpointError: the model can't be found or isn't complete, or no plan fits.
+        CheckpointError: the model or a LoRA can't be found or isn't complete, or no plan fits.
         EditRefused: no such dtype here.
     """
 
     def opened(placement: Placement) -> Parts:
-        parts = open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement)
+        parts = open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement, loras=loras)
         if device.type == "cpu" and packed and not placement.fp8 and can_pack(parts.transformer.dtype):
             parts.transformer.pack()
         return parts

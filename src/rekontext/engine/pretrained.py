@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from transformers.utils import logging as transformers_logging
 
 from rekontext.engine.canvas import PIXELS_PER_TOKEN
+from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
 from rekontext.engine.tensors import CheckpointError, TensorSource, read_json, refuse_pickle
 
@@ -145,17 +146,21 @@ class TextFiles:
         return count
 
 
-def open_text(files: TextFiles, device: torch.device, dtype: torch.dtype, placement: Placement) -> dict[str, Any]:
-    """CLIP and T5 with their tokenizers, as `checkpoint.Parts` names them.
+def open_text(
+    files: TextFiles, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs
+) -> dict[str, Any]:
+    """CLIP and T5 with their tokenizers, as `checkpoint.Parts` names them, with LoRAs merged into them.
 
     Raises:
-        CheckpointError: a file is missing, or isn't what it should be.
+        CheckpointError: a file is missing, or isn't what it should be, or a LoRA is another model's.
     """
     assert files.home is not None, "fetched first"
     clip_folder, clip_words, t5_folder, t5_words = _folders(files.home)
     at = torch.device("cpu") if placement.text_on_host else device
     clip = _frozen(_encoder(CLIPTextModel, clip_folder, files.clip, dtype), at)
     t5 = _frozen(_encoder(T5EncoderModel, t5_folder, files.t5, dtype), at)
+    loras.of_encoder("clip", clip).merge_into(clip)
+    loras.of_encoder("t5", t5).merge_into(t5)
     if placement.text_on_host:
         offload_encoder(clip, device)
         offload_encoder(t5, device)

@@ -1,4 +1,4 @@
-"""Reading named tensors out of safetensors files, whole or in shards. Knows no model.
+"""Reading named tensors out of safetensors files, whole or in shards, and out of GGUF files. Knows no model.
 
 fp8 files are dequantised here, unless the caller asks for what is stored: an e4m3 or e5m2 tensor becomes
 `tensor * scale` in the dtype that was asked for. Other quantised formats are refused: read as if they were weights,
@@ -16,12 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rekontext.engine.gguf_file import GGUFFile
+
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
+GGUF_SUFFIX: Final = ".gguf"
 _E4M3_MARK: Final = "F8_E4M3"
 _WIDE: Final = ("BF16", "F16", "F32", "F64")
 _INDICES: Final = "I64"
 _OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
-_CAN_BE_OPENED: Final = "bfloat16, float16, float32, and e4m3 or e5m2 with one scale or one for each row can be opened"
+_CAN_BE_OPENED: Final = (
+    "bfloat16, float16, float32, e4m3 or e5m2 with one scale or one for each row, and GGUF's Q2 to Q8 can be opened"
+)
 _SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale", "weight_scale_2")
 # Marks that quantised files carry for their own loaders; the weights are complete without them.
 _MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
@@ -32,28 +37,35 @@ class CheckpointError(ValueError):
 
 
 class TensorSource:
-    """Named tensors from one or more safetensors files, read one at a time.
+    """Named tensors from one or more safetensors or GGUF files, read one at a time.
 
     Args:
         paths: the files; later ones must not repeat a name of earlier ones.
         prefix: cut off from every name; tensors without it are left out.
 
+    Attributes:
+        metadata: what stands in the files' headers beside the tensors.
+
     Raises:
-        CheckpointError: a file is missing, is a pickle, or is no safetensors file.
+        CheckpointError: a file is missing, is a pickle, or is neither a safetensors nor a GGUF file.
     """
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
         self.prefix = prefix
         self._files: dict[str, tuple[Path, Any]] = {}
         self.paths = tuple(paths)
+        self.metadata: dict[str, str] = {}
         for path in self.paths:
             refuse_pickle(path)
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing")
+            is_gguf = path.suffix == GGUF_SUFFIX
             try:
-                file = safe_open(path, framework="pt", device="cpu")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+                file = GGUFFile(path) if is_gguf else safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError, ValueError) as error:
+                kind = "GGUF" if is_gguf else "safetensors"
+                raise CheckpointError(f"{path} is not a readable {kind} file: {error}") from error
+            self.metadata |= file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name.startswith(prefix):
                     self._files[name.removeprefix(prefix)] = path, file

@@ -151,6 +151,7 @@ class LocalFleet:
             compiled=opening.compiled,
             compile_cache=folder and folder / "compiled.bin",
             batch=opening.batch,
+            loras=opening.loras,
         )
 
     def _started(self) -> Engine:

@@ -37,7 +37,7 @@ class Opening:
     """What an engine is opened with.
 
     Attributes:
-        model, device, dtype, batch: as `rekontext.engine.Engine.open` takes them.
+        model, device, dtype, batch, loras: as `rekontext.engine.Engine.open` takes them.
         cache_folder: where measured step times and compiled code are kept between runs.
         compiled: whether to compile the transformer before the first edit.
     """
@@ -48,6 +48,7 @@ class Opening:
     cache_folder: Path | None = None
     compiled: bool = False
     batch: BatchMode = "exact"
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ def from_profile(profile: Mapping[str, Any]) -> tuple[ModelCard, Outlook]:
     """
     try:
         told = {each.name: profile["card"][each.name] for each in fields(ModelCard) if each.name in profile["card"]}
-        card = ModelCard(**{**told, "knows": tuple(told.get("knows", ())), "canvas_area": int(told["canvas_area"])})
+        lists = {name: tuple(told.get(name, ())) for name in ("knows", "loras")}
+        card = ModelCard(**{**told, **lists, "canvas_area": int(told["canvas_area"])})
         seconds = {stage: {int(n): float(s) for n, s in known.items()} for stage, known in profile["costs"].items()}
         costs = CostModel(seconds=seconds, token_s=float(profile["token_s"]))
         return card, Outlook(canvas=Canvas(area=card.canvas_area), text_tokens=int(profile["text_tokens"]), costs=costs)

@@ -1,7 +1,8 @@
-"""How models are named, and the one that ships inside the package. Opens none."""
+"""How models and LoRAs are named, and the model that ships inside the package. Opens none."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -27,3 +28,28 @@ def is_hub_id(model: str) -> bool:
     Told without that library, which a service alone doesn't have.
     """
     return _HUB_ID.fullmatch(model) is not None
+
+
+def is_lora_on_hub(name: str) -> bool:
+    """Whether it may be a hub id, or one and a file of it: owner/name or owner/name/FILE.safetensors."""
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    return is_hub_id(f"{owner}/{repository}") and (not file or file.endswith(".safetensors"))
+
+
+def lora_and_strength(entry: str) -> tuple[str, float]:
+    """Which LoRA, and by how much: "watercolour.safetensors:0.8"; 1 where nothing is said.
+
+    Raises:
+        ValueError: it names none, or its strength isn't a finite number other than 0.
+    """
+    name, colon, strength = entry.rpartition(":")
+    if not colon:
+        name, strength = entry, "1"
+    try:
+        by = float(strength)
+    except ValueError:
+        by = math.nan
+    if not name.strip() or not math.isfinite(by) or by == 0:
+        raise ValueError(f'"{entry}" is no LoRA; allowed is FILE or FILE:STRENGTH, such as watercolour.safetensors:0.8')
+    return name, by

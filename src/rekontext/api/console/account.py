@@ -133,7 +133,7 @@ def described_model(parts: Parts) -> dict[str, Any]:
     card = parts.fleet.card if parts.fleet.is_ready else None
     return {
         "slug": SLUG,
-        "name": None if card is None else card.name,
+        "name": None if card is None else card.title,
         "is_mini": None if card is None else card.is_mini,
         "ready": card is not None,
         "knows": [] if card is None else list(card.knows),

@@ -1,0 +1,406 @@
+"""LoRAs change a model as diffusers and PEFT have them change it, under whichever names they were published."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+import torch
+from diffusers.loaders import FluxLoraLoaderMixin
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rekontext.engine import CheckpointError, Engine, lora
+from rekontext.engine.checkpoint import open_model
+from rekontext.engine.layouts import diffusers_recipe
+from rekontext.engine.lora import LoRAs
+from rekontext.engine.memory import Placement
+from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from tests.parity.test_diffusers_pixels import TOLERANCE, pixels
+from tests.parity.with_peft import EDIT
+from tests.small_model import SHAPES, build
+
+State = dict[str, Tensor]
+RANK: Final = 3
+PEFT: Final = Path(sys.prefix) / "peft"
+PUBLISHED: Final = TransformerConfig(double_blocks=1, single_blocks=1)
+"""One block of each kind, as wide as published: diffusers translates no other widths."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    build(folder, SHAPES["deep"])
+    return folder
+
+
+def factors(state: State, module: str, rank: int = RANK, *, seed: int = 0) -> State:
+    """Random ones for a matrix of `state`, in PEFT's names; large enough to be seen in pixels."""
+    o, d = state[f"{module}.weight"].shape
+    random = torch.Generator().manual_seed(seed)
+    return {
+        f"{module}.lora_A.weight": torch.randn(rank, d, generator=random) * 0.3,
+        f"{module}.lora_B.weight": torch.randn(o, rank, generator=random) * 0.3,
+    }
+
+
+def weights(folder: Path, part: str) -> State:
+    name = "diffusion_pytorch_model" if part == "transformer" else "model"
+    return load_file(folder / part / f"{name}.safetensors")
+
+
+def trained(folder: Path, **settings: object) -> tuple[State, dict[str, str]]:
+    """A LoRA of many modules of the transformer and of CLIP, and a header with PEFT's settings."""
+    transformer, clip = weights(folder, "transformer"), weights(folder, "text_encoder")
+    modules = [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.attn.to_v",
+        "transformer_blocks.1.attn.add_k_proj",
+        "transformer_blocks.1.attn.to_out.0",
+        "transformer_blocks.0.ff.net.0.proj",
+        "transformer_blocks.0.ff_context.net.2",
+        "transformer_blocks.0.norm1.linear",
+        "single_transformer_blocks.0.attn.to_k",
+        "single_transformer_blocks.1.proj_mlp",
+        "single_transformer_blocks.2.proj_out",
+        "single_transformer_blocks.2.norm.linear",
+        "norm_out.linear",
+        "proj_out",
+        "x_embedder",
+        "context_embedder",
+        "time_text_embed.guidance_embedder.linear_1",
+    ]
+    state: State = {}
+    for i, module in enumerate(modules):
+        named = factors(transformer, module, RANK + i % 2, seed=i)
+        state |= {f"transformer.{name}": tensor for name, tensor in named.items()}
+    stem = next(name for name in clip if name.endswith("layers.1.self_attn.q_proj.weight")).removesuffix(".weight")
+    named = factors(clip, stem, seed=99)
+    state |= {f"text_encoder.{name.removeprefix('text_model.')}": tensor for name, tensor in named.items()}
+    told = {"r": RANK, "lora_alpha": RANK, "rank_pattern": {}, "alpha_pattern": {}, **settings}
+    told["rank_pattern"] = dict.fromkeys(modules[1::2], RANK + 1)
+    told["target_modules"] = modules
+    header = {f"transformer.{key}": value for key, value in told.items()}
+    header |= {"text_encoder.r": RANK, "text_encoder.lora_alpha": 2 * RANK, "text_encoder.target_modules": ["q_proj"]}
+    return state, {"lora_adapter_metadata": json.dumps(header)}
+
+
+def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: Path) -> None:
+    """One with the alphas in its header, the other with none, both at once, one of them negative."""
+    if not PEFT.is_dir():
+        assert os.environ.get("CI") != "true", "PEFT is not installed, and in CI its test may not be skipped"
+        pytest.skip("PEFT is not installed")
+    first, header = trained(folder, lora_alpha=2, alpha_pattern={"single_transformer_blocks.1.proj_mlp": 5})
+    save_file(first, tmp_path / "first.safetensors", metadata=header)
+    second = factors(weights(folder, "transformer"), "transformer_blocks.0.attn.to_q", seed=7)
+    save_file({f"transformer.{k}": v for k, v in second.items()}, tmp_path / "second.safetensors")
+    entries = [f"{tmp_path / 'first.safetensors'}:0.7", f"{tmp_path / 'second.safetensors'}:-0.5"]
+
+    subprocess.run(
+        [sys.executable, "-m", "tests.parity.with_peft", folder, tmp_path / "theirs.safetensors", *entries],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PEFT), *sys.path])},
+        check=True,
+        timeout=120,
+    )
+    theirs = load_file(tmp_path / "theirs.safetensors")["picture"]
+    with Engine.open(str(folder), device="cpu", dtype="float32", loras=entries) as engine:
+        ours = pixels(engine, EDIT)
+        assert engine.card.title == f"{folder.name} + first:0.7 + second:-0.5"
+    with Engine.open(str(folder), device="cpu", dtype="float32") as engine:
+        without = pixels(engine, EDIT)
+    assert (ours - theirs).abs().max() <= TOLERANCE
+    assert (ours - without).abs().max() > 100 * TOLERANCE, "LoRAs that change nothing would agree, too"
+
+
+def kohya(state: State) -> State:
+    """sd-scripts' names for a file in the original's, with alphas of half the rank."""
+    named: State = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".lora_")
+        base = f"lora_unet_{module.replace('.', '_')}"
+        named[f"{base}.lora_{'down' if kind.startswith('A') else 'up'}.weight"] = tensor
+        named[f"{base}.alpha"] = torch.tensor(RANK / 2)
+    return named
+
+
+def comfyui(state: State) -> State:
+    return {
+        f"diffusion_model.{name.replace('lora_A', 'lora_down').replace('lora_B', 'lora_up')}": tensor
+        for name, tensor in state.items()
+    }
+
+
+def xlabs(_: State) -> State:
+    width, mlp = PUBLISHED.width, 4 * PUBLISHED.width
+    shapes = {
+        "double_blocks.0.processor.qkv_lora1": (3 * width, width),
+        "double_blocks.0.processor.proj_lora1": (width, width),
+        "double_blocks.0.processor.qkv_lora2": (3 * width, width),
+        "double_blocks.0.processor.proj_lora2": (width, width),
+        "single_blocks.0.processor.qkv_lora": (3 * width, width),
+        "single_blocks.0.processor.proj_lora": (width, width + mlp),
+    }
+    return {
+        f"{module}.{kind}.weight": torch.randn((RANK, d) if kind == "down" else (o, RANK))
+        for module, (o, d) in shapes.items()
+        for kind in ("down", "up")
+    }
+
+
+def mixture(_: State) -> State:
+    """kohya's letters for diffusers' names."""
+    width = PUBLISHED.width
+    modules = ("transformer_blocks_0_attn_to_out_0", "single_transformer_blocks_0_attn_to_q")
+    named = {}
+    for module in modules:
+        named[f"lora_transformer_{module}.lora_down.weight"] = torch.randn(RANK, width)
+        named[f"lora_transformer_{module}.lora_up.weight"] = torch.randn(width, RANK)
+        named[f"lora_transformer_{module}.alpha"] = torch.tensor(2.0)
+    return named
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return dict(KontextTransformer(PUBLISHED).named_parameters())
+
+
+def of_all_kinds(published: dict[str, Tensor]) -> State:
+    """Factors for a matrix of each kind, in the original's names."""
+    modules = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mod.lin", "single_blocks.0.linear1"]
+    return {name: t for module in modules for name, t in factors(dict(published), module).items()}
+
+
+@pytest.mark.parametrize("spelled", [kohya, comfyui, xlabs, mixture], ids=lambda spelled: spelled.__name__)
+def test_names_mean_what_diffusers_takes_them_for(
+    spelled: Callable[[State], State], published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Its translator gives a product for each of its own modules; ours gives the same rows of the fused matrices."""
+    state = spelled(of_all_kinds(published))
+    save_file(state, tmp_path / "it.safetensors")
+    translated = FluxLoraLoaderMixin.lora_state_dict(dict(state))
+    theirs = {
+        name.removeprefix("transformer.").removesuffix(".lora_A.weight"): translated[name.replace("_A.", "_B.")] @ down
+        for name, down in translated.items()
+        if name.endswith(".lora_A.weight")
+    }
+    assert_same_changes(tmp_path / "it.safetensors", published, theirs)
+
+
+def test_pefts_prefix_and_none_are_understood(published: dict[str, Tensor], tmp_path: Path) -> None:
+    """diffusers translates the first for whole LoRAs of all 57 blocks only."""
+    named = factors(dict(published), "double_blocks.0.img_attn.proj")
+    for i, prefix in enumerate(("base_model.model.", "model.diffusion_model.", "")):
+        save_file({f"{prefix}{name}": tensor for name, tensor in named.items()}, tmp_path / f"{i}.safetensors")
+        down, up = named.values()
+        assert_same_changes(tmp_path / f"{i}.safetensors", published, {"transformer_blocks.0.attn.to_out.0": up @ down})
+
+
+def test_the_final_layers_halves_are_exchanged_in_diffusers_names(published: dict[str, Tensor], tmp_path: Path) -> None:
+    """As in its weights; the original's own names leave them as they are."""
+    named = factors(dict(published), "final_layer.adaLN_modulation.1")
+    save_file(comfyui(named), tmp_path / "original.safetensors")
+    down, up = named.values()
+    swapped = {"norm_out.linear.lora_A.weight": down, "norm_out.linear.lora_B.weight": torch.cat(up.chunk(2)[::-1])}
+    save_file({f"transformer.{k}": v.contiguous() for k, v in swapped.items()}, tmp_path / "diffusers.safetensors")
+    for file in ("original", "diffusers"):
+        changes = LoRAs([str(tmp_path / f"{file}.safetensors")]).of_transformer(published)
+        name = "final_layer.adaLN_modulation.1.weight"
+        torch.testing.assert_close(changes.merged(name, torch.zeros(published[name].shape)), up @ down)
+
+
+def assert_same_changes(file: Path, published: dict[str, Tensor], theirs: State) -> None:
+    changes = LoRAs([str(file)]).of_transformer(published)
+    seen = set()
+    for name, parameter in published.items():
+        if name not in changes:
+            continue
+        modules = [source.removesuffix(".weight") for source in diffusers_recipe(name).sources]
+        seen |= set(modules) & theirs.keys()
+        ours = changes.merged(name, torch.zeros(parameter.shape))
+        sizes = [PUBLISHED.width] * (len(modules) - 1)
+        for module, rows in zip(modules, ours.split([*sizes, len(ours) - sum(sizes)]), strict=True):
+            assert (rows - theirs.get(module, torch.zeros(1))).abs().max() < 1e-5, module
+    assert seen == theirs.keys()
+
+
+def test_text_encoders_are_changed_too(folder: Path, tmp_path: Path) -> None:
+    """T5's as well, which diffusers leaves out; under PEFT's names, kohya's and ComfyUI's."""
+    clip, t5 = weights(folder, "text_encoder"), weights(folder, "text_encoder_2")
+    module = next(name for name in clip if name.endswith("layers.0.mlp.fc1.weight")).removesuffix(".weight")
+    down, up = factors(clip, module).values()
+    t5_down, t5_up = factors(t5, "encoder.block.1.layer.0.SelfAttention.q").values()
+    states = [
+        {
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1": (down, up),
+            "text_encoder_2.encoder.block.1.layer.0.SelfAttention.q": (t5_down, t5_up),
+        },
+        {
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1": (down, up),
+            "lora_te3_encoder_block_1_layer_0_SelfAttention_q": (t5_down, t5_up),
+        },
+        {
+            "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1": (down, up),
+            "text_encoders.t5xxl.transformer.encoder.block.1.layer.0.SelfAttention.q": (t5_down, t5_up),
+        },
+    ]
+    plain = open_model(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+    for i, state in enumerate(states):
+        file = tmp_path / f"{i}.safetensors"
+        save_file({f"{m}.lora_{k}.weight": t for m, (d, u) in state.items() for k, t in (("A", d), ("B", u))}, file)
+        parts = open_model(str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[f"{file}:2"])
+        for part, name, change in (
+            ("clip", "encoder.layers.0.mlp.fc1.weight", up @ down),
+            ("t5", "encoder.block.1.layer.0.SelfAttention.q.weight", t5_up @ t5_down),
+        ):
+            before = getattr(plain, part).state_dict()
+            for key, found in getattr(parts, part).state_dict().items():
+                expected = before[key] + 2 * change if key == name else before[key]
+                torch.testing.assert_close(found, expected)
+
+
+def test_a_lora_is_merged_before_a_weight_is_rounded(folder: Path, tmp_path: Path) -> None:
+    """Once: to bfloat16 from the sum in float32, and to e4m3 from that."""
+    name = "single_blocks.0.linear2.weight"
+    named = factors(weights(folder, "transformer"), "single_transformer_blocks.0.proj_out")
+    save_file({f"transformer.{k}": v for k, v in named.items()}, tmp_path / "it.safetensors")
+    stored = weights(folder, "transformer")["single_transformer_blocks.0.proj_out.weight"]
+    down, up = named.values()
+    merged = (stored + 0.5 * (up @ down)).to(torch.bfloat16)
+
+    def opened(placement: Placement) -> KontextTransformer:
+        entry = f"{tmp_path / 'it.safetensors'}:0.5"
+        parts = open_model(
+            str(folder), device=torch.device("cpu"), dtype=torch.bfloat16, placement=placement, loras=[entry]
+        )
+        return parts.transformer
+
+    assert opened(Placement()).state_dict()[name].equal(merged)
+    fp8 = opened(Placement(fp8=True)).state_dict()
+    wide = fp8[name].float() * fp8[name.replace(".weight", ".scale")]
+    assert (wide - merged.float()).norm() / merged.float().norm() < 0.04
+
+
+def test_differences_of_whole_weights_and_biases_are_added(folder: Path, tmp_path: Path) -> None:
+    """What an extraction writes for norms and biases, and PEFT's biases of up-projections."""
+    state = weights(folder, "transformer")
+    down, up = factors(state, "proj_out").values()
+    bias, scale = torch.randn(len(up)), torch.randn_like(state["transformer_blocks.0.attn.norm_q.weight"])
+    changes = {
+        "diffusion_model.final_layer.linear.lora_A.weight": down,
+        "diffusion_model.final_layer.linear.lora_B.weight": up,
+        "diffusion_model.final_layer.linear.lora_B.bias": bias,
+        "diffusion_model.img_in.diff_b": torch.ones(len(state["x_embedder.bias"])),
+        "diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": scale,
+    }
+    save_file(changes, tmp_path / "it.safetensors")
+    found, before = (
+        open_model(str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=loras).transformer.state_dict()
+        for loras in ([f"{tmp_path / 'it.safetensors'}:0.5"], [])
+    )
+    expected = before | {
+        "final_layer.linear.weight": before["final_layer.linear.weight"] + 0.5 * (up @ down),
+        "final_layer.linear.bias": before["final_layer.linear.bias"] + 0.5 * bias,
+        "img_in.bias": before["img_in.bias"] + 0.5,
+        "double_blocks.0.img_attn.norm.query_norm.scale": before["double_blocks.0.img_attn.norm.query_norm.scale"]
+        + 0.5 * scale,
+    }
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+A, B = torch.ones(RANK, 96), torch.ones(96, RANK)
+Q = "transformer.transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({f"{Q}.lora_A.weight": A}, r"attn.to_q lacks a factor"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": torch.ones(95, RANK)}, r"shape \[95, 3\], and .* \[96, 3\]"),
+        ({f"{Q}.lora_A.weight": torch.ones(RANK, 8), f"{Q}.lora_B.weight": B}, r"shape \[3, 8\], and .* \[3, 96\]"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": torch.ones(96, 4)}, r"shape \[96, 4\], and .* \[96, 3\]"),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.alpha": torch.ones(2)}, r"alpha must be one number"),
+        ({f"{Q}.alpha": torch.ones(())}, r"attn.to_q lacks a factor"),
+        (
+            {"unet.mid_block.attn.lora_A.weight": A, "unet.mid_block.attn.lora_B.weight": B},
+            r"made for another model: unet",
+        ),
+        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.dora_scale": torch.ones(48)}, r"is DoRA \("),
+        ({"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": A}, r"is LoKr \("),
+        ({"double_blocks.0.img_attn.qkv.weight": A}, r"holds no LoRA"),
+        ({}, r"holds no LoRA"),
+    ],
+    ids=[
+        "half",
+        "rows",
+        "columns",
+        "ranks",
+        "alpha",
+        "no factors",
+        "another model",
+        "DoRA",
+        "LoKr",
+        "weights",
+        "empty",
+    ],
+)
+def test_what_cannot_be_merged_is_refused(folder: Path, tmp_path: Path, state: State, says: str) -> None:
+    """Never silently left out: the pictures would be another model's."""
+    save_file(state, tmp_path / "it.safetensors")
+    with pytest.raises(CheckpointError, match=says):
+        open_model(
+            str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(tmp_path / "it.safetensors")]
+        )
+
+
+def test_a_header_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -> None:
+    state, _ = trained(folder)
+    save_file(state, tmp_path / "it.safetensors", metadata={"lora_adapter_metadata": '{"transformer.lora_alpha": []}'})
+    with pytest.raises(CheckpointError, match=r"it\.safetensors: its header's lora_adapter_metadata can't be read"):
+        open_model(
+            str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(tmp_path / "it.safetensors")]
+        )
+
+
+def test_one_on_the_hub_is_fetched_by_its_id_and_file(
+    published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its own file; of a repository with several one has to be named."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(lora, "snapshot_download", download)
+    state = comfyui(factors(dict(published), "double_blocks.0.img_attn.proj"))
+    save_file(state, tmp_path / "watercolour.safetensors")
+    assert LoRAs(["owner/name:0.5"]).names == ["watercolour:0.5"]
+    save_file(state, tmp_path / "ink.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 \.safetensors files in it \(ink.*, watercolour.*\): name the one"):
+        LoRAs(["owner/name"])
+    assert LoRAs(["owner/name/ink.safetensors"]).names == ["ink"]
+    assert asked == [
+        ("owner/name", ["*.safetensors"]),
+        ("owner/name", ["*.safetensors"]),
+        ("owner/name", ["ink.safetensors"]),
+    ]
+
+
+def test_one_that_is_nowhere_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(lora, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"the LoRA 'owner/name' is neither a local path nor to be had"):
+        LoRAs(["owner/name"])
+    with pytest.raises(CheckpointError, match=r"no LoRA at '/nowhere/it\.safetensors'"):
+        LoRAs(["/nowhere/it.safetensors"])
