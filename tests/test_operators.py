@@ -18,7 +18,7 @@ import pytest
 from rekontext.accounts import audit, ledger, statement
 from rekontext.assembly import open_database
 from rekontext.cli.doctor import Finding, examine
-from rekontext.database import JobId
+from rekontext.database import JobId, transactions
 from rekontext.pictures.store import PictureStore, StoreUnavailable
 from rekontext.settings import load_settings
 from tests.commands import Outcome, forget_settings, outcome_of
@@ -208,6 +208,33 @@ def test_the_books_of_a_month_are_a_bill(run: Run) -> None:
         assert (outcome.code, outcome.out) == (2, "")
         assert f'--month is "{month}"; allowed: a year and a month, such as 2026-11' in outcome.err
     assert "there is no account 'bob'" in run("credits", "list", "bob").err
+
+
+@pytest.mark.parametrize(
+    "looking",
+    [
+        ["accounts", "list"],
+        ["accounts", "webhook-secret", "alice"],
+        ["keys", "list"],
+        ["keys", "list", "alice"],
+        ["credits", "show", "alice"],
+        ["credits", "list", "alice"],
+        ["doctor", "--books"],
+    ],
+    ids=" ".join,
+)
+def test_whoever_only_looks_waits_for_no_writer(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, looking: list[str]
+) -> None:
+    """Least of all where one hangs: that is when they are needed."""
+    run("accounts", "create", "alice")
+    monkeypatch.setattr(transactions, "_BUSY_TIMEOUT_MS", 0)
+    monkeypatch.setattr(transactions, "TRIES_MAX", 1)
+    with closing(sqlite3.connect(place / "data" / "rekontext.db")) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        outcome = run(*looking)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "the database stayed busy" in run("keys", "create", "alice").err
 
 
 def test_a_service_may_write_while_the_books_are_read(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
