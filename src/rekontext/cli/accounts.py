@@ -37,7 +37,7 @@ from rekontext.accounts.statement import Movement
 from rekontext.api.edits import SLUG
 from rekontext.api.logs import printable
 from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
+from rekontext.assembly import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
 from rekontext.secret import SecretError
@@ -250,10 +250,9 @@ def _transact(
     """
     settings = _settings(data_dir)
     try:
-        if not (may_be_new or settings.database_url or settings.database_file.exists()):
-            raise CommandFailed(
-                f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
-            )
+        if not may_be_new and (missing := unmade_database(settings)):
+            says = variable("database_url") if settings.database_url else f"--data-dir or {variable('data_dir')}"
+            raise CommandFailed(f"there is no database {missing}; {says} says where it is")
         acts = Acts(
             actor=_actor(),
             ids=random_id,
