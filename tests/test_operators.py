@@ -18,7 +18,7 @@ import pytest
 from rekontext.accounts import audit, ledger, statement
 from rekontext.assembly import open_database
 from rekontext.cli.doctor import Finding, examine
-from rekontext.database import JobId
+from rekontext.database import JobId, transactions
 from rekontext.pictures.store import PictureStore, StoreUnavailable
 from rekontext.settings import load_settings
 from tests.commands import Outcome, forget_settings, outcome_of
@@ -51,11 +51,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @contextmanager
 def ordinary_user() -> Iterator[None]:
-    """Be one also where the tests run as root, whom no permission stops; the data folder is that one's."""
+    """Be one also where the tests run as root, whom no permission stops; what lies here is that one's."""
     if os.getuid() != 0:
         yield
         return
-    for path in (Path("data"), *Path("data").rglob("*")):
+    for path in Path().rglob("*"):
         os.chown(path, NOBODY, -1)
     os.setresuid(NOBODY, NOBODY, 0)
     try:
@@ -119,6 +119,28 @@ def test_doctor_tries_whether_the_database_can_be_written(run: Run, place: Path,
     with locked(place / "data" / name, mode), ordinary_user():
         says = findings()["database"].says
     assert says.startswith(f"{place / 'data' / name} can't be written; run this as the service's user")
+
+
+def test_a_database_that_a_url_names_is_made_by_the_first_start_alone(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by whoever looks: a slip in the URL would leave an empty one there."""
+    Path("books").mkdir()
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", f"sqlite:///{place}/books/r.db")
+    assert run("doctor", "--books").code == 0
+    assert findings()["database"].says == f"SQLite, {place}/books/r.db (to be made)"
+    for arguments in (["accounts", "list"], ["keys", "create", "alice"]):
+        outcome = run(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"no database {place}/books/r.db; REKONTEXT_DATABASE_URL says where it is" in outcome.err
+    with locked(place / "books", 0o555), ordinary_user():
+        assert broken()["database"].startswith(f"{place}/books can't be written")
+    assert list(place.rglob("*")) == [place / "books"]
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", f"sqlite:///{place}/bokos/r.db")
+    assert broken()["database"].startswith(f"there is no folder {place}/bokos; make it")
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", f"sqlite:///{place}/books/r.db")
+    assert run("accounts", "create", "alice").code == 0
+    assert findings()["database"].verdict == "ok"
 
 
 def test_a_full_disk_is_told_as_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +230,33 @@ def test_the_books_of_a_month_are_a_bill(run: Run) -> None:
         assert (outcome.code, outcome.out) == (2, "")
         assert f'--month is "{month}"; allowed: a year and a month, such as 2026-11' in outcome.err
     assert "there is no account 'bob'" in run("credits", "list", "bob").err
+
+
+@pytest.mark.parametrize(
+    "looking",
+    [
+        ["accounts", "list"],
+        ["accounts", "webhook-secret", "alice"],
+        ["keys", "list"],
+        ["keys", "list", "alice"],
+        ["credits", "show", "alice"],
+        ["credits", "list", "alice"],
+        ["doctor", "--books"],
+    ],
+    ids=" ".join,
+)
+def test_whoever_only_looks_waits_for_no_writer(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch, looking: list[str]
+) -> None:
+    """Least of all where one hangs: that is when they are needed."""
+    run("accounts", "create", "alice")
+    monkeypatch.setattr(transactions, "_BUSY_TIMEOUT_MS", 0)
+    monkeypatch.setattr(transactions, "TRIES_MAX", 1)
+    with closing(sqlite3.connect(place / "data" / "rekontext.db")) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        outcome = run(*looking)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "the database stayed busy" in run("keys", "create", "alice").err
 
 
 def test_a_service_may_write_while_the_books_are_read(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

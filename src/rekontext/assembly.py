@@ -129,7 +129,7 @@ def has_secret(settings: Settings) -> bool:
 
 
 def _is_marked(settings: Settings) -> bool:
-    if settings.database_url is None and not settings.database_file.exists():
+    if unmade_database(settings):
         return False
     database = open_database(settings)
     try:
@@ -156,6 +156,16 @@ def wrong_secret(settings: Settings) -> SecretError:
 def pepper_of(secret: bytes) -> bytes:
     """Under which API keys are hashed."""
     return derive(secret, "api keys")
+
+
+def unmade_database(settings: Settings) -> Path | None:
+    """SQLite's file while there is none: opening it would make it. None for a database that is there, or on a server.
+
+    Raises:
+        PermissionError: this user may not look there.
+    """
+    file = sqlite_file(settings.database)
+    return None if file is None or file.exists() else file
 
 
 def open_database(settings: Settings) -> Database:

@@ -31,6 +31,21 @@ def test_an_account_is_opened_with_credits_and_a_key_that_works(
     assert found.account == account.id
 
 
+def test_limits_that_stay_as_they_are_leave_no_line(database: Database, acts: Acts) -> None:
+    """Whether they are given again or not at all: a line says that something changed."""
+    account, _ = database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+
+    def act(tx: Connection) -> None:
+        acts.set_limits(tx, account.id)
+        acts.set_limits(tx, account.id, monthly_cap_micros=None)
+        acts.set_limits(tx, account.id, in_flight_max=3)
+        assert acts.set_limits(tx, account.id, in_flight_max=3, monthly_cap_micros=None).in_flight_max == 3
+
+    database.transact_sync(act)
+    lines = [record.details for record in database.read_sync(audit.records) if record.action == "account.limits"]
+    assert lines == [{"in_flight_max": 3}]
+
+
 def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Acts) -> None:
     """Newest first: who did what to whom."""
     account, key = database.transact_sync(lambda tx: acts.create_account(tx, "Bob", credits_micros=5))

@@ -59,3 +59,13 @@ async def test_a_slash_behind_a_page_leads_to_it(client: httpx2.AsyncClient, pat
     assert (answer.status_code, answer.headers["location"]) == (307, f"..{path}")
     page = await client.get(f"{path}/", follow_redirects=True)
     assert (page.status_code, page.url.path) == (200, path)
+
+
+@pytest.mark.parametrize("path", ["/", "/console", "/web/theme.css", "/docs/assets/swagger-ui.css"])
+@pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=99999999-", "bytes=x", "bytes=9-1"])
+async def test_files_of_the_pages_come_whole(client: httpx2.AsyncClient, path: str, wanted: str) -> None:
+    """Whatever range is asked for: a server need heed none, and one that can't be was refused in plain text."""
+    whole = await client.get(path)
+    answer = await client.get(path, headers={"range": wanted})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    assert answer.headers["accept-ranges"] == "none"

@@ -246,6 +246,21 @@ def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, p
     expect(row).to_be_focused()
 
 
+def test_a_request_that_is_open_is_followed(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Up to its picture, without taking the focus from what is in it."""
+    begin_edit(site, photo)
+    page = open_page("/console#requests")
+    page.get_by_role("button", name="Open the request: make it night").click()
+    whole = page.get_by_role("dialog", name="Request")
+    expect(whole).to_contain_text("processing")
+    copying = whole.get_by_role("button", name="Copy id")
+    copying.focus()
+    site.go_on()
+    expect(whole.locator("img.request-picture")).to_be_visible()
+    expect(whole).to_contain_text("completed")
+    expect(copying).to_be_focused()
+
+
 def test_an_operator_cancels_an_edit_where_its_request_is_shown(open_page: OpenPage, site: Site, photo: Path) -> None:
     """After a question, and once: its row says so, and then that it ended."""
     begin_edit(site, photo)

@@ -86,6 +86,27 @@ def test_each_tab_keeps_its_own_draft(open_page: OpenPage, photo: Path) -> None:
     expect(three.locator("#prompt")).to_have_value("blur it")
 
 
+def test_a_duplicated_tab_has_a_draft_of_its_own(open_page: OpenPage, photo: Path) -> None:
+    """It begins with what was being written in its original, whose name it has, and takes nothing from it."""
+    one = open_page()
+    choose(one, photo, "make it night")
+    await_draft(one, "my photo.jpg", "make it night", "7")
+    name = one.evaluate("sessionStorage.getItem('rekontext.tab')")
+    with one.expect_popup() as opened:
+        one.evaluate("window.open(location.href) && null")  # it has a copy of the sessionStorage, as duplicates do
+    two = opened.value
+    two.locator("body[data-ready]").wait_for()
+    expect(two.locator("#prompt")).to_have_value("make it night")
+    expect(two.locator("#drop-full")).to_contain_text("my photo.jpg")
+    two.fill("#prompt", "blur it")
+    await_draft(two, "my photo.jpg", "blur it", "7")
+    for page, words in ((one, "make it night"), (two, "blur it")):
+        page.reload()
+        page.locator("body[data-ready]").wait_for()
+        expect(page.locator("#prompt")).to_have_value(words)
+    assert one.evaluate("sessionStorage.getItem('rekontext.tab')") == name
+
+
 def test_the_drafts_of_a_few_tabs_are_kept(open_page: OpenPage, photo: Path) -> None:
     """Tabs that were closed long ago fill no disk."""
     page = open_page()

@@ -429,6 +429,33 @@ def test_a_shared_photo_is_edited_after_its_upload_was_deleted(
     expect(page.locator("#json")).to_have_value(re.compile('"input_image": "@my photo.jpg"'))
 
 
+def test_a_photo_is_shared_again_after_its_upload_was_deleted(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """It is uploaded anew: the old link would open nothing."""
+    refusals.append(404)
+    page = open_page()
+    choose(page, photo)
+
+    def shared() -> str:
+        page.evaluate("navigator.clipboard.writeText('')")
+        page.locator("#share").click()
+        copied = """async () => {
+            for (let text; ; await new Promise((later) => setTimeout(later, 10)))
+                if ((text = await navigator.clipboard.readText())) return text;
+        }"""
+        link: str = page.evaluate(copied)
+        return link
+
+    first = shared()
+    assert shared() == first
+    files = f"{site.url}/console/api/files"
+    [kept] = page.request.get(files, headers=site.studio.headers).json()["files"]
+    assert page.request.delete(f"{files}/{kept['id']}", headers=site.studio.headers).ok
+    other = open_page(shared().removeprefix(site.url), key=None)
+    expect(other.locator("#drop-full")).to_contain_text("120 × 80")
+
+
 def test_a_result_becomes_the_next_photo(open_page: OpenPage, photo: Path) -> None:
     """Edit again: the picture is sent as a link that the service reads itself."""
     page = open_page()

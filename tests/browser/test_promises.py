@@ -144,7 +144,7 @@ def with_long_names(page: Page) -> None:
         me = (response := route.fetch()).json()
         me["account"]["name"] = LONG_NAME
         me["model"] |= {"name": "black-forest-labs/FLUX.1-Kontext-dev", "device": "cuda:0"}
-        me["balance"]["available"] = 1234.56
+        me["balance"]["available"] = 12345.6789
         route.fulfill(response=response, json=me)
 
     page.route("**/console/api/me", answer)

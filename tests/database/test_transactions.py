@@ -260,6 +260,7 @@ def test_a_database_that_cannot_be_used_is_refused_by_name(url: str, complaint: 
     [
         ("sqlite:////var/x.db", Path("/var/x.db")),
         ("sqlite+aiosqlite:///x.db", Path("x.db")),
+        ("sqlite:///:memory:", None),
         ("postgresql://rekontext:secret@host/name", None),
         ("postgresql://rekontext:secret@host:port/name", None),
     ],

@@ -55,8 +55,15 @@ class Acts:
         return account, self.create_key(tx, account.id, policy or KeyPolicy())
 
     def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
-        """Replace the limits that are given. Raises as `registry.set_limits`."""
+        """Replace the limits that are given; where they are these already there is nothing to record.
+
+        Raises as `registry.set_limits`.
+        """
+        registry.lock(tx, account)  # of two who set them, the second compares with what the first has set
+        before = registry.get(tx, account)
         changed = registry.set_limits(tx, account, **limits)
+        if changed == before:
+            return changed
         details: dict[str, object] = dict(limits)
         if "monthly_cap_micros" in limits:
             cap = limits["monthly_cap_micros"]

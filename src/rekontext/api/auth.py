@@ -71,6 +71,12 @@ class MissingKey(PermissionError):
         )
 
 
+def known_caller(request: Request) -> Caller:
+    """Who sends this, where `caller_of` has been asked before."""
+    caller: Caller = request.scope[_CALLER_KEY]
+    return caller
+
+
 async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller:
     """Who sends this. Asked before the body is read, so that strangers can't make the server read one.
 

@@ -15,7 +15,7 @@ from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
 from rekontext.api.edits import SLUG
 from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
-from rekontext.api.keyed import keyed_route
+from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
 from rekontext.api.parameters import ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
 from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, moment, page, states_named
@@ -78,15 +78,13 @@ def _add_models(routes: APIRouter, parts: Parts) -> None:
 
 def _add_account(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/v1/get-user-credits", summary="What is left")
-    async def credits(request: Request) -> dict[str, float]:
+    async def credits(caller: Reader) -> dict[str, float]:
         """US dollars, paid and given; what is held for unfinished edits is in neither."""
-        caller = await parts.caller(request, "read")
         balance = await parts.database.read(lambda tx: ledger.balance(tx, caller.account))
         return {"credits": usd(balance.paid_micros), "free-credits": usd(balance.free_micros)}
 
     @routes.get("/api/auth/authenticate", summary="The account of a key")
-    async def authenticate(request: Request) -> dict[str, Any]:
-        caller = await parts.caller(request, None)
+    async def authenticate(caller: Anybody) -> dict[str, Any]:
         account, balance = await parts.database.read(
             lambda tx: (registry.get(tx, caller.account), ledger.balance(tx, caller.account))
         )
@@ -110,6 +108,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/inference-request/request-history", summary="Requests, failed ones too")
     async def request_history(
         request: Request,
+        caller: Reader,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
         from_date: date | None = None,
@@ -120,7 +119,6 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         sort_order: Literal["desc", "asc"] = "desc",
     ) -> dict[str, object]:
         """The last 7 days, or at most 31 that are named."""
-        caller = await parts.caller(request, "read")
         last = to_date or parts.clock.now().date()
         first = from_date or max(last, date.min + timedelta(days=_WINDOW_DAYS)) - timedelta(days=_WINDOW_DAYS)
         if not 0 <= (last - first).days <= WINDOW_DAYS_MAX:
@@ -154,20 +152,19 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         return _page(found, request, page_number, per_page)
 
     @routes.get("/inference-request/request-history/{request_id}", summary="One request")
-    async def one_request(request: Request, request_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def one_request(request: Request, caller: Reader, request_id: str) -> dict[str, object]:
         job = await parts.database.read(lambda tx: queries.get(tx, JobId(request_id), account=caller.account))
         return _rows(request).segmind(job)
 
     @routes.get("/inference-request/generations", summary="Requests that made a picture")
     async def generations(
         request: Request,
+        caller: Reader,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         model_name: str | None = None,
         start_date: date | None = None,
         end_date: date | None = None,
     ) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
         found = await parts.database.read_long(
             lambda tx: history(
                 tx,
@@ -182,8 +179,7 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         return _page(found, request, page_number, 20)
 
     @routes.get("/inference-request/recent-generations", summary="The newest pictures of a model")
-    async def recent_generations(request: Request, model_name: str) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def recent_generations(request: Request, caller: Reader, model_name: str) -> dict[str, object]:
         found = await parts.database.read_long(
             lambda tx: history(
                 tx, caller.account, states=(State.COMPLETED,), model_contains=model_name, per_page=_RECENT
@@ -200,34 +196,29 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
 
 def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/webhook/get", summary="The account's webhooks")
-    async def get_webhooks(request: Request) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def get_webhooks(caller: Reader) -> dict[str, object]:
         found = await parts.database.read(lambda tx: endpoints.of_account(tx, caller.account))
         return {"webhooks": [_shown(each) for each in found]}
 
     @routes.post("/webhook/add", summary="Tell a URL of the account's edits")
-    async def add_webhook(request: Request, wanted: WebhookToAdd) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def add_webhook(caller: Editor, wanted: WebhookToAdd) -> dict[str, object]:
         made = await new_endpoint(parts, caller, url=wanted.webhook_url, event_types=wanted.event.types)
         return _shown(made) | {"secret": made.secret}
 
     @routes.post("/webhook/update", summary="Change a webhook")
-    async def update_webhook(request: Request, wanted: WebhookToUpdate) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def update_webhook(caller: Editor, wanted: WebhookToUpdate) -> dict[str, object]:
         changed = await changed_endpoint(
             parts, caller, wanted.webhook_id, url=wanted.webhook_url, event_types=wanted.event.types
         )
         return _shown(changed)
 
     @routes.get("/webhook/inactive", summary="Switch a webhook off")
-    async def switch_webhook_off(request: Request, webhook_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def switch_webhook_off(caller: Editor, webhook_id: str) -> dict[str, object]:
         changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return _shown(changed)
 
     @routes.get("/webhook/dispatch-logs", summary="What a webhook was sent")
-    async def dispatch_logs(request: Request, webhook_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def dispatch_logs(caller: Reader, webhook_id: str) -> dict[str, object]:
         found = await parts.database.read_long(
             lambda tx: endpoints.deliveries(tx, caller.account, endpoint=EndpointId(webhook_id))
         )

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rekontext import web
 
@@ -21,10 +21,24 @@ HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-cache",  # asked again each time, answered 304 by the file's own ETag
+    "accept-ranges": "none",
 }
 
 
+def _whole(scope: Scope) -> Scope:
+    """The request for the whole file. These are small, and Starlette refuses a bad range in words of its own."""
+    return {**scope, "headers": [each for each in scope["headers"] if each[0] != b"range"]}
+
+
+class _File(FileResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_whole(scope), receive, send)
+
+
 class _Files(StaticFiles):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_whole(scope), receive, send)
+
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
@@ -45,7 +59,7 @@ def static(*, directory: Path | None = None, packages: list[str | tuple[str, str
 
 def _page(path: str, file: Path) -> Route:
     async def page(_: Request) -> Response:
-        return FileResponse(file, headers=HEADERS, media_type="text/html")
+        return _File(file, headers=HEADERS, media_type="text/html")
 
     return Route(path, page)
 

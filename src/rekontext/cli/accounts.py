@@ -37,7 +37,7 @@ from rekontext.accounts.statement import Movement
 from rekontext.api.edits import SLUG
 from rekontext.api.logs import printable
 from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of, where_secret, wrong_secret
+from rekontext.assembly import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
 from rekontext.secret import SecretError
@@ -78,7 +78,7 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
 
 def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
     """Every account with what it has."""
-    found = _transact(data_dir, lambda tx, _: registry.every_with_balance(tx))
+    found = _transact(data_dir, lambda tx, _: registry.every_with_balance(tx), only_reads=True)
     rows = [_account(account) | _balance(balance) for account, balance in found]
     blocks = [_account_block(account, balance) for account, balance in found] or ["There is no account."]
     _say(as_json, {"accounts": rows}, "\n".join(blocks))
@@ -91,7 +91,7 @@ def webhook_secret(account: str, *, replace: bool, data_dir: Path | None, as_jso
         found = registry.find(tx, account)
         return acts.replace_webhook_secret(tx, found.id) if replace else found
 
-    found = _transact(data_dir, work)
+    found = _transact(data_dir, work, only_reads=not replace)
     _say(as_json, {"id": found.id, "webhook_secret": found.webhook_secret}, found.webhook_secret)
 
 
@@ -138,7 +138,7 @@ def list_keys(account: str | None, *, data_dir: Path | None, as_json: bool) -> N
             owners = [registry.find(tx, account)]
         return [(owner, keys.of_account(tx, owner.id, now=now)) for owner in owners]
 
-    found = _transact(data_dir, look)
+    found = _transact(data_dir, look, only_reads=True)
     blocks = []
     for owner, its in found:
         if account is None:
@@ -186,7 +186,7 @@ def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir:
 
 def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     """What an account has."""
-    balance = _transact(data_dir, lambda tx, _: ledger.balance(tx, registry.find(tx, account).id))
+    balance = _transact(data_dir, lambda tx, _: ledger.balance(tx, registry.find(tx, account).id), only_reads=True)
     _say(as_json, _balance(balance), f"{_spendable(balance)}.")
 
 
@@ -242,7 +242,7 @@ def _transact(
     Args:
         may_be_new: whether to make a database where there is none. Else a command in the wrong folder would leave an
             empty one there, and say that nobody has an account.
-        only_reads: whether a service may write meanwhile, for an act that takes long.
+        only_reads: whether it waits for nobody who writes, and nobody for it.
         old_secret_is_lost: whether to make a secret beside a database that had another.
 
     Raises:
@@ -250,10 +250,9 @@ def _transact(
     """
     settings = _settings(data_dir)
     try:
-        if not (may_be_new or settings.database_url or settings.database_file.exists()):
-            raise CommandFailed(
-                f"there is no database {settings.database_file}; --data-dir or {variable('data_dir')} says where it is"
-            )
+        if not may_be_new and (missing := unmade_database(settings)):
+            says = variable("database_url") if settings.database_url else f"--data-dir or {variable('data_dir')}"
+            raise CommandFailed(f"there is no database {missing}; {says} says where it is")
         acts = Acts(
             actor=_actor(),
             ids=random_id,

@@ -247,18 +247,23 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
+    from rekontext.assembly import unmade_database
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.address import sqlite_file
 
     subject = "database"
     path = settings.database_file
-    if settings.database_url is None and not path.exists():
-        return Finding(subject=subject, verdict="ok", says=f"SQLite, {path} (to be made)")
     file = sqlite_file(settings.database)
+    missing = unmade_database(settings)
     for place in () if file is None else (file.parent, file):
         if place.exists() and not os.access(place, os.W_OK):  # reading alone, as below, would go well
             says = f"{place} can't be written; run this as the service's user, which must be able to write there"
             return Finding(subject=subject, verdict="broken", says=says)
+    if missing:
+        if settings.database_url and not missing.parent.is_dir():  # only the data folder is made by a start
+            says = f"there is no folder {missing.parent}; make it, or set {variable('database_url')}"
+            return Finding(subject=subject, verdict="broken", says=says)
+        return Finding(subject=subject, verdict="ok", says=f"SQLite, {missing} (to be made)")
     try:
         database = Database.open(settings.database, connections=1, migrate=False)
     except ValueError as fault:
@@ -279,6 +284,7 @@ def _books(settings: Settings) -> Finding:
     from sqlalchemy import Connection, func, inspect, select
 
     from rekontext.accounts import integrity
+    from rekontext.assembly import unmade_database
     from rekontext.database import Database, DatabaseUnavailable, unhurried
     from rekontext.database.tables import balances, transfers
 
@@ -292,7 +298,7 @@ def _books(settings: Settings) -> Finding:
         return f"{booked} transfers of {accounts} accounts", integrity.faults(tx)
 
     subject = "books"
-    if settings.database_url is None and not settings.database_file.exists():
+    if unmade_database(settings):
         return Finding(subject=subject, verdict="ok", says="none yet")
     try:
         database = Database.open(settings.database, connections=1, migrate=False)
@@ -318,14 +324,14 @@ def _secret(settings: Settings) -> Finding:
     from sqlalchemy import Connection, inspect
 
     from rekontext.accounts import peppers
-    from rekontext.assembly import has_secret, pepper_of, secret_of, where_secret, wrong_secret
+    from rekontext.assembly import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.tables import installation
 
     subject, where = "secret", where_secret(settings)
     is_there = has_secret(settings)
     unknown = Finding(subject=subject, verdict="ok", says=where if is_there else f"{where} (to be made)")
-    if settings.database_url is None and not settings.database_file.exists():
+    if unmade_database(settings):
         return unknown
     try:
         mine = pepper_of(secret_of(settings)) if is_there else None

@@ -36,4 +36,6 @@ def sqlite_file(url: str) -> Path | None:
         parsed = read_address(url)
     except ValueError:
         return None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(parsed.database)

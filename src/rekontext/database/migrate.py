@@ -43,6 +43,17 @@ def require_known(connection: Connection) -> None:
         )
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether no migration is missing. Only reads, so that it waits for nobody.
+
+    Raises:
+        TablesUnknown: a newer version was here.
+    """
+    require_known(connection)
+    newest = ScriptDirectory.from_config(config(connection)).get_heads()
+    return set(MigrationContext.configure(connection).get_current_heads()) == set(newest)
+
+
 def upgrade(connection: Connection) -> None:
     """Apply every migration that is missing. Others who start at the same time wait for us.
 

@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from rekontext.database.address import read_address
-from rekontext.database.migrate import TablesUnknown, require_known, upgrade
+from rekontext.database.migrate import TablesUnknown, is_current, require_known, upgrade
 
 T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
@@ -100,7 +100,9 @@ class Database:
             database = cls._open_postgres(address, connections)
         if migrate:
             try:
-                database.transact_sync(upgrade)
+                # Nearly always they are, and whoever only looks should wait for no writer to learn it.
+                if not database.read_sync(is_current):
+                    database.transact_sync(upgrade)
             except TablesUnknown as error:
                 database.close()
                 raise DatabaseUnavailable(str(error)) from error

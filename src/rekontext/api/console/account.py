@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.api.edits import SLUG, NotReady
+from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
 from rekontext.contract import STEPS_DEFAULT
@@ -21,8 +22,7 @@ DAYS_MAX: Final = 92
 
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/me", summary="The account and key that ask")
-    async def me(request: Request) -> dict[str, object]:
-        caller = await parts.caller(request, None)
+    async def me(caller: Anybody) -> dict[str, object]:
         now = parts.clock.now()
 
         def look(tx: Connection) -> tuple[Account, Balance, int]:
@@ -44,8 +44,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         }
 
     @routes.get("/usage", summary="What the account did, day by day")
-    async def account_usage(request: Request, days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 30) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def account_usage(caller: Reader, days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 30) -> dict[str, object]:
         now = parts.clock.now()
         by_day, total = await parts.database.read_long(lambda tx: usage.by_day(tx, caller.account, days=days, now=now))
         return {
@@ -54,8 +53,9 @@ def add(routes: APIRouter, parts: Parts) -> None:
         }
 
     @routes.get("/files", summary="What the account uploaded")
-    async def files(request: Request, limit: Annotated[int, Query(ge=1, le=assets.PAGE_MAX)] = 50) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def files(
+        request: Request, caller: Reader, limit: Annotated[int, Query(ge=1, le=assets.PAGE_MAX)] = 50
+    ) -> dict[str, object]:
 
         def look(tx: Connection) -> tuple[list[Asset], int]:
             return assets.of_account(tx, caller.account, limit=limit), assets.kept_bytes(tx, caller.account)
@@ -79,9 +79,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         }
 
     @routes.delete("/files/{file_id}", summary="Delete an upload")
-    async def delete_file(request: Request, file_id: str) -> dict[str, object]:
+    async def delete_file(caller: Editor, file_id: str) -> dict[str, object]:
         """Its link opens nothing any more. Edits that were accepted with it go on: each has a copy."""
-        caller = await parts.caller(request, "edit")
         file = await parts.database.read(lambda tx: assets.get(tx, file_id, account=caller.account))
         await parts.objects.delete(file.object_key)  # first: if this fails, the file is still there to be deleted
         await parts.database.transact(lambda tx: assets.forget(tx, file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Final, Self
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
@@ -15,6 +15,7 @@ from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_balance, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
+from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
@@ -72,8 +73,7 @@ class CreditsWanted(BaseModel):
 
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/accounts", summary="Every account")
-    async def list_accounts(request: Request) -> dict[str, object]:
-        await parts.caller(request, "admin")
+    async def list_accounts(_caller: Operator) -> dict[str, object]:
         found = await parts.database.read_long(registry.every_with_balance)
         return {
             "accounts": [
@@ -83,9 +83,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         }
 
     @routes.post("/admin/accounts", summary="Open an account", status_code=201)
-    async def create_account(request: Request, wanted: AccountWanted) -> dict[str, object]:
+    async def create_account(caller: Operator, wanted: AccountWanted) -> dict[str, object]:
         """The answer holds its first key, which is never shown again."""
-        caller = await parts.caller(request, "admin")
         acts, micros = acts_of(parts, caller), parse_usd(str(wanted.credits))
         account, key = await parts.database.transact(
             lambda tx: acts.create_account(tx, wanted.name, credits_micros=micros)
@@ -93,15 +92,13 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"account": described(account, parts), "api_key": key.secret}
 
     @routes.patch("/admin/accounts/{account_id}", summary="Set an account's limits")
-    async def set_limits(request: Request, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
-        caller = await parts.caller(request, "admin")
+    async def set_limits(caller: Operator, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
         acts, limits = acts_of(parts, caller), wanted.limits()
         changed = await parts.database.transact(lambda tx: acts.set_limits(tx, AccountId(account_id), **limits))
         return {"account": described(changed, parts)}
 
     @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
-    async def add_credits(request: Request, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
-        caller = await parts.caller(request, "admin")
+    async def add_credits(caller: Operator, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
         acts, micros = acts_of(parts, caller), parse_usd(str(wanted.amount))
         balance = await parts.database.transact(
             lambda tx: acts.add_credits(tx, AccountId(account_id), micros, source=wanted.kind, note=wanted.note)
@@ -109,8 +106,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"balance": described_balance(balance)}
 
     @routes.get("/admin/queue", summary="What waits and what runs")
-    async def queue(request: Request) -> dict[str, object]:
-        await parts.caller(request, "admin")
+    async def queue(_caller: Operator) -> dict[str, object]:
 
         def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]], list[Worker]]:
             unfinished = [*queries.running(tx, None, most=_SHOWN_MAX), *queries.waiting(tx, None, most=_SHOWN_MAX)]
@@ -137,11 +133,10 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     @routes.get("/admin/audit", summary="Who did what")
     async def audit_log(
-        request: Request,
+        _caller: Operator,
         before: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
         limit: Annotated[int, Query(ge=1, le=audit.PAGE_MAX)] = 100,
     ) -> dict[str, object]:
-        await parts.caller(request, "admin")
         found = await parts.database.read(lambda tx: audit.records(tx, before=before, limit=limit))
         return {"records": [vars(each) | {"at": moment(each.at)} for each in found]}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
@@ -14,6 +14,7 @@ from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, S
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_key
 from rekontext.api.edits import SLUG
+from rekontext.api.keyed import Editor, Operator, Reader
 from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole, shown
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
@@ -78,14 +79,12 @@ class KeyTooNarrow(AccountRefused):
 
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/keys", summary="The account's keys")
-    async def list_keys(request: Request) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def list_keys(caller: Reader) -> dict[str, object]:
         return await _listed(caller, caller.account)
 
     @routes.post("/keys", summary="Make a key", status_code=201)
-    async def create_key(request: Request, wanted: KeyWanted) -> dict[str, object]:
+    async def create_key(caller: Editor, wanted: KeyWanted) -> dict[str, object]:
         """The answer holds the key itself, which is never shown again. Counts as a request of the key that asks."""
-        caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
         own, policy = caller.key.policy, wanted.policy(now=parts.clock.now())
         if more := _more(policy, own, parts):
@@ -93,8 +92,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return await _made(caller, caller.account, policy, open_max=None if _is_operators(own) else keys.OPEN_MAX)
 
     @routes.delete("/keys/{key_id}", summary="Revoke a key")
-    async def revoke_key(request: Request, key_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def revoke_key(caller: Editor, key_id: str) -> dict[str, object]:
         acts = acts_of(parts, caller)
 
         def revoke(tx: Connection) -> ApiKey:
@@ -107,12 +105,11 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"key": described_key(revoked, current=caller.key)}
 
     @routes.get("/admin/accounts/{account_id}/keys", summary="An account's keys")
-    async def list_keys_of(request: Request, account_id: str) -> dict[str, object]:
-        return await _listed(await parts.caller(request, "admin"), AccountId(account_id))
+    async def list_keys_of(caller: Operator, account_id: str) -> dict[str, object]:
+        return await _listed(caller, AccountId(account_id))
 
     @routes.post("/admin/accounts/{account_id}/keys", summary="Make a key for an account", status_code=201)
-    async def create_key_for(request: Request, account_id: str, wanted: KeyWanted) -> dict[str, object]:
-        caller = await parts.caller(request, "admin")
+    async def create_key_for(caller: Operator, account_id: str, wanted: KeyWanted) -> dict[str, object]:
         return await _made(caller, AccountId(account_id), wanted.policy(now=parts.clock.now()))
 
     async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:

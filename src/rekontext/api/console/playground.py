@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rekontext.accounts import usd
 from rekontext.api.documents import forecast
+from rekontext.api.keyed import Anybody, Editor
 from rekontext.api.orders import picture_problem
 from rekontext.api.parameters import ParametersRefused
 from rekontext.api.parts import Parts
@@ -35,7 +36,7 @@ class PhotoWanted(BaseModel):
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/estimate", summary="What an edit would cost and when it would be done")
     async def estimate(
-        request: Request,
+        caller: Anybody,
         num_inference_steps: Annotated[int, Query(ge=STEPS_MIN, le=STEPS_MAX)] = STEPS_DEFAULT,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
@@ -43,7 +44,6 @@ def add(routes: APIRouter, parts: Parts) -> None:
         height: Side = 1024,
     ) -> dict[str, object]:
         """Of an edit submitted now. Times are null while the model is loading or no device is up."""
-        caller = await parts.caller(request, None)
         ahead = await parts.database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
         parameters = {
             "prompt": "",
@@ -61,9 +61,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"price": usd(price_micros), **forecast(expected)}
 
     @routes.post("/photo", summary="The photo behind a link", response_class=Response)
-    async def photo(request: Request, wanted: PhotoWanted) -> Response:
+    async def photo(request: Request, caller: Editor, wanted: PhotoWanted) -> Response:
         """As an edit would read it: a page may not ask other hosts, and this server never asks private ones."""
-        caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
         try:
             if not is_url(wanted.url):

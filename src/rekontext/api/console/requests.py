@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BeforeValidator
 
 from rekontext.api.console.keys import Moment
+from rekontext.api.keyed import Operator, Reader
 from rekontext.api.parts import Parts
 from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, page
 from rekontext.database import AccountId, JobId
@@ -38,6 +39,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/requests", summary="Requests, the newest first")
     async def requests(
         request: Request,
+        caller: Reader,
         status: State | None = None,
         model: str | None = None,
         accepted_from: Annotated[From | None, Query(alias="from", description="a moment, or a day in UTC")] = None,
@@ -48,20 +50,19 @@ def add(routes: APIRouter, parts: Parts) -> None:
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
     ) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
         return await _page(
             request, caller.account, status, model, accepted_from, accepted_before, search, page_number, per_page
         )
 
     @routes.get("/requests/{request_id}", summary="One request, whole")
-    async def one_request(request: Request, request_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def one_request(request: Request, caller: Reader, request_id: str) -> dict[str, object]:
         job = await parts.database.read(lambda tx: queries.get(tx, JobId(request_id), account=caller.account))
         return _rows(request).whole(job)
 
     @routes.get("/admin/requests", summary="Everybody's requests")
     async def all_requests(
         request: Request,
+        _caller: Operator,
         account_id: Annotated[str | None, Query(max_length=64)] = None,
         status: State | None = None,
         model: str | None = None,
@@ -73,7 +74,6 @@ def add(routes: APIRouter, parts: Parts) -> None:
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
     ) -> dict[str, object]:
-        await parts.caller(request, "admin")
         return await _page(
             request,
             None if account_id is None else AccountId(account_id),
@@ -88,15 +88,13 @@ def add(routes: APIRouter, parts: Parts) -> None:
         )
 
     @routes.get("/admin/requests/{request_id}", summary="Anybody's request, whole")
-    async def any_request(request: Request, request_id: str) -> dict[str, object]:
-        await parts.caller(request, "admin")
+    async def any_request(request: Request, _caller: Operator, request_id: str) -> dict[str, object]:
         job = await parts.database.read(lambda tx: queries.get(tx, JobId(request_id)))
         return _rows(request).whole(job) | _for_operators(job)
 
     @routes.post("/admin/requests/{request_id}/cancel", summary="Cancel anybody's request")
-    async def cancel_any(request: Request, request_id: str) -> dict[str, object]:
+    async def cancel_any(request: Request, caller: Operator, request_id: str) -> dict[str, object]:
         """It is free from this moment, as if its account had cancelled it; one that has ended stays as it is."""
-        caller = await parts.caller(request, "admin")
         job = await parts.desk.cancel(JobId(request_id), account=None, actor=caller.key.id)
         return _rows(request).whole(job) | _for_operators(job)
 

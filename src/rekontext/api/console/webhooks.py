@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from rekontext.accounts import registry
 from rekontext.api.console.keys import acts_of
 from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
+from rekontext.api.keyed import Editor, Reader
 from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
@@ -36,35 +37,30 @@ class WebhookChange(BaseModel):
 
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/webhooks", summary="The account's webhooks")
-    async def list_webhooks(request: Request) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
+    async def list_webhooks(caller: Reader) -> dict[str, object]:
         found = await parts.database.read(lambda tx: endpoints.of_account(tx, caller.account))
         return {"webhooks": [described(each) for each in reversed(found)], "event_types": list(EVENT_TYPES)}
 
     @routes.post("/webhooks", summary="Make a webhook", status_code=201)
-    async def create_webhook(request: Request, wanted: WebhookWanted) -> dict[str, object]:
+    async def create_webhook(caller: Editor, wanted: WebhookWanted) -> dict[str, object]:
         """The answer holds the secret that signs its messages, which is never shown again."""
-        caller = await parts.caller(request, "edit")
         made = await new_endpoint(parts, caller, url=wanted.url, event_types=wanted.event_types)
         return {"webhook": described(made) | {"secret": made.secret}}
 
     @routes.patch("/webhooks/{webhook_id}", summary="Change a webhook")
-    async def change_webhook(request: Request, webhook_id: str, change: WebhookChange) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def change_webhook(caller: Editor, webhook_id: str, change: WebhookChange) -> dict[str, object]:
         changed = await changed_endpoint(
             parts, caller, webhook_id, url=change.url, event_types=change.event_types, active=change.is_active
         )
         return {"webhook": described(changed)}
 
     @routes.delete("/webhooks/{webhook_id}", summary="Switch a webhook off")
-    async def delete_webhook(request: Request, webhook_id: str) -> dict[str, object]:
-        caller = await parts.caller(request, "edit")
+    async def delete_webhook(caller: Editor, webhook_id: str) -> dict[str, object]:
         changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return {"webhook": described(changed)}
 
     @routes.post("/webhooks/{webhook_id}/test", summary="Send a test message", status_code=202)
-    async def test_webhook(request: Request, webhook_id: str) -> dict[str, str]:
-        caller = await parts.caller(request, "edit")
+    async def test_webhook(caller: Editor, webhook_id: str) -> dict[str, str]:
         await parts.edits.allow(caller)
         delivery, now = DeliveryId(f"msg_{parts.ids()}"), parts.clock.now()
         await parts.database.transact(
@@ -74,16 +70,14 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"delivery_id": delivery}
 
     @routes.get("/webhook-secret", summary="What signs a request's own webhook")
-    async def show_webhook_secret(request: Request) -> dict[str, str]:
+    async def show_webhook_secret(caller: Editor) -> dict[str, str]:
         """Messages to the `webhook_url` of a request are signed with it; each webhook has a secret of its own."""
-        caller = await parts.caller(request, "edit")
         account = await parts.database.read(lambda tx: registry.get(tx, caller.account))
         return {"secret": account.webhook_secret}
 
     @routes.post("/webhook-secret", summary="Replace what signs a request's own webhook")
-    async def replace_webhook_secret(request: Request) -> dict[str, str]:
+    async def replace_webhook_secret(caller: Editor) -> dict[str, str]:
         """The old one signs nothing any more, messages that are tried again included."""
-        caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
         acts = acts_of(parts, caller)
         account = await parts.database.transact(lambda tx: acts.replace_webhook_secret(tx, caller.account))
@@ -91,11 +85,10 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     @routes.get("/deliveries", summary="What was sent")
     async def list_deliveries(
-        request: Request,
+        caller: Reader,
         webhook_id: str | None = None,
         limit: Annotated[int, Query(ge=1, le=endpoints.PAGE_MAX)] = 50,
     ) -> dict[str, object]:
-        caller = await parts.caller(request, "read")
         endpoint = None if webhook_id is None else EndpointId(webhook_id)
         found = await parts.database.read_long(
             lambda tx: endpoints.deliveries(tx, caller.account, endpoint=endpoint, limit=limit)
@@ -103,8 +96,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"deliveries": [described_delivery(each) for each in found]}
 
     @routes.post("/deliveries/{delivery_id}/replay", summary="Send a message again", status_code=202)
-    async def replay_delivery(request: Request, delivery_id: str) -> dict[str, str]:
-        caller = await parts.caller(request, "edit")
+    async def replay_delivery(caller: Editor, delivery_id: str) -> dict[str, str]:
         await parts.edits.allow(caller)
         now = parts.clock.now()
         await parts.database.transact(lambda tx: endpoints.replay(tx, caller.account, DeliveryId(delivery_id), now=now))

@@ -1,11 +1,11 @@
 // The history of edits, with filters, and one edit whole.
 
 import { getJson, here } from "../shared/api.js";
-import { copy, fill, h, toast } from "../shared/dom.js";
+import { copy, h, toast } from "../shared/dom.js";
 import { ago, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { confirmed } from "../shared/shell.js";
-import { badge, button, definition, dialog, failed, heading, loading, pager, repeated, table, within } from "./parts.js";
+import { badge, button, definition, dialog, heading, pager, repeated, table, within } from "./parts.js";
 
 const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
 const LOOK_EVERY_MS = 3000;
@@ -109,22 +109,28 @@ function goesOn(row) {
   return row.status === "QUEUED" || row.status === "PROCESSING";
 }
 
+/** A request in a dialog, which follows it until it has ended. */
 function openRequest({ request_id: id }, base, isAdmin) {
-  const place = h("div.form", {}, loading());
-  const show = (row) => fill(place, whole(row, isAdmin && goesOn(row) && !row.cancelled ? cancel : null));
+  const place = h("div.form", {});
+  let isUnfinished = false;
+  const load = within(place, async (known) => {
+    const row = known ?? (await getJson(`${base}/${id}`));
+    isUnfinished = goesOn(row);
+    return whole(row, isAdmin && isUnfinished && !row.cancelled ? cancel : null);
+  });
   const cancel = async () => {
     const text = "It is free for its account, whatever it has come to, and can't be taken up again.";
     if (!(await confirmed({ title: "Cancel this edit?", text, action: "Cancel it" }))) return;
     try {
       const row = await getJson(`${base}/${id}/cancel`, { method: "POST" });
-      show(row);
+      load(row);
       toast(row.cancelled ? "Cancelled, and free" : "It had ended before");
     } catch (fault) {
       toast(fault.message);
     }
   };
-  getJson(`${base}/${id}`).then(show, (fault) => fill(place, failed(fault)));
-  dialog("Request", () => place, { wide: true });
+  const stop = repeated(() => load(), { everyMs: LOOK_EVERY_MS, isDue: () => isUnfinished });
+  dialog("Request", () => place, { wide: true }).then(stop);
 }
 
 /** All that is known of a request. `cancel`: what a button for that does, null for none. */

@@ -16,7 +16,7 @@ import { Estimates, listedPrice } from "./price.js";
 import { hasEnded, isWaiting } from "./run.js";
 import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
-import { restored, shareLink, uploaded } from "./share.js";
+import { checkLink, restored, shareLink, uploaded } from "./share.js";
 import { drawPhoto, installSources } from "./sources.js";
 import { Stage } from "./stage.js";
 import { keepDraft, keptDraft } from "./store.js";
@@ -302,6 +302,7 @@ function keepSeed(seed) {
 
 async function share(asked, photo) {
   try {
+    if (photo && !photo.example) await checkLink(photo);
     if (
       photo?.blob &&
       !photo.url &&
@@ -314,6 +315,7 @@ async function share(asked, photo) {
       await shareLink(asked, photo),
       photo && !photo.example ? "Link copied. Whoever has it can see the photo." : "Link copied",
     );
+    if (photo === state.photo) keepPhoto(); // it may have another link now
     requestChanged();
   } catch (fault) {
     toast(fault.message);

@@ -1,6 +1,6 @@
 // A request in the fragment of a link: it never reaches a server's log, and holds no key.
 
-import { getJson } from "../shared/api.js";
+import { getJson, here, isHere } from "../shared/api.js";
 import { fromJson, toJson } from "../shared/json.js";
 import { exampleNamed } from "./examples.js";
 import { startValues } from "./parameters.js";
@@ -25,6 +25,13 @@ export async function shareLink(request, photo) {
   const url = new URL(location.href);
   url.hash = MARK + encode(toJson(shared));
   return url.href;
+}
+
+/** Take its link from a photo whose upload or result is gone from this server, while the bytes are here. */
+export async function checkLink(photo) {
+  if (!photo.blob || !isHere(photo.url)) return;
+  const answer = await fetch(here(photo.url), { method: "HEAD" }).catch(() => null); // away it may come back
+  if (answer?.status === 403 || answer?.status === 404) photo.url = null;
 }
 
 /** Put the photo behind a link of this server, once; it then stays a linked photo. */

@@ -13,7 +13,8 @@ const STORES = {
   draft: ["rekontext.draft", (database) => database.createObjectStore("draft")],
 };
 const REQUESTS = IDBKeyRange.bound(["request"], ["request", []]); // of all tabs
-const TAB = tabName();
+const TAB = "rekontext.tab";
+const naming = tabNames();
 const opening = new Map();
 
 function open(name) {
@@ -83,23 +84,26 @@ export async function drop(id) {
 /** Keep a part of this tab's draft: "request" changes with every key, so the bytes of "photo" lie apart. */
 export async function keepDraft(part, value) {
   try {
-    await within("readwrite", (store) => store.put({ tab: TAB, at: Date.now(), value }, [part, TAB]), "draft");
+    const { tab } = await naming;
+    await within("readwrite", (store) => store.put({ tab, at: Date.now(), value }, [part, tab]), "draft");
   } catch {
     // As above.
   }
 }
 
 /**
- * What was being written as this account, as {request, photo}: in this tab, or else where it was written last. Each is
- * undefined where nothing was kept.
+ * What was being written as this account, as {request, photo}: in this tab, or the one that it is a duplicate of, or else
+ * where it was written last. Each is undefined where nothing was kept.
  */
 export async function keptDraft(account) {
   try {
+    const { tab: own, original } = await naming;
     const all = await within("readonly", (store) => store.getAll(REQUESTS), "draft");
     const newest = all.sort((one, two) => two.at - one.at);
     for (const { tab } of newest.slice(DRAFTS_MAX)) await dropDraft(tab);
     const mine = newest.filter(({ value }) => value.account === account);
-    const draft = mine.find(({ tab }) => tab === TAB) ?? mine[0];
+    const of = (name) => mine.find(({ tab }) => tab === name);
+    const draft = of(own) ?? of(original) ?? mine[0];
     if (!draft) return {};
     const photo = await within("readonly", (store) => store.get(["photo", draft.tab]), "draft");
     return { request: draft.value, photo: photo?.value };
@@ -112,13 +116,29 @@ function dropDraft(tab) {
   return within("readwrite", (store) => ["request", "photo"].map((part) => store.delete([part, tab])).at(-1), "draft");
 }
 
-/** What this tab calls itself, also after a reload. */
-function tabName() {
-  const name = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+/** What this tab calls itself, also after a reload; and, of a duplicate, its original. */
+async function tabNames() {
+  const tab = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
   try {
-    sessionStorage.setItem("rekontext.tab", sessionStorage.getItem("rekontext.tab") ?? name);
-    return sessionStorage.getItem("rekontext.tab");
+    const kept = sessionStorage.getItem(TAB);
+    if (kept && (await isFree(kept))) return { tab: kept };
+    sessionStorage.setItem(TAB, tab);
+    await isFree(tab);
+    return { tab, original: kept };
   } catch {
-    return name; // forbidden or full: after a reload it is a tab like any other
+    return { tab }; // forbidden or full: after a reload it is a tab like any other
   }
+}
+
+/** Whether no other tab has this name, as a duplicate's original has; it is this one's then, until it is gone. */
+function isFree(name) {
+  const { locks } = navigator; // missing without https: there a duplicate shares its original's draft
+  if (!locks) return true;
+  return new Promise((resolve, reject) => {
+    const hold = (lock) => {
+      resolve(lock !== null);
+      return lock && new Promise(() => {});
+    };
+    locks.request(`${TAB}.${name}`, { ifAvailable: true }, hold).catch(reject);
+  });
 }
