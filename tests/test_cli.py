@@ -24,8 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rekontext.api import SLUG
 from rekontext.api.documents import MINI_NOTICE
+from rekontext.api.edits import SLUG
 from rekontext.cli.doctor import Verdict, _gpu_kernels, examine
 from rekontext.database import DatabaseUnavailable
 from rekontext.settings import Settings

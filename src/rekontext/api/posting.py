@@ -14,7 +14,7 @@ from rekontext.pictures import AllowList, GuardedSessions, reason
 
 
 class WebhookPost:
-    """A `rekontext.jobs.Send`. One per process, open between `async with` and its end.
+    """A `rekontext.jobs.webhooks.Send`. One per process, open between `async with` and its end.
 
     Args:
         allow: receivers that may be called though their addresses are not public.

@@ -46,8 +46,8 @@ class Outbox:
     ids: Ids
     describe: Describe = describe_plainly
 
-    def write(self, tx: Connection, job: Job, *, now: datetime) -> int:
-        """Queue the news that `job` ended. Returns how many deliveries that makes."""
+    def write(self, tx: Connection, job: Job, *, now: datetime) -> None:
+        """Queue the news that `job` ended."""
         event = _EVENT_OF[job.state]
         targets: list[tuple[str | None, str]] = [
             (endpoint.id, endpoint.url)
@@ -57,7 +57,7 @@ class Outbox:
         if job.webhook_url is not None:
             targets.append((None, job.webhook_url))
         if not targets:
-            return 0
+            return
         message = {"type": event, "timestamp": now.isoformat(), "data": self.describe(job)}
         body = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
         tx.execute(
@@ -80,4 +80,3 @@ class Outbox:
                 for endpoint, url in targets
             ],
         )
-        return len(targets)
