@@ -615,28 +615,39 @@ def await_held(page: Page, count: int) -> None:
     raise AssertionError(f"{page.evaluate('held.size')} pictures are held, not {count}")
 
 
-@pytest.mark.parametrize(("kind", "corner"), [("PNG", [255, 255, 255, 255]), ("GIF", [200, 40, 40, 255])])
+@pytest.mark.parametrize(
+    ("kind", "corner"),
+    [
+        ("PNG", [255, 255, 255, 255]),
+        ("GIF", [200, 40, 40, 255]),
+        ("animated PNG", [200, 40, 40, 255]),
+        ("animated WEBP", [200, 40, 40, 255]),
+    ],
+)
 def test_a_photo_is_shown_as_the_model_sees_it(
     kind: str, corner: list[int], open_page: OpenPage, tmp_path: Path
 ) -> None:
     """On white where it is transparent, and of an animation only the first frame; what is sent is the file itself."""
-    file = tmp_path / f"photo.{kind.lower()}"
+    file = tmp_path / f"photo.{kind.split()[-1].lower()}"
     clear, red, blue = (Image.new("RGBA", (40, 30), c) for c in ((0, 0, 0, 0), (200, 40, 40, 255), (0, 0, 200, 255)))
     if kind == "PNG":
         clear.save(file)
     else:
-        red.convert("P").save(file, save_all=True, append_images=[blue.convert("P")], duration=20, loop=0)
+        first, second = (each.convert("P" if kind == "GIF" else "RGB") for each in (red, blue))
+        first.save(file, save_all=True, append_images=[second], duration=20, loop=0)
     page = open_page()
     page.evaluate(
         """() => {
             window.shown = [];
             const make = URL.createObjectURL;
-            URL.createObjectURL = (blob) => { shown.push(blob.type); return make.call(URL, blob); };
+            URL.createObjectURL = (blob) => { shown.push([blob.type, blob.size]); return make.call(URL, blob); };
         }"""
     )
     choose(page, file)
     expect(page.locator("img.fit")).to_be_visible()
-    assert page.evaluate("shown") == ["image/png"], "an animation plays on"
+    [[shown, size]] = page.evaluate("shown")
+    assert shown == "image/png"
+    assert size != file.stat().st_size, "an animation plays on"
     pixel = page.locator("img.fit").evaluate(
         """async (picture) => {
             await picture.decode();
