@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -218,192 +218,202 @@ def assemble(
     except ValueError as fault:
         raise ValueError(f"{variable('rate_limits_url')} can't be used: {fault}") from fault
     database = open_database(settings)
-    fleet = fleet or ElsewhereFleet(look=partial(_latest_profile, database))
+    with _closed_on_failure(database):
+        fleet = fleet or ElsewhereFleet(look=partial(_latest_profile, database))
 
-    threads = CodecThreads(settings.codec_threads)
-    fetcher = Fetcher(
-        timeout_s=settings.fetch_timeout_s,
-        redirects_max=settings.fetch_redirects_max,
-        agent=AGENT,
-        allow=AllowList(settings.fetch_allow),
-    )
-    limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
-    photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
-    signer = LinkSigner(derive(secret, "links"))
-    links = Links(
-        signer=signer,
-        objects=store,
-        clock=clock,
-        outputs_s=settings.outputs_s,
-        uploads_s=settings.keep_uploads_s,
-    )
-    documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
-    metrics = Metrics()
-    hub = EventHub(epoch=ids(), meter=metrics)
-    life = JobLife(
-        outbox=Outbox(ids=ids, describe=documents.webhook),
-        bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),
-        patience=Patience(
-            lease_s=settings.lease_s,
-            faults_max=settings.faults_max,
-            queue_s_max=settings.queue_s_max,
+        threads = CodecThreads(settings.codec_threads)
+        fetcher = Fetcher(
+            timeout_s=settings.fetch_timeout_s,
+            redirects_max=settings.fetch_redirects_max,
+            agent=AGENT,
+            allow=AllowList(settings.fetch_allow),
+        )
+        limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
+        photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
+        signer = LinkSigner(derive(secret, "links"))
+        links = Links(
+            signer=signer,
+            objects=store,
+            clock=clock,
             outputs_s=settings.outputs_s,
-        ),
-    )
-    safety = safety_of(settings)
-    running_max = settings.running_max * len(fleet.devices)
-    dispatcher = Dispatcher(
-        database=database,
-        life=life,
-        fleet=fleet,
-        objects=store,
-        workbench=workbench or EditWorkbench(limits=limits, threads=threads, safety=safety),
-        hub=hub,
-        clock=clock,
-        worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
-        running_max=running_max,
-        run_s_max=settings.run_s_max,
-    )
-    desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
-    forecast = Forecast(fleet=fleet, works=dispatcher)
-    receivers = AllowList(settings.webhook_allow)
-    post = WebhookPost(allow=receivers, agent=AGENT)
-    deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
-    edits = Edits(
-        desk=desk,
-        database=database,
-        objects=store,
-        fleet=fleet,
-        forecast=forecast,
-        limiter=limiter,
-        tariff=_tariff(settings),
-        clock=clock,
-        deadline_s=settings.deadline_s,
-        requests_per_minute=settings.requests_per_minute,
-        log_prompts=settings.log_prompts,
-    )
-    parts = Parts(
-        database=database,
-        desk=desk,
-        dispatcher=dispatcher,
-        deliverer=deliverer,
-        objects=store,
-        disk=DiskCheck(_folders(settings)),
-        fleet=fleet,
-        forecast=forecast,
-        edits=edits,
-        keys=DatabaseKeys(database=database, pepper=pepper, clock=clock),
-        orders=OrderReader(
+            uploads_s=settings.keep_uploads_s,
+        )
+        documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
+        metrics = Metrics()
+        hub = EventHub(epoch=ids(), meter=metrics)
+        life = JobLife(
+            outbox=Outbox(ids=ids, describe=documents.webhook),
+            bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),
+            patience=Patience(
+                lease_s=settings.lease_s,
+                faults_max=settings.faults_max,
+                queue_s_max=settings.queue_s_max,
+                outputs_s=settings.outputs_s,
+            ),
+        )
+        safety = safety_of(settings)
+        running_max = settings.running_max * len(fleet.devices)
+        dispatcher = Dispatcher(
+            database=database,
+            life=life,
+            fleet=fleet,
+            objects=store,
+            workbench=workbench or EditWorkbench(limits=limits, threads=threads, safety=safety),
+            hub=hub,
+            clock=clock,
+            worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
+            running_max=running_max,
+            run_s_max=settings.run_s_max,
+        )
+        desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
+        forecast = Forecast(fleet=fleet, works=dispatcher)
+        receivers = AllowList(settings.webhook_allow)
+        post = WebhookPost(allow=receivers, agent=AGENT)
+        deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
+        edits = Edits(
+            desk=desk,
+            database=database,
+            objects=store,
+            fleet=fleet,
+            forecast=forecast,
+            limiter=limiter,
+            tariff=_tariff(settings),
+            clock=clock,
+            deadline_s=settings.deadline_s,
+            requests_per_minute=settings.requests_per_minute,
+            log_prompts=settings.log_prompts,
+        )
+        parts = Parts(
+            database=database,
+            desk=desk,
+            dispatcher=dispatcher,
+            deliverer=deliverer,
+            objects=store,
+            disk=DiskCheck(_folders(settings)),
+            fleet=fleet,
+            forecast=forecast,
+            edits=edits,
+            keys=DatabaseKeys(database=database, pepper=pepper, clock=clock),
+            orders=OrderReader(
+                photos=photos,
+                threads=threads,
+                draw_seed=seeds,
+                body_bytes_max=settings.body_bytes_max,
+                receivers=receivers,
+            ),
             photos=photos,
             threads=threads,
-            draw_seed=seeds,
-            body_bytes_max=settings.body_bytes_max,
+            links=links,
+            origins=Origins(external_url=settings.external_url, trusted_proxies=settings.trusted_proxies),
+            documents=documents,
+            clock=clock,
+            ids=ids,
+            randomness=random_bytes,
             receivers=receivers,
-        ),
-        photos=photos,
-        threads=threads,
-        links=links,
-        origins=Origins(external_url=settings.external_url, trusted_proxies=settings.trusted_proxies),
-        documents=documents,
-        clock=clock,
-        ids=ids,
-        randomness=random_bytes,
-        receivers=receivers,
-        pepper=pepper,
-        limits=Limits(
-            body_bytes_max=settings.body_bytes_max,
-            picture_bytes_max=settings.picture_bytes_max,
-            idempotency_s=settings.idempotency_s,
-            uploads_bytes_max=settings.uploads_bytes_max,
-            queued_max=settings.queue_max,
-            in_flight_max=settings.in_flight_max,
-            running_max=running_max,
-        ),
-    )
-    sweeper = Sweeper(
-        database=database,
-        objects=store,
-        clock=clock,
-        retention=Retention(
-            inputs_s=settings.inputs_s,
-            records_s=settings.keep_records_s,
-            idempotency_s=settings.idempotency_s,
-            assets_s=settings.keep_uploads_s,
-        ),
-    )
+            pepper=pepper,
+            limits=Limits(
+                body_bytes_max=settings.body_bytes_max,
+                picture_bytes_max=settings.picture_bytes_max,
+                idempotency_s=settings.idempotency_s,
+                uploads_bytes_max=settings.uploads_bytes_max,
+                queued_max=settings.queue_max,
+                in_flight_max=settings.in_flight_max,
+                running_max=running_max,
+            ),
+        )
+        sweeper = Sweeper(
+            database=database,
+            objects=store,
+            clock=clock,
+            retention=Retention(
+                inputs_s=settings.inputs_s,
+                records_s=settings.keep_records_s,
+                idempotency_s=settings.idempotency_s,
+                assets_s=settings.keep_uploads_s,
+            ),
+        )
 
-    drained: list[asyncio.Task[None]] = []
+        drained: list[asyncio.Task[None]] = []
 
-    def drain() -> asyncio.Task[None]:
-        if not drained:
-            drained.append(asyncio.create_task(let_jobs_end()))
-        return drained[0]
+        def drain() -> asyncio.Task[None]:
+            if not drained:
+                drained.append(asyncio.create_task(let_jobs_end()))
+            return drained[0]
 
-    async def let_jobs_end() -> None:
-        await dispatcher.close(drain_s=settings.shutdown_grace_s)
-        desk.let_go()  # whoever still waits, waits for a job that went back into the queue
+        async def let_jobs_end() -> None:
+            await dispatcher.close(drain_s=settings.shutdown_grace_s)
+            desk.let_go()  # whoever still waits, waits for a job that went back into the queue
 
-    async def compute() -> None:
-        """Load the model while the server already answers, then take jobs. Those that came early go on then."""
-        try:
-            await fleet.start()
-        except Exception as fault:
-            on_broken(fault)
-            return
-        on_ready(fleet.card)
-        dispatcher.begin()
-        await fleet.watch()
-
-    async def watched(work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as fault:
-            _log.exception("broken", fault=type(fault).__name__)
-            on_broken(fault)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            stack.callback(database.close)
-            stack.push_async_callback(limiter.close)
-            await stack.enter_async_context(fetcher)
-            await stack.enter_async_context(post)
-            if safety is not None:
-                await stack.enter_async_context(safety)
-            works = (compute(), dispatcher.run(), deliverer.run(), sweeper.run())
-            working = [asyncio.create_task(watched(each)) for each in works]
+        async def compute() -> None:
+            """Load the model while the server already answers, then take jobs. Those that came early go on then."""
             try:
-                yield
-            finally:
-                await drain()
-                for task in working:
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
-                await fleet.close()
+                await fleet.start()
+            except Exception as fault:
+                on_broken(fault)
+                return
+            on_ready(fleet.card)
+            dispatcher.begin()
+            await fleet.watch()
 
-    app = create_app(parts, metrics_of=metrics, lifespan=lifespan)
-    # Last: a start that fails must not make a key that nobody gets to see.
-    acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
-    first_credits = _micros(settings.first_credits_usd)
+        async def watched(work: Coroutine[Any, Any, None]) -> None:
+            try:
+                await work
+            except Exception as fault:
+                _log.exception("broken", fault=type(fault).__name__)
+                on_broken(fault)
 
-    def open_first(tx: Connection) -> tuple[NewKey | None, str, bool]:
-        first_key = acts.open_first(tx, credits_micros=first_credits)
-        return first_key, registry.oldest(tx).name, keys.is_administered(tx, now=clock.now())
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            async with AsyncExitStack() as stack:
+                stack.callback(database.close)
+                stack.push_async_callback(limiter.close)
+                await stack.enter_async_context(fetcher)
+                await stack.enter_async_context(post)
+                if safety is not None:
+                    await stack.enter_async_context(safety)
+                works = (compute(), dispatcher.run(), deliverer.run(), sweeper.run())
+                working = [asyncio.create_task(watched(each)) for each in works]
+                try:
+                    yield
+                finally:
+                    await drain()
+                    for task in working:
+                        task.cancel()
+                        with suppress(asyncio.CancelledError):
+                            await task
+                    await fleet.close()
 
+        app = create_app(parts, metrics_of=metrics, lifespan=lifespan)
+        # Last: a start that fails must not make a key that nobody gets to see.
+        acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
+        first_credits = _micros(settings.first_credits_usd)
+
+        def open_first(tx: Connection) -> tuple[NewKey | None, str, bool]:
+            first_key = acts.open_first(tx, credits_micros=first_credits)
+            return first_key, registry.oldest(tx).name, keys.is_administered(tx, now=clock.now())
+
+        try:
+            first_key, oldest_account, is_administered = database.transact_sync(open_first)
+        except PepperChanged as fault:
+            raise wrong_secret(settings) from fault
+        return Service(
+            app=app,
+            parts=parts,
+            first_key=first_key,
+            oldest_account=oldest_account,
+            is_administered=is_administered,
+            drain=drain,
+        )
+
+
+@contextmanager
+def _closed_on_failure(database: Database) -> Iterator[None]:
+    """What is in the block hands the database on; if it fails instead, nobody else would close it."""
     try:
-        first_key, oldest_account, is_administered = database.transact_sync(open_first)
-    except PepperChanged as fault:
+        yield
+    except BaseException:
         database.close()
-        raise wrong_secret(settings) from fault
-    return Service(
-        app=app,
-        parts=parts,
-        first_key=first_key,
-        oldest_account=oldest_account,
-        is_administered=is_administered,
-        drain=drain,
-    )
+        raise
 
 
 def safety_of(settings: Settings) -> SafetyCheck | None:
