@@ -11,6 +11,8 @@ from typing import Final, Protocol
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from rekontext.photos import seen
+
 GROUND: Final = (250, 250, 248)
 INK: Final = (40, 40, 44)
 GAP: Final = 10
@@ -53,14 +55,14 @@ def draw(
     """
     if not photos or not instructions:
         raise ValueError("a gallery needs at least one photo and one instruction")
-    upright = [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
+    originals = [seen(photo) for photo in photos]
     bands = ceil(len(instructions) / BAND_MAX)
     columns = ceil(len(instructions) / bands)
     strips = []
     for first in range(0, len(instructions), columns):
         shown = instructions[first : first + columns]
-        rows = [[photo] for photo in upright]
-        for row, (photo, pictures) in enumerate(zip(photos, rows, strict=True)):
+        rows = [[photo] for photo in originals]
+        for row, (photo, pictures) in enumerate(zip(originals, rows, strict=True)):
             for column, instruction in enumerate(shown):
                 pictures.append(engine.edit(photo, instruction, steps=steps, guidance=guidance, seed=seed))
                 if on_cell is not None:

@@ -153,7 +153,7 @@ def test_an_embedded_profile_is_converted_to_srgb() -> None:
 @pytest.mark.parametrize("name", ["line", "sRGB"])
 def test_a_linear_profile_changes_the_numbers(name: str) -> None:
     """Whatever it is called: what linear files come with is often called sRGB, with more behind it."""
-    wide = _linear_profile(name)
+    wide = linear_profile(name)
     decoded = pixels(encoded(Image.new("RGB", (1, 1), (64, 64, 64)), icc_profile=wide))
     level = decoded.getpixel((0, 0))
     assert isinstance(level, tuple)
@@ -163,12 +163,12 @@ def test_a_linear_profile_changes_the_numbers(name: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_a_gray_profile_holds_where_a_gray_picture_is_transparent_too(mode: str) -> None:
     gray = Image.new(mode, (1, 1), 64 if mode == "L" else (64, 255))
-    found = pixels(encoded(gray, icc_profile=_linear_profile("gray", model=b"GRAY"))).getpixel((0, 0))
+    found = pixels(encoded(gray, icc_profile=linear_profile("gray", model=b"GRAY"))).getpixel((0, 0))
     assert isinstance(found, tuple)
     assert 130 <= found[0] <= 145
 
 
-def _linear_profile(named: str, *, model: bytes = b"RGB ") -> bytes:
+def linear_profile(named: str, *, model: bytes = b"RGB ") -> bytes:
     """sRGB's primaries with a linear curve: the built-in profile with each curve rewritten to gamma 1.0.
 
     Args:
@@ -272,7 +272,7 @@ def test_what_is_not_a_pngs_pixels_may_be_damaged_or_huge(name: str, where: str)
 
 def test_a_large_profile_of_a_png_holds() -> None:
     """Those of scanners have a MiB and more."""
-    profile = _linear_profile("wide") + bytes(2 * 2**20)
+    profile = linear_profile("wide") + bytes(2 * 2**20)
     profile = len(profile).to_bytes(4, "big") + profile[4:]
     decoded = pixels(encoded(Image.new("RGB", (1, 1), (64, 64, 64)), icc_profile=profile))
     assert decoded.getpixel((0, 0)) == (137, 137, 137)

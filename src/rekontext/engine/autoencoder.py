@@ -17,7 +17,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from rekontext.engine.canvas import PIXELS_PER_TOKEN, Size, stretch
+from rekontext.engine.canvas import PIXELS_PER_TOKEN, Size
+from rekontext.photos import stretch
 
 CACHED_REFERENCES_BYTES_MAX: Final = 64 * 2**20
 """A reference of 1 MP is 1 MiB of float32 latents."""

@@ -1,4 +1,4 @@
-"""Which picture sizes the model knows, which one an edit gets, and how a photo gets it. No tensors here.
+"""Which picture sizes the model knows, and which one an edit gets. No tensors and no pictures here.
 
 FLUX.1 Kontext was trained on 17 sizes of about one megapixel (`PREFERED_KONTEXT_RESOLUTIONS` in black-forest-labs/flux,
 src/flux/util.py). A model with a smaller native canvas has the same 17 shapes, scaled and snapped to whole tokens.
@@ -11,9 +11,7 @@ from functools import cached_property
 from math import sqrt
 from typing import Final
 
-from PIL import Image, ImageOps
-
-from rekontext.contract import AspectRatio, EditRefused
+from rekontext.contract import AspectRatio
 
 PIXELS_PER_TOKEN: Final = 16
 """Side of the square of pixels behind one token: 8x autoencoder, 2x2 packing."""
@@ -101,35 +99,3 @@ class Canvas:
         scale = sqrt(self.area / KONTEXT_AREA) / PIXELS_PER_TOKEN
         width, height = (max(1, round(side * scale)) * PIXELS_PER_TOKEN for side in size)
         return width, height
-
-
-def upright(photo: Image.Image) -> Image.Image:
-    """The photo, read whole and turned as its EXIF says.
-
-    Raises:
-        EditRefused: it can't be read.
-    """
-    try:
-        photo.load()
-        return ImageOps.exif_transpose(photo)
-    except Exception as error:  # each format fails in ways of its own
-        raise EditRefused(f"photo can't be read: {error}") from error
-
-
-def stretch(photo: Image.Image, size: Size) -> Image.Image:
-    """The photo in RGB, on white, at a reference size: Lanczos, no crop. Doing it twice changes nothing."""
-    photo = _flat_rgb(photo)
-    return photo if photo.size == size else photo.resize(size, Image.Resampling.LANCZOS)
-
-
-def _flat_rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion clips instead of scaling
-        photo = photo.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
-    if photo.mode in ("La", "RGBa"):  # colours times opacity, which Pillow converts to nothing but their plain form
-        photo = photo.convert(photo.mode.upper())
-    if not photo.has_transparency_data:
-        return photo.convert("RGB")
-    layered = photo.convert("RGBA")
-    flat = Image.new("RGB", layered.size, "white")
-    flat.paste(layered, mask=layered.getchannel("A"))
-    return flat

@@ -48,7 +48,7 @@ from rekontext.contract import (
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.batching import Batching
-from rekontext.engine.canvas import PIXELS_PER_TOKEN, upright
+from rekontext.engine.canvas import PIXELS_PER_TOKEN
 from rekontext.engine.checkpoint import Parts
 from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.costs import CostModel
@@ -63,6 +63,7 @@ from rekontext.engine.scheduler import Policy, Scheduler, equal_shares
 from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
 from rekontext.engine.tuning import best_effort, choose_attention, choose_ways, costs_file_of
 from rekontext.models import MINI
+from rekontext.photos import seen
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
 """Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `_know_costs` does."""
@@ -241,7 +242,8 @@ class Engine:
         """Edit a picture as the prompt says, and wait for it.
 
         Args:
-            photo: of any size and mode, turned as its EXIF says; None makes a picture from the prompt alone.
+            photo: of any size and mode, taken as a viewer shows it (its EXIF, colour profile and transparency heeded);
+                None makes a picture from the prompt alone.
             steps: 1..50.
             guidance: 0..10.
             seed: the same seed gives the same picture; None draws one.
@@ -263,7 +265,7 @@ class Engine:
         request = EditRequest(
             id="",
             prompt=prompt,
-            photo=None if photo is None else upright(photo),
+            photo=None if photo is None else seen(photo),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,

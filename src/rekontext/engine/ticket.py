@@ -11,9 +11,9 @@ from threading import Condition
 from PIL import Image
 
 from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
-from rekontext.engine.canvas import stretch
 from rekontext.engine.edit import Edit
 from rekontext.engine.plan import Plan
+from rekontext.photos import stretch
 
 Parked = bytes | Image.Image | None
 """A photo until its edit is prepared."""

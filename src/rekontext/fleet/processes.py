@@ -24,12 +24,12 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
-from rekontext.engine.canvas import stretch
 from rekontext.engine.outlook import Outlook
 from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess, Released
 from rekontext.fleet.profile import to_profile
+from rekontext.photos import stretch
 
 FAILURES_MAX: Final = 5
 """When every device failed so often since an edit was last done, and none is ready, the fleet is at its end."""

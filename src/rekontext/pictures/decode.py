@@ -11,10 +11,11 @@ from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-from PIL import GifImagePlugin, Image, ImageChops, ImageCms, ImageMath, PngImagePlugin
+from PIL import GifImagePlugin, Image, PngImagePlugin
 
+from rekontext.photos import PROFILE_BYTES_MAX, flat_rgb, upright
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
 PhotoFormat = Literal["jpeg", "png", "gif", "webp"]
@@ -22,26 +23,13 @@ PhotoFormat = Literal["jpeg", "png", "gif", "webp"]
 _PILLOW_NAMES: Final[dict[PhotoFormat, str]] = {"jpeg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP"}
 PIXELS_MAX: Final = 89_000_000
 _READABLE: Final = "jpeg, png, gif or webp"
-_PROFILE_BYTES_MAX: Final = 4 * 2**20
-PngImagePlugin.MAX_TEXT_CHUNK = _PROFILE_BYTES_MAX  # profiles too; Pillow refuses the picture where one is larger
+PngImagePlugin.MAX_TEXT_CHUNK = PROFILE_BYTES_MAX  # profiles too; Pillow refuses the picture where one is larger
 _READS_MAX: Final = 100_000
 """A PNG of 20 MB whose chunks are as small as encoders make them needs some 10,000."""
 _PNG_PIXELS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _PNG_LOOKS: Final = frozenset({b"eXIf", b"iCCP"})
-_ROUNDING: Final = 2
-"""By how many levels of 255 a conversion from sRGB to sRGB may be off."""
-_EXIF_ORIENTATION: Final = 0x0112
 _PNG_BITS_AT: Final = 24
 """Where a PNG says how many bits a channel has."""
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _OTHERS: Final[tuple[tuple[str, int, tuple[bytes, ...]], ...]] = (
     ("a raw photo", 4, (b"ftypcrx ",)),
     ("HEIC", 4, tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))),
@@ -142,7 +130,7 @@ def decode(photo: Photo) -> Image.Image:
         opened.load()
         if photo.format == "png":
             _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
-        flat = _flat_rgb(_upright(opened))
+        flat = flat_rgb(upright(opened))
         return flat if frame in (None, (0, 0, *flat.size)) else _alone(flat, frame)
 
     try:
@@ -230,19 +218,6 @@ def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) 
         raise PictureRefused(f"the {photo_format} picture's header can't be read") from fault
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        orientation = picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged metadata must not cost anybody a good picture
-        return picture
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    if method is None:
-        return picture
-    turned = picture.transpose(method)
-    turned.info = picture.info  # profile and transparency still hold; transpose drops them for some formats
-    return turned
-
-
 def _scale_transparent_level(picture: Image.Image, *, bits: int) -> None:
     """Pillow brings a PNG's pixels to 8 bits a channel, but leaves the level that is transparent as the file has it."""
     level = picture.info.get("transparency")
@@ -252,60 +227,8 @@ def _scale_transparent_level(picture: Image.Image, *, bits: int) -> None:
         picture.info["transparency"] = tuple(channel >> 8 for channel in level)
 
 
-def _flat_rgb(picture: Image.Image) -> Image.Image:
-    profile = picture.info.get("icc_profile")
-    if picture.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips instead of scaling
-        levels, transparent = picture.convert("I"), picture.info.get("transparency")
-        picture = levels.point(lambda level: level * (1 / 257) + 0.5).convert("L")
-        if isinstance(transparent, int):
-            picture.putalpha(_where_not(levels, transparent))
-    if not picture.has_transparency_data:
-        return _to_srgb(picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB"), profile)
-    layered = picture.convert("RGBA")
-    colours = picture.convert("L") if picture.mode in ("L", "LA") else layered.convert("RGB")  # as the profile has them
-    flat = Image.new("RGB", layered.size, "white")
-    flat.paste(_to_srgb(colours, profile), mask=layered.getchannel("A"))
-    return flat
-
-
 def _alone(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """What is inside of the box, on white. Around a GIF's first frame nothing is drawn; Pillow has its first colour."""
     alone = Image.new("RGB", picture.size, "white")
     alone.paste(picture.crop(box), box)
     return alone
-
-
-def _where_not(levels: Image.Image, level: int) -> Image.Image:
-    """255 where a picture of mode "I" has another level, else 0."""
-    mask: Image.Image = ImageMath.lambda_eval(
-        lambda given: given["convert"]((given["levels"] != level) * 255, "L"), levels=levels
-    )
-    return mask
-
-
-def _to_srgb(picture: Image.Image, profile_bytes: object) -> Image.Image:
-    """Apply an embedded colour profile. One that is damaged or fits another colour model is left out of account."""
-    if isinstance(profile_bytes, bytes) and 0 < len(profile_bytes) <= _PROFILE_BYTES_MAX:
-        try:
-            profile, target = ImageCms.ImageCmsProfile(BytesIO(profile_bytes)), ImageCms.createProfile("sRGB")
-            if picture.mode != "RGB" or not _is_like(profile, target):
-                converted = ImageCms.profileToProfile(picture, profile, target, outputMode="RGB")
-                if converted is not None:
-                    return _bare(converted)
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass
-    return _bare(picture.convert("RGB"))
-
-
-def _is_like(profile: ImageCms.ImageCmsProfile, target: Any) -> bool:
-    """Whether colours stay as they are, but for rounding. Names tell nothing: "sRGB" is in those of linear profiles."""
-    colours = bytes(value for level in range(0, 256, 15) for value in (level, level, level))
-    colours += b"\xff\0\0\0\xff\0\0\0\xff"
-    probe = Image.frombytes("RGB", (len(colours) // 3, 1), colours)
-    converted = ImageCms.profileToProfile(probe, profile, target, outputMode="RGB")
-    return converted is not None and max(ImageChops.difference(probe, converted).tobytes()) <= _ROUNDING
-
-
-def _bare(picture: Image.Image) -> Image.Image:
-    picture.info = {}
-    return picture
