@@ -45,10 +45,10 @@ from rekontext.jobs import (
     input_key,
     queries,
 )
+from rekontext.models import SLUG
 from rekontext.pictures import OutputFormat, Photo
 from rekontext.sources import Clock
 
-SLUG: Final = "flux-kontext-dev"
 _RETRY_AFTER_S_MAX: Final = 300
 _LOOKED_AT_MAX: Final = 64
 """Running edits that are asked for when the first of them ends."""

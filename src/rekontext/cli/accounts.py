@@ -34,12 +34,12 @@ from rekontext.accounts import (
 )
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.statement import Movement
-from rekontext.api.edits import SLUG
-from rekontext.api.logs import printable
-from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
+from rekontext.installation import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
+from rekontext.logs import printable
+from rekontext.models import SLUG
+from rekontext.moments import moment
 from rekontext.secret import SecretError
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock, random_bytes, random_id

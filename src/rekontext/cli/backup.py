@@ -8,12 +8,12 @@ from urllib.parse import quote
 import typer
 from sqlalchemy import Connection, inspect
 
-from rekontext.assembly import where_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.address import sqlite_file
 from rekontext.database.copies import CopyFailed, CopyRefused, back_up, put_back
 from rekontext.database.tables import accounts
+from rekontext.installation import where_secret
 from rekontext.settings import Settings, SettingsError, load_settings, variable
 from rekontext.sources import SystemClock
 

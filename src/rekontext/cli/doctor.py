@@ -247,9 +247,9 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    from rekontext.assembly import unmade_database
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.address import sqlite_file
+    from rekontext.installation import unmade_database
 
     subject = "database"
     path = settings.database_file
@@ -284,9 +284,9 @@ def _books(settings: Settings) -> Finding:
     from sqlalchemy import Connection, func, inspect, select
 
     from rekontext.accounts import integrity
-    from rekontext.assembly import unmade_database
     from rekontext.database import Database, DatabaseUnavailable, unhurried
     from rekontext.database.tables import balances, transfers
+    from rekontext.installation import unmade_database
 
     def look(tx: Connection) -> tuple[str, list[str]]:
         if not inspect(tx).has_table(transfers.name):
@@ -324,9 +324,9 @@ def _secret(settings: Settings) -> Finding:
     from sqlalchemy import Connection, inspect
 
     from rekontext.accounts import peppers
-    from rekontext.assembly import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
     from rekontext.database import Database, DatabaseUnavailable
     from rekontext.database.tables import installation
+    from rekontext.installation import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 
     subject, where = "secret", where_secret(settings)
     is_there = has_secret(settings)

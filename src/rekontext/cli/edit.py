@@ -14,15 +14,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from rekontext import contract
+from rekontext import AGENT, contract
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
-from rekontext.assembly import AGENT, draw_seed
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
 from rekontext.pictures import AllowList, Fetcher, PictureRefused, decode, encode, inspect, is_url
 from rekontext.settings import Settings, SettingsError, load_settings
+from rekontext.sources import draw_seed
 
 _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
 

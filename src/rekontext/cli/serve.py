@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from rekontext.api.http1 import make_room, server_config
-from rekontext.api.logs import configure, printable
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
+from rekontext.logs import configure, printable
 from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
 

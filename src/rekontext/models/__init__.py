@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+SLUG: Final = "flux-kontext-dev"
+"""Under which edits are ordered, whatever model of the family makes them."""
+
 MINI: Final = "mini"
 _HUB_ID: Final = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?")
 

@@ -9,13 +9,14 @@ from sqlalchemy import Connection
 
 from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
-from rekontext.api.edits import SLUG, NotReady
+from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.contract import STEPS_DEFAULT
 from rekontext.jobs import Asset, assets, usage
 from rekontext.jobs.usage import Percentiles, Usage
+from rekontext.models import SLUG
+from rekontext.moments import moment
 
 DAYS_MAX: Final = 92
 

@@ -18,10 +18,10 @@ from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.database import AccountId
 from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
+from rekontext.moments import moment
 
 _SHOWN_MAX: Final = 100
 

@@ -13,12 +13,12 @@ from sqlalchemy import Connection
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_key
-from rekontext.api.edits import SLUG
 from rekontext.api.keyed import Editor, Operator, Reader
 from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole, shown
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.database import AccountId, KeyId
+from rekontext.models import SLUG
+from rekontext.moments import moment
 
 
 def _in_utc(when: datetime) -> datetime:

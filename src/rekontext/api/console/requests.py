@@ -12,9 +12,10 @@ from pydantic import BaseModel, BeforeValidator, Field
 from rekontext.api.console.keys import Moment
 from rekontext.api.keyed import Operator, Reader
 from rekontext.api.parts import Parts
-from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, page
+from rekontext.api.rows import PageNumber, PageSize, Rows, page
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, Page, State, history, queries
+from rekontext.moments import day_end, day_start
 
 
 def _or_day(moment_of: Callable[[date], datetime]) -> BeforeValidator:
