@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import structlog
 from fastapi import FastAPI
 from sqlalchemy import Connection
 
@@ -65,9 +64,9 @@ from rekontext.safety import SafetyCheck
 from rekontext.secret import derive
 from rekontext.settings import Settings, variable
 from rekontext.sources import Clock, Ids, SystemClock, draw_seed, random_bytes, random_id
+from rekontext.works import Works
 
 _RECENT_BYTES_MAX: Final = 256 * 2**20
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,58 +243,20 @@ def assemble(
                 assets_s=settings.keep_uploads_s,
             ),
         )
-
-        drained: list[asyncio.Task[None]] = []
-
-        def drain() -> asyncio.Task[None]:
-            if not drained:
-                drained.append(asyncio.create_task(let_jobs_end()))
-            return drained[0]
-
-        async def let_jobs_end() -> None:
-            await dispatcher.close(drain_s=settings.shutdown_grace_s)
-            desk.let_go()  # whoever still waits, waits for a job that went back into the queue
-
-        async def compute() -> None:
-            """Load the model while the server already answers, then take jobs. Those that came early go on then."""
-            try:
-                await fleet.start()
-            except Exception as fault:
-                on_broken(fault)
-                return
-            on_ready(fleet.card)
-            dispatcher.begin()
-            await fleet.watch()
-
-        async def watched(work: Coroutine[Any, Any, None]) -> None:
-            try:
-                await work
-            except Exception as fault:
-                _log.exception("broken", fault=type(fault).__name__)
-                on_broken(fault)
-
-        @asynccontextmanager
-        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-            async with AsyncExitStack() as stack:
-                stack.callback(database.close)
-                stack.push_async_callback(limiter.close)
-                await stack.enter_async_context(fetcher)
-                await stack.enter_async_context(post)
-                if safety is not None:
-                    await stack.enter_async_context(safety)
-                works = (compute(), dispatcher.run(), deliverer.run(), sweeper.run())
-                working = [asyncio.create_task(watched(each)) for each in works]
-                try:
-                    yield
-                finally:
-                    await drain()
-                    for task in working:
-                        task.cancel()
-                        with suppress(asyncio.CancelledError):
-                            await task
-                    await fleet.close()
-
-        app = create_app(parts, metrics_of=metrics, lifespan=lifespan)
+        works = Works(
+            fleet=fleet,
+            dispatcher=dispatcher,
+            desk=desk,
+            deliverer=deliverer,
+            sweeper=sweeper,
+            database=database,
+            limiter=limiter,
+            sessions=[fetcher, post] if safety is None else [fetcher, post, safety],
+            grace_s=settings.shutdown_grace_s,
+            on_ready=on_ready,
+            on_broken=on_broken,
+        )
+        app = create_app(parts, metrics_of=metrics, lifespan=works.lifespan)
         # Last: a start that fails must not make a key that nobody gets to see.
         acts = Acts(actor="first start", ids=ids, randomness=random_bytes, pepper=pepper, now=clock.now)
         first_credits = _micros(settings.first_credits_usd)
@@ -314,7 +275,7 @@ def assemble(
             first_key=first_key,
             oldest_account=oldest_account,
             is_administered=is_administered,
-            drain=drain,
+            drain=works.drain,
         )
 
 
