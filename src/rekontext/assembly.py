@@ -28,11 +28,11 @@ from rekontext.api.metrics import Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.api.parts import Limits, Parts
-from rekontext.api.posting import WebhookPost
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.address import sqlite_file
+from rekontext.dialling import AllowList
 from rekontext.fleet import ElsewhereFleet
 from rekontext.installation import open_database, pepper_of, secret_of, wrong_secret
 from rekontext.jobs import (
@@ -47,11 +47,11 @@ from rekontext.jobs import (
     Patience,
     Retention,
     Sweeper,
+    WebhookPost,
     Workbench,
     workers,
 )
 from rekontext.pictures import (
-    AllowList,
     CodecThreads,
     Fetcher,
     LinkSigner,

@@ -26,7 +26,8 @@ from rekontext.api.parameters import (
     shown,
 )
 from rekontext.database import AccountId
-from rekontext.pictures import AllowList, CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+from rekontext.dialling import AllowList
+from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
 
 
 @dataclass(frozen=True, kw_only=True)

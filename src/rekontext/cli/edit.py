@@ -20,7 +20,8 @@ from rekontext.api.parameters import KontextParameters, parse
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
-from rekontext.pictures import AllowList, Fetcher, PictureRefused, decode, encode, inspect, is_url
+from rekontext.dialling import AllowList
+from rekontext.pictures import Fetcher, PictureRefused, decode, encode, inspect, is_url
 from rekontext.settings import Settings, SettingsError, load_settings
 from rekontext.sources import draw_seed
 

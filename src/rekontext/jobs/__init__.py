@@ -32,6 +32,7 @@ from rekontext.jobs.model import (
 from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, output_key
 from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, Outbox
+from rekontext.jobs.posting import WebhookPost
 from rekontext.jobs.queries import Page, history, unfinished_by_state
 from rekontext.jobs.sweeper import Retention, Sweeper
 from rekontext.jobs.webhooks import Deliverer, NotDelivered, pending_messages
@@ -78,6 +79,7 @@ __all__ = [
     "TooManyInFlight",
     "TooManyMessages",
     "UploadsFull",
+    "WebhookPost",
     "WebhookRefused",
     "WebhookUnknown",
     "Workbench",

@@ -1,4 +1,4 @@
-"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see guard.py).
+"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see dialling.py).
 
 Knows nothing of pictures: it brings bytes.
 """
@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import aiohttp
 from yarl import URL
 
-from rekontext.pictures.guard import AllowList, GuardedSessions, reason
+from rekontext.dialling import AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
