@@ -15,7 +15,6 @@ import orjson
 from starlette.requests import Request
 
 from rekontext.api.bodies import read_body
-from rekontext.api.edits import EditOrder
 from rekontext.api.parameters import (
     KontextParameters,
     ParametersRefused,
@@ -25,6 +24,7 @@ from rekontext.api.parameters import (
     parse,
     shown,
 )
+from rekontext.api.workbench import EditOrder
 from rekontext.database import AccountId
 from rekontext.dialling import AllowList
 from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
