@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from rekontext import assembly
 from rekontext.api import disk, health, segmind
-from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
+from rekontext.contract import EditRefused, EngineFault
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
 from rekontext.jobs import Job, JobLife
 from rekontext.pictures import StoreUnavailable
@@ -540,7 +540,7 @@ async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio) -> None
     assert answer.json()["error"] == "This model takes at most 24 words."
 
 
-@pytest.mark.parametrize("refusal", ["engine", "photo", "deadline"])
+@pytest.mark.parametrize("refusal", ["engine", "photo"])
 async def test_a_refused_edit_is_told_the_same_way_to_who_waits_and_who_comes_back(
     studio: Studio, refusal: str
 ) -> None:
@@ -548,8 +548,6 @@ async def test_a_refused_edit_is_told_the_same_way_to_who_waits_and_who_comes_ba
     order = dict(GOOD)
     if refusal == "engine":
         studio.fleet.fault = EditRefused("this model takes at most 24 words")
-    elif refusal == "deadline":
-        studio.fleet.fault = DeadlineUnmeetable(deadline_s=1, finish_s=2)
     else:
         order["input_image"] = base64.b64encode(photo_bytes(200, 200)[:-900]).decode()
     async with studio.open() as client:
@@ -560,8 +558,8 @@ async def test_a_refused_edit_is_told_the_same_way_to_who_waits_and_who_comes_ba
                 pass
     result = answer.json()
     assert result["code"] == waited["code"]
-    begins = {"engine": "This model", "photo": "input_image can't be used", "deadline": "The edit is expected"}
+    begins = {"engine": "This model", "photo": "input_image can't be used"}
     assert result["error"].startswith(begins[refusal]), "a capital, but for a parameter's name"
     assert result["error"].endswith(".")
-    kinds = {"engine": "edit_refused", "photo": "unreadable_picture", "deadline": "deadline_unmeetable"}
+    kinds = {"engine": "edit_refused", "photo": "unreadable_picture"}
     assert waited["code"] == kinds[refusal]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -17,6 +18,11 @@ def choose(page: Page, photo: Path, prompt: str = "make it night") -> None:
 def run(page: Page) -> None:
     """By the keyboard, wherever the focus is."""
     page.keyboard.press("Control+Enter")
+
+
+def linked(text: str) -> str:
+    """The fragment of a share link with this request."""
+    return "#edit=" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def await_draft(page: Page, *expected: str) -> None:

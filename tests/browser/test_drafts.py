@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import await_draft, choose, run
+from tests.browser.hands import await_draft, choose, linked, run
 from tests.browser.site import Site, photo_bytes
-
-
-def linked(text: str) -> str:
-    """The fragment of a share link with this request."""
-    return "#edit=" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def test_json_that_is_no_request_runs_nothing(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -176,3 +170,20 @@ def test_a_prompt_is_written_from_its_own_side(open_page: OpenPage, site: Site, 
     expect(page.locator("span.prompt")).to_have_css("direction", "rtl")
     page.locator(".row-open").click()
     expect(page.locator(".request-prompt")).to_have_css("direction", "rtl")
+
+
+def test_what_was_being_written_survives_a_reload(open_page: OpenPage, photo: Path) -> None:
+    """Photo, prompt and values that no edit has had yet, even after an edit."""
+    page = open_page()
+    choose(page, photo)
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    another = photo.with_name("another.jpg")
+    another.write_bytes(photo_bytes())
+    choose(page, another, "blur it")
+    page.fill("#p-guidance", "3")
+    await_draft(page, "another.jpg", "blur it", "3")
+    page.reload()
+    expect(page.locator("#drop-full")).to_contain_text("another.jpg")
+    expect(page.locator("#prompt")).to_have_value("blur it")
+    expect(page.locator("#p-guidance")).to_have_value("3")

@@ -14,7 +14,7 @@ from rekontext.cli.doctor import Finding, examine
 from rekontext.contract import ModelCard
 from rekontext.engine.checkpoint import open_model
 from rekontext.settings import Settings, SettingsError, load_settings
-from tests.commands import forget_settings, outcome_of
+from tests.cli.commands import forget_settings, outcome_of
 
 
 @pytest.fixture(autouse=True)

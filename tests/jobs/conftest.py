@@ -1,14 +1,17 @@
-"""An office on each kind of database."""
+"""An office on each kind of database, and the plant around it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from rekontext.database import Database
 from rekontext.jobs import workers
+from rekontext.pictures.store import PictureStore, open_store
 from tests.jobs.office import Office
+from tests.jobs.plant import Plant
 
 
 @pytest.fixture
@@ -22,3 +25,13 @@ def office(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offi
     made.open_account()
     yield made
     made.check_books()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PictureStore:
+    return open_store(f"file://{tmp_path}/objects")
+
+
+@pytest.fixture
+def plant(office: Office, store: PictureStore) -> Plant:
+    return Plant(office=office, objects=store)

@@ -164,3 +164,17 @@ class Plant:
         found = await self.desk.wait(job.id, account=None, timeout_s=60)
         assert found.state.is_terminal, f"job {job.id} is still {found.state}"
         return found
+
+
+async def submit(plant: Plant) -> Job:
+    """An order of the office's account, as a job."""
+    return (await plant.desk.submit(plant.office.order())).job
+
+
+def raising(fault: Exception) -> object:
+    """An edit that fails so at once."""
+
+    async def behave(_request: EditRequest, _on_progress: OnProgress) -> None:
+        raise fault
+
+    return behave

@@ -39,11 +39,6 @@ def office(office: Office) -> Office:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> PictureStore:
-    return open_store(f"file://{tmp_path}/objects")
-
-
-@pytest.fixture
 def sweeper(office: Office, store: PictureStore) -> Sweeper:
     return Sweeper(database=office.database, objects=store, clock=office.clock, retention=RETENTION)
 

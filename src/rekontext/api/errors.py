@@ -58,7 +58,7 @@ from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
-from rekontext.contract import DeadlineUnmeetable, EditRefused, EngineFault
+from rekontext.contract import EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import (
     AssetUnknown,
@@ -297,7 +297,7 @@ def _failed_job(fault: JobFailed) -> Failure:
             reason = str(fault).removeprefix("input_image ").rstrip(".")
             problem = Problem(parameter="input_image", value=None, reason=reason, says_allowed=True, code=code)
             return failure_of(ParametersRefused([problem]))
-        case EditRefused.code | DeadlineUnmeetable.code:
+        case EditRefused.code:
             return Failure(status=400, code=code, sentence=sentence)
         case PictureWithheld.code:
             return Failure(status=422, code=code, sentence=sentence)

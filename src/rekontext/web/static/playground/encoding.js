@@ -1,6 +1,7 @@
 // A picture's bytes: what they are, and how text carries them. Reads what the server reads.
 
 const SNIFFED_BYTES = 12;
+const ANIMATION_BYTES = 2 ** 16; // a PNG may have a colour profile before it says so
 
 /** The media type that the first bytes declare; null for what is none of the four. A name or a type is never believed. */
 export async function sniffed(blob) {
@@ -10,6 +11,14 @@ export async function sniffed(blob) {
   if (/^GIF8[79]a/.test(first)) return "image/gif";
   if (/^RIFF.{4}WEBP/s.test(first)) return "image/webp";
   return null;
+}
+
+/** Whether a browser would play the picture on, going by its type and what its first bytes announce. */
+export async function isAnimation(blob) {
+  const first = new TextDecoder("latin1").decode(await blob.slice(0, ANIMATION_BYTES).arrayBuffer());
+  if (blob.type === "image/png") return first.includes("acTL");
+  if (blob.type === "image/webp") return /^.{12}VP8X/s.test(first) && (first.charCodeAt(20) & 2) !== 0;
+  return blob.type === "image/gif";
 }
 
 export function suffix(type) {

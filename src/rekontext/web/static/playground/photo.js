@@ -2,7 +2,7 @@
 
 import { ApiError, call, here, isHere } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
-import { bytesIn, isDataUri, sniffed, suffix } from "./encoding.js";
+import { bytesIn, isAnimation, isDataUri, sniffed, suffix } from "./encoding.js";
 
 const LINK_LEFT_MS = 60_000;
 const LOOKED_AT_PIXELS = 64;
@@ -120,7 +120,7 @@ function nameIn({ pathname }) {
 async function seen(blob) {
   if (blob.type === "image/jpeg") return blob;
   const picture = await createImageBitmap(blob);
-  if (blob.type !== "image/gif" && !isTransparent(picture)) return blob;
+  if (!(await isAnimation(blob)) && !isTransparent(picture)) return blob;
   const { canvas, pen } = sheet(picture);
   pen.globalCompositeOperation = "destination-over";
   pen.fillStyle = "white";

@@ -21,7 +21,7 @@ from rekontext.cli.doctor import Finding, examine
 from rekontext.database import JobId, transactions
 from rekontext.pictures.store import PictureStore, StoreUnavailable
 from rekontext.settings import load_settings
-from tests.commands import Outcome, forget_settings, outcome_of
+from tests.cli.commands import Outcome, forget_settings, outcome_of
 
 NOBODY: Final = 65_534
 

@@ -1,10 +1,11 @@
-"""What `rekontext serve` makes of its settings and of signals."""
+"""What `rekontext serve` makes of its settings and of signals, and how it refuses to start."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import uvicorn
 from rekontext.cli.serve import _fleet, _heed_hang_up, _let_go, _Server
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
+from tests.cli.commands import Run
 
 
 @pytest.fixture
@@ -117,3 +119,77 @@ def test_what_is_logged_after_the_terminal_is_gone_stops_nothing(tmp_path: Path)
         assert os.write(file, b"a line") == 6
         os.close(file)
     assert log.read_bytes() == b"a line"
+
+
+def test_serve_may_be_started_again_where_a_disk_is_not_there_yet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a boot a mount may come later; exit code 1, by which a supervisor tries again."""
+    monkeypatch.setenv("REKONTEXT_STORE_URL", "file:///proc/mount/store")
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, "can't be opened" in outcome.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("REKONTEXT_DATABASE_URL", "mysql://a:geheim@b/c", "REKONTEXT_DATABASE_URL can't be used: database url names"),
+        ("REKONTEXT_DATABASE_URL", "geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't be read"),
+        ("REKONTEXT_DATABASE_URL", "postgresql://a:geheim", "REKONTEXT_DATABASE_URL can't be used: database url can't"),
+        ("REKONTEXT_STORE_URL", "file://no/folder", "must name an absolute folder"),
+        ("REKONTEXT_RATE_LIMITS_URL", "mongodb://a:geheim@b", "REKONTEXT_RATE_LIMITS_URL can't be used: rate limit"),
+        ("REKONTEXT_DATA_DIR", "photo.jpg", "the secret can't be kept in photo.jpg/secret"),
+    ],
+)
+def test_serve_stops_at_a_setting_that_can_t_be_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    """One line that names it, without the password in it, and no account whose key nobody gets to see.
+
+    With exit code 2, by which a supervisor knows that no new start mends it.
+    """
+    monkeypatch.setenv(name, value)
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert says in outcome.err
+    assert "geheim" not in outcome.err
+    assert not Path("data/rekontext.db").exists()
+
+
+def test_serve_may_be_started_again_where_the_database_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1: the next start may find it."""
+    monkeypatch.setenv("REKONTEXT_DATABASE_URL", "postgresql://a:geheim@127.0.0.1:1/c")
+    outcome = run(["serve", "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "(REKONTEXT_DATABASE_URL)" in outcome.err
+    assert "geheim" not in outcome.err
+
+
+def test_servers_on_free_ports_have_names_of_their_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two under one name on one database, the second would take the first one's jobs for its own of yesterday."""
+    ports: list[int] = []
+
+    def refuse(settings: Settings, **_: object) -> None:
+        ports.append(settings.port)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("rekontext.cli.serve.assemble", refuse)
+    assert "enough" in run(["serve", "--port", "0"]).err
+    assert ports[0] > 0
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nope", "nowhere.safetensors", "~/no/where", "~nobody-here/x", "a/b/c"])
+def test_a_model_that_is_not_there_stops_serve_before_a_key_is_made(run: Run, name: str) -> None:
+    """The key is shown once, by a start that ends well."""
+    outcome = run(["serve", "--model", name, "--port", "0"])
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert f"the model {name} can't be loaded: there is no such folder or file" in outcome.err
+    assert not Path("data").exists()
+
+
+def test_serve_says_when_the_port_is_taken(run: Run) -> None:
+    """And makes no key that nobody would get to see."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = run(["serve", "--port", str(port)])
+    assert outcome.code == 1
+    assert f"can't listen on 127.0.0.1 port {port} (Address already in use); try another --port" in outcome.err
+    assert not Path("data").exists()

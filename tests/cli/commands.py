@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import pytest
 
 from rekontext.cli import main
+from rekontext.cli.doctor import examine
 from rekontext.settings import PREFIX
+
+SCRIPT: Final = [sys.executable, "-c", "from rekontext.cli import main; main()"]
+SOON_S: Final = 180.0
+"""Within this a process says or does what it is to: where others compute, torch alone takes a minute to import."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +24,9 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+Run = Callable[[Sequence[str]], Outcome]
 
 
 def outcome_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
@@ -33,3 +43,8 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith(PREFIX):
             monkeypatch.delenv(name)
+
+
+def findings(verdict: str, *, books: bool = False) -> dict[str, str]:
+    """What `rekontext doctor` says of each subject that it finds so."""
+    return {each.subject: each.says for each in examine("/nowhere/model", books=books) if each.verdict == verdict}
