@@ -86,6 +86,11 @@ class Service:
     oldest_account: str
     is_administered: bool
     drain: Callable[[], asyncio.Task[None]]
+    metrics: Metrics
+
+    def refused(self, status: int) -> None:
+        """Count what was answered before it was a request."""
+        self.metrics.answered("unknown", status, 0.0)
 
     def hang_up(self) -> None:
         """The server goes down: end the answers that would go on for long, take no more jobs, let running ones end."""
@@ -149,7 +154,7 @@ def assemble(
             outputs_s=settings.outputs_s,
             uploads_s=settings.keep_uploads_s,
         )
-        documents = Documents(links=links, card=lambda: fleet.card if fleet.is_ready else None)
+        documents = Documents(clock=clock, links=links, card=lambda: fleet.card if fleet.is_ready else None)
         metrics = Metrics()
         hub = EventHub(epoch=ids(), meter=metrics)
         life = JobLife(
@@ -276,6 +281,7 @@ def assemble(
             oldest_account=oldest_account,
             is_administered=is_administered,
             drain=works.drain,
+            metrics=metrics,
         )
 
 

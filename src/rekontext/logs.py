@@ -53,6 +53,13 @@ def configure(*, level: str, log_format: LogFormat) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(number)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what callers send is told by their request's line
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what no request could be made of: that has a line of ours, with what its caller was told."""
+    return record.msg != "Invalid HTTP request received."
 
 
 class _Steady:

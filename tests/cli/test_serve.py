@@ -6,15 +6,22 @@ import asyncio
 import os
 import signal
 import socket
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 
 from rekontext.cli.serve import _fleet, _heed_hang_up, _let_go, _Server
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
+from tests.api.studio import Studio
 from tests.cli.commands import Run
+from tests.surfaces.served import serve
 
 
 @pytest.fixture
@@ -65,11 +72,17 @@ def test_what_sleeps_has_a_process_that_can_end(driver: Path, device: tuple[str,
 
 def test_an_engine_is_opened_as_the_settings_say(tmp_path: Path) -> None:
     """With what it has learned beside the rest that is kept."""
-    said = {"model": "some/model", "dtype": "bfloat16", "compiled": True, "batch": "any"}
+    said = {"model": "some/model", "dtype": "bfloat16", "compiled": True, "batch": "any", "lora": ("ink:2",)}
     fleet = _fleet(Settings(_env_file=None, data_dir=tmp_path, device=("cpu",), **said))  # type: ignore[arg-type, call-arg]
     assert isinstance(fleet, LocalFleet)
     assert fleet._opening == Opening(
-        model="some/model", device="cpu", dtype="bfloat16", cache_folder=tmp_path / "engine", compiled=True, batch="any"
+        model="some/model",
+        device="cpu",
+        dtype="bfloat16",
+        cache_folder=tmp_path / "engine",
+        compiled=True,
+        batch="any",
+        loras=("ink:2",),
     )
 
 
@@ -82,11 +95,45 @@ def test_without_a_device_there_is_no_fleet() -> None:
 async def test_a_second_signal_hurries_and_nothing_is_left_undone() -> None:
     """uvicorn's way would skip the end of the service. A terminal's end, which is said twice, is no second one."""
     said: list[str] = []
-    server = _Server(uvicorn.Config("none"), on_shutdown=lambda: None, on_hurry=lambda: said.append("hurry"))
+    server = _Server(
+        uvicorn.Config("none"), bodies_s=1, on_shutdown=lambda: None, on_hurry=lambda: said.append("hurry")
+    )
     for number, hurried in ((signal.SIGHUP, 0), (signal.SIGHUP, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)):
         server.handle_exit(number, None)
         await asyncio.sleep(0)
         assert (len(said), server.should_exit, server.force_exit) == (hurried, True, False)
+
+
+def test_a_stop_waits_for_a_slow_body_as_long_as_for_edits_and_answers_nothing(tmp_path: Path) -> None:
+    """It held the stop up until its request was cancelled, with a traceback and an answer that no error has."""
+
+    def stopping(config: uvicorn.Config) -> _Server:
+        return _Server(config, bodies_s=0.3, on_shutdown=lambda: None, on_hurry=lambda: None)
+
+    with ExitStack() as left_open:
+        with capture_logs() as lines, serve(Studio(folder=tmp_path), answers_s=600, server_of=stopping) as served:
+            place = urlsplit(served.url)
+            connection = left_open.enter_context(socket.create_connection((place.hostname or "", place.port or 0)))
+            lines_of = ["content-type: application/json", "content-length: 399999", f"x-api-key: {served.key}"]
+            connection.sendall(
+                "\r\n".join(["POST /v1/flux-kontext-dev HTTP/1.1", "host: x", *lines_of, "", ""]).encode()
+            )
+            sending = Thread(target=_send_on, args=[connection], daemon=True)
+            sending.start()
+        sending.join(30)
+        assert not sending.is_alive()
+        with suppress(ConnectionResetError):
+            assert connection.recv(4096) == b""
+    statuses = [line["status"] for line in lines if line["event"] == "request"]
+    assert statuses == [499]
+
+
+def _send_on(connection: socket.socket) -> None:
+    """Fast enough for a stop to wait, until it is cut off."""
+    with suppress(OSError):
+        while True:
+            connection.sendall(bytes(2**10))
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])

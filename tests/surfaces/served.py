@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -33,22 +34,31 @@ class Served:
 
 
 @contextmanager
-def serve(studio: Studio, *, http: type[Connection] = Connection, answers_s: int = 5) -> Iterator[Served]:
-    """The studio, answering as long as the block lasts, on connections of this kind."""
-    with serve_app(studio.app, http=http, answers_s=answers_s) as url:
+def serve(studio: Studio, **how: Any) -> Iterator[Served]:
+    """The studio, answering as long as the block lasts, as `serve_app` has it."""
+    with serve_app(studio.app, **how) as url:
         yield Served(studio=studio, url=url)
 
 
 @contextmanager
-def serve_app(app: ASGIApp, *, http: type[Connection] = Connection, answers_s: int = 5) -> Iterator[str]:
+def serve_app(
+    app: ASGIApp,
+    *,
+    http: type[Connection] = Connection,
+    answers_s: int = 5,
+    refused: Callable[[int], None] = lambda _status: None,
+    server_of: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
+) -> Iterator[str]:
     """Where the application answers as long as the block lasts, on connections of this kind.
 
     Args:
         answers_s: how long answers that are under way then may take.
+        refused: as `server_config` takes it.
+        server_of: makes the server.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES_MAX)
-        server = uvicorn.Server(server_config(app, answers_s=answers_s, http=http))
+        server = server_of(server_config(app, answers_s=answers_s, http=http, refused=refused))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + START_S_MAX

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -21,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
 from rekontext.api import sse
 from rekontext.api.http1 import HEAD_BYTES_MAX, Connection, server_config
@@ -125,6 +128,21 @@ def read_until(connection: socket.socket, is_enough: Callable[[bytes], bool]) ->
         assert came, f"it was closed after {said!r}"
         said += came
     return said
+
+
+def read_nothing(connection: socket.socket) -> None:
+    """It is still open, and nothing came."""
+    connection.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        connection.recv(1)
+
+
+def of_kind(http: type[Connection]) -> list[Connection]:
+    return [each for each in gc.get_objects() if isinstance(each, http)]
+
+
+def id_in(said: bytes) -> str:
+    return str(json.loads(said.partition(b"\r\n\r\n")[2])["request_id"])
 
 
 def is_healthy(said: bytes) -> bool:
@@ -326,6 +344,48 @@ def test_a_stop_does_not_wait_for_who_does_not_read(tmp_path: Path) -> None:
         connection = left_open.enter_context(narrow(served))
         connection.sendall(head(served, method="GET", path=BUNDLE))
         connection.recv(1)
+
+
+def test_a_stop_does_not_wait_for_a_body_that_stalls(tmp_path: Path) -> None:
+    """Its caller may have gone long ago, and there is no edit yet."""
+    with ExitStack() as left_open, serve(Studio(folder=tmp_path), http=Stopping, answers_s=600) as served:
+        connection = left_open.enter_context(dialled(served))
+        connection.sendall(order_head(served) + BODY[:100])
+        read_nothing(connection)
+
+
+def test_a_connection_that_was_reset_is_forgotten(hasty: Served) -> None:
+    """With an answer behind it: uvicorn's timer held it for as long as an idle one is kept, and no limit counted it."""
+    gc.collect()
+    before = len(of_kind(Hasty))
+    for _ in range(5):
+        with dialled(hasty) as connection:
+            connection.sendall(head(hasty, method="GET", path="/healthz"))
+            read_until(connection, is_healthy)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until = time.monotonic() + 30
+    while len(of_kind(Hasty)) > before:
+        assert time.monotonic() < until, "they are kept"
+        time.sleep(0.05)
+        gc.collect()
+
+
+def test_what_is_no_request_is_logged_and_counted_by_what_it_was_told(tmp_path: Path) -> None:
+    """An operator looks for the id that a caller was told, and alarms go by the counts."""
+    refused: list[int] = []
+    studio = Studio(folder=tmp_path)
+    with capture_logs() as lines, serve(studio, http=Lonely, refused=refused.append) as served:
+        with dialled(served) as connection:
+            connection.sendall(b"NONSENSE\r\n\r\n")
+            malformed = to_the_end(connection)
+        with dialled(served) as first:
+            first.sendall(head(served, method="GET", path="/healthz"))
+            read_until(first, is_healthy)
+            with dialled(served) as second:
+                full = to_the_end(second)
+    assert refused == [400, 503]
+    told = [(line["status"], line["code"], line["request_id"]) for line in lines if line.get("code")]
+    assert told == [(400, "malformed_request", id_in(malformed)), (503, "too_many_connections", id_in(full))]
 
 
 def test_who_waits_for_us_may_be_silent(hasty: Served) -> None:

@@ -10,6 +10,7 @@ from rekontext.accounts import Balance, usd
 from rekontext.api.links import Links
 from rekontext.contract import Estimate, ModelCard
 from rekontext.jobs import Job, Output, State
+from rekontext.sources import Clock
 
 MINI_NOTICE: Final = (
     "Answered by mini, the small embedded model: it knows a few simple edits and small pictures only. "
@@ -28,6 +29,7 @@ class Documents:
         card: the model that is served, None while it is loading.
     """
 
+    clock: Clock
     links: Links
     card: Callable[[], ModelCard | None]
 
@@ -71,7 +73,7 @@ class Documents:
         document: dict[str, object] = {"status": job.state.value, "request_id": job.id, "error": error(job)}
         if job.state is not State.COMPLETED:
             return document | {"code": code(job), "metrics": metrics(job)}
-        images = [self.image(job, output, origin) for output in job.outputs or () if job.files_until is not None]
+        images = self.images(job, origin)
         document |= {
             "output": images[0]["url"] if images else None,
             "images": images,
@@ -82,9 +84,15 @@ class Documents:
         }
         return document | maker(job)
 
-    def image(self, job: Job, output: Output, origin: str) -> dict[str, object]:
-        """One picture that a job made, behind a link."""
-        return described(output) | {"url": self.links.to_output(origin, output.key, until=job.files_until)}
+    def images(self, job: Job, origin: str) -> list[dict[str, object]]:
+        """The pictures that a job made, behind links; none once their time is up, though a sweep is still to come."""
+        until = job.files_until
+        if until is None or until <= self.clock.now():
+            return []
+        return [
+            described(output) | {"url": self.links.to_output(origin, output.key, until=until)}
+            for output in job.outputs or ()
+        ]
 
     def model(self) -> dict[str, object]:
         """Which model is served, and a notice if it is only the embedded one."""

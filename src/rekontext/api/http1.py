@@ -15,6 +15,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Final, Literal, cast
 
 import h11
@@ -119,7 +120,8 @@ class Connection(H11Protocol):
             its first byte; the rest of a body that nobody reads any more the same; a body that is read has them from
             one piece to the next; and as often it is looked whether an answer is read.
         bytes_per_s_min: at which bodies come and answers are read, on average.
-        stopping_s_max: once the server stops it is looked so soon, and then as often, whether an answer is read.
+        stopping_s_max: once the server stops it is looked so soon, and then as often, whether an answer is read, and
+            a body has no more from one piece to the next.
         connections_max: one more than these is answered 503 and closed.
     """
 
@@ -128,8 +130,10 @@ class Connection(H11Protocol):
     stopping_s_max: ClassVar[float] = STOPPING_S_MAX
     connections_max: ClassVar[int] = CONNECTIONS_MAX
 
-    def __init__(self, *args: Any, **named: Any) -> None:
+    def __init__(self, *args: Any, refused: Callable[[int], None] = lambda _status: None, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._refused = refused
+        self._silence_s = self.silence_s_max
         self._owed: _Owed | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -159,6 +163,8 @@ class Connection(H11Protocol):
         self._stop_timer()
         self._stop_looking()
         super().connection_lost(exc)
+        # uvicorn leaves the timer of a connection that was reset, and with it all that the connection holds.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         held = self._held()
@@ -175,10 +181,18 @@ class Connection(H11Protocol):
         super().shutdown()
         if self._parting.has_begun:  # nobody is waited for any more
             self._parting.hang_up()
+        self._silence_s = min(self._silence_s, self.stopping_s_max)
         self._look_s = min(self._look_s, self.stopping_s_max)
+        if self._timer is not None:
+            self._due_at(min(self._due, self.loop.time() + self._silence_s))
         if self._look is not None:
             self._stop_looking()
             self._watch_reading()
+
+    def wait_for_no_body(self) -> None:
+        """Hang up if its caller is still sending: it will not be read any more."""
+        if self._owed in ("body", "rest"):
+            self._parting.hang_up()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -203,6 +217,8 @@ class Connection(H11Protocol):
             ]
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            _log.info("request", status=status, code=code, request_id=name)
+            self._refused(status)
         self.transport.close()
         if self.cycle is not None and not self.cycle.response_complete:  # there is nobody to answer any more
             self.cycle.disconnected = True
@@ -214,13 +230,14 @@ class Connection(H11Protocol):
 
     def _watch(self, *, came: int = 0) -> None:
         """Look at what is owed now. `came` so many bytes of a body: each buys it some time, up to a whole silence."""
-        owed, latest = self._owes(), self.loop.time() + self.silence_s_max
-        if owed != self._owed or (owed == "body" and came):
+        owed, latest = self._owes(), self.loop.time() + self._silence_s
+        if owed is None:
             self._stop_timer()
-            self._due = latest if owed != self._owed else min(latest, self._due + came / self.bytes_per_s_min)
-            self._owed = owed
-            if owed is not None:
-                self._timer = self.loop.call_at(self._due, self._took_too_long)
+        elif owed != self._owed:
+            self._due_at(latest)
+        elif owed == "body" and came:
+            self._due_at(min(latest, self._due + came / self.bytes_per_s_min))
+        self._owed = owed
 
     def _owes(self) -> _Owed | None:
         if self.transport.is_closing():
@@ -240,6 +257,11 @@ class Connection(H11Protocol):
             self._watch()
         else:
             self._parting.hang_up()
+
+    def _due_at(self, moment: float) -> None:
+        self._stop_timer()
+        self._due = moment
+        self._timer = self.loop.call_at(moment, self._took_too_long)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -268,16 +290,23 @@ class Connection(H11Protocol):
             self._look = None
 
 
-def server_config(app: ASGIApp, *, answers_s: int, http: type[Connection] = Connection) -> uvicorn.Config:
+def server_config(
+    app: ASGIApp,
+    *,
+    answers_s: int,
+    refused: Callable[[int], None] = lambda _status: None,
+    http: type[Connection] = Connection,
+) -> uvicorn.Config:
     """How uvicorn serves this API.
 
     Args:
         answers_s: how long answers that are under way may take once the server is told to stop.
+        refused: told the status of what was answered before it was a request that the app could see.
         http: with other bounds, for tests.
     """
     return uvicorn.Config(
         app,
-        http=http,
+        http=cast(type[Connection], partial(http, refused=refused)),
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES_MAX,
         timeout_keep_alive=IDLE_S_MAX,

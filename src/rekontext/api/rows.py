@@ -69,10 +69,9 @@ class Rows:
 
     def whole(self, job: Job) -> dict[str, object]:
         """All that there is to know of one job."""
-        outputs = job.outputs if job.files_until is not None else None
         return self.console(job) | {
             "parameters": sent(job),
-            "images": [self.documents.image(job, output, self.origin) for output in outputs or ()],
+            "images": self.documents.images(job, self.origin),
             "timings": dict(job.timings or {}),
             "metrics": metrics(job),
             "made_by": maker(job).get("model"),
@@ -82,9 +81,8 @@ class Rows:
 
     def output(self, job: Job) -> str | None:
         """A link to the first picture, while it is kept."""
-        if not job.outputs or job.files_until is None:
-            return None
-        return self.documents.links.to_output(self.origin, job.outputs[0].key, until=job.files_until)
+        images = self.documents.images(job, self.origin)
+        return str(images[0]["url"]) if images else None
 
 
 def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -> dict[str, object]:

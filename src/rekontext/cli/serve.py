@@ -20,7 +20,7 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from rekontext.api.http1 import make_room, server_config
+from rekontext.api.http1 import Connection, make_room, server_config
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
 from rekontext.contract import Fleet, ModelCard
@@ -40,12 +40,22 @@ _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling the service before it waits for open connections to end, and when nobody will wait."""
+    """uvicorn, telling the service before it waits for open connections to end, and when nobody will wait.
+
+    Args:
+        bodies_s: how long bodies may go on to come then.
+    """
 
     def __init__(
-        self, config: uvicorn.Config, *, on_shutdown: Callable[[], None], on_hurry: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        *,
+        bodies_s: float,
+        on_shutdown: Callable[[], None],
+        on_hurry: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._bodies_s = bodies_s
         self._on_shutdown = on_shutdown
         self._on_hurry = on_hurry
 
@@ -68,8 +78,14 @@ class _Server(uvicorn.Server):
             if connection.transport is not None:
                 connection.transport.abort()
 
+    def _wait_for_no_body(self) -> None:
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, Connection), "as `server_config` has it"
+            connection.wait_for_no_body()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_shutdown()
+        asyncio.get_running_loop().call_later(self._bodies_s, self._wait_for_no_body)
         await super().shutdown(sockets)
 
 
@@ -110,7 +126,12 @@ def run_serve(
         service = _assemble(settings, ready, stop)
         server = _Server(
             # Edits may go on for the time of grace; then whoever waits for one is told where it will be.
-            server_config(service.app, answers_s=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S),
+            server_config(
+                service.app,
+                answers_s=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S,
+                refused=service.refused,
+            ),
+            bodies_s=settings.shutdown_grace_s,
             on_shutdown=service.hang_up,
             on_hurry=service.hurry,
         )
@@ -121,13 +142,14 @@ def run_serve(
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
         _let_go(_OUT, _ERR)
-    if not loaded and not broken:
-        # The model is still being loaded, which can't be stopped and isn't worth waiting for. All else is closed.
-        sys.stderr.flush()
-        os._exit(0)
     if broken:
         why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)
         raise CommandFailed(why, exit_code=1) from broken[0]
+    # All is closed, but for a model that is still being loaded, which can't be stopped. Taking Python and PyTorch
+    # apart takes seconds, and whoever stopped us waits for them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _heed_hang_up(server: uvicorn.Server) -> None:
