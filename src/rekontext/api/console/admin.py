@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
+from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.registry import Limits
-from rekontext.api.console.account import described, described_balance, described_model
+from rekontext.api.console.account import described, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
