@@ -35,7 +35,7 @@ from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
 from rekontext.fleet.child import Child
 from rekontext.fleet.messages import Channel, Opening
-from rekontext.fleet.process import EngineProcess, _placed
+from rekontext.fleet.process import EngineProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -92,7 +92,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def standing_by(fleet: ProcessFleet) -> list[int]:
     """The processes that stand by, 0 where none does."""
-    tasks = [process._standby for process in fleet._processes]
+    tasks = [process._standby._coming for process in fleet._processes]
     return [task.result()._process.pid if task is not None and task.done() else 0 for task in tasks]
 
 
@@ -398,18 +398,18 @@ async def test_the_next_process_stands_by_while_a_device_sleeps() -> None:
     async with started(fleet_of("a", "b", idle_s=0.05, standby=True)) as fleet:
         first, second = fleet._processes
         await until(lambda: fleet.devices == {"a": "asleep", "b": "asleep"} and all(standing_by(fleet)))
-        importing_s = first.importing_s
-        assert second.importing_s == importing_s > 0
+        importing_s = first._standby.importing_s
+        assert second._standby.importing_s == importing_s > 0
         stood_by = standing_by(fleet)
         for process, expected in zip((first, second), stood_by, strict=True):
             process.opening_s = 7.0  # the first start is the longest: it measures and compiles
-            assert process._start_s(process._standby_since_s) == importing_s + 7.0
-            assert process._start_s(process._standby_since_s + 100) == 7.0
+            assert process._start_s(process._standby._since_s) == importing_s + 7.0
+            assert process._start_s(process._standby._since_s + 100) == 7.0
             process.wake()
             await process.until_ready()
             assert process_of(await process.edit(request(1))) == expected
             assert process.opening_s < 7.0
-        assert first.importing_s == importing_s
+        assert first._standby.importing_s == importing_s
     assert not any(is_alive(each) for each in stood_by)
 
 
@@ -420,8 +420,8 @@ async def test_a_process_that_stood_by_may_be_killed() -> None:
         (killed,) = standing_by(fleet)
         os.kill(killed, signal.SIGKILL)
         (process,) = fleet._processes
-        await until(lambda: not process._stands_by())
-        assert process._start_s(process._standby_since_s + 100) == process.importing_s + process.opening_s
+        await until(lambda: not process._standby.is_there)
+        assert process._start_s(process._standby._since_s + 100) == process._standby.importing_s + process.opening_s
         assert process_of(await fleet.edit(request(1))) != killed
         assert fleet._processes[0].failures == 0
 
@@ -434,8 +434,8 @@ async def test_a_process_that_can_not_be_made_to_stand_by_is_no_fault_of_the_dev
         (process,) = fleet._processes
         with monkeypatch.context() as scarce:
             scarce.setattr(Child, "spawn", AsyncMock(side_effect=RuntimeError("can't start new thread")))
-            await until(lambda: process._standby is not None and process._standby.done())
-        assert not process._stands_by()
+            await until(lambda: (coming := process._standby._coming) is not None and coming.done())
+        assert not process._standby.is_there
         await fleet.edit(request(1))
         assert process.failures == 0
 
@@ -447,7 +447,7 @@ async def test_a_device_may_be_closed_in_any_moment_of_a_wake(turns: int) -> Non
     running = asyncio.create_task(process.run())
     await asyncio.sleep(0)
     process._keep_standby()
-    standby = process._standby
+    standby = process._standby._coming
     assert standby is not None
     process.wake()
     for _ in range(turns):
@@ -760,24 +760,3 @@ def test_the_service_loads_no_torch_for_it() -> None:
         "assert not {'torch', 'numpy', 'diffusers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=SOON_S)
-
-
-@pytest.mark.parametrize(
-    ("device", "visible", "placed"),
-    [
-        ("cpu", None, ("cpu", None)),
-        ("", None, (None, None)),
-        ("cuda", None, ("cuda", "0")),
-        ("cuda:3", None, ("cuda", "3")),
-        ("cuda:1", "4,6", ("cuda", "6")),
-        ("cuda:1", "GPU-5f, GPU-7a", ("cuda", "GPU-7a")),
-        ("cuda:2", "4,6", ("cuda:2", "4,6")),
-        ("cuda:0", "", ("cuda:0", "")),
-    ],
-)
-def test_a_process_sees_its_own_gpu_only(
-    device: str, visible: str | None, placed: tuple[str | None, str | None]
-) -> None:
-    """And none that the service itself was not to see; the engine refuses that."""
-    name, environment = _placed(device, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    assert (name, environment.get("CUDA_VISIBLE_DEVICES")) == placed

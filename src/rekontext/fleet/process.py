@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +25,7 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
-from rekontext.fleet.child import WORKER, Child
+from rekontext.fleet.child import WORKER, Child, placed
 from rekontext.fleet.messages import (
     Broken,
     Cancel,
@@ -40,6 +40,7 @@ from rekontext.fleet.messages import (
     Told,
 )
 from rekontext.fleet.room import Room
+from rekontext.fleet.standby import Standby
 
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
@@ -110,8 +111,7 @@ class EngineProcess:
         faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
         fault: why the device failed last.
         card: the model, once it was loaded.
-        importing_s: how long it takes from no process to one that has imported the engine.
-        opening_s: how long the model took last, from there.
+        opening_s: how long the model took last, from a process that has imported the engine.
         outlook: what is known of its edits; None before any device was ready.
     """
 
@@ -134,21 +134,19 @@ class EngineProcess:
         self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
-        self.importing_s = self.opening_s = 0.0
+        self.opening_s = 0.0
         self.outlook: Outlook | None = None
-        device, self._environment = _placed(name, os.environ)
+        device, environment = placed(name, os.environ)
         self._opening = replace(opening, device=device)
         self._idle_s = idle_s
         self._is_standby_kept = standby and idle_s is not None
-        self._standby: asyncio.Task[Child] | None = None
-        self._standby_since_s = 0.0
+        self._standby = Standby(command, name, environment)
         self._ready_due_s = 0.0
         self._is_from_nothing = True
         self._retry_s = retry_s
         self._silent_s_max = silent_s_max
         self._on_change = on_change
         self._on_idle = on_idle
-        self._command = command
         self._edits: dict[int, _Edit] = {}
         self._submitted = 0
         self._room = Room()
@@ -178,7 +176,7 @@ class EngineProcess:
         """Believe of this device what is known of another with the same model, until it was ready itself."""
         if self.outlook is None and other.outlook is not None:
             self.outlook = other.outlook.emptied()
-            self.importing_s, self.opening_s = other.importing_s, other.opening_s
+            self._standby.importing_s, self.opening_s = other._standby.importing_s, other.opening_s
             self._keep_standby()
 
     async def until_ready(self) -> None:
@@ -287,43 +285,22 @@ class EngineProcess:
             self.fault = EngineFault("the engine was closed")
             self._give_up_edits("the engine was closed before the edit was done")
             self._become("failed")
-            if (child := await self._stood_by()) is not None:
+            if (child := await self._standby.take(self.label)) is not None:
                 await child.end()
 
     def _keep_standby(self) -> None:
         """Have the next process import the engine while nobody waits for it."""
-        if self._is_standby_kept and self._standby is None and not self._wanted.is_set():
-            self._standby = asyncio.create_task(self._spawn())
-            self._standby_since_s = time.monotonic()
-
-    async def _stood_by(self) -> Child | None:
-        """The process that stood by, if there is one that still does."""
-        if self._standby is None:
-            return None
-        try:
-            child = await asyncio.shield(self._standby)  # if we are cancelled, it is still there for `run` to end
-        except Exception as error:
-            self._standby = None
-            _log.warning("standby_lost", device=self.label, fault=f"{type(error).__name__}: {error}")
-            return None
-        self._standby = None
-        if child.is_alive:
-            return child
-        _log.warning("standby_lost", device=self.label, fault=await child.death())
-        await child.end()
-        return None
-
-    async def _spawn(self) -> Child:
-        return await Child.spawn(self._command, self.name, self._environment)
+        if self._is_standby_kept and not self._wanted.is_set():
+            self._standby.call()
 
     async def _live(self) -> None:
         """One life of the process, up to its end, be it for a fault or because it had no work for long."""
         try:
-            child = await self._stood_by()
+            child = await self._standby.take(self.label)
             self._is_from_nothing = child is None
             if child is None:
-                self._ready_due_s = self._state_since_s + self.importing_s + self.opening_s
-                child = await self._spawn()
+                self._ready_due_s = self._state_since_s + self._standby.importing_s + self.opening_s
+                child = await self._standby.spawn()
         except Exception as error:
             self._lose(error)
             return
@@ -407,7 +384,7 @@ class EngineProcess:
                 started_s = time.monotonic() - self._state_since_s
                 self.opening_s = message.opening_s
                 if self._is_from_nothing:
-                    self.importing_s = max(started_s - message.opening_s, 0.0)
+                    self._standby.importing_s = max(started_s - message.opening_s, 0.0)
                 _log.info("device_ready", device=self.label, loading_s=round(started_s, 1))
             case Looked():
                 self._look(message)
@@ -516,27 +493,4 @@ class EngineProcess:
 
     def _start_takes_s(self, now_s: float) -> float:
         """Seconds from now to a loaded model, for a device that sleeps."""
-        importing_s = self.importing_s
-        if self._stands_by():
-            importing_s = max(importing_s - (now_s - self._standby_since_s), 0.0)
-        return importing_s + self.opening_s
-
-    def _stands_by(self) -> bool:
-        """Whether the next process is there, or is being made."""
-        standby = self._standby
-        if standby is None or not standby.done():
-            return standby is not None
-        return not standby.cancelled() and standby.exception() is None and standby.result().is_alive
-
-
-def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
-    """What a process calls its device, and its environment: it sees one GPU, so nothing lands on another's memory."""
-    if not device.startswith("cuda"):
-        return device or None, dict(environment)
-    index = device.partition(":")[2] or "0"
-    if "CUDA_VISIBLE_DEVICES" not in environment:
-        return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": index}
-    visible = [each.strip() for each in environment["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
-    if int(index) >= len(visible):
-        return device, dict(environment)  # which the engine refuses, saying how many there are
-    return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}
+        return self._standby.imported_in_s(now_s) + self.opening_s
