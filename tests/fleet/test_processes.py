@@ -332,14 +332,14 @@ async def test_a_device_that_has_nothing_left_to_do_gets_what_waits_for_another(
         go = {id: tmp_path / str(id) for id in range(1, 6)}
         edits = {id: asyncio.create_task(fleet.edit(request(id, f"wait {go[id]}"))) for id in go}
         first, second = fleet._processes
-        await until(lambda: [e.is_taken_in for each in (first, second) for e in each._edits.values()] == [True] * 5)
+        await until(lambda: [e.is_taken_in for each in (first, second) for e in each._edits] == [True] * 5)
         assert sorted(len(process._edits) for process in (first, second)) == [2, 3]
         shorter = min((first, second), key=lambda process: len(process._edits))
         longer = second if shorter is first else first
-        for edit in list(shorter._edits.values()):
+        for edit in list(shorter._edits):
             go[int(edit.request.id)].touch()
         await until(lambda: len(shorter._edits) == 1 and len(longer._edits) == 2)
-        (moved,) = shorter._edits.values()
+        (moved,) = shorter._edits
         assert edits[int(moved.request.id)].done() is False
         await until(lambda: (tmp_path / f"{moved.request.id}.cancelled").exists())  # where it was it takes no place
         for path in go.values():
@@ -358,10 +358,10 @@ async def test_a_device_whose_last_edits_failed_gets_none_of_anothers(tmp_path: 
             await fleet.edit(request(4, "fail"))
         failed = next(process for process in fleet._processes if process.faults)
         other = next(process for process in fleet._processes if process is not failed)
-        await until(lambda: sum(edit.is_taken_in for each in (failed, other) for edit in each._edits.values()) == 3)
+        await until(lambda: sum(edit.is_taken_in for each in (failed, other) for edit in each._edits) == 3)
         had = len(other._edits)
         fleet._share(failed)
-        assert not any(edit.ended.done() for edit in other._edits.values())
+        assert not any(edit.ended.done() for edit in other._edits)
         failed.faults = 0
         fleet._share(failed)
         await until(lambda: len(other._edits) == had - 1)
@@ -374,8 +374,8 @@ async def test_an_edit_whose_steps_have_begun_stays_where_it_is(tmp_path: Path) 
     async with started(fleet_of("a")) as fleet:
         edits = [await running(fleet, id, tmp_path / "go") for id in (1, 2)]
         (process,) = fleet._processes
-        await until(lambda: all(edit.is_taken_in for edit in process._edits.values()))
-        for edit in process._edits.values():
+        await until(lambda: all(edit.is_taken_in for edit in process._edits))
+        for edit in process._edits:
             edit.is_stepped = True
         assert not process.release()
         (tmp_path / "go").touch()
@@ -597,7 +597,7 @@ async def test_closing_ends_all_processes_also_where_one_devices_task_fails(
         processes = {process_of(await fleet.edit(request(2)))}
         (tmp_path / "go").touch()
         processes.add(process_of(await first))
-        monkeypatch.setattr(fleet._processes[0], "_give_up_edits", Mock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(fleet._processes[0]._edits, "give_up", Mock(side_effect=RuntimeError("ours")))
         with structlog.testing.capture_logs() as logs:
             await fleet.close()
         assert [(line["event"], line["device"], str(line["exc_info"])) for line in logs] == [

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -26,6 +26,7 @@ from rekontext.contract import (
     OnProgress,
 )
 from rekontext.fleet.child import WORKER, Child, placed
+from rekontext.fleet.expected import ExpectedEdits
 from rekontext.fleet.messages import (
     Broken,
     Cancel,
@@ -52,8 +53,6 @@ _SILENT_STEPS_MAX: Final = 10
 """Unless so many steps may take longer than that."""
 _LOOKS_PER_SILENCE: Final = 10
 _DOUBLINGS_MAX: Final = 30
-_WORTH_MOVING: Final = 0.1
-"""An edit that waits for less than this share of its own length stays: elsewhere it is prepared anew."""
 _log = structlog.get_logger(__name__)
 
 
@@ -63,32 +62,6 @@ class DeviceFailed(Exception):
 
 class Released(Exception):
     """The edit waited for this device's steps, and another device has nothing to do."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Edit:
-    """An edit that the process has, or that waits for it.
-
-    Attributes:
-        work_s: device seconds that it was expected to need.
-        step_s: the same of one step.
-        key: what the outlook calls it.
-        is_handed_over: whether it was sent.
-        is_taken_in: whether an outlook of the process's own had it.
-        is_stepped: whether the device has run a step of it.
-    """
-
-    request: EditRequest
-    on_progress: OnProgress | None
-    work_s: float
-    step_s: float
-    ended: asyncio.Future[EditResult]
-    is_handed_over: bool = False
-    is_taken_in: bool = False
-    is_stepped: bool = False
-
-    def __post_init__(self) -> None:
-        self.key: Hashable = self
 
 
 class EngineProcess:
@@ -112,7 +85,6 @@ class EngineProcess:
         fault: why the device failed last.
         card: the model, once it was loaded.
         opening_s: how long the model took last, from a process that has imported the engine.
-        outlook: what is known of its edits; None before any device was ready.
     """
 
     def __init__(
@@ -135,7 +107,6 @@ class EngineProcess:
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
         self.opening_s = 0.0
-        self.outlook: Outlook | None = None
         device, environment = placed(name, os.environ)
         self._opening = replace(opening, device=device)
         self._idle_s = idle_s
@@ -147,8 +118,7 @@ class EngineProcess:
         self._silent_s_max = silent_s_max
         self._on_change = on_change
         self._on_idle = on_idle
-        self._edits: dict[int, _Edit] = {}
-        self._submitted = 0
+        self._edits = ExpectedEdits()
         self._room = Room()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
@@ -166,7 +136,12 @@ class EngineProcess:
     @property
     def load_s(self) -> float:
         """Device seconds that its edits were expected to need."""
-        return sum(edit.work_s for edit in self._edits.values())
+        return self._edits.load_s
+
+    @property
+    def outlook(self) -> Outlook | None:
+        """What is known of its edits; None before any device was ready."""
+        return self._edits.outlook
 
     def wake(self) -> None:
         """Start the process if it isn't there."""
@@ -175,7 +150,7 @@ class EngineProcess:
     def assume(self, other: EngineProcess) -> None:
         """Believe of this device what is known of another with the same model, until it was ready itself."""
         if self.outlook is None and other.outlook is not None:
-            self.outlook = other.outlook.emptied()
+            self._edits.outlook = other.outlook.emptied()
             self._standby.importing_s, self.opening_s = other._standby.importing_s, other.opening_s
             self._keep_standby()
 
@@ -193,7 +168,7 @@ class EngineProcess:
 
     def has(self, id: str) -> bool:
         """Whether the edit of that request is here."""
-        return self._find(id) is not None
+        return self._edits.find(id) is not None
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done here, or would be if it came now.
@@ -201,16 +176,8 @@ class EngineProcess:
         Raises:
             EngineFault: no device was ready yet.
         """
-        if self.outlook is None:
-            raise EngineFault("the model isn't loaded")
-        now_s = time.monotonic()
-        edit = self._find(request.id)
-        own = (
-            self.outlook.estimate(request, now_s=now_s)
-            if edit is None
-            else self.outlook.estimate_of(edit.key, now_s=now_s)
-        )
-        start_s = self._start_s(now_s)
+        own = self._edits.estimate(request)
+        start_s = self._start_s(time.monotonic())
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
@@ -220,53 +187,30 @@ class EngineProcess:
             DeviceFailed: the edit was not handed over.
             Released: it was given back by `release`.
         """
-        assert self.outlook is not None, "no device was ready yet"
-        plan = self.outlook.plan(request)
-        edit = _Edit(
-            request=replace(request, photo=None),
-            on_progress=on_progress,
-            work_s=self.outlook.work_s(plan),
-            step_s=self.outlook.costs.predict("step", plan.tokens),
-            ended=asyncio.get_running_loop().create_future(),
-        )
-        number = self._submitted
-        self._submitted += 1
-        self._edits[number] = edit
-        self._expect(edit)
+        edit = self._edits.add(request, on_progress)
         self._keep()
         try:
             # What kills the process takes along whoever is in it, and again with each new try.
             async with self._room.entered(alone=request.is_suspect):
                 await self.until_ready()
                 assert self._channel is not None, "ready without a channel"
-                self._channel.post(Submit(number=number, request=request))
+                self._channel.post(Submit(number=edit.number, request=request))
                 edit.is_handed_over = True
                 return await edit.ended
         except (asyncio.CancelledError, Released):
             if edit.is_handed_over and self._channel is not None:
-                self._channel.post(Cancel(number=number))
+                self._channel.post(Cancel(number=edit.number))
             raise
         finally:
-            del self._edits[number]
-            self._expect_no_more(edit)
+            self._edits.remove(edit)
             self._keep()
 
     def release(self) -> bool:
         """Give back the edit that is served next of those that would wait for long. Returns whether there is one."""
-        if self.outlook is None:
-            return False
-        waiting = {
-            edit.key: edit
-            for edit in self._edits.values()
-            if edit.is_taken_in and not edit.is_stepped and not edit.request.is_suspect and not edit.ended.done()
-        }
-        estimates = self.outlook.scheduler.estimates(time.monotonic(), of=waiting.keys()) if waiting else {}
-        for key, found in sorted(estimates.items(), key=lambda item: item[1].position):
-            edit = waiting[key]
-            if found.position > 0 and found.wait_s > _WORTH_MOVING * edit.work_s:
-                edit.ended.set_exception(Released(f"another device than {self.label} is free"))
-                return True
-        return False
+        edit = self._edits.next_to_move()
+        if edit is not None:
+            edit.ended.set_exception(Released(f"another device than {self.label} is free"))
+        return edit is not None
 
     async def run(self) -> None:
         """Start the process when it is wanted, and again when it dies, until cancelled."""
@@ -283,7 +227,7 @@ class EngineProcess:
                 self._keep_standby()
         finally:
             self.fault = EngineFault("the engine was closed")
-            self._give_up_edits("the engine was closed before the edit was done")
+            self._edits.give_up("the engine was closed before the edit was done")
             self._become("failed")
             if (child := await self._standby.take(self.label)) is not None:
                 await child.end()
@@ -344,7 +288,7 @@ class EngineProcess:
                     since_s = round(time.monotonic() - self._state_since_s)
                     _log.warning("device_starts_long", device=self.label, since_s=since_s)
                     starting_s = 0.0
-            steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
+            steps_s = [edit.step_s for edit in self._edits if edit.is_handed_over]
             # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
             self._silent_s = self._silent_s + look_s if steps_s else 0.0
             if steps_s and self._silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
@@ -367,7 +311,7 @@ class EngineProcess:
         _log.error("device_failed", device=self.label, fault=str(fault), again_s=self._again_s)
         if self._idle_s is not None:
             self._wanted.clear()
-        self._give_up_edits(f"the engine failed: {fault}")
+        self._edits.give_up(f"the engine failed: {fault}")
         self._become("failed")
 
     @property
@@ -387,7 +331,7 @@ class EngineProcess:
                     self._standby.importing_s = max(started_s - message.opening_s, 0.0)
                 _log.info("device_ready", device=self.label, loading_s=round(started_s, 1))
             case Looked():
-                self._look(message)
+                self._edits.take_in(message.outlook, message.keys)
                 if self.state == "starting":
                     self._become("ready")
             case Told():
@@ -414,45 +358,6 @@ class EngineProcess:
             case Broken():
                 return EngineFault(message.why)
         return None
-
-    def _look(self, message: Looked) -> None:
-        self.outlook = message.outlook
-        known = {number: key for number, key in message.keys.items() if number in self._edits}
-        for stranger in set(self.outlook.scheduler).difference(known.values()):  # cancelled, or not known by number yet
-            self.outlook.scheduler.remove(stranger)
-        for number, key in known.items():
-            self._edits[number].key, self._edits[number].is_taken_in = key, True
-        for edit in self._edits.values():
-            if not edit.is_taken_in:
-                self._expect(edit)
-
-    def _expect(self, edit: _Edit) -> None:
-        """Reckon with an edit that the process's outlook hasn't got yet."""
-        if self.outlook is not None:
-            self.outlook.scheduler.add(
-                edit.key,
-                account=edit.request.account,
-                work_s=edit.work_s,
-                now_s=time.monotonic(),
-                priority=edit.request.priority,
-            )
-
-    def _expect_no_more(self, edit: _Edit) -> None:
-        if self.outlook is not None and edit.key in self.outlook.scheduler:
-            self.outlook.scheduler.remove(edit.key)
-
-    def _find(self, id: str) -> _Edit | None:
-        return next((edit for edit in self._edits.values() if edit.request.id == id), None) if id else None
-
-    def _give_up_edits(self, why: str) -> None:
-        """The process is gone, with the edits that it had; those that wait for the next one still do."""
-        if self.outlook is not None:
-            self.outlook = self.outlook.emptied()
-        for edit in self._edits.values():
-            if not edit.is_handed_over:
-                self._expect(edit)
-            elif not edit.ended.done():
-                edit.ended.set_exception(EngineFault(why))
 
     def _keep(self) -> None:
         """See whether there is work; if not, some may come from elsewhere, or the process ends in `idle_s`."""
