@@ -26,7 +26,7 @@ from rekontext.contract import (
     OnProgress,
 )
 from rekontext.fleet.child import WORKER, Child, placed
-from rekontext.fleet.expected import ExpectedEdits
+from rekontext.fleet.expected import ExpectedEdit, ExpectedEdits
 from rekontext.fleet.messages import (
     Broken,
     Cancel,
@@ -40,7 +40,6 @@ from rekontext.fleet.messages import (
     Submit,
     Told,
 )
-from rekontext.fleet.room import Room
 from rekontext.fleet.standby import Standby
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class DeviceFailed(Exception):
 
 
 class Released(Exception):
-    """The edit waited for this device's steps, and another device has nothing to do."""
+    """No step of the edit was run here, and another device may be done with it sooner."""
 
 
 class EngineProcess:
@@ -119,7 +118,6 @@ class EngineProcess:
         self._on_change = on_change
         self._on_idle = on_idle
         self._edits = ExpectedEdits()
-        self._room = Room()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._state_since_s = time.monotonic()
@@ -160,11 +158,7 @@ class EngineProcess:
         Raises:
             DeviceFailed: it can't be.
         """
-        while self.state != "ready":
-            if self.state == "failed":
-                raise DeviceFailed(f"{self.label or 'the device'}: {self.fault}") from self.fault
-            self.wake()
-            await self._changed.wait()
+        await self._until(lambda: self.state == "ready")
 
     def has(self, id: str) -> bool:
         """Whether the edit of that request is here."""
@@ -185,18 +179,17 @@ class EngineProcess:
 
         Raises:
             DeviceFailed: the edit was not handed over.
-            Released: it was given back by `release`.
+            Released: it was given back.
         """
         edit = self._edits.add(request, on_progress)
         self._keep()
         try:
-            # What kills the process takes along whoever is in it, and again with each new try.
-            async with self._room.entered(alone=request.is_suspect):
-                await self.until_ready()
+            await self._until(lambda: edit.ended.done() or (self.state == "ready" and self._edits.admits(edit)))
+            if not edit.ended.done():  # by being given back
                 assert self._channel is not None, "ready without a channel"
                 self._channel.post(Submit(number=edit.number, request=request))
                 edit.is_handed_over = True
-                return await edit.ended
+            return await edit.ended
         except (asyncio.CancelledError, Released):
             if edit.is_handed_over and self._channel is not None:
                 self._channel.post(Cancel(number=edit.number))
@@ -204,12 +197,13 @@ class EngineProcess:
         finally:
             self._edits.remove(edit)
             self._keep()
+            self._pulse()
 
     def release(self) -> bool:
         """Give back the edit that is served next of those that would wait for long. Returns whether there is one."""
-        edit = self._edits.next_to_move()
+        edit = self._edits.next_to_move(self._start_s(time.monotonic()))
         if edit is not None:
-            edit.ended.set_exception(Released(f"another device than {self.label} is free"))
+            self._give_back(edit)
         return edit is not None
 
     async def run(self) -> None:
@@ -231,6 +225,27 @@ class EngineProcess:
             self._become("failed")
             if (child := await self._standby.take(self.label)) is not None:
                 await child.end()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait, with the process wanted, for what may change with its state and its edits.
+
+        Raises:
+            DeviceFailed: it does first.
+        """
+        while not holds():
+            if self.state == "failed":
+                raise DeviceFailed(f"{self.label or 'the device'}: {self.fault}") from self.fault
+            self.wake()
+            await self._changed.wait()
+
+    def _pulse(self) -> None:
+        """Have whoever waits look again."""
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()
+
+    def _give_back(self, edit: ExpectedEdit) -> None:
+        edit.ended.set_exception(Released(f"{self.label} hasn't begun with it"))
+        self._pulse()
 
     def _keep_standby(self) -> None:
         """Have the next process import the engine while nobody waits for it."""
@@ -276,7 +291,7 @@ class EngineProcess:
     async def _watch(self, child: Child) -> None:
         """Tell of a start that takes long, and have an end of a process that hangs.
 
-        Whoever hands that one work would wait for as long as an attempt may take.
+        Whoever waits for either would do so for as long as an attempt may take.
         """
         look_s = self._silent_s_max / _LOOKS_PER_SILENCE
         starting_s = 0.0
@@ -284,6 +299,9 @@ class EngineProcess:
             await asyncio.sleep(look_s)
             if self.state == "starting":  # a download or a compilation may take long: only somebody who looks can tell
                 starting_s += look_s
+                if time.monotonic() > self._ready_due_s:  # elsewhere they may be done sooner by now, or else come back
+                    for edit in [edit for edit in self._edits if edit.may_move]:
+                        self._give_back(edit)
                 if starting_s > self._silent_s_max:
                     since_s = round(time.monotonic() - self._state_since_s)
                     _log.warning("device_starts_long", device=self.label, since_s=since_s)
@@ -381,8 +399,7 @@ class EngineProcess:
     def _become(self, state: DeviceState) -> None:
         self.state, self._state_since_s = state, time.monotonic()
         self._keep()
-        before, self._changed = self._changed, asyncio.Event()
-        before.set()
+        self._pulse()
         self._on_change()
 
     def _start_s(self, now_s: float) -> float:

@@ -2,7 +2,8 @@
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
-A device that has nothing left to do gets the next of the edits that wait for another.
+A device that has nothing left to do gets the next of the edits that wait for another: for its steps, for its start, or
+for a suspect edit that has to be alone there. What waits for a start that is late is placed anew now and then.
 One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
