@@ -182,7 +182,7 @@ class EngineProcess:
             Released: it was given back.
         """
         edit = self._edits.add(request, on_progress)
-        self._keep()
+        self._mind_idleness()
         try:
             await self._until(lambda: edit.ended.done() or (self.state == "ready" and self._edits.admits(edit)))
             if not edit.ended.done():  # by being given back
@@ -196,7 +196,7 @@ class EngineProcess:
             raise
         finally:
             self._edits.remove(edit)
-            self._keep()
+            self._mind_idleness()
             self._pulse()
 
     def release(self) -> bool:
@@ -377,7 +377,7 @@ class EngineProcess:
                 return EngineFault(message.why)
         return None
 
-    def _keep(self) -> None:
+    def _mind_idleness(self) -> None:
         """See whether there is work; if not, some may come from elsewhere, or the process ends in `idle_s`."""
         if self._retiring is not None:
             self._retiring.cancel()
@@ -398,7 +398,7 @@ class EngineProcess:
 
     def _become(self, state: DeviceState) -> None:
         self.state, self._state_since_s = state, time.monotonic()
-        self._keep()
+        self._mind_idleness()
         self._pulse()
         self._on_change()
 
