@@ -121,12 +121,11 @@ class Acts:
 
     def revoke_key(self, tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
         """Close a key for good; one that is closed stays as it is. Raises as `keys.revoke`."""
+        was_open = keys.revoke(tx, key, now=self.now(), account=account)
         found = keys.get(tx, key, account=account)
-        if found.revoked_at is not None:
-            return found
-        revoked = keys.revoke(tx, key, now=self.now(), account=account)
-        self._record(tx, "key.revoke", key, account=revoked.account)
-        return revoked
+        if was_open:
+            self._record(tx, "key.revoke", key, account=found.account)
+        return found
 
     def reset_keys(self, tx: Connection) -> int:
         """Go on with this pepper where the old one is lost: every key is closed. Returns how many were open.
