@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 from rekontext.accounts import audit
 from rekontext.contract import Estimate, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
-from rekontext.jobs import queries
+from rekontext.jobs import idempotency, queries
 from rekontext.jobs.events import Event, EventHub
-from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.life import Accepted, JobLife, replay
 from rekontext.jobs.lookout import Lookout, Places
-from rekontext.jobs.model import Job, Order, State
+from rekontext.jobs.model import Idempotency, Job, Order, State
 from rekontext.sources import Clock
 
 
@@ -105,6 +105,19 @@ class Desk:
             self._works.wake()
         return accepted
 
+    async def earlier(self, account: AccountId, promise: Idempotency) -> Accepted | None:
+        """What `submit` answers to an order with this idempotency key, if one came before. None: the key is free.
+
+        Raises:
+            IdempotencyKeyReused: that one had another body.
+        """
+
+        def look(tx: Connection) -> Accepted | None:
+            found = idempotency.find(tx, account, promise)
+            return None if found is None else replay(tx, found, account=account)
+
+        return await self._database.read(look)
+
     async def job(self, job: JobId, *, account: AccountId | None) -> Job:
         """The job as it is now; `account` None sees everyone's.
 
@@ -122,7 +135,7 @@ class Desk:
 
         def look(tx: Connection) -> tuple[Job, int | None]:
             found = queries.get(tx, job, account=account)
-            return found, queries.ahead(tx, found) if found.state is State.QUEUED else None
+            return found, queries.place(tx, found)
 
         found, ahead = await self._database.read(look)
         return Standing(job=found, ahead=ahead)
