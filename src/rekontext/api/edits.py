@@ -26,7 +26,7 @@ from rekontext.accounts import (
 )
 from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
-from rekontext.api.workbench import parameters_of
+from rekontext.api.workbench import edit_request, parameters_of
 from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import (
@@ -198,9 +198,8 @@ class Edits:
         price_micros = self.price_micros(steps=order.steps)
         if order.deadline_s is not None:
             ahead = await self._database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
-            self._check_deadline(
-                order.deadline_s, self._forecast.of_new(parameters, account=caller.account, ahead=ahead)
-            )
+            request = edit_request(parameters, job=job, account=caller.account, photo=None)
+            self._check_deadline(order.deadline_s, self._forecast.of_new(request, ahead=ahead))
         key = input_key(job)
         await self._objects.put(key, order.photo.data, content_type=f"image/{order.photo.format}")
         try:
