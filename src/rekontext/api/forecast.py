@@ -1,6 +1,7 @@
 """When a job will be done: what the fleet says of its own edits, and those that still wait in the database.
 
-Knows no HTTP. Everything here is an estimate of this process's fleet and takes microseconds.
+Knows no HTTP. Everything here is an estimate: of this process's fleet, and of what the other processes were last heard
+to say of theirs. It asks neither them nor the database, so it takes microseconds.
 """
 
 from __future__ import annotations

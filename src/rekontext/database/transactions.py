@@ -5,7 +5,7 @@ Two kinds of database stand behind it. SQLite, embedded: every write goes throug
 PostgreSQL: a small pool of threads, each with a connection; writes that must not wait behind all others have lanes of
 their own. On both, reads that may take long have a few threads of their own, so that keys and polls find one however
 many histories are looked through. A function that is given to `transact` may run more than once (after a deadlock,
-say), so it must touch nothing but the database. Knows no tables.
+say), so it must touch nothing but the database, or what each run sets anew. Knows no tables.
 """
 
 from __future__ import annotations
