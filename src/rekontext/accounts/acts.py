@@ -100,7 +100,7 @@ class Acts:
             ValueError: the name, the rate or a model's name is out of bounds.
             PepperChanged: the key would be unknown to whoever has the right one.
         """
-        peppers.require(tx, self.pepper)
+        peppers.claim_or_require(tx, self.pepper)
         # The lock makes those who make keys of one account come one after the other, which makes the count exact.
         registry.lock(tx, account)
         if open_max is not None and keys.count_open(tx, account, now=self.now()) >= open_max:
@@ -145,7 +145,7 @@ class Acts:
         Raises:
             PepperChanged: there are, and their keys are hashed under another pepper.
         """
-        peppers.require(tx, self.pepper)
+        peppers.claim_or_require(tx, self.pepper)
         if tx.execute(select(func.count()).select_from(accounts)).scalar_one():
             return None
         policy = KeyPolicy(name="first", scopes=frozenset({"edit", "read", "admin"}))

@@ -204,7 +204,7 @@ class Desk:
         Raises:
             JobUnknown: the account has no such job, or its record went while listening.
         """
-        found = await self._look(job, account)
+        found = await self._tell_what_is_known(job, account)
         events = self._hub.listen(job, after=after)
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -212,7 +212,7 @@ class Desk:
                 done, _ = await asyncio.wait([coming], timeout=self._poll_s)
                 if not done:
                     with suppress(DatabaseUnavailable):
-                        found = await self._look_again(found, account)
+                        found = await self._tell_what_is_new(found, account)
                     newest = self._hub.newest(job)
                     if newest is not None and self._works.holds(found):
                         yield Event(id=newest.id, kind="quiet", data={})
@@ -228,8 +228,8 @@ class Desk:
                 await coming
             await events.aclose()
 
-    async def _look_again(self, job: Job, account: AccountId | None) -> Job:
-        """As `_look`, of a job as it was. What one look for all shows needs none of its own."""
+    async def _tell_what_is_new(self, job: Job, account: AccountId | None) -> Job:
+        """As `_tell_what_is_known`, of a job as it was. What one look for all shows needs none of its own."""
         if self._works.holds(job):
             return job  # whatever happens to it is told here
         known = self._hub.newest(job.id)
@@ -238,9 +238,9 @@ class Desk:
             if ahead is not None and self._hub.newest(job.id) is known:
                 self._tell_place(job.id, ahead, known)
                 return job
-        return await self._look(job.id, account)
+        return await self._tell_what_is_known(job.id, account)
 
-    async def _look(self, job: JobId, account: AccountId | None) -> Job:
+    async def _tell_what_is_known(self, job: JobId, account: AccountId | None) -> Job:
         """Tell what only the database knows: the place in the queue, and how a job fares in another process."""
         known = self._hub.newest(job)
         standing = await self.standing(job, account=account)
