@@ -11,13 +11,18 @@ class FakeClock:
 
     def __init__(self, start: datetime = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)) -> None:
         self._now = start
+        self._passed_s = 0.0
 
     def now(self) -> datetime:
         return self._now
 
+    def monotonic_s(self) -> float:
+        return self._passed_s
+
     def advance(self, seconds: float) -> datetime:
         assert seconds >= 0, f"time can't go back by {-seconds} s"
         self._now += timedelta(seconds=seconds)
+        self._passed_s += seconds
         return self._now
 
     def set_back(self, seconds: float) -> datetime:

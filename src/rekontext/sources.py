@@ -6,6 +6,7 @@ Knows nothing of what they are used for.
 from __future__ import annotations
 
 import secrets
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,12 +24,19 @@ class Clock(Protocol):
         """The present moment, timezone-aware."""
         ...
 
+    def monotonic_s(self) -> float:
+        """Seconds since some moment, for durations: they pass evenly, whatever the wall clock is set to."""
+        ...
+
 
 class SystemClock:
-    """The machine's wall clock, in UTC."""
+    """The machine's: its wall clock in UTC, and the one that can't be set."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
 
 
 def random_bytes(count: int) -> bytes:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
-from rekontext.accounts import AccountUnknown, Acts, KeyPolicy, NameTaken, TooManyKeys, audit, keys, ledger, registry
+from rekontext.accounts import (
+    AccountUnknown,
+    Acts,
+    ApiKey,
+    KeyPolicy,
+    NameTaken,
+    TooManyKeys,
+    audit,
+    keys,
+    ledger,
+    registry,
+)
 from rekontext.database import AccountId, Database
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
 
@@ -71,6 +83,28 @@ def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Act
     assert log[0].details == {"monthly_cap": 1.0, "in_flight_max": 3}
     assert key.secret[7:] not in repr(log)
     assert account.webhook_secret not in repr(log)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_of_two_who_revoke_a_key_at_once_one_has_revoked_it(database: Database, acts: Acts) -> None:
+    """Both are told so; the log has who it was. SQLite has one writer at a time anyway."""
+    _, key = database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+    waiting = text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+
+    def first(tx: Connection) -> ApiKey:
+        revoked = acts.revoke_key(tx, key.key.id)
+        others.append(threads.submit(database.transact_sync, lambda tx: acts.revoke_key(tx, key.key.id)))
+        until = time.monotonic() + 30
+        while database.read_sync(lambda other: other.execute(waiting).first()) is None:
+            assert time.monotonic() < until
+        return revoked
+
+    others: list[Future[ApiKey]] = []
+    with ThreadPoolExecutor(1) as threads:
+        revoked = database.transact_sync(first)
+        assert [other.result() for other in others] == [revoked]
+    log = database.read_sync(audit.records)
+    assert [record.action for record in log].count("key.revoke") == 1
 
 
 def test_the_log_says_all_that_a_new_key_may_do(database: Database, acts: Acts, clock: FakeClock) -> None:

@@ -131,11 +131,13 @@ def test_a_well_formed_key_that_nobody_made_is_refused(make: Maker) -> None:
 def test_a_revoked_key_is_refused_for_good(make: Maker) -> None:
     """From the same moment on; revoking it twice keeps the first moment."""
     new = make()
-    revoked = make.database.transact_sync(lambda tx: keys.revoke(tx, new.key.id, now=make.clock.now()))
+    at = make.clock.now()
+    assert make.database.transact_sync(lambda tx: keys.revoke(tx, new.key.id, now=at))
     with pytest.raises(KeyRefused, match="revoked"):
         make.authenticate(new.secret)
     later = make.clock.advance(60)
-    assert make.database.transact_sync(lambda tx: keys.revoke(tx, new.key.id, now=later)) == revoked
+    assert not make.database.transact_sync(lambda tx: keys.revoke(tx, new.key.id, now=later))
+    assert make.database.read_sync(lambda tx: keys.get(tx, new.key.id)).revoked_at == at
 
 
 def test_one_account_cannot_revoke_another_ones_key(make: Maker) -> None:

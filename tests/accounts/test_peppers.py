@@ -25,10 +25,10 @@ def test_the_first_pepper_is_the_right_one(database: Database) -> None:
     """And stays it, however often it is asked for."""
     assert database.read_sync(lambda tx: peppers.fits(tx, ANOTHER)) is None
     for _ in range(2):
-        database.transact_sync(lambda tx: peppers.require(tx, OURS))
+        database.transact_sync(lambda tx: peppers.claim_or_require(tx, OURS))
     assert database.read_sync(lambda tx: (peppers.fits(tx, OURS), peppers.fits(tx, ANOTHER))) == (True, False)
     with pytest.raises(PepperChanged, match="under another secret"):
-        database.transact_sync(lambda tx: peppers.require(tx, ANOTHER))
+        database.transact_sync(lambda tx: peppers.claim_or_require(tx, ANOTHER))
     assert database.read_sync(lambda tx: peppers.fits(tx, OURS))
 
 

@@ -14,6 +14,7 @@ import pytest
 from rekontext.accounts import keys
 from rekontext.contract import EditRefused
 from rekontext.database.transactions import LONG_READERS
+from rekontext.jobs import queries
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, Studio
@@ -442,24 +443,28 @@ async def test_a_limit_that_isn_t_sent_stays(client: httpx2.AsyncClient, studio:
     ]
 
 
-async def test_the_queue_is_seen_live(make_studio: MakeStudio) -> None:
-    """What runs with its progress, what waits with its place."""
+async def test_the_queue_is_seen_live(make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs with its progress, what waits with its place, which isn't asked for one job after the other."""
     studio = make_studio(running_max=1)
     studio.fleet.may_step.clear()
     async with studio.open() as client:
         first = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
         await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
         second = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
-        queue = (await client.get("/console/api/admin/queue")).json()
+        third = (await client.post("/v2/flux-kontext-dev", json=GOOD)).json()
+        with monkeypatch.context() as patched:
+            patched.delattr(queries, "ahead")
+            queue = (await client.get("/console/api/admin/queue")).json()
         assert queue["devices"] == {"cpu": "ready"}
-        assert (queue["queued"], queue["processing"], queue["running_here"], queue["running_max"]) == (1, 1, 1, 1)
-        running, waiting = queue["jobs"]
+        assert (queue["queued"], queue["processing"], queue["running_here"], queue["running_max"]) == (2, 1, 1, 1)
+        running, waiting, last = queue["jobs"]
         assert (running["request_id"], running["status"]) == (first["request_id"], "PROCESSING")
         assert (running["progress"]["step"], running["eta_seconds"]) == (0, 2.0)
         assert (waiting["request_id"], waiting["progress"]) == (second["request_id"], None)
-        assert waiting["eta_seconds"] > running["eta_seconds"]
+        assert last["request_id"] == third["request_id"]
+        assert last["eta_seconds"] > waiting["eta_seconds"] > running["eta_seconds"]
         studio.fleet.may_step.set()
-        await followed(client, second["events_url"])
+        await followed(client, third["events_url"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NoReturn
 
 import httpx2
 import orjson
@@ -21,6 +21,8 @@ from structlog.testing import capture_logs
 
 from rekontext import assembly
 from rekontext.api import disk, health, segmind
+from rekontext.api.console import admin
+from rekontext.api.parts import Parts
 from rekontext.contract import EditRefused, EngineFault
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
 from rekontext.jobs import Job, JobLife
@@ -529,6 +531,24 @@ async def test_an_engine_fault_is_ours_tells_nothing_and_is_free(studio: Studio,
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
     assert "secret" not in answer.text
     assert (balance["available"], balance["held"]) == (10, 0)
+
+
+async def test_a_model_that_goes_while_a_call_asks_for_it_is_one_line_in_the_log(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that is foreseen, as all that have a code of their own, and the connection stays."""
+
+    def going(_parts: Parts) -> NoReturn:
+        raise EngineFault("secret tensor")
+
+    monkeypatch.setattr(admin, "described_model", going)
+    async with studio.open() as client:
+        with capture_logs() as lines:
+            answer = await client.get("/console/api/admin/queue")
+    assert (answer.status_code, answer.json()["code"]) == (500, "engine_fault")
+    assert "secret" not in answer.text
+    assert "connection" not in answer.headers
+    assert [line["fault"] for line in lines if line["event"] == "engine_fault"] == ["secret tensor"]
 
 
 async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio) -> None:

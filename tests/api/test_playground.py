@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
+
 import httpx2
 import pytest
 
+from rekontext.contract import EditRequest, Estimate
 from tests.api.conftest import MakeStudio
 from tests.api.studio import Studio
 from tests.pictures.samples import photo_bytes
@@ -24,6 +28,25 @@ async def test_an_estimate_says_price_and_time_of_an_edit_submitted_now(
     assert wrong.status_code == 400
     assert wrong.json()["errors"][0]["parameter"] == "num_inference_steps"
     assert (await client.get("/console/api/estimate", headers={"x-api-key": ""})).status_code == 401
+
+
+async def test_an_estimate_is_asked_as_that_of_the_edit_itself(
+    client: httpx2.AsyncClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet is told all that an edit's length hangs on, by a page that knows neither prompt nor photo."""
+    asked, estimate = [], studio.fleet.estimate
+
+    def look(request: EditRequest) -> Estimate:
+        asked.append(request)
+        return estimate(request)
+
+    monkeypatch.setattr(studio.fleet, "estimate", look)
+    length: dict[str, int | str] = {"num_inference_steps": 10, "aspect_ratio": "16:9", "acceleration": "high"}
+    assert (await client.get("/console/api/estimate", params={"width": 48, "height": 32, **length})).status_code == 200
+    edit = {"prompt": "invert it", "seed": 0, "input_image": base64.b64encode(photo_bytes(48, 32)).decode()}
+    assert (await client.post("/v2/flux-kontext-dev", json=edit | length | {"deadline_s": 1000})).status_code == 200
+    of_page, of_edit = asked[:2]
+    assert replace(of_page, id=of_edit.id, prompt=of_edit.prompt) == of_edit
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.jpg", "file:///etc/passwd", "data:image/png;base64,AAAA"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import traceback
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import Connection, insert, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database import transactions as module
@@ -188,6 +189,48 @@ def test_a_connection_that_breaks_in_the_commit_leaves_a_doubt(database: Databas
         database.transact_sync(work)
     assert fault.value.is_in_doubt
     assert database.read_sync(actions) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_transaction_whose_session_was_ended_for_its_silence_is_run_again(database: Database) -> None:
+    """As when the machine slept in the middle of it. It was ended before its commit: nothing of it is left."""
+    tried = 0
+
+    def is_there(pid: int) -> bool:
+        count = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        return database.read_sync(lambda other: bool(other.execute(count, {"pid": pid}).scalar_one()))
+
+    def work(tx: Connection) -> None:
+        nonlocal tried
+        tried += 1
+        note(tx, f"try {tried}")
+        if tried == 1:
+            pid = tx.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
+            until = time.monotonic() + 30
+            while is_there(pid):
+                assert time.monotonic() < until
+
+    database.transact_sync(work)
+    assert database.read_sync(actions) == ["try 2"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("state", ["XX000", "XX001"])
+def test_a_fault_of_postgresql_s_own_is_the_database_s(database: Database, state: str) -> None:
+    """A damaged page, say: whoever outlives a database that is away outlives this."""
+    fail = f"DO $$ BEGIN RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = '{state}'; END $$"
+    for run in (database.transact_sync, database.read_sync):
+        with pytest.raises(DatabaseUnavailable, match="invalid page in block 7") as fault:
+            run(lambda tx: tx.exec_driver_sql(fail) and None)
+        assert not fault.value.is_in_doubt
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_read_that_writes_is_our_own_mistake(database: Database) -> None:
+    """Not an outage, though the driver has one class for both."""
+    with pytest.raises(InternalError, match="read-only"):
+        database.read_sync(lambda tx: note(tx, "smuggled"))
 
 
 def test_a_statement_that_is_wrong_is_not_retried(database: Database) -> None:

@@ -24,6 +24,7 @@ import structlog
 from PIL import Image
 
 from rekontext.contract import (
+    DeviceState,
     EditRefused,
     EditRequest,
     EditResult,
@@ -35,7 +36,7 @@ from rekontext.engine.canvas import Canvas
 from rekontext.fleet import ProcessFleet
 from rekontext.fleet.child import Child
 from rekontext.fleet.messages import Channel, Opening
-from rekontext.fleet.process import EngineProcess, _placed
+from rekontext.fleet.process import EngineProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -92,7 +93,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def standing_by(fleet: ProcessFleet) -> list[int]:
     """The processes that stand by, 0 where none does."""
-    tasks = [process._standby for process in fleet._processes]
+    tasks = [process._standby._coming for process in fleet._processes]
     return [task.result()._process.pid if task is not None and task.done() else 0 for task in tasks]
 
 
@@ -332,14 +333,14 @@ async def test_a_device_that_has_nothing_left_to_do_gets_what_waits_for_another(
         go = {id: tmp_path / str(id) for id in range(1, 6)}
         edits = {id: asyncio.create_task(fleet.edit(request(id, f"wait {go[id]}"))) for id in go}
         first, second = fleet._processes
-        await until(lambda: [e.is_taken_in for each in (first, second) for e in each._edits.values()] == [True] * 5)
+        await until(lambda: [e.is_taken_in for each in (first, second) for e in each._edits] == [True] * 5)
         assert sorted(len(process._edits) for process in (first, second)) == [2, 3]
         shorter = min((first, second), key=lambda process: len(process._edits))
         longer = second if shorter is first else first
-        for edit in list(shorter._edits.values()):
+        for edit in list(shorter._edits):
             go[int(edit.request.id)].touch()
         await until(lambda: len(shorter._edits) == 1 and len(longer._edits) == 2)
-        (moved,) = shorter._edits.values()
+        (moved,) = shorter._edits
         assert edits[int(moved.request.id)].done() is False
         await until(lambda: (tmp_path / f"{moved.request.id}.cancelled").exists())  # where it was it takes no place
         for path in go.values():
@@ -358,10 +359,10 @@ async def test_a_device_whose_last_edits_failed_gets_none_of_anothers(tmp_path: 
             await fleet.edit(request(4, "fail"))
         failed = next(process for process in fleet._processes if process.faults)
         other = next(process for process in fleet._processes if process is not failed)
-        await until(lambda: sum(edit.is_taken_in for each in (failed, other) for edit in each._edits.values()) == 3)
+        await until(lambda: sum(edit.is_taken_in for each in (failed, other) for edit in each._edits) == 3)
         had = len(other._edits)
         fleet._share(failed)
-        assert not any(edit.ended.done() for edit in other._edits.values())
+        assert not any(edit.ended.done() for edit in other._edits)
         failed.faults = 0
         fleet._share(failed)
         await until(lambda: len(other._edits) == had - 1)
@@ -369,13 +370,165 @@ async def test_a_device_whose_last_edits_failed_gets_none_of_anothers(tmp_path: 
         await asyncio.gather(*edits)
 
 
+@asynccontextmanager
+async def a_start_that_hangs(folder: Path, *, silent_s_max: float = SOON_S) -> AsyncIterator[ProcessFleet]:
+    """Of two devices the first runs edit 1 until there is `folder / "one"`, the second is loaded when there is "go"."""
+    (folder / "go").touch()
+    fleet = fleet_of("a", "b", model="slow", idle_s=SOON_S, folder=folder, silent_s_max=silent_s_max)
+    async with started(fleet):
+        (folder / "go").unlink()
+        first = asyncio.create_task(fleet.edit(request(1, f"wait {folder / 'one'}", steps=50)))
+        await until(lambda: any(edit.is_taken_in for edit in fleet._processes[0]._edits))
+        fleet._processes[1].wake()
+        await until(lambda: fleet.devices == {"a": "ready", "b": "starting"})
+        yield fleet
+        for name in ("go", "one"):
+            (folder / name).touch()
+        await first
+
+
+def patient(id: int, prompt: str = "") -> EditRequest:
+    """An edit that is served after a longer one."""
+    return replace(request(id, prompt, steps=16), priority=-2)
+
+
+def ids(process: EngineProcess) -> list[str]:
+    """The edits that it has, or that wait for it."""
+    return [edit.request.id for edit in process._edits]
+
+
+async def waiting(fleet: ProcessFleet, process: EngineProcess, edit: EditRequest) -> asyncio.Task[EditResult]:
+    """An edit of which the fleet has chosen that this device is to run it."""
+    task = asyncio.create_task(fleet.edit(edit))
+    await until(lambda: edit.id in ids(process))
+    return task
+
+
+async def test_an_edit_that_waits_for_a_start_goes_to_a_device_that_has_nothing_to_do(tmp_path: Path) -> None:
+    """A driver that hangs would keep it for an hour. One that may be what kills processes stays."""
+    async with a_start_that_hangs(tmp_path) as fleet:
+        first, second = fleet._processes
+        edits = [await waiting(fleet, second, patient(id)) for id in (2, 3)]
+        suspect = await waiting(fleet, second, replace(request(4), is_suspect=True))
+        assert fleet.estimate(request(4)).position == 2
+        second._ready_due_s -= 1000
+        (tmp_path / "one").touch()
+        moved = [process_of(await edit) for edit in edits]
+        assert (fleet.devices, ids(first), ids(second)) == ({"a": "ready", "b": "starting"}, [], ["4"])
+        assert (first.load_s, second.load_s) == (0, 4)
+        assert [fleet.estimate(request(id)).position for id in (4, 5)] == [0, 0]
+        assert fleet.estimate(request(5)).finish_s == pytest.approx(4, abs=0.1)
+        (tmp_path / "go").touch()
+        assert process_of(await suspect) not in moved
+        assert len(set(moved)) == 1
+
+
+async def test_an_edit_that_waits_for_a_suspect_one_goes_to_a_device_that_has_nothing_to_do(tmp_path: Path) -> None:
+    """There is no room for it, however many others that process could serve."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        alone = replace(request(1, f"wait {tmp_path / 'one'}"), is_suspect=True)
+        first, second = fleet._processes
+        suspect = await waiting(fleet, first, alone)
+        other = await waiting(fleet, second, request(2, f"wait {tmp_path / 'two'}", steps=8))
+        behind = await waiting(fleet, first, request(3, steps=10))
+        assert fleet.estimate(request(3)).finish_s == pytest.approx(14, abs=0.1)
+        (tmp_path / "two").touch()
+        assert process_of(await behind) == process_of(await other)
+        assert not suspect.done()
+        (tmp_path / "one").touch()
+        assert process_of(await suspect) != process_of(await other)
+
+
+async def test_an_edit_does_not_go_where_a_suspect_one_is_while_another_device_has_nothing_to_do(
+    tmp_path: Path,
+) -> None:
+    """Also one that is shorter: it isn't served before that."""
+    async with started(fleet_of("a", "b")) as fleet:
+        await until(lambda: fleet.devices == {"a": "ready", "b": "ready"})
+        alone = replace(request(1, f"wait {tmp_path / 'one'}", steps=50), is_suspect=True)
+        suspect = asyncio.create_task(fleet.edit(alone))
+        await until(lambda: any(edit.is_taken_in for edit in fleet._processes[0]._edits))
+        await asyncio.wait_for(fleet.edit(request(2)), SOON_S)
+        assert not suspect.done()
+        (tmp_path / "one").touch()
+        await suspect
+
+
+@pytest.mark.parametrize("is_ready_first", [True, False])
+async def test_an_edit_runs_once_if_its_start_ends_in_the_moment_in_which_it_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_ready_first: bool
+) -> None:
+    """Whoever awaits it hasn't heard of either yet. It goes where it is done first now, which may be here again."""
+    async with a_start_that_hangs(tmp_path) as fleet:
+        second = fleet._processes[1]
+        edit = await waiting(fleet, second, patient(2, "log"))
+        (expected,) = second._edits
+        become = second._become
+
+        def become_and_give_back(state: DeviceState) -> None:
+            if is_ready_first:
+                become(state)
+            second._give_back(expected)
+            if not is_ready_first:
+                become(state)
+
+        with monkeypatch.context() as moment:
+            moment.setattr(second, "_become", become_and_give_back)
+            (tmp_path / "go").touch()
+            await until(expected.ended.done)
+        assert (await edit).seed == 2
+        assert not expected.is_handed_over
+        await second.edit(request(3))  # so what the device was sent before is done too
+        await until(lambda: bool(caplog.records))
+        assert [record.getMessage() for record in caplog.records] == ["b: a step was left out"]
+
+
+async def test_what_waits_for_a_start_that_is_late_may_be_done_sooner_elsewhere(tmp_path: Path) -> None:
+    """Also where no device has ever nothing to do, or had when the start was still expected to be over soon."""
+    async with a_start_that_hangs(tmp_path, silent_s_max=0.5) as fleet:
+        first, second = fleet._processes
+        edit = await waiting(fleet, second, patient(2, f"wait {tmp_path / 'two'}"))
+        suspect = await waiting(fleet, second, replace(request(3), is_suspect=True))
+        second._ready_due_s -= 1000
+        await until(lambda: ids(second) == ["3"])
+        assert ids(first) == ["1", "2"]
+        assert fleet.estimate(request(2)).finish_s == pytest.approx(66, abs=1)
+        (tmp_path / "two").touch()
+        await edit
+        (tmp_path / "go").touch()
+        await suspect
+
+
+async def test_what_waits_for_a_start_that_is_late_goes_on_waiting_where_there_is_no_other_device(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is run once."""
+    (tmp_path / "go").touch()
+    async with started(fleet_of("a", model="slow", idle_s=0.05, folder=tmp_path, silent_s_max=0.5)) as fleet:
+        (process,) = fleet._processes
+        await until(lambda: fleet.devices == {"a": "asleep"})
+        (tmp_path / "go").unlink()
+        edit = asyncio.create_task(fleet.edit(request(1, "log")))
+        await until(lambda: fleet.devices == {"a": "starting"} and ids(process) == ["1"])
+        process._ready_due_s -= 1000
+        (first,) = process._edits
+        await until(lambda: first.ended.done() and ids(process) == ["1"])
+        assert fleet.estimate(request(1)).wait_s > 900
+        (tmp_path / "go").touch()
+        assert (await edit).seed == 1
+        await fleet.edit(request(2))
+        await until(lambda: bool(caplog.records))
+        assert [record.getMessage() for record in caplog.records] == ["a: a step was left out"]
+
+
 async def test_an_edit_whose_steps_have_begun_stays_where_it_is(tmp_path: Path) -> None:
     """What was done would be lost."""
     async with started(fleet_of("a")) as fleet:
         edits = [await running(fleet, id, tmp_path / "go") for id in (1, 2)]
         (process,) = fleet._processes
-        await until(lambda: all(edit.is_taken_in for edit in process._edits.values()))
-        for edit in process._edits.values():
+        await until(lambda: all(edit.is_taken_in for edit in process._edits))
+        for edit in process._edits:
             edit.is_stepped = True
         assert not process.release()
         (tmp_path / "go").touch()
@@ -398,18 +551,18 @@ async def test_the_next_process_stands_by_while_a_device_sleeps() -> None:
     async with started(fleet_of("a", "b", idle_s=0.05, standby=True)) as fleet:
         first, second = fleet._processes
         await until(lambda: fleet.devices == {"a": "asleep", "b": "asleep"} and all(standing_by(fleet)))
-        importing_s = first.importing_s
-        assert second.importing_s == importing_s > 0
+        importing_s = first._standby.importing_s
+        assert second._standby.importing_s == importing_s > 0
         stood_by = standing_by(fleet)
         for process, expected in zip((first, second), stood_by, strict=True):
             process.opening_s = 7.0  # the first start is the longest: it measures and compiles
-            assert process._start_s(process._standby_since_s) == importing_s + 7.0
-            assert process._start_s(process._standby_since_s + 100) == 7.0
+            assert process._start_s(process._standby._since_s) == importing_s + 7.0
+            assert process._start_s(process._standby._since_s + 100) == 7.0
             process.wake()
             await process.until_ready()
             assert process_of(await process.edit(request(1))) == expected
             assert process.opening_s < 7.0
-        assert first.importing_s == importing_s
+        assert first._standby.importing_s == importing_s
     assert not any(is_alive(each) for each in stood_by)
 
 
@@ -420,8 +573,8 @@ async def test_a_process_that_stood_by_may_be_killed() -> None:
         (killed,) = standing_by(fleet)
         os.kill(killed, signal.SIGKILL)
         (process,) = fleet._processes
-        await until(lambda: not process._stands_by())
-        assert process._start_s(process._standby_since_s + 100) == process.importing_s + process.opening_s
+        await until(lambda: not process._standby.is_there)
+        assert process._start_s(process._standby._since_s + 100) == process._standby.importing_s + process.opening_s
         assert process_of(await fleet.edit(request(1))) != killed
         assert fleet._processes[0].failures == 0
 
@@ -434,8 +587,8 @@ async def test_a_process_that_can_not_be_made_to_stand_by_is_no_fault_of_the_dev
         (process,) = fleet._processes
         with monkeypatch.context() as scarce:
             scarce.setattr(Child, "spawn", AsyncMock(side_effect=RuntimeError("can't start new thread")))
-            await until(lambda: process._standby is not None and process._standby.done())
-        assert not process._stands_by()
+            await until(lambda: (coming := process._standby._coming) is not None and coming.done())
+        assert not process._standby.is_there
         await fleet.edit(request(1))
         assert process.failures == 0
 
@@ -447,7 +600,7 @@ async def test_a_device_may_be_closed_in_any_moment_of_a_wake(turns: int) -> Non
     running = asyncio.create_task(process.run())
     await asyncio.sleep(0)
     process._keep_standby()
-    standby = process._standby
+    standby = process._standby._coming
     assert standby is not None
     process.wake()
     for _ in range(turns):
@@ -597,7 +750,7 @@ async def test_closing_ends_all_processes_also_where_one_devices_task_fails(
         processes = {process_of(await fleet.edit(request(2)))}
         (tmp_path / "go").touch()
         processes.add(process_of(await first))
-        monkeypatch.setattr(fleet._processes[0], "_give_up_edits", Mock(side_effect=RuntimeError("ours")))
+        monkeypatch.setattr(fleet._processes[0]._edits, "give_up", Mock(side_effect=RuntimeError("ours")))
         with structlog.testing.capture_logs() as logs:
             await fleet.close()
         assert [(line["event"], line["device"], str(line["exc_info"])) for line in logs] == [
@@ -760,24 +913,3 @@ def test_the_service_loads_no_torch_for_it() -> None:
         "assert not {'torch', 'numpy', 'diffusers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=SOON_S)
-
-
-@pytest.mark.parametrize(
-    ("device", "visible", "placed"),
-    [
-        ("cpu", None, ("cpu", None)),
-        ("", None, (None, None)),
-        ("cuda", None, ("cuda", "0")),
-        ("cuda:3", None, ("cuda", "3")),
-        ("cuda:1", "4,6", ("cuda", "6")),
-        ("cuda:1", "GPU-5f, GPU-7a", ("cuda", "GPU-7a")),
-        ("cuda:2", "4,6", ("cuda:2", "4,6")),
-        ("cuda:0", "", ("cuda:0", "")),
-    ],
-)
-def test_a_process_sees_its_own_gpu_only(
-    device: str, visible: str | None, placed: tuple[str | None, str | None]
-) -> None:
-    """And none that the service itself was not to see; the engine refuses that."""
-    name, environment = _placed(device, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    assert (name, environment.get("CUDA_VISIBLE_DEVICES")) == placed

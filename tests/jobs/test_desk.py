@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,19 @@ from sqlalchemy import Connection
 
 from rekontext.contract import EditRequest, Estimate, OnProgress, Preview, Progress
 from rekontext.database import AccountId, DatabaseUnavailable, JobId
-from rekontext.jobs import Accepted, Desk, Event, EventHub, Job, JobUnknown, Lease, Standing, State, events
+from rekontext.jobs import (
+    Accepted,
+    Desk,
+    Event,
+    EventHub,
+    IdempotencyKeyReused,
+    Job,
+    JobUnknown,
+    Lease,
+    Standing,
+    State,
+    events,
+)
 from rekontext.jobs.lookout import Places
 from rekontext.pictures.store import open_store
 from tests.jobs.office import ALICE, BOB, Office
@@ -194,6 +206,26 @@ async def test_another_accounts_job_is_unknown_at_the_desk(plant: Plant) -> None
     ):
         with pytest.raises(JobUnknown):
             await call
+
+
+async def test_what_an_idempotency_key_has_made_is_found_before_anything_is_ordered(plant: Plant) -> None:
+    """As a second submit would answer it, by that account only, and never for another body."""
+    first = plant.office.order(key="k")
+    promise = first.idempotency
+    assert promise is not None
+    assert await plant.desk.earlier(ALICE, promise) is None
+    plant.office.accept(first)
+    earlier = await plant.desk.earlier(ALICE, promise)
+    assert earlier is not None
+    assert (earlier.job.id, earlier.replayed, earlier.ahead) == (first.job, True, 0)
+    assert earlier == await plant.desk.submit(plant.office.order(key="k"))
+    assert await plant.desk.earlier(BOB, promise) is None
+    with pytest.raises(IdempotencyKeyReused):
+        await plant.desk.earlier(ALICE, replace(promise, body_digest="another"))
+    plant.office.claim()
+    running = await plant.desk.earlier(ALICE, promise)
+    assert running is not None
+    assert (running.job.state, running.ahead) == (State.PROCESSING, None)
 
 
 async def test_a_waiting_job_knows_its_place(plant: Plant) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms
 
-from rekontext.pictures import PictureLimits, PictureRefused, PictureTooLarge, decode, inspect
+from rekontext.pictures import PIXELS_MAX, PictureLimits, PictureRefused, PictureTooLarge, decode, inspect
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 LIMITS: Final = PictureLimits(bytes_max=1_000_000, pixels_max=1_000_000)
@@ -197,6 +197,15 @@ def test_the_bytes_decide_not_the_name() -> None:
     for pillow_format in ("BMP", "TIFF", "PPM", "ICO"):
         with pytest.raises(PictureRefused, match="no jpeg, png, gif or webp"):
             inspect(encoded(gradient(16, 16), pillow_format), LIMITS)
+
+
+def test_no_limit_lies_beyond_pillow_s_own_guard() -> None:
+    """Which would warn, or refuse in other words, where ours still let a picture in."""
+    guard = Image.MAX_IMAGE_PIXELS
+    assert guard is not None
+    assert PictureLimits(bytes_max=1, pixels_max=PIXELS_MAX).pixels_max < guard
+    with pytest.raises(ValueError, match=rf"pixels_max is {PIXELS_MAX + 1}; at most {PIXELS_MAX}"):
+        PictureLimits(bytes_max=1, pixels_max=PIXELS_MAX + 1)
 
 
 def test_limits_are_checked_before_unpacking() -> None:

@@ -100,7 +100,7 @@ class Acts:
             ValueError: the name, the rate or a model's name is out of bounds.
             PepperChanged: the key would be unknown to whoever has the right one.
         """
-        peppers.require(tx, self.pepper)
+        peppers.claim_or_require(tx, self.pepper)
         # The lock makes those who make keys of one account come one after the other, which makes the count exact.
         registry.lock(tx, account)
         if open_max is not None and keys.count_open(tx, account, now=self.now()) >= open_max:
@@ -121,12 +121,11 @@ class Acts:
 
     def revoke_key(self, tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiKey:
         """Close a key for good; one that is closed stays as it is. Raises as `keys.revoke`."""
+        was_open = keys.revoke(tx, key, now=self.now(), account=account)
         found = keys.get(tx, key, account=account)
-        if found.revoked_at is not None:
-            return found
-        revoked = keys.revoke(tx, key, now=self.now(), account=account)
-        self._record(tx, "key.revoke", key, account=revoked.account)
-        return revoked
+        if was_open:
+            self._record(tx, "key.revoke", key, account=found.account)
+        return found
 
     def reset_keys(self, tx: Connection) -> int:
         """Go on with this pepper where the old one is lost: every key is closed. Returns how many were open.
@@ -146,7 +145,7 @@ class Acts:
         Raises:
             PepperChanged: there are, and their keys are hashed under another pepper.
         """
-        peppers.require(tx, self.pepper)
+        peppers.claim_or_require(tx, self.pepper)
         if tx.execute(select(func.count()).select_from(accounts)).scalar_one():
             return None
         policy = KeyPolicy(name="first", scopes=frozenset({"edit", "read", "admin"}))

@@ -12,7 +12,7 @@ import hmac
 import string
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, Self, get_args
 
@@ -296,13 +296,15 @@ def get(tx: Connection, key: KeyId, *, account: AccountId | None = None) -> ApiK
     return ApiKey.from_row(row)
 
 
-def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | None = None) -> ApiKey:
-    """Close a key for good. Revoking it again changes nothing. Raises as `get`."""
-    found = get(tx, key, account=account)
-    if found.revoked_at is not None:
-        return found
-    tx.execute(update(api_keys).where(api_keys.c.id == key).values(revoked_at=now))
-    return replace(found, revoked_at=now)
+def revoke(tx: Connection, key: KeyId, *, now: datetime, account: AccountId | None = None) -> bool:
+    """Close a key for good. False if it was revoked already, be it by another at this moment. Raises as `get`."""
+    closing = update(api_keys).where(api_keys.c.id == key, api_keys.c.revoked_at.is_(None)).values(revoked_at=now)
+    if account is not None:
+        closing = closing.where(api_keys.c.account_id == account)
+    if tx.execute(closing).rowcount:
+        return True
+    get(tx, key, account=account)
+    return False
 
 
 def _is_open(now: datetime) -> ColumnElement[bool]:

@@ -33,7 +33,7 @@ def fits(tx: Connection, pepper: bytes) -> bool | None:
     return None if found is None else found == _mark(pepper)
 
 
-def require(tx: Connection, pepper: bytes) -> None:
+def claim_or_require(tx: Connection, pepper: bytes) -> None:
     """Return if a key may be hashed under it. While there are no keys, the first pepper that comes is the right one.
 
     Raises:

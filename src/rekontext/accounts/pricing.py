@@ -12,7 +12,10 @@ _PIXELS_PER_MEGAPIXEL: Final = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Tariff:
-    """Prices in micro-dollars, added up: per edit, per megapixel of the output, per step, per megapixel and step."""
+    """Prices in micro-dollars, added up: per edit, per megapixel, per step, per megapixel and step.
+
+    Megapixels are those of the model's canvas, whatever shape within it is asked for: so a price is known beforehand.
+    """
 
     per_generation_micros: int = PER_GENERATION_MICROS_DEFAULT
     per_megapixel_micros: int = 0
@@ -25,7 +28,7 @@ class Tariff:
                 raise ValueError(f"{name} is {micros}; a price can't be negative")
 
     def price_micros(self, *, pixels: int, steps: int) -> int:
-        """The whole micro-dollars for one picture of `pixels` made in `steps`, rounded up."""
+        """The whole micro-dollars for one edit on a canvas of `pixels`, made in `steps`, rounded up."""
         assert min(pixels, steps) >= 0, f"an edit of {pixels} pixels in {steps} steps"
         megapixels = Fraction(pixels, _PIXELS_PER_MEGAPIXEL)
         price = (

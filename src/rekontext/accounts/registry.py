@@ -1,4 +1,4 @@
-"""Accounts: who pays. Knows that an account starts with books and may start with credits and a key."""
+"""Accounts: who pays, and within which limits. Each has books from its start; what is in them is known elsewhere."""
 
 from __future__ import annotations
 

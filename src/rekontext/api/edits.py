@@ -26,14 +26,14 @@ from rekontext.accounts import (
 )
 from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
-from rekontext.api.workbench import parameters_of
+from rekontext.api.workbench import edit_request, parameters_of
 from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import (
     KEY_CHARACTERS_MAX,
+    Accepted,
     Desk,
     Idempotency,
-    IdempotencyKeyReused,
     Job,
     Objects,
     Order,
@@ -41,7 +41,6 @@ from rekontext.jobs import (
     State,
     TooManyInFlight,
     clear_away,
-    idempotency,
     input_key,
     queries,
 )
@@ -173,22 +172,8 @@ class Edits:
         if not (0 < len(key) <= KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
             raise InvalidIdempotencyKey(key)
 
-        def look(tx: Connection) -> tuple[Job, int | None, Balance] | None:
-            row = tx.execute(idempotency.EARLIER, {"account": caller.account, "key": key}).first()
-            if row is None:
-                return None
-            if row.body_digest != body_digest:
-                raise IdempotencyKeyReused(key)
-            job = queries.get(tx, JobId(row.job_id))
-            ahead = queries.ahead(tx, job) if job.state is State.QUEUED else None
-            return job, ahead, ledger.balance(tx, caller.account)
-
-        found = await self._database.read(look)
-        if found is None:
-            return None
-        job, ahead, balance = found
-        estimate = self._forecast.of_job(job, ahead=ahead)
-        return Submitted(job=job, balance=balance, replayed=True, estimate=estimate)
+        accepted = await self._desk.earlier(caller.account, Idempotency(key=key, body_digest=body_digest))
+        return None if accepted is None else self._submitted(accepted)
 
     async def submit(
         self, caller: Caller, order: EditOrder, *, job: JobId, origin: str, idempotency_key: str | None
@@ -213,9 +198,8 @@ class Edits:
         price_micros = self.price_micros(steps=order.steps)
         if order.deadline_s is not None:
             ahead = await self._database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
-            self._check_deadline(
-                order.deadline_s, self._forecast.of_new(parameters, account=caller.account, ahead=ahead)
-            )
+            request = edit_request(parameters, job=job, account=caller.account, photo=None)
+            self._check_deadline(order.deadline_s, self._forecast.of_new(request, ahead=ahead))
         key = input_key(job)
         await self._objects.put(key, order.photo.data, content_type=f"image/{order.photo.format}")
         try:
@@ -252,6 +236,9 @@ class Edits:
             _log.info(
                 "edit_accepted", job=job, account=caller.account, steps=order.steps, ahead=accepted.ahead, **shown
             )
+        return self._submitted(accepted)
+
+    def _submitted(self, accepted: Accepted) -> Submitted:
         return Submitted(
             job=accepted.job,
             balance=accepted.balance,

@@ -7,9 +7,9 @@ parameters are at fault. Clients of this surface show `error`; programs should b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -29,11 +29,9 @@ from rekontext.accounts import (
     InsufficientCredits,
     KeyRefused,
     KeyUnknown,
-    ModelNotAllowed,
     NameTaken,
     PepperChanged,
     RateLimited,
-    ScopeMissing,
     SpendCapReached,
     TooManyKeys,
 )
@@ -94,75 +92,16 @@ class Failure:
     not_ready: Sequence[str] = ()
 
 
+_Answer = Callable[[Any], Failure]
+_NONE: Final[Mapping[str, str]] = {}
+
+
 def failure_of(fault: Exception) -> Failure:
     """The answer that a failure gets. Whatever is not listed is our own fault, and its text stays with us."""
-    sentence = as_sentence(str(fault))
-    match fault:
-        case ParametersRefused():
-            status = 413 if fault.code == PictureTooLarge.code else 400
-            return Failure(status=status, code=fault.code, sentence=sentence, problems=fault.problems)
-        case PictureRefused():
-            return failure_of(ParametersRefused([picture_problem(fault)]))
-        case RequestValidationError():
-            return failure_of(ParametersRefused([_query_problem(error) for error in fault.errors()]))
-        case EditRefused():
-            return Failure(status=400, code=fault.code, sentence=sentence)
-        case InvalidIdempotencyKey():
-            return Failure(status=400, code="invalid_idempotency_key", sentence=sentence)
-        case MalformedBody():
-            return Failure(status=400, code="malformed_body", sentence=sentence)
-        case MissingKey():
-            return Failure(status=401, code="missing_api_key", sentence=str(fault), headers=_CHALLENGE)
-        case AccountRefused() | JobRefused():
-            return _refusal(fault)
-        case LinkRefused():
-            return Failure(status=403, code="link_refused", sentence=sentence)
-        case UnknownModel():
-            return Failure(status=404, code="unknown_model", sentence=sentence)
-        case FileGone():
-            return Failure(status=404, code="file_gone", sentence=sentence)
-        case JobCancelled():
-            return Failure(status=409, code="cancelled", sentence=sentence)
-        case BodyTooLarge():
-            return Failure(status=413, code="body_too_large", sentence=sentence)
-        case UnsupportedContentType():
-            return Failure(status=415, code="unsupported_content_type", sentence=sentence)
-        case Busy():
-            return Failure(status=429, code=fault.code, sentence=sentence, headers=_retry(fault.retry_after_s))
-        case CallerGone():
-            return Failure(status=499, code="caller_gone", sentence="The caller hung up.")
-        case JobFailed():
-            return _failed_job(fault)
-        case EngineFault():
-            return Failure(
-                status=500, code="engine_fault", sentence="The engine failed on this edit; it may be retried."
-            )
-        case NotReady():
-            return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1), not_ready=fault.missing)
-        case DataError():
-            unfit = "A value in this request can't be stored or looked up; text must not have NUL characters in it."
-            return Failure(status=400, code="invalid_parameters", sentence=unfit)
-        case DatabaseUnavailable():
-            said = "The database can't be reached just now; nothing was changed. Retry later."
-            if fault.is_in_doubt:
-                said = "The database broke off just as it was written to: it may have happened. Look before you retry"
-                said += ", or send the same Idempotency-Key." if isinstance(fault, AcceptInDoubt) else "."
-            return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
-        case StoreUnavailable():
-            away = "The picture store is full or can't be reached just now; nothing was held or charged. Retry later."
-            return Failure(status=503, code="store_unavailable", sentence=away, headers=_retry(_STORE_RETRY_S))
-        case ResultOutOfReach():
-            return Failure(
-                status=503, code="store_unavailable", sentence=sentence, headers=_DO_NOT_RETRY, job=fault.job
-            )
-        case DeadlineExceeded():
-            return Failure(
-                status=504, code="deadline_exceeded", sentence=sentence, headers=_DO_NOT_RETRY, job=fault.job
-            )
-        case HTTPException():
-            return _routing_failure(fault)
-        case _:
-            return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
+    for kind in type(fault).__mro__:
+        if kind in _ANSWERS:
+            return _ANSWERS[kind](fault)
+    return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
 
 
 def install(app: FastAPI, origins: Origins) -> None:
@@ -176,11 +115,13 @@ def install(app: FastAPI, origins: Origins) -> None:
         away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
         if isinstance(away, StoreUnavailable):  # the caller isn't told which folder or host
             _log.error("store_unavailable", fault=str(away))
+        if isinstance(fault, EngineFault):
+            _log.error("engine_fault", fault=str(fault))
         failure = failure_of(fault)
         note(request.scope, code=failure.code)
         return error_answer(failure, request_id(request.scope), origins.of(request))
 
-    for kind in _ANSWERED:
+    for kind in _ANSWERS:
         app.add_exception_handler(kind, answer)
     app.add_middleware(Unforeseen, answer=answer)
     app.add_exception_handler(Exception, answer)  # outermost, for faults of the middleware itself
@@ -215,34 +156,6 @@ def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
     return Response(orjson.dumps(document), failure.status, headers=headers, media_type="application/json")
 
 
-_ANSWERED: Final[tuple[type[Exception], ...]] = (
-    ParametersRefused,
-    PictureRefused,
-    RequestValidationError,
-    EditRefused,
-    InvalidIdempotencyKey,
-    MalformedBody,
-    MissingKey,
-    AccountRefused,
-    JobRefused,
-    LinkRefused,
-    UnknownModel,
-    FileGone,
-    JobCancelled,
-    JobFailed,
-    BodyTooLarge,
-    UnsupportedContentType,
-    Busy,
-    CallerGone,
-    NotReady,
-    DataError,
-    DatabaseUnavailable,
-    StoreUnavailable,
-    ResultOutOfReach,
-    DeadlineExceeded,
-    HTTPException,
-)
-
 _AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| after validation).*")
 """What stands around the clause that says what would be right."""
 
@@ -255,38 +168,83 @@ _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 # RFC 9110 asks a 401 to name its scheme; a key in a header has no registered one, and FastAPI's name does no harm.
 _CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "APIKey"}
 
-_REFUSED: Final[Mapping[type[Exception], int]] = {
-    KeyRefused: 401,
-    ScopeMissing: 403,
-    ModelNotAllowed: 403,
-    AccountUnknown: 404,
-    KeyUnknown: 404,
-    InsufficientCredits: 406,
-    SpendCapReached: 406,
-    CorrectionTooLarge: 409,
-    NameTaken: 409,
-    TooManyKeys: 409,
-    UploadsFull: 409,
-    AssetUnknown: 404,
-    JobUnknown: 404,
-    WebhookUnknown: 404,
-    WebhookRefused: 400,
-    IdempotencyKeyReused: 409,
-    PepperChanged: 503,  # ours, not the caller's: keys were reset under another secret while we run
-}
+
+def _in_its_words(status: int, code: str | None = None, *, headers: Mapping[str, str] = _NONE) -> _Answer:
+    """What a failure says itself, under its own code unless there is another."""
+
+    def failure(fault: Any) -> Failure:
+        sentence = as_sentence(str(fault))
+        return Failure(status=status, code=fault.code if code is None else code, sentence=sentence, headers=headers)
+
+    return failure
 
 
-def _refusal(fault: AccountRefused | JobRefused) -> Failure:
-    """What accounts and jobs refuse, in their own words and under their own codes."""
+def _parameters(fault: ParametersRefused) -> Failure:
+    status = 413 if fault.code == PictureTooLarge.code else 400
+    return Failure(status=status, code=fault.code, sentence=as_sentence(str(fault)), problems=fault.problems)
+
+
+def _picture(fault: PictureRefused) -> Failure:
+    return _parameters(ParametersRefused([picture_problem(fault)]))
+
+
+def _query(fault: RequestValidationError) -> Failure:
+    return _parameters(ParametersRefused([_query_problem(error) for error in fault.errors()]))
+
+
+def _missing_key(fault: MissingKey) -> Failure:
+    return Failure(status=401, code="missing_api_key", sentence=str(fault), headers=_CHALLENGE)
+
+
+def _rate_limited(fault: RateLimited) -> Failure:
+    none_left = Allowance(limit=fault.limit, remaining=0, reset_at=fault.reset_at)
+    headers = _retry(fault.retry_after_s) | allowance(none_left, reset_s=fault.retry_after_s)
+    return Failure(status=429, code=fault.code, sentence=as_sentence(str(fault)), headers=headers)
+
+
+def _busy(fault: Busy) -> Failure:
+    return Failure(status=429, code=fault.code, sentence=as_sentence(str(fault)), headers=_retry(fault.retry_after_s))
+
+
+def _caller_gone(_fault: CallerGone) -> Failure:
+    return Failure(status=499, code="caller_gone", sentence="The caller hung up.")
+
+
+def _engine(_fault: EngineFault) -> Failure:
+    return Failure(status=500, code="engine_fault", sentence="The engine failed on this edit; it may be retried.")
+
+
+def _not_ready(fault: NotReady) -> Failure:
     sentence = as_sentence(str(fault))
-    if isinstance(fault, RateLimited):
-        none_left = Allowance(limit=fault.limit, remaining=0, reset_at=fault.reset_at)
-        headers = _retry(fault.retry_after_s) | allowance(none_left, reset_s=fault.retry_after_s)
-        return Failure(status=429, code=fault.code, sentence=sentence, headers=headers)
-    if isinstance(fault, TooManyMessages):
-        return Failure(status=429, code=fault.code, sentence=sentence, headers=_retry(_MESSAGES_RETRY_S))
-    status = _REFUSED.get(type(fault), 403)
-    return Failure(status=status, code=fault.code, sentence=sentence, headers=_CHALLENGE if status == 401 else {})
+    return Failure(status=503, code="not_ready", sentence=sentence, headers=_retry(1), not_ready=fault.missing)
+
+
+def _unfit(_fault: DataError) -> Failure:
+    unfit = "A value in this request can't be stored or looked up; text must not have NUL characters in it."
+    return Failure(status=400, code="invalid_parameters", sentence=unfit)
+
+
+def _database(fault: DatabaseUnavailable) -> Failure:
+    said = "The database can't be reached just now; nothing was changed. Retry later."
+    if fault.is_in_doubt:
+        said = "The database broke off just as it was written to: it may have happened. Look before you retry"
+        said += ", or send the same Idempotency-Key." if isinstance(fault, AcceptInDoubt) else "."
+    return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
+
+
+def _store(_fault: StoreUnavailable) -> Failure:
+    away = "The picture store is full or can't be reached just now; nothing was held or charged. Retry later."
+    return Failure(status=503, code="store_unavailable", sentence=away, headers=_retry(_STORE_RETRY_S))
+
+
+def _goes_on(status: int, code: str) -> _Answer:
+    """Of an edit whose result is still to be had."""
+
+    def failure(fault: ResultOutOfReach | DeadlineExceeded) -> Failure:
+        sentence = as_sentence(str(fault))
+        return Failure(status=status, code=code, sentence=sentence, headers=_DO_NOT_RETRY, job=fault.job)
+
+    return failure
 
 
 def _failed_job(fault: JobFailed) -> Failure:
@@ -296,7 +254,7 @@ def _failed_job(fault: JobFailed) -> Failure:
         case PictureRefused.code:
             reason = str(fault).removeprefix("input_image ").rstrip(".")
             problem = Problem(parameter="input_image", value=None, reason=reason, says_allowed=True, code=code)
-            return failure_of(ParametersRefused([problem]))
+            return _parameters(ParametersRefused([problem]))
         case EditRefused.code:
             return Failure(status=400, code=code, sentence=sentence)
         case PictureWithheld.code:
@@ -347,3 +305,51 @@ def _routing_failure(fault: HTTPException) -> Failure:
             return Failure(status=405, code="method_not_allowed", sentence=sentence, headers=headers)
         case status:
             return Failure(status=status, code=f"http_{status}", sentence=as_sentence(fault.detail), headers=headers)
+
+
+_ANSWERS: Final[Mapping[type, _Answer]] = {
+    ParametersRefused: _parameters,
+    PictureRefused: _picture,
+    RequestValidationError: _query,
+    EditRefused: _in_its_words(400),
+    InvalidIdempotencyKey: _in_its_words(400, "invalid_idempotency_key"),
+    MalformedBody: _in_its_words(400, "malformed_body"),
+    DataError: _unfit,
+    WebhookRefused: _in_its_words(400),
+    MissingKey: _missing_key,
+    KeyRefused: _in_its_words(401, headers=_CHALLENGE),
+    AccountRefused: _in_its_words(403),
+    JobRefused: _in_its_words(403),
+    LinkRefused: _in_its_words(403, "link_refused"),
+    UnknownModel: _in_its_words(404, "unknown_model"),
+    FileGone: _in_its_words(404, "file_gone"),
+    AccountUnknown: _in_its_words(404),
+    KeyUnknown: _in_its_words(404),
+    AssetUnknown: _in_its_words(404),
+    JobUnknown: _in_its_words(404),
+    WebhookUnknown: _in_its_words(404),
+    InsufficientCredits: _in_its_words(406),
+    SpendCapReached: _in_its_words(406),
+    JobCancelled: _in_its_words(409, "cancelled"),
+    CorrectionTooLarge: _in_its_words(409),
+    NameTaken: _in_its_words(409),
+    TooManyKeys: _in_its_words(409),
+    UploadsFull: _in_its_words(409),
+    IdempotencyKeyReused: _in_its_words(409),
+    BodyTooLarge: _in_its_words(413, "body_too_large"),
+    UnsupportedContentType: _in_its_words(415, "unsupported_content_type"),
+    Busy: _busy,
+    RateLimited: _rate_limited,
+    TooManyMessages: _in_its_words(429, headers=_retry(_MESSAGES_RETRY_S)),
+    CallerGone: _caller_gone,
+    JobFailed: _failed_job,
+    EngineFault: _engine,
+    NotReady: _not_ready,
+    PepperChanged: _in_its_words(503),  # ours, not the caller's: keys were reset under another secret while we run
+    DatabaseUnavailable: _database,
+    StoreUnavailable: _store,
+    ResultOutOfReach: _goes_on(503, "store_unavailable"),
+    DeadlineExceeded: _goes_on(504, "deadline_exceeded"),
+    HTTPException: _routing_failure,
+}
+"""How each kind is answered: of a failure's class and those that it is made from, the nearest that is here."""

@@ -1,6 +1,7 @@
 """When a job will be done: what the fleet says of its own edits, and those that still wait in the database.
 
-Knows no HTTP. Everything here is an estimate of this process's fleet and takes microseconds.
+Knows no HTTP. Everything here is an estimate: of this process's fleet, and of what the other processes were last heard
+to say of theirs. It asks neither them nor the database, so it takes microseconds.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final, Protocol
 
-from rekontext.api.workbench import Parameters, edit_request
-from rekontext.contract import EngineFault, Estimate, Fleet, Progress
+from rekontext.api.workbench import edit_request
+from rekontext.contract import EditRequest, EngineFault, Estimate, Fleet, Progress
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, Others, State
 
-_NEW: Final = JobId("")
 _NOW: Final = Estimate(position=0, wait_s=0.0, finish_s=0.0)
 
 
@@ -58,11 +58,13 @@ class Forecast:
         progress = self._works.progress(job)
         return None if progress is None else asdict(progress)
 
-    def of_new(self, parameters: Parameters, *, account: AccountId, ahead: int = 0) -> Estimate | None:
-        """Of an edit submitted now, with `ahead` others that wait in the database. None if nothing can be said."""
-        if not self._fleet.is_ready:
-            return None
-        return self._ask(_NEW, parameters, account, ahead)
+    def of_new(self, request: EditRequest, *, ahead: int = 0) -> Estimate | None:
+        """Of an edit submitted now, with `ahead` others that wait in the database. None if nothing can be said.
+
+        Args:
+            request: with its account; without its photo, whose size is enough.
+        """
+        return self._ask(request, ahead) if self._fleet.is_ready else None
 
     def of_job(self, job: Job, *, ahead: int | None) -> Estimate | None:
         """Of an accepted job; None when it has ended or nothing can be said."""
@@ -78,10 +80,11 @@ class Forecast:
         """Of a job that waits behind so many, or that this process works on, however long ago its row was read."""
         if self._works.has_left_fleet(job.id):
             return _NOW
-        return self._ask(job.id, job.parameters, job.account, ahead) if self._fleet.is_ready else None
+        if not self._fleet.is_ready:
+            return None
+        return self._ask(edit_request(job.parameters, job=job.id, account=job.account, photo=None), ahead)
 
-    def _ask(self, job: JobId, parameters: Parameters, account: AccountId, ahead: int) -> Estimate | None:
-        request = edit_request(parameters, job=job, account=account, photo=None)
+    def _ask(self, request: EditRequest, ahead: int) -> Estimate | None:
         try:
             own = self._fleet.estimate(request)
         except EngineFault:  # it was closed in this very moment
@@ -89,7 +92,7 @@ class Forecast:
         place_s = self._works.place_s
         if place_s is None:  # nobody knows when a device will be there
             return None
-        if self._works.takes(account):  # those before it wait for places that it doesn't need
+        if self._works.takes(AccountId(request.account)):  # those before it wait for places that it doesn't need
             ahead = 0
         ahead += self._works.others.served_first
         waiting_s = ahead * place_s

@@ -5,7 +5,7 @@ Two kinds of database stand behind it. SQLite, embedded: every write goes throug
 PostgreSQL: a small pool of threads, each with a connection; writes that must not wait behind all others have lanes of
 their own. On both, reads that may take long have a few threads of their own, so that keys and polls find one however
 many histories are looked through. A function that is given to `transact` may run more than once (after a deadlock,
-say), so it must touch nothing but the database. Knows no tables.
+say), so it must touch nothing but the database, or what each run sets anew. Knows no tables.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ LANES: Final[Mapping[Lane, int]] = {"leases": 2, "endings": 2}
 _DAMAGED = "the database file is damaged ({fault}): stop the service and put back a backup (rekontext restore FILE)"
 _BUSY_TIMEOUT_MS = 5_000
 _RETRIED_SQLSTATES = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock timeout
+# PostgreSQL ended the session before it was told to commit: it was silent, or open, for too long, as when we slept.
+_ENDED_SQLSTATES = frozenset({"25P03", "25P04"})
 _READ_ONLY_SQLSTATE = "25006"
+_INTERNAL_SQLSTATES = "XX"  # the first letters of PostgreSQL's own faults, a damaged page among them
 _POSTGRES_OPTIONS = (
     "-c timezone=utc -c lock_timeout=5s -c statement_timeout=30s -c idle_in_transaction_session_timeout=30s"
 )
@@ -153,7 +156,9 @@ class Database:
         @event.listens_for(write, "handle_error")
         def leave(context: ExceptionContext) -> None:
             # A session that began while no writes were taken takes none ever after: neither it nor those pooled since.
-            if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY_SQLSTATE:
+            # One that was ended isn't known to be by the class of its error.
+            state = getattr(context.original_exception, "sqlstate", None)
+            if state == _READ_ONLY_SQLSTATE or state in _ENDED_SQLSTATES:
                 context.is_disconnect = True
 
         # Reads see one snapshot, as they do on SQLite.
@@ -258,7 +263,7 @@ def _run(engine: Engine, work: Callable[[Connection], T], *, is_read: bool = Fal
             if not _may_retry(error, committing):
                 if _is_damaged(error):
                     raise DatabaseUnavailable(_DAMAGED.format(fault=error.orig), is_in_doubt=committing) from error
-                if isinstance(error, OperationalError) or _is_standby(error, is_read):
+                if isinstance(error, OperationalError) or _is_broken(error) or _is_standby(error, is_read):
                     raise DatabaseUnavailable(f"the database failed: {error.orig}", is_in_doubt=committing) from error
                 raise
             if tried == TRIES_MAX:
@@ -271,7 +276,7 @@ def _run(engine: Engine, work: Callable[[Connection], T], *, is_read: bool = Fal
 def _may_retry(error: DBAPIError, committing: bool) -> bool:
     """Whether the transaction surely left nothing behind and may do better next time."""
     state = getattr(error.orig, "sqlstate", None)
-    if state in _RETRIED_SQLSTATES:
+    if state in _RETRIED_SQLSTATES | _ENDED_SQLSTATES:
         return True
     if state == _READ_ONLY_SQLSTATE:
         return False  # nor would it take the next
@@ -283,6 +288,11 @@ def _may_retry(error: DBAPIError, committing: bool) -> bool:
 def _is_damaged(error: DBAPIError) -> bool:
     """Whether SQLite says that its file isn't what it should be."""
     return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def _is_broken(error: DBAPIError) -> bool:
+    """Whether PostgreSQL has a fault of its own, which the driver doesn't count among the operational ones."""
+    return (getattr(error.orig, "sqlstate", None) or "").startswith(_INTERNAL_SQLSTATES)
 
 
 def _is_standby(error: DBAPIError, is_read: bool) -> bool:

@@ -84,3 +84,16 @@ class Child:
             async with asyncio.timeout(ENDING_S_MAX):
                 return await self._process.wait()
         return None
+
+
+def placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """What a process calls its device, and its environment: it sees one GPU, so nothing lands on another's memory."""
+    if not device.startswith("cuda"):
+        return device or None, dict(environment)
+    index = device.partition(":")[2] or "0"
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": index}
+    visible = [each.strip() for each in environment["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
+    if int(index) >= len(visible):
+        return device, dict(environment)  # which the engine refuses, saying how many there are
+    return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}

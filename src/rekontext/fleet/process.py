@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -25,7 +25,8 @@ from rekontext.contract import (
     ModelCard,
     OnProgress,
 )
-from rekontext.fleet.child import WORKER, Child
+from rekontext.fleet.child import WORKER, Child, placed
+from rekontext.fleet.expected import ExpectedEdit, ExpectedEdits
 from rekontext.fleet.messages import (
     Broken,
     Cancel,
@@ -39,7 +40,7 @@ from rekontext.fleet.messages import (
     Submit,
     Told,
 )
-from rekontext.fleet.room import Room
+from rekontext.fleet.standby import Standby
 
 if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
@@ -51,8 +52,6 @@ _SILENT_STEPS_MAX: Final = 10
 """Unless so many steps may take longer than that."""
 _LOOKS_PER_SILENCE: Final = 10
 _DOUBLINGS_MAX: Final = 30
-_WORTH_MOVING: Final = 0.1
-"""An edit that waits for less than this share of its own length stays: elsewhere it is prepared anew."""
 _log = structlog.get_logger(__name__)
 
 
@@ -61,33 +60,7 @@ class DeviceFailed(Exception):
 
 
 class Released(Exception):
-    """The edit waited for this device's steps, and another device has nothing to do."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Edit:
-    """An edit that the process has, or that waits for it.
-
-    Attributes:
-        work_s: device seconds that it was expected to need.
-        step_s: the same of one step.
-        key: what the outlook calls it.
-        is_handed_over: whether it was sent.
-        is_taken_in: whether an outlook of the process's own had it.
-        is_stepped: whether the device has run a step of it.
-    """
-
-    request: EditRequest
-    on_progress: OnProgress | None
-    work_s: float
-    step_s: float
-    ended: asyncio.Future[EditResult]
-    is_handed_over: bool = False
-    is_taken_in: bool = False
-    is_stepped: bool = False
-
-    def __post_init__(self) -> None:
-        self.key: Hashable = self
+    """No step of the edit was run here, and another device may be done with it sooner."""
 
 
 class EngineProcess:
@@ -110,9 +83,7 @@ class EngineProcess:
         faults: how many edits in a row came to nothing in the present process, through no fault of their callers.
         fault: why the device failed last.
         card: the model, once it was loaded.
-        importing_s: how long it takes from no process to one that has imported the engine.
-        opening_s: how long the model took last, from there.
-        outlook: what is known of its edits; None before any device was ready.
+        opening_s: how long the model took last, from a process that has imported the engine.
     """
 
     def __init__(
@@ -134,24 +105,19 @@ class EngineProcess:
         self.faults = 0
         self.fault: Exception | None = None
         self.card: ModelCard | None = None
-        self.importing_s = self.opening_s = 0.0
-        self.outlook: Outlook | None = None
-        device, self._environment = _placed(name, os.environ)
+        self.opening_s = 0.0
+        device, environment = placed(name, os.environ)
         self._opening = replace(opening, device=device)
         self._idle_s = idle_s
         self._is_standby_kept = standby and idle_s is not None
-        self._standby: asyncio.Task[Child] | None = None
-        self._standby_since_s = 0.0
+        self._standby = Standby(command, name, environment)
         self._ready_due_s = 0.0
         self._is_from_nothing = True
         self._retry_s = retry_s
         self._silent_s_max = silent_s_max
         self._on_change = on_change
         self._on_idle = on_idle
-        self._command = command
-        self._edits: dict[int, _Edit] = {}
-        self._submitted = 0
-        self._room = Room()
+        self._edits = ExpectedEdits()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._state_since_s = time.monotonic()
@@ -168,7 +134,12 @@ class EngineProcess:
     @property
     def load_s(self) -> float:
         """Device seconds that its edits were expected to need."""
-        return sum(edit.work_s for edit in self._edits.values())
+        return self._edits.load_s
+
+    @property
+    def outlook(self) -> Outlook | None:
+        """What is known of its edits; None before any device was ready."""
+        return self._edits.outlook
 
     def wake(self) -> None:
         """Start the process if it isn't there."""
@@ -177,8 +148,8 @@ class EngineProcess:
     def assume(self, other: EngineProcess) -> None:
         """Believe of this device what is known of another with the same model, until it was ready itself."""
         if self.outlook is None and other.outlook is not None:
-            self.outlook = other.outlook.emptied()
-            self.importing_s, self.opening_s = other.importing_s, other.opening_s
+            self._edits.outlook = other.outlook.emptied()
+            self._standby.importing_s, self.opening_s = other._standby.importing_s, other.opening_s
             self._keep_standby()
 
     async def until_ready(self) -> None:
@@ -187,15 +158,11 @@ class EngineProcess:
         Raises:
             DeviceFailed: it can't be.
         """
-        while self.state != "ready":
-            if self.state == "failed":
-                raise DeviceFailed(f"{self.label or 'the device'}: {self.fault}") from self.fault
-            self.wake()
-            await self._changed.wait()
+        await self._until(lambda: self.state == "ready")
 
     def has(self, id: str) -> bool:
         """Whether the edit of that request is here."""
-        return self._find(id) is not None
+        return self._edits.find(id) is not None
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done here, or would be if it came now.
@@ -203,16 +170,8 @@ class EngineProcess:
         Raises:
             EngineFault: no device was ready yet.
         """
-        if self.outlook is None:
-            raise EngineFault("the model isn't loaded")
-        now_s = time.monotonic()
-        edit = self._find(request.id)
-        own = (
-            self.outlook.estimate(request, now_s=now_s)
-            if edit is None
-            else self.outlook.estimate_of(edit.key, now_s=now_s)
-        )
-        start_s = self._start_s(now_s)
+        own = self._edits.estimate(request)
+        start_s = self._start_s(time.monotonic())
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
@@ -220,55 +179,32 @@ class EngineProcess:
 
         Raises:
             DeviceFailed: the edit was not handed over.
-            Released: it was given back by `release`.
+            Released: it was given back.
         """
-        assert self.outlook is not None, "no device was ready yet"
-        plan = self.outlook.plan(request)
-        edit = _Edit(
-            request=replace(request, photo=None),
-            on_progress=on_progress,
-            work_s=self.outlook.work_s(plan),
-            step_s=self.outlook.costs.predict("step", plan.tokens),
-            ended=asyncio.get_running_loop().create_future(),
-        )
-        number = self._submitted
-        self._submitted += 1
-        self._edits[number] = edit
-        self._expect(edit)
-        self._keep()
+        edit = self._edits.add(request, on_progress)
+        self._mind_idleness()
         try:
-            # What kills the process takes along whoever is in it, and again with each new try.
-            async with self._room.entered(alone=request.is_suspect):
-                await self.until_ready()
+            await self._until(lambda: edit.ended.done() or (self.state == "ready" and self._edits.admits(edit)))
+            if not edit.ended.done():  # by being given back
                 assert self._channel is not None, "ready without a channel"
-                self._channel.post(Submit(number=number, request=request))
+                self._channel.post(Submit(number=edit.number, request=request))
                 edit.is_handed_over = True
-                return await edit.ended
+            return await edit.ended
         except (asyncio.CancelledError, Released):
             if edit.is_handed_over and self._channel is not None:
-                self._channel.post(Cancel(number=number))
+                self._channel.post(Cancel(number=edit.number))
             raise
         finally:
-            del self._edits[number]
-            self._expect_no_more(edit)
-            self._keep()
+            self._edits.remove(edit)
+            self._mind_idleness()
+            self._pulse()
 
     def release(self) -> bool:
         """Give back the edit that is served next of those that would wait for long. Returns whether there is one."""
-        if self.outlook is None:
-            return False
-        waiting = {
-            edit.key: edit
-            for edit in self._edits.values()
-            if edit.is_taken_in and not edit.is_stepped and not edit.request.is_suspect and not edit.ended.done()
-        }
-        estimates = self.outlook.scheduler.estimates(time.monotonic(), of=waiting.keys()) if waiting else {}
-        for key, found in sorted(estimates.items(), key=lambda item: item[1].position):
-            edit = waiting[key]
-            if found.position > 0 and found.wait_s > _WORTH_MOVING * edit.work_s:
-                edit.ended.set_exception(Released(f"another device than {self.label} is free"))
-                return True
-        return False
+        edit = self._edits.next_to_move(self._start_s(time.monotonic()))
+        if edit is not None:
+            self._give_back(edit)
+        return edit is not None
 
     async def run(self) -> None:
         """Start the process when it is wanted, and again when it dies, until cancelled."""
@@ -285,45 +221,45 @@ class EngineProcess:
                 self._keep_standby()
         finally:
             self.fault = EngineFault("the engine was closed")
-            self._give_up_edits("the engine was closed before the edit was done")
+            self._edits.give_up("the engine was closed before the edit was done")
             self._become("failed")
-            if (child := await self._stood_by()) is not None:
+            if (child := await self._standby.take(self.label)) is not None:
                 await child.end()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait, with the process wanted, for what may change with its state and its edits.
+
+        Raises:
+            DeviceFailed: it does first.
+        """
+        while not holds():
+            if self.state == "failed":
+                raise DeviceFailed(f"{self.label or 'the device'}: {self.fault}") from self.fault
+            self.wake()
+            await self._changed.wait()
+
+    def _pulse(self) -> None:
+        """Have whoever waits look again."""
+        before, self._changed = self._changed, asyncio.Event()
+        before.set()
+
+    def _give_back(self, edit: ExpectedEdit) -> None:
+        edit.ended.set_exception(Released(f"{self.label} hasn't begun with it"))
+        self._pulse()
 
     def _keep_standby(self) -> None:
         """Have the next process import the engine while nobody waits for it."""
-        if self._is_standby_kept and self._standby is None and not self._wanted.is_set():
-            self._standby = asyncio.create_task(self._spawn())
-            self._standby_since_s = time.monotonic()
-
-    async def _stood_by(self) -> Child | None:
-        """The process that stood by, if there is one that still does."""
-        if self._standby is None:
-            return None
-        try:
-            child = await asyncio.shield(self._standby)  # if we are cancelled, it is still there for `run` to end
-        except Exception as error:
-            self._standby = None
-            _log.warning("standby_lost", device=self.label, fault=f"{type(error).__name__}: {error}")
-            return None
-        self._standby = None
-        if child.is_alive:
-            return child
-        _log.warning("standby_lost", device=self.label, fault=await child.death())
-        await child.end()
-        return None
-
-    async def _spawn(self) -> Child:
-        return await Child.spawn(self._command, self.name, self._environment)
+        if self._is_standby_kept and not self._wanted.is_set():
+            self._standby.call()
 
     async def _live(self) -> None:
         """One life of the process, up to its end, be it for a fault or because it had no work for long."""
         try:
-            child = await self._stood_by()
+            child = await self._standby.take(self.label)
             self._is_from_nothing = child is None
             if child is None:
-                self._ready_due_s = self._state_since_s + self.importing_s + self.opening_s
-                child = await self._spawn()
+                self._ready_due_s = self._state_since_s + self._standby.importing_s + self.opening_s
+                child = await self._standby.spawn()
         except Exception as error:
             self._lose(error)
             return
@@ -355,7 +291,7 @@ class EngineProcess:
     async def _watch(self, child: Child) -> None:
         """Tell of a start that takes long, and have an end of a process that hangs.
 
-        Whoever hands that one work would wait for as long as an attempt may take.
+        Whoever waits for either would do so for as long as an attempt may take.
         """
         look_s = self._silent_s_max / _LOOKS_PER_SILENCE
         starting_s = 0.0
@@ -363,11 +299,14 @@ class EngineProcess:
             await asyncio.sleep(look_s)
             if self.state == "starting":  # a download or a compilation may take long: only somebody who looks can tell
                 starting_s += look_s
+                if time.monotonic() > self._ready_due_s:  # elsewhere they may be done sooner by now, or else come back
+                    for edit in [edit for edit in self._edits if edit.may_move]:
+                        self._give_back(edit)
                 if starting_s > self._silent_s_max:
                     since_s = round(time.monotonic() - self._state_since_s)
                     _log.warning("device_starts_long", device=self.label, since_s=since_s)
                     starting_s = 0.0
-            steps_s = [edit.step_s for edit in self._edits.values() if edit.is_handed_over]
+            steps_s = [edit.step_s for edit in self._edits if edit.is_handed_over]
             # Not by the clock: in a pause of the whole machine nobody tells of anything, or what was told isn't read.
             self._silent_s = self._silent_s + look_s if steps_s else 0.0
             if steps_s and self._silent_s > max(self._silent_s_max, _SILENT_STEPS_MAX * max(steps_s)):
@@ -390,7 +329,7 @@ class EngineProcess:
         _log.error("device_failed", device=self.label, fault=str(fault), again_s=self._again_s)
         if self._idle_s is not None:
             self._wanted.clear()
-        self._give_up_edits(f"the engine failed: {fault}")
+        self._edits.give_up(f"the engine failed: {fault}")
         self._become("failed")
 
     @property
@@ -407,10 +346,10 @@ class EngineProcess:
                 started_s = time.monotonic() - self._state_since_s
                 self.opening_s = message.opening_s
                 if self._is_from_nothing:
-                    self.importing_s = max(started_s - message.opening_s, 0.0)
+                    self._standby.importing_s = max(started_s - message.opening_s, 0.0)
                 _log.info("device_ready", device=self.label, loading_s=round(started_s, 1))
             case Looked():
-                self._look(message)
+                self._edits.take_in(message.outlook, message.keys)
                 if self.state == "starting":
                     self._become("ready")
             case Told():
@@ -438,46 +377,7 @@ class EngineProcess:
                 return EngineFault(message.why)
         return None
 
-    def _look(self, message: Looked) -> None:
-        self.outlook = message.outlook
-        known = {number: key for number, key in message.keys.items() if number in self._edits}
-        for stranger in set(self.outlook.scheduler).difference(known.values()):  # cancelled, or not known by number yet
-            self.outlook.scheduler.remove(stranger)
-        for number, key in known.items():
-            self._edits[number].key, self._edits[number].is_taken_in = key, True
-        for edit in self._edits.values():
-            if not edit.is_taken_in:
-                self._expect(edit)
-
-    def _expect(self, edit: _Edit) -> None:
-        """Reckon with an edit that the process's outlook hasn't got yet."""
-        if self.outlook is not None:
-            self.outlook.scheduler.add(
-                edit.key,
-                account=edit.request.account,
-                work_s=edit.work_s,
-                now_s=time.monotonic(),
-                priority=edit.request.priority,
-            )
-
-    def _expect_no_more(self, edit: _Edit) -> None:
-        if self.outlook is not None and edit.key in self.outlook.scheduler:
-            self.outlook.scheduler.remove(edit.key)
-
-    def _find(self, id: str) -> _Edit | None:
-        return next((edit for edit in self._edits.values() if edit.request.id == id), None) if id else None
-
-    def _give_up_edits(self, why: str) -> None:
-        """The process is gone, with the edits that it had; those that wait for the next one still do."""
-        if self.outlook is not None:
-            self.outlook = self.outlook.emptied()
-        for edit in self._edits.values():
-            if not edit.is_handed_over:
-                self._expect(edit)
-            elif not edit.ended.done():
-                edit.ended.set_exception(EngineFault(why))
-
-    def _keep(self) -> None:
+    def _mind_idleness(self) -> None:
         """See whether there is work; if not, some may come from elsewhere, or the process ends in `idle_s`."""
         if self._retiring is not None:
             self._retiring.cancel()
@@ -498,9 +398,8 @@ class EngineProcess:
 
     def _become(self, state: DeviceState) -> None:
         self.state, self._state_since_s = state, time.monotonic()
-        self._keep()
-        before, self._changed = self._changed, asyncio.Event()
-        before.set()
+        self._mind_idleness()
+        self._pulse()
         self._on_change()
 
     def _start_s(self, now_s: float) -> float:
@@ -516,27 +415,4 @@ class EngineProcess:
 
     def _start_takes_s(self, now_s: float) -> float:
         """Seconds from now to a loaded model, for a device that sleeps."""
-        importing_s = self.importing_s
-        if self._stands_by():
-            importing_s = max(importing_s - (now_s - self._standby_since_s), 0.0)
-        return importing_s + self.opening_s
-
-    def _stands_by(self) -> bool:
-        """Whether the next process is there, or is being made."""
-        standby = self._standby
-        if standby is None or not standby.done():
-            return standby is not None
-        return not standby.cancelled() and standby.exception() is None and standby.result().is_alive
-
-
-def _placed(device: str, environment: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
-    """What a process calls its device, and its environment: it sees one GPU, so nothing lands on another's memory."""
-    if not device.startswith("cuda"):
-        return device or None, dict(environment)
-    index = device.partition(":")[2] or "0"
-    if "CUDA_VISIBLE_DEVICES" not in environment:
-        return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": index}
-    visible = [each.strip() for each in environment["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
-    if int(index) >= len(visible):
-        return device, dict(environment)  # which the engine refuses, saying how many there are
-    return "cuda", {**environment, "CUDA_VISIBLE_DEVICES": visible[int(index)]}
+        return self._standby.imported_in_s(now_s) + self.opening_s

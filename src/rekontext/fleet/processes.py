@@ -2,7 +2,8 @@
 
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
-A device that has nothing left to do gets the next of the edits that wait for another.
+A device that has nothing left to do gets the next of the edits that wait for another: for its steps, for its start, or
+for a suspect edit that has to be alone there. What waits for a start that is late is placed anew now and then.
 One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
@@ -69,7 +70,7 @@ class ProcessFleet:
                 standby=standby,
                 retry_s=retry_s,
                 silent_s_max=silent_s_max,
-                on_change=self._look,
+                on_change=self._take_stock,
                 on_idle=self._share,
                 command=command,
             )
@@ -162,12 +163,12 @@ class ProcessFleet:
         for process in self._processes:
             if process.has(request.id):
                 return process.estimate(request)
-        return min(self._estimates(request), key=_comes_after)[0]
+        return min(self._estimates(request), key=_expected_s)[0]
 
     async def close(self) -> None:
         """Stop running edits within one step and end the processes."""
         self._is_closed = True
-        self._look()
+        self._take_stock()
         for task in self._running:
             task.cancel()
         ends = await asyncio.gather(*self._running, return_exceptions=True)
@@ -203,7 +204,7 @@ class ProcessFleet:
             if self._broken is not None and self._broken.done():
                 self._broken.result()
             if self._usable():
-                return min(self._estimates(request), key=_comes_after)[1]
+                return min(self._estimates(request), key=_expected_s)[1]
             await changed.wait()
 
     def _share(self, idle: EngineProcess) -> None:
@@ -214,8 +215,8 @@ class ProcessFleet:
             if process is not idle and process.release():
                 return
 
-    def _look(self) -> None:
-        """A device changed."""
+    def _take_stock(self) -> None:
+        """A device changed: who waits for one looks again, and the fleet may be at its end."""
         before, self._changed = self._changed, asyncio.Event()
         before.set()
         if self._broken is None or self._broken.done() or self._card is None:
@@ -231,6 +232,7 @@ def _shortly(devices: Iterable[str]) -> str:
     return ", ".join([first, *others]) if len(others) < 2 else f"{first} and {len(others)} more"
 
 
-def _comes_after(found: tuple[Estimate, EngineProcess]) -> float:
+def _expected_s(found: tuple[Estimate, EngineProcess]) -> float:
+    """When the edit is done, as far as one may believe a device where the last edits failed."""
     estimate, process = found
     return estimate.finish_s * 2.0 ** min(process.faults, _DOUBLINGS_MAX)

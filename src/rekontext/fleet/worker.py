@@ -38,7 +38,7 @@ from rekontext.fleet.messages import (
 
 CLOSING_S_MAX: Final = 10.0
 """How long the engine may take to end its step and keep what it has learned."""
-_LOOK_EVERY_S: Final = 0.1
+_SHOW_EVERY_S: Final = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -77,13 +77,13 @@ class EngineServer:
             self._channel.post(NotOpened(fault=_sendable(fault)))
             return
         self._channel.post(Opened(card=self._fleet.card, opening_s=time.monotonic() - began_s))
-        looking = asyncio.create_task(self._look())
+        showing = asyncio.create_task(self._keep_showing())
         try:
             await self._fleet.watch()
         except EngineFault as fault:
             self._channel.post(Broken(why=str(fault)))
         finally:
-            looking.cancel()
+            showing.cancel()
 
     async def _listen(self) -> None:
         while True:
@@ -125,13 +125,13 @@ class EngineServer:
         self._channel.post(told)
         self._news.set()
 
-    async def _look(self) -> None:
+    async def _keep_showing(self) -> None:
         """Send the outlook when there is news, but not for every step of a small model."""
         while True:
             self._show()
             await self._news.wait()
             self._news.clear()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_SHOW_EVERY_S)
 
     def _show(self) -> None:
         with suppress(EngineFault):  # it broke or was closed: that is told by itself

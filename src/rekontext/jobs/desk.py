@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 from rekontext.accounts import audit
 from rekontext.contract import Estimate, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
-from rekontext.jobs import queries
+from rekontext.jobs import idempotency, queries
 from rekontext.jobs.events import Event, EventHub
-from rekontext.jobs.life import Accepted, JobLife
+from rekontext.jobs.life import Accepted, JobLife, replay
 from rekontext.jobs.lookout import Lookout, Places
-from rekontext.jobs.model import Job, Order, State
+from rekontext.jobs.model import Idempotency, Job, Order, State
 from rekontext.sources import Clock
 
 
@@ -105,6 +105,19 @@ class Desk:
             self._works.wake()
         return accepted
 
+    async def earlier(self, account: AccountId, promise: Idempotency) -> Accepted | None:
+        """What `submit` answers to an order with this idempotency key, if one came before. None: the key is free.
+
+        Raises:
+            IdempotencyKeyReused: that one had another body.
+        """
+
+        def look(tx: Connection) -> Accepted | None:
+            found = idempotency.find(tx, account, promise)
+            return None if found is None else replay(tx, found, account=account)
+
+        return await self._database.read(look)
+
     async def job(self, job: JobId, *, account: AccountId | None) -> Job:
         """The job as it is now; `account` None sees everyone's.
 
@@ -122,7 +135,7 @@ class Desk:
 
         def look(tx: Connection) -> tuple[Job, int | None]:
             found = queries.get(tx, job, account=account)
-            return found, queries.ahead(tx, found) if found.state is State.QUEUED else None
+            return found, queries.place(tx, found)
 
         found, ahead = await self._database.read(look)
         return Standing(job=found, ahead=ahead)
@@ -191,7 +204,7 @@ class Desk:
         Raises:
             JobUnknown: the account has no such job, or its record went while listening.
         """
-        found = await self._look(job, account)
+        found = await self._tell_what_is_known(job, account)
         events = self._hub.listen(job, after=after)
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -199,7 +212,7 @@ class Desk:
                 done, _ = await asyncio.wait([coming], timeout=self._poll_s)
                 if not done:
                     with suppress(DatabaseUnavailable):
-                        found = await self._look_again(found, account)
+                        found = await self._tell_what_is_new(found, account)
                     newest = self._hub.newest(job)
                     if newest is not None and self._works.holds(found):
                         yield Event(id=newest.id, kind="quiet", data={})
@@ -215,8 +228,8 @@ class Desk:
                 await coming
             await events.aclose()
 
-    async def _look_again(self, job: Job, account: AccountId | None) -> Job:
-        """As `_look`, of a job as it was. What one look for all shows needs none of its own."""
+    async def _tell_what_is_new(self, job: Job, account: AccountId | None) -> Job:
+        """As `_tell_what_is_known`, of a job as it was. What one look for all shows needs none of its own."""
         if self._works.holds(job):
             return job  # whatever happens to it is told here
         known = self._hub.newest(job.id)
@@ -225,9 +238,9 @@ class Desk:
             if ahead is not None and self._hub.newest(job.id) is known:
                 self._tell_place(job.id, ahead, known)
                 return job
-        return await self._look(job.id, account)
+        return await self._tell_what_is_known(job.id, account)
 
-    async def _look(self, job: JobId, account: AccountId | None) -> Job:
+    async def _tell_what_is_known(self, job: JobId, account: AccountId | None) -> Job:
         """Tell what only the database knows: the place in the queue, and how a job fares in another process."""
         known = self._hub.newest(job)
         standing = await self.standing(job, account=account)

@@ -47,7 +47,15 @@ def claim(tx: Connection, account: AccountId, promise: Idempotency, *, job: JobI
     while earlier is None:
         if tx.execute(_CLAIM[tx.dialect.name], row).first() is not None:
             return None
-        earlier = tx.execute(EARLIER, {"account": account, "key": promise.key}).first()
-    if earlier.body_digest != promise.body_digest:
+        earlier = find(tx, account, promise)
+    return earlier
+
+
+def find(tx: Connection, account: AccountId, promise: Idempotency) -> JobId | None:
+    """The job that has the key; None where it is free. Raises as `claim`."""
+    found = tx.execute(EARLIER, {"account": account, "key": promise.key}).first()
+    if found is None:
+        return None
+    if found.body_digest != promise.body_digest:
         raise IdempotencyKeyReused(promise.key)
-    return JobId(earlier.job_id)
+    return JobId(found.job_id)

@@ -44,6 +44,12 @@ class Accepted:
     ahead: int | None
 
 
+def replay(tx: Connection, job: JobId, *, account: AccountId) -> Accepted:
+    """The answer to an order whose idempotency key has made this job before."""
+    earlier = queries.get(tx, job, account=account)
+    return Accepted(job=earlier, balance=ledger.balance(tx, account), replayed=True, ahead=queries.place(tx, earlier))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TakenBack:
     """A job that was taken from a worker that is gone, or that waited too long.
@@ -79,9 +85,7 @@ class JobLife:
         if order.idempotency is not None:
             earlier = idempotency.claim(tx, order.account, order.idempotency, job=order.job, now=now)
             if earlier is not None:
-                job = queries.get(tx, earlier, account=order.account)
-                ahead = queries.ahead(tx, job) if job.state is State.QUEUED else None
-                return Accepted(job=job, balance=ledger.balance(tx, order.account), replayed=True, ahead=ahead)
+                return replay(tx, earlier, account=order.account)
         # The lock makes accepts of one account come one after the other, which makes the count below exact.
         account, balance = registry.lock(tx, order.account)
         if order.key is not None:

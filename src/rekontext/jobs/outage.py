@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Final
 
 from rekontext.database import DatabaseUnavailable
@@ -26,29 +25,29 @@ class Outage:
         self._clock = clock
         self._by = by
         self._log = log
-        self._since: datetime | None = None
-        self._answers_since: datetime | None = None
-        self._said = clock.now()
+        self._since: float | None = None
+        self._answers_since: float | None = None
+        self._said = clock.monotonic_s()
 
     def met(self, fault: DatabaseUnavailable) -> None:
         """It didn't answer."""
-        now, self._answers_since = self._clock.now(), None
+        now, self._answers_since = self._clock.monotonic_s(), None
         if self._since is None:
             self._since = now
-        elif (now - self._said).total_seconds() < REMINDER_S:
+        elif now - self._said < REMINDER_S:
             return
         self._said = now
-        for_s = round((now - self._since).total_seconds(), 1)
+        for_s = round(now - self._since, 1)
         self._log.error("database_unavailable", by=self._by, fault=str(fault), for_s=for_s)
 
     def over(self) -> None:
         """It answered."""
         if self._since is None:
             return
-        now = self._clock.now()
+        now = self._clock.monotonic_s()
         if self._answers_since is None:
             self._answers_since = now
-        if (now - self._answers_since).total_seconds() >= REMINDER_S:
-            away_s = (self._answers_since - self._since).total_seconds()
+        if now - self._answers_since >= REMINDER_S:
+            away_s = self._answers_since - self._since
             self._since = self._answers_since = None
             self._log.warning("database_answers_again", by=self._by, away_s=round(away_s, 1))

@@ -90,8 +90,13 @@ def ahead(tx: Connection, job: Job) -> int:
     return int(tx.execute(statements.AHEAD, {"turn": job.turn, "number": job.number}).scalar_one())
 
 
+def place(tx: Connection, job: Job) -> int | None:
+    """The same of a job in any state; None for one that doesn't wait."""
+    return ahead(tx, job) if job.state is State.QUEUED else None
+
+
 def places(tx: Connection) -> dict[JobId, int]:
-    """The same of every job that waits."""
+    """The same of all that wait."""
     return {JobId(row.id): int(row.ahead) for row in tx.execute(statements.PLACES)}
 
 

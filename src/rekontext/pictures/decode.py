@@ -59,11 +59,16 @@ T = TypeVar("T")
 class PictureLimits:
     """The most that one picture may weigh, as sent (`bytes_max`) and unpacked (`pixels_max`, width x height).
 
-    `pixels_max` is at most `PIXELS_MAX`, where Pillow's own guard against decompression bombs begins.
+    Raises:
+        ValueError: `pixels_max` is beyond `PIXELS_MAX`, where Pillow's own guard against decompression bombs begins.
     """
 
     bytes_max: int
     pixels_max: int
+
+    def __post_init__(self) -> None:
+        if self.pixels_max > PIXELS_MAX:
+            raise ValueError(f"pixels_max is {self.pixels_max}; at most {PIXELS_MAX} are allowed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar, TypeVarTuple
-
-from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -15,11 +16,13 @@ class CodecThreads:
     """Runs functions in worker threads, at most `count` at a time; more wait their turn."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._limiter: CapacityLimiter | None = None
+        # No more run than there are threads, also of those whose callers were cancelled: a codec can't be stopped.
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="codec")
 
     async def run(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        """What `function(*args)` returns or raises. A cancelled caller still waits for the thread to end."""
-        if self._limiter is None:  # belongs to the running loop, so it is made inside it
-            self._limiter = CapacityLimiter(self._count)
-        return await to_thread.run_sync(function, *args, limiter=self._limiter)
+        """What `function(*args)` returns or raises.
+
+        Once begun it isn't stopped by cancelling the awaiting task: it keeps its thread until it ends. What still
+        waits for a thread is dropped.
+        """
+        return await asyncio.wrap_future(self._pool.submit(partial(function, *args)))

@@ -19,7 +19,7 @@ from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
 from rekontext.api.rows import moment
-from rekontext.database import AccountId
+from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
 
@@ -108,13 +108,13 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/admin/queue", summary="What waits and what runs")
     async def queue(_caller: Operator) -> dict[str, object]:
 
-        def look(tx: Connection) -> tuple[dict[State, int], list[tuple[Job, int | None]], list[Worker]]:
+        def look(tx: Connection) -> tuple[dict[State, int], list[Job], dict[JobId, int], list[Worker]]:
             unfinished = [*queries.running(tx, None, most=_SHOWN_MAX), *queries.waiting(tx, None, most=_SHOWN_MAX)]
             found = sorted(unfinished, key=lambda job: job.number)[:_SHOWN_MAX]
-            places = [(job, queries.ahead(tx, job) if job.state is State.QUEUED else None) for job in found]
-            return unfinished_by_state(tx), places, workers.alive(tx, since=parts.dispatcher.others.alive_since)
+            alive = workers.alive(tx, since=parts.dispatcher.others.alive_since)
+            return unfinished_by_state(tx), found, queries.places(tx), alive
 
-        counts, found, alive = await parts.database.read_long(look)
+        counts, found, places, alive = await parts.database.read_long(look)
         return {
             "queued": counts[State.QUEUED],
             "processing": counts[State.PROCESSING],
@@ -128,7 +128,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "workers": [
                 {"name": each.name, "seen_at": moment(each.seen_at), "devices": dict(each.devices)} for each in alive
             ],
-            "jobs": [_unfinished(job, ahead, parts) for job, ahead in found],
+            "jobs": [_unfinished(job, places.get(job.id), parts) for job in found],
         }
 
     @routes.get("/admin/audit", summary="Who did what")

@@ -15,7 +15,7 @@ from rekontext.api.keyed import Anybody, Editor
 from rekontext.api.orders import picture_problem
 from rekontext.api.parameters import ParametersRefused
 from rekontext.api.parts import Parts
-from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio
+from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio, EditRequest
 from rekontext.jobs import queries
 from rekontext.pictures import PictureRefused, is_url
 
@@ -45,18 +45,17 @@ def add(routes: APIRouter, parts: Parts) -> None:
     ) -> dict[str, object]:
         """Of an edit submitted now. Times are null while the model is loading or no device is up."""
         ahead = await parts.database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
-        parameters = {
-            "prompt": "",
-            "seed": 0,
-            "num_inference_steps": num_inference_steps,
-            "guidance": 0.0,
-            "aspect_ratio": aspect_ratio,
-            "acceleration": acceleration,
-            "previews": 0,
-            "priority": 0,
-            "input_size": [width, height],
-        }
-        expected = parts.forecast.of_new(parameters, account=caller.account, ahead=ahead)
+        request = EditRequest(
+            id="",
+            prompt="",
+            seed=0,
+            photo_size=(width, height),
+            steps=num_inference_steps,
+            aspect_ratio=aspect_ratio,
+            acceleration=acceleration,
+            account=caller.account,
+        )
+        expected = parts.forecast.of_new(request, ahead=ahead)
         price_micros = parts.edits.price_micros(steps=num_inference_steps)
         return {"price": usd(price_micros), **forecast(expected)}
 
