@@ -56,7 +56,7 @@ def found_of(entries: list[str], model: str | None = None) -> list[Finding]:
 def test_doctor_says_whether_it_fits(lora: Path, folder: Path) -> None:
     (fits,) = found_of([f"{lora}:0.5"])
     assert fits.verdict == "ok"
-    assert fits.says == f"{lora} fits mini, to be merged at strength 0.5"
+    assert fits.says == f"{lora} fits the transformer of mini, to be merged at strength 0.5"
     save_file({"transformer.nowhere.lora_A.weight": torch.ones(1, 2)}, folder / "half.safetensors")
     save_file(
         {"lora_unet_nowhere.lora_down.weight": torch.ones(1, 2), "lora_unet_nowhere.lora_up.weight": torch.ones(2, 1)},
@@ -67,7 +67,10 @@ def test_doctor_says_whether_it_fits(lora: Path, folder: Path) -> None:
     assert "nowhere lacks a factor" in half.says
     assert "made for another model: nowhere" in other.says
     assert "no LoRA at 'gone.safetensors'" in gone.says
-    assert (hub.verdict, hub.says) == ("note", "owner/name comes from the hub: the first start downloads it")
+    assert (hub.verdict, hub.says) == (
+        "note",
+        "owner/name isn't here, so it is of the hub: the first start downloads it",
+    )
 
 
 def test_serve_stops_before_it_makes_a_key(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

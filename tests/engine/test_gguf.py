@@ -80,6 +80,20 @@ def test_a_kind_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         source.read("layer.weight", torch.float32)
 
 
+def test_one_of_several_files_is_refused(tmp_path: Path) -> None:
+    """Its tensors alone are no model."""
+    path = tmp_path / "it-00001-of-00002.gguf"
+    writer = GGUFWriter(path, "flux")
+    writer.add_uint16("split.count", 2)
+    writer.add_tensor("layer.bias", np.ones(3, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"it-00001-of-00002\.gguf .* one part of several: join them"):
+        TensorSource([path])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model in diffusers' layout, and beside it what a single file of it needs."""

@@ -13,12 +13,13 @@ from typing import Final
 import pytest
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
-from huggingface_hub.errors import LocalEntryNotFoundError
+from httpx2 import Request, Response
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.engine import CheckpointError, Engine, lora
-from rekontext.engine.checkpoint import open_model
+from rekontext.engine.checkpoint import Parts, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
@@ -87,17 +88,27 @@ def trained(folder: Path, **settings: object) -> tuple[State, dict[str, str]]:
     told = {"r": RANK, "lora_alpha": RANK, "rank_pattern": {}, "alpha_pattern": {}, **settings}
     told["rank_pattern"] = dict.fromkeys(modules[1::2], RANK + 1)
     told["target_modules"] = modules
-    header = {f"transformer.{key}": value for key, value in told.items()}
+    header = {f"transformer.{key}": value for key, value in told.items() if value is not None}
     header |= {"text_encoder.r": RANK, "text_encoder.lora_alpha": 2 * RANK, "text_encoder.target_modules": ["q_proj"]}
     return state, {"lora_adapter_metadata": json.dumps(header)}
 
 
-def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: Path) -> None:
+HEADERS: Final[dict[str, dict[str, object]]] = {
+    "alphas": {"lora_alpha": 2, "alpha_pattern": {"single_transformer_blocks.1.proj_mlp": 5, "norm_out.linear": 7}},
+    "rslora": {"lora_alpha": 4, "use_rslora": True, "alpha_pattern": {"to_v": 1}},
+    "PEFT's default": {"lora_alpha": None},
+}
+
+
+@pytest.mark.parametrize("settings", HEADERS.values(), ids=HEADERS.keys())
+def test_pixels_agree_with_two_loras_at_their_strengths(
+    folder: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
     """One with the alphas in its header, the other with none, both at once, one of them negative."""
     if not PEFT.is_dir():
         assert os.environ.get("CI") != "true", "PEFT is not installed, and in CI its test may not be skipped"
         pytest.skip("PEFT is not installed")
-    first, header = trained(folder, lora_alpha=2, alpha_pattern={"single_transformer_blocks.1.proj_mlp": 5})
+    first, header = trained(folder, **settings)
     save_file(first, tmp_path / "first.safetensors", metadata=header)
     second = factors(weights(folder, "transformer"), "transformer_blocks.0.attn.to_q", seed=7)
     save_file({f"transformer.{k}": v for k, v in second.items()}, tmp_path / "second.safetensors")
@@ -247,6 +258,11 @@ def test_text_encoders_are_changed_too(folder: Path, tmp_path: Path) -> None:
             "lora_te3_encoder_block_1_layer_0_SelfAttention_q": (t5_down, t5_up),
         },
         {
+            "lora_te_text_model_encoder_layers_0_mlp_fc1": (down, up),
+            "lora_te2_encoder_block_1_layer_0_SelfAttention_q": (t5_down, t5_up),
+            "lora_te_text_projection": (torch.ones(1, 8), torch.ones(8, 1)),
+        },
+        {
             "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1": (down, up),
             "text_encoders.t5xxl.transformer.encoder.block.1.layer.0.SelfAttention.q": (t5_down, t5_up),
         },
@@ -297,6 +313,7 @@ def test_differences_of_whole_weights_and_biases_are_added(folder: Path, tmp_pat
         "diffusion_model.final_layer.linear.lora_A.weight": down,
         "diffusion_model.final_layer.linear.lora_B.weight": up,
         "diffusion_model.final_layer.linear.lora_B.bias": bias,
+        "diffusion_model.final_layer.linear.alpha": torch.tensor(2.0 * RANK),
         "diffusion_model.img_in.diff_b": torch.ones(len(state["x_embedder.bias"])),
         "diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": scale,
     }
@@ -306,8 +323,8 @@ def test_differences_of_whole_weights_and_biases_are_added(folder: Path, tmp_pat
         for loras in ([f"{tmp_path / 'it.safetensors'}:0.5"], [])
     )
     expected = before | {
-        "final_layer.linear.weight": before["final_layer.linear.weight"] + 0.5 * (up @ down),
-        "final_layer.linear.bias": before["final_layer.linear.bias"] + 0.5 * bias,
+        "final_layer.linear.weight": before["final_layer.linear.weight"] + up @ down,
+        "final_layer.linear.bias": before["final_layer.linear.bias"] + bias,
         "img_in.bias": before["img_in.bias"] + 0.5,
         "double_blocks.0.img_attn.norm.query_norm.scale": before["double_blocks.0.img_attn.norm.query_norm.scale"]
         + 0.5 * scale,
@@ -316,8 +333,13 @@ def test_differences_of_whole_weights_and_biases_are_added(folder: Path, tmp_pat
         torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
+def opened_with(folder: Path, entry: object) -> Parts:
+    return open_model(str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(entry)])
+
+
 A, B = torch.ones(RANK, 96), torch.ones(96, RANK)
 Q = "transformer.transformer_blocks.0.attn.to_q"
+FACTORS: State = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
 
 
 @pytest.mark.parametrize(
@@ -333,74 +355,208 @@ Q = "transformer.transformer_blocks.0.attn.to_q"
             {"unet.mid_block.attn.lora_A.weight": A, "unet.mid_block.attn.lora_B.weight": B},
             r"made for another model: unet",
         ),
-        ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B, f"{Q}.dora_scale": torch.ones(48)}, r"is DoRA \("),
+        (FACTORS | {f"{Q}.dora_scale": torch.ones(48)}, r"is DoRA \("),
+        (FACTORS | {f"{Q}.lora_magnitude_vector": torch.ones(48)}, r"is DoRA \("),
+        (FACTORS | {f"{Q}.lora_mid.weight": torch.ones(48)}, r"is LoCon \("),
+        (FACTORS | {f"{Q}.set_weight": torch.ones(48)}, r"is a control LoRA \("),
+        (FACTORS | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(48)}, r"is a control LoRA \("),
         ({"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": A}, r"is LoKr \("),
+        ({"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a": A}, r"is LoHa \("),
+        (FACTORS | {"bundle_emb.me.clip_l": torch.ones(48)}, r"holds more than a LoRA: bundle_emb"),
+        (FACTORS | {f"{Q}.lora_down.weight": A.clone()}, r"has transformer\..*to_q twice: .*lora_A.* and .*lora_down"),
+        (
+            {
+                "diffusion_model.double_blocks.0.img_attn.qkv.diff": torch.ones(288, 96),
+                "diffusion_model.transformer_blocks.0.attn.to_k.diff": torch.ones(96, 96),
+            },
+            r"changes .* twice: as ",
+        ),
+        (FACTORS | {f"{Q}.lora_B.bias": torch.ones(95)}, r"shape \[95\], and .* \[96\]"),
+        ({f"{Q}.lora_B.bias": torch.ones(96)}, r"attn.to_q lacks a factor"),
+        ({"diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff_b": torch.ones(48)}, r"query_norm \(a bias\)"),
+        (
+            {f"{Q}.lora_A.weight": torch.ones(0, 96), f"{Q}.lora_B.weight": torch.ones(96, 0)},
+            r"lora_A\.weight is empty",
+        ),
+        (FACTORS | {f"{Q}.alpha": torch.ones(1, dtype=torch.complex64)}, r"alpha is stored as C64"),
         ({"double_blocks.0.img_attn.qkv.weight": A}, r"holds no LoRA"),
         ({}, r"holds no LoRA"),
-    ],
-    ids=[
-        "half",
-        "rows",
-        "columns",
-        "ranks",
-        "alpha",
-        "no factors",
-        "another model",
-        "DoRA",
-        "LoKr",
-        "weights",
-        "empty",
     ],
 )
 def test_what_cannot_be_merged_is_refused(folder: Path, tmp_path: Path, state: State, says: str) -> None:
     """Never silently left out: the pictures would be another model's."""
     save_file(state, tmp_path / "it.safetensors")
     with pytest.raises(CheckpointError, match=says):
-        open_model(
-            str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(tmp_path / "it.safetensors")]
-        )
+        opened_with(folder, tmp_path / "it.safetensors")
 
 
-def test_a_header_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header", ['{"transformer.lora_alpha": []}', "{", "[" * 99_999, '{"transformer.lora_alpha": 1e999}'], ids=range(4)
+)
+def test_a_header_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path, header: str) -> None:
     state, _ = trained(folder)
-    save_file(state, tmp_path / "it.safetensors", metadata={"lora_adapter_metadata": '{"transformer.lora_alpha": []}'})
-    with pytest.raises(CheckpointError, match=r"it\.safetensors: its header's lora_adapter_metadata can't be read"):
-        open_model(
-            str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(tmp_path / "it.safetensors")]
-        )
+    save_file(state, tmp_path / "it.safetensors", metadata={"lora_adapter_metadata": header})
+    with pytest.raises(
+        CheckpointError, match=r"it\.safetensors: (its header's lora_adapter_metadata can't|the alpha of .* is inf)"
+    ):
+        opened_with(folder, tmp_path / "it.safetensors")
 
 
-def test_one_on_the_hub_is_fetched_by_its_id_and_file(
-    published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only its own file; of a repository with several one has to be named."""
-    asked: list[tuple[str, list[str]]] = []
+class Hub:
+    """A repository on the hub, and what of it was fetched."""
 
-    def download(hub_id: str, *, allow_patterns: list[str]) -> str:
-        asked.append((hub_id, allow_patterns))
-        return str(tmp_path)
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.fetched: list[str] = []
+        self.is_away = False
+        monkeypatch.setattr(lora, "hf_hub_download", self.download)
+        monkeypatch.setattr(lora, "HfApi", lambda: self)
+        monkeypatch.setattr(lora, "snapshot_download", self.cached)
 
-    monkeypatch.setattr(lora, "snapshot_download", download)
+    def list_repo_files(self, repository: str) -> list[str]:
+        if self.is_away:
+            raise ConnectionError("no network")
+        assert repository == "owner/name"
+        return [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
+
+    def download(self, repository: str, file: str) -> str:
+        assert repository == "owner/name"
+        if not (self.folder / file).is_file():
+            if self.is_away:
+                raise LocalEntryNotFoundError("no network")
+            raise RemoteEntryNotFoundError(
+                "no such file", response=Response(404, request=Request("GET", "http://hub/"))
+            )
+        self.fetched.append(file)
+        return str(self.folder / file)
+
+    def cached(self, repository: str, *, local_files_only: bool) -> str:
+        assert local_files_only
+        if repository != "owner/name":
+            raise LocalEntryNotFoundError("not cached")
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """With one LoRA, and below it what else such repositories have."""
     state = comfyui(factors(dict(published), "double_blocks.0.img_attn.proj"))
-    save_file(state, tmp_path / "watercolour.safetensors")
-    assert LoRAs(["owner/name:0.5"]).names == ["watercolour:0.5"]
-    save_file(state, tmp_path / "ink.safetensors")
+    for name in ("pytorch_lora_weights.safetensors", "checkpoint-500/pytorch_lora_weights.safetensors", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file(state, tmp_path / name)
+    return Hub(tmp_path, monkeypatch)
+
+
+def test_one_on_the_hub_is_fetched_alone(hub: Hub) -> None:
+    """By its id where the repository has one, else by its file, which may be in a folder; a name is no pattern."""
+    assert LoRAs(["owner/name:0.5"]).names == ["owner/name:0.5"]
+    hub.is_away = True
+    assert LoRAs(["owner/name"]).names == ["owner/name"]
+    hub.is_away = False
+    (hub.folder / "pytorch_lora_weights.safetensors").rename(hub.folder / "ink[v2].safetensors")
+    assert LoRAs(["owner/name/ink[v2].safetensors"]).names == ["owner/name/ink[v2]"]
+    assert LoRAs(["owner/name/checkpoint-500/pytorch_lora_weights.safetensors"])
+    assert hub.fetched == [
+        *["pytorch_lora_weights.safetensors"] * 2,
+        "ink[v2].safetensors",
+        "checkpoint-500/pytorch_lora_weights.safetensors",
+    ]
+    (hub.folder / "watercolour.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"2 \.safetensors files in it \(ink.*, watercolour.*\): name the one"):
         LoRAs(["owner/name"])
-    assert LoRAs(["owner/name/ink.safetensors"]).names == ["ink"]
-    assert asked == [
-        ("owner/name", ["*.safetensors"]),
-        ("owner/name", ["*.safetensors"]),
-        ("owner/name", ["ink.safetensors"]),
-    ]
+    with pytest.raises(CheckpointError, match=r"repository owner/name has no file for 'owner/name/gone\.safetensors'"):
+        LoRAs(["owner/name/gone.safetensors"])
 
 
-def test_one_that_is_nowhere_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("no network")
+def test_one_that_is_nowhere_is_told_by_its_name(hub: Hub) -> None:
+    hub.is_away = True
+    with pytest.raises(CheckpointError, match=r"'owner/other' is neither a local path nor in the hub's local cache"):
+        LoRAs(["owner/other"])
+    for path in ("/nowhere/it.safetensors", "loras/it.safetensors"):
+        with pytest.raises(CheckpointError, match=rf"no LoRA at '{path}'"):
+            LoRAs([path])
 
-    monkeypatch.setattr(lora, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"the LoRA 'owner/name' is neither a local path nor to be had"):
-        LoRAs(["owner/name"])
-    with pytest.raises(CheckpointError, match=r"no LoRA at '/nowhere/it\.safetensors'"):
-        LoRAs(["/nowhere/it.safetensors"])
+
+def test_files_that_tools_name_alike_are_told_apart(published: dict[str, Tensor], tmp_path: Path) -> None:
+    state = comfyui(factors(dict(published), "double_blocks.0.img_attn.proj"))
+    for folder in ("ink", "watercolour"):
+        (tmp_path / folder).mkdir()
+        save_file(state, tmp_path / folder / "pytorch_lora_weights.safetensors")
+    entries = [f"{tmp_path / 'ink'}:2", str(tmp_path / "watercolour" / "pytorch_lora_weights.safetensors")]
+    assert LoRAs(entries).names == ["ink:2", "watercolour"]
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ["transformer.{diffusers}", "lora_unet_{original}"],
+        ["lora_transformer_{diffusers}", "lora_unet_{original}"],
+        ["lycoris_{diffusers}"],
+        ["transformer.base_model.model.{diffusers}"],
+        ["base_model.model.transformer.{diffusers}"],
+        ["{diffusers}"],
+    ],
+    ids="+".join,
+)
+def test_a_change_in_two_spellings_is_made_once(
+    published: dict[str, Tensor], tmp_path: Path, spellings: list[str]
+) -> None:
+    """Merges found in the wild carry both; diffusers takes diffusers' own."""
+    diffusers, original = "transformer_blocks.0.attn.to_out.0", "double_blocks.0.img_attn.proj"
+    down, up = factors(dict(published), original).values()
+    state: State = {}
+    for i, spelling in enumerate(spellings):
+        names = {"diffusers": diffusers, "original": original}
+        if "_{" in spelling:
+            names = {which: name.replace(".", "_") for which, name in names.items()}
+        module = spelling.format(**names)
+        kinds = ("down", "up") if "_{" in spelling else ("A", "B")
+        state |= {f"{module}.lora_{kinds[0]}.weight": down + i, f"{module}.lora_{kinds[1]}.weight": up + i}
+    save_file(state, tmp_path / "it.safetensors")
+    assert_same_changes(tmp_path / "it.safetensors", published, {diffusers: up @ down})
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(6), torch.tensor([6.0]), torch.tensor(6.0, dtype=torch.bfloat16)])
+def test_an_alpha_may_be_any_number(published: dict[str, Tensor], tmp_path: Path, alpha: Tensor) -> None:
+    """sd-scripts' extractor writes integers."""
+    state = kohya(factors(dict(published), "double_blocks.0.img_attn.proj"))
+    state["lora_unet_double_blocks_0_img_attn_proj.alpha"] = alpha
+    save_file(state, tmp_path / "it.safetensors")
+    down, up = (tensor for name, tensor in state.items() if name.endswith(".weight"))
+    theirs = {"transformer_blocks.0.attn.to_out.0": 6 / RANK * (up @ down)}
+    assert_same_changes(tmp_path / "it.safetensors", published, theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"), [({"lora_alpha": 12}, 4), ({"lora_alpha": 3, "use_rslora": True}, 3**0.5)]
+)
+def test_what_peft_saved_is_merged_as_its_settings_say(
+    published: dict[str, Tensor], tmp_path: Path, settings: dict[str, object], scale: float
+) -> None:
+    """They lie beside it, where diffusers doesn't look."""
+    named = factors(dict(published), "double_blocks.0.img_attn.proj")
+    save_file({f"base_model.model.{name}": t for name, t in named.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, **settings}))
+    down, up = named.values()
+    changes = LoRAs([str(tmp_path)]).of_transformer(published)
+    name = "double_blocks.0.img_attn.proj.weight"
+    torch.testing.assert_close(changes.merged(name, torch.zeros(published[name].shape)), scale * (up @ down))
+    (tmp_path / "adapter_config.json").write_text('{"use_dora": true}')
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json says that it is DoRA"):
+        LoRAs([str(tmp_path)])
+
+
+@pytest.mark.parametrize("where", ["factor", "alpha", "difference"])
+def test_what_is_not_finite_is_refused_before_any_edit(folder: Path, tmp_path: Path, where: str) -> None:
+    """With the file's name: later it would be the model's pixels that are NaN."""
+    state: State = {f"{Q}.lora_A.weight": A.clone(), f"{Q}.lora_B.weight": B.clone()}
+    match where:
+        case "factor":
+            state[f"{Q}.lora_B.weight"][0, 0] = torch.inf
+        case "alpha":
+            state[f"{Q}.alpha"] = torch.tensor(torch.nan)
+        case "difference":
+            state = {"transformer.proj_out.diff_b": torch.full((64,), torch.nan)}
+    save_file(state, tmp_path / "it.safetensors")
+    with pytest.raises(CheckpointError, match=r"it\.safetensors: (what it adds to .* is NaN|the alpha of .* is nan)"):
+        opened_with(folder, tmp_path / "it.safetensors")

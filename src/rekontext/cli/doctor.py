@@ -208,13 +208,17 @@ def _lora(entry: str, settings: Settings) -> Finding:
 
     subject, (name, strength) = "lora", lora_and_strength(entry)
     if not local_path(name).exists() and is_lora_on_hub(name):
-        return Finding(subject=subject, verdict="note", says=f"{name} comes from the hub: the first start downloads it")
+        return Finding(
+            subject=subject,
+            verdict="note",
+            says=f"{name} isn't here, so it is of the hub: the first start downloads it",
+        )
     is_here = settings.model == MINI or local_path(settings.model).exists()
     try:
         require_loras(settings.model if is_here else None, [entry])
     except CheckpointError as fault:
         return Finding(subject=subject, verdict="broken", says=str(fault))
-    fits = f"fits {settings.model}" if is_here else "can be read"
+    fits = f"fits the transformer of {settings.model}" if is_here else "can be read"
     return Finding(subject=subject, verdict="ok", says=f"{name} {fits}, to be merged at strength {strength:g}")
 
 

@@ -142,7 +142,7 @@ def run_serve(
             server.run(sockets=[listener])
         _let_go(_OUT, _ERR)
     if broken:
-        why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings.model)
+        why = f"the service broke: {broken[0]!r}" if loaded else _why(broken[0], settings)
         raise CommandFailed(why, exit_code=1) from broken[0]
     # All is closed, but for a model that is still being loaded, which can't be stopped. Taking Python and PyTorch
     # apart takes seconds, and whoever stopped us waits for them.
@@ -296,8 +296,9 @@ def _ready(card: ModelCard, url: str, *, is_here: bool) -> str:
     )
 
 
-def _why(fault: Exception, model: str) -> str:
+def _why(fault: Exception, settings: Settings) -> str:
     if isinstance(fault, ImportError):
         return ENGINE_MISSING.format(fault=fault)
     reason = str(fault) if isinstance(fault, ValueError) else f"{type(fault).__name__}: {fault}"
-    return f"the model {model} can't be loaded: {reason}"
+    what = f"the model {settings.model}{' with its LoRAs' if settings.lora else ''}"
+    return f"{what} can't be loaded: {reason}"

@@ -1,31 +1,42 @@
 """GGUF files, read as safetensors files are: named tensors, one at a time. Knows no model.
 
-Quantised tensors come out in float32, block by block as diffusers has it: what such a file saves is the download and
-the disk, not the device's memory, for which there are plans of our own.
+Quantised tensors come out in float32: what such a file saves is the download and the disk, not the device's memory, for
+which there are plans of our own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from gguf import GGUFReader, quants
 from torch import Tensor
+
+_MADE_WIDE: Final = frozenset(
+    {"BF16", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS"}
+)
+_PARTS: Final = "split.count"
 
 
 class GGUFFile:
     """What `tensors.py` asks of a file.
 
     Raises:
-        ValueError: it is no GGUF file, or ends too early.
+        ValueError: it is no GGUF file, ends too early, or is one of several.
     """
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
         try:
-            self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+            reader = GGUFReader(path)
+            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+            parts = reader.fields.get(_PARTS)
+            if parts is not None and int(parts.parts[parts.data[0]][0]) > 1:
+                raise ValueError("it is one part of several: join them to one file")
+            empty = next((name for name, tensor in self._tensors.items() if not tensor.n_elements), None)
+            if empty is not None:
+                raise ValueError(f"{empty} is empty")
         except (LookupError, TypeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -53,25 +64,11 @@ class GGUFTensor:
         return [int(size) for size in reversed(self._stored.shape)]
 
     def get_dtype(self) -> str:
-        """As safetensors names it; that of what `read` gives for a quantised one that can be read."""
-        kind = self._stored.tensor_type
-        return "F32" if kind in _dequantisers() else str(kind.name)
+        """As safetensors names it; of a quantised one that can be read, that of what `read` gives."""
+        kind = str(self._stored.tensor_type.name)
+        return "F32" if kind in _MADE_WIDE else kind
 
     def read(self) -> Tensor:
-        from gguf import GGML_QUANT_SIZES
-
-        kind, data = self._stored.tensor_type, torch.from_numpy(self._stored.data.copy())
-        dequantise = _dequantisers().get(kind)
-        if dequantise is None:
-            return data.reshape(self.get_shape())
-        elements, size = GGML_QUANT_SIZES[kind]
-        wide: Tensor = dequantise(data.reshape(-1, size), elements, size, torch.float32)
-        return wide.reshape(self.get_shape())
-
-
-def _dequantisers() -> Any:
-    """By kind: of a tensor's blocks (n, bytes), their elements and bytes, and a dtype."""
-    # Private to diffusers, but the one maintained way that isn't NumPy's, which takes minutes for a large model.
-    from diffusers.quantizers.gguf.utils import dequantize_functions
-
-    return dequantize_functions
+        data, kind = self._stored.data, self._stored.tensor_type
+        wide = quants.dequantize(data, kind) if kind.name in _MADE_WIDE else data.copy()
+        return torch.from_numpy(wide).reshape(self.get_shape())

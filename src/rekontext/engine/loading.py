@@ -13,7 +13,7 @@ from rekontext.engine.layers import on_host
 from rekontext.engine.layouts import Recipe, diffusers_recipe, is_diffusers
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
-from rekontext.engine.tensors import CheckpointError, TensorSource
+from rekontext.engine.tensors import CheckpointError, TensorSource, first_of
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 _MODULATION: Final = re.compile(r"(_mod|\.modulation)\.lin$")
@@ -85,6 +85,4 @@ def load_transformer(
 
 def _complain(what: str, names: set[str], source: TensorSource) -> None:
     if names:
-        first = ", ".join(sorted(names)[:5])
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise CheckpointError(f"{source.label}: {what} tensors: {first}{more}")
+        raise CheckpointError(f"{source.label}: {what} tensors: {first_of(names)}")

@@ -16,17 +16,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from rekontext.engine.layouts import diffusers_recipe
-from rekontext.engine.tensors import CheckpointError, TensorSource
+from rekontext.engine.tensors import CheckpointError, TensorSource, first_of, read_json
 from rekontext.models import is_lora_on_hub, local_path, lora_and_strength
 
 Part = Literal["transformer", "clip", "t5"]
@@ -40,15 +41,18 @@ _PREFIXES: Final[tuple[tuple[str, Part], ...]] = (
     ("text_encoders.t5xxl.transformer.", "t5"),
     ("lora_te2_", "t5"),
     ("lora_te3_", "t5"),
-    ("base_model.model.", "transformer"),
+    ("transformer.", "transformer"),
     ("model.diffusion_model.", "transformer"),
     ("diffusion_model.", "transformer"),
-    ("transformer.", "transformer"),
-    ("lora_unet_", "transformer"),
     ("lora_transformer_", "transformer"),
+    ("lora_unet_", "transformer"),
+    ("lycoris_", "transformer"),
     ("", "transformer"),
 )
-"""diffusers', ComfyUI's and kohya's for each part, in the order in which they are tried; PEFT's; and none."""
+"""diffusers', ComfyUI's, kohya's and LyCORIS' for each part, and none. Where a file has one change under two of them,
+it is taken from the first, as diffusers does."""
+_PEFT: Final = "base_model.model."
+"""Before or behind these, where PEFT wrapped the model or its part."""
 _OF_MODULES: Final[dict[Part, str]] = {"transformer": "transformer", "clip": "text_encoder", "t5": "text_encoder_2"}
 """How PEFT's settings, which may stand in a file's header, name the parts."""
 _KINDS: Final = re.compile(
@@ -59,17 +63,20 @@ _KINDS: Final = re.compile(
 )
 """What a tensor is to its module: a factor, or a difference of the whole weight or bias."""
 _OTHERS: Final = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lokr_w1": "LoKr",
-    "lokr_w2": "LoKr",
-    "hada_w1_a": "LoHa",
-    "hada_w2_a": "LoHa",
-    "lora_mid": "LoCon",
-    "set_weight": "a control LoRA",
+    ".dora_scale": "DoRA",
+    ".lora_magnitude_vector": "DoRA",
+    ".lokr_": "LoKr",
+    ".hada_": "LoHa",
+    ".lora_mid": "LoCon",
+    ".set_weight": "a control LoRA",
+    "_norm.scale": "a control LoRA",
 }
-"""Words in the names of what can't be merged: their other tensors alone would make another change."""
+"""In the names of what can't be merged: their other tensors alone would make another change."""
 _SETTINGS: Final = "lora_adapter_metadata"
+_SAVED_BY_PEFT: Final = "adapter_model.safetensors"
+_ITS_SETTINGS: Final = "adapter_config.json"
+_NAMELESS: Final = frozenset({"pytorch_lora_weights", "adapter_model", "lora", "model"})
+"""As tools call any file of theirs."""
 
 
 class _Target(NamedTuple):
@@ -84,36 +91,66 @@ class _Target(NamedTuple):
     rows: slice | None = None
     swap: bool = False
 
+    def overlaps(self, other: _Target) -> bool:
+        if self.rows is None or other.rows is None:
+            return True
+        return bool(self.rows.start < other.rows.stop and other.rows.start < self.rows.stop)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """What one file has for one module: tensors' names by their kind."""
+    """What one file has for one module.
+
+    Attributes:
+        prefix: before the module's name.
+        names: of its tensors, by their kind.
+        strength: by which differences are multiplied.
+        scale: by which products are: strength * alpha / rank.
+    """
 
     source: TensorSource
+    prefix: str
     module: str
-    strength: float
     names: Mapping[str, str]
+    strength: float
+    scale: float
+
+    @property
+    def changes_weight(self) -> bool:
+        return not self.names.keys().isdisjoint({"down", "diff"})
+
+    @property
+    def changes_bias(self) -> bool:
+        return not self.names.keys().isdisjoint({"up_bias", "diff_b"})
 
     def shape_of(self, kind: str) -> tuple[int, ...]:
         return self.source.shape(self.names[kind])
 
-    def read(self, kind: str, device: torch.device) -> Tensor:
+    def change(self, *, is_bias: bool, device: torch.device) -> Tensor:
+        """What is added to the weight or the bias, in float32."""
+        whole, factor = ("diff_b", "up_bias") if is_bias else ("diff", "down")
+        terms = []
+        if whole in self.names:
+            terms.append(self.strength * self._read(whole, device))
+        if factor in self.names:
+            product = self._read(factor, device) if is_bias else self._read("up", device) @ self._read("down", device)
+            terms.append(self.scale * product)
+        change = sum(terms[1:], terms[0])
+        if not change.isfinite().all():
+            raise CheckpointError(
+                f"{self.source.label}: what it adds to {self.module} is NaN or infinite: the file is damaged, or its "
+                "training went astray"
+            )
+        return change
+
+    def _read(self, kind: str, device: torch.device) -> Tensor:
         return self.source.read(self.names[kind], torch.float32).to(device)
 
-    def scale(self, part: Part) -> float:
-        """alpha / rank, times the strength. Without an alpha it is the rank, as diffusers has it."""
-        rank = self.shape_of("down")[0]
-        if "alpha" in self.names:
-            return self.strength * self.source.read(self.names["alpha"], torch.float32).item() / rank
-        alpha, divisor = _told(self.source, part, self.module, rank)
-        return self.strength * alpha / divisor
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Changes:
     """What LoRAs change in one part of a model, by its parameters' names."""
 
-    part: Part
     _layers: Mapping[str, Sequence[tuple[_Layer, _Target, bool]]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
@@ -124,39 +161,23 @@ class Changes:
 
         Args:
             wide: as it is without, in float32; it is changed.
+
+        Raises:
+            CheckpointError: a change isn't finite.
         """
         for layer, target, is_bias in self._layers.get(name, ()):
+            change = layer.change(is_bias=is_bias, device=wide.device)
             rows = wide if target.rows is None else wide[target.rows]
-            change = self._bias(layer, wide.device) if is_bias else self._weight(layer, wide.device)
             rows += torch.cat(change.chunk(2)[::-1]) if target.swap else change
         return wide
 
     def merge_into(self, module: nn.Module) -> None:
-        """Each changed parameter of an opened part, rounded to its own dtype."""
+        """Each changed parameter of an opened part, rounded to its own dtype. Raises as `merged`."""
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name in self._layers:
                 parameter = parameters[name]
                 parameter.copy_(self.merged(name, parameter.float().clone()))
-
-    def _weight(self, layer: _Layer, device: torch.device) -> Tensor:
-        change: Tensor | float = 0.0
-        if "diff" in layer.names:
-            change = layer.read("diff", device) * layer.strength
-        if "down" in layer.names:
-            up_or, down_rd = layer.read("up", device), layer.read("down", device)
-            change = change + layer.scale(self.part) * (up_or @ down_rd)
-        assert isinstance(change, Tensor), f"{layer.module} has no change"
-        return change
-
-    def _bias(self, layer: _Layer, device: torch.device) -> Tensor:
-        change: Tensor | float = 0.0
-        if "diff_b" in layer.names:
-            change = layer.read("diff_b", device) * layer.strength
-        if "up_bias" in layer.names:
-            change = change + layer.scale(self.part) * layer.read("up_bias", device)
-        assert isinstance(change, Tensor), f"{layer.module} has no change of its bias"
-        return change
 
 
 class LoRAs:
@@ -166,6 +187,9 @@ class LoRAs:
         entries: each a file, a folder with one in it, or a hub id, and after a colon its strength: see
             `rekontext.models.lora_and_strength`.
 
+    Attributes:
+        names: as answers tell them, with their strengths where those aren't 1.
+
     Raises:
         CheckpointError: a file can't be found or read, or holds something other than a LoRA.
     """
@@ -174,9 +198,9 @@ class LoRAs:
         self.names: list[str] = []
         self._layers: dict[Part, list[_Layer]] = defaultdict(list)
         for entry in entries:
-            name, strength = lora_and_strength(entry)
-            path = _find(name)
-            self.names.append(path.stem if strength == 1 else f"{path.stem}:{strength:g}")
+            given, strength = lora_and_strength(entry)
+            path, name = _find(given)
+            self.names.append(name if strength == 1 else f"{name}:{strength:g}")
             for part, layer in _layers_of(TensorSource([path]), strength):
                 self._layers[part].append(layer)
 
@@ -204,53 +228,97 @@ class LoRAs:
             if target is None:
                 strangers[layer.source].append(layer.module)
                 continue
-            bias = re.sub(r"\.weight$", ".bias", target.weight)
-            kinds = layer.names.keys()
-            for name, is_bias in ((target.weight, False), (bias, True)):
-                if not kinds & ({"up_bias", "diff_b"} if is_bias else {"down", "diff"}):
-                    continue
-                if name not in parameters or (is_bias and name == target.weight):
-                    strangers[layer.source].append(f"{layer.module} (its bias)")
-                    continue
-                _require_shapes(layer, target, parameters[name], is_bias=is_bias)
-                changes[name].append((layer, target, is_bias))
+            bias = target.weight.removesuffix(".weight") + ".bias"
+            if layer.changes_bias and bias not in parameters:
+                strangers[layer.source].append(f"{layer.module} (a bias)")
+                continue
+            for name, is_bias, is_changed in (
+                (target.weight, False, layer.changes_weight),
+                (bias, True, layer.changes_bias),
+            ):
+                if is_changed and not _is_there(layer, target, changes[name]):
+                    _require_shapes(layer, target, parameters[name], is_bias=is_bias)
+                    changes[name].append((layer, target, is_bias))
         for source, modules in strangers.items():
             raise CheckpointError(
                 f"{source.label} changes what this model's {_OF_MODULES[part]} doesn't have, so it was made for "
-                f"another model: {_first(modules)}"
+                f"another model: {first_of(modules)}"
             )
-        return Changes(part=part, _layers=changes)
+        return Changes({name: layers for name, layers in changes.items() if layers})
 
 
-def _find(name: str) -> Path:
-    """The file, fetched from the hub if it comes from there."""
-    path = local_path(name)
-    if not path.exists() and is_lora_on_hub(name):
-        owner, repository, *file = name.split("/", 2)
-        try:
-            path = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=file or ["*.safetensors"]), *file)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise CheckpointError(
-                f"the LoRA {name!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
-                "check the name and the network"
-            ) from error
+def _is_there(layer: _Layer, target: _Target, before: Sequence[tuple[_Layer, _Target, bool]]) -> bool:
+    """Whether the same file has this change under a prefix that comes first."""
+    for other, where, _ in before:
+        if other.source is layer.source and where.overlaps(target):
+            if other.prefix == layer.prefix:
+                raise CheckpointError(f"{layer.source.label} changes {layer.module} twice: as {other.module}, too")
+            return True
+    return False
+
+
+def _find(given: str) -> tuple[Path, str]:
+    """The file, fetched from the hub if it comes from there, and what it is called."""
+    path = local_path(given)
+    if not path.exists() and is_lora_on_hub(given):
+        return _fetched(given)
     if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            those = ", ".join(file.name for file in found[:5]) or "none"
-            raise CheckpointError(f"{name} has {len(found)} .safetensors files in it ({those}): name the one")
-        return found[0]
-    if not path.exists():
-        raise CheckpointError(f"no LoRA at {name!r}: give a .safetensors file, or owner/name of one on the hub")
-    return path
+        return path / _the_one(given, [file.name for file in path.glob("*.safetensors")]), path.absolute().name
+    if not path.is_file():
+        raise CheckpointError(f"no LoRA at {given!r}: give a .safetensors file, or owner/name of one on the hub")
+    return path, path.absolute().parent.name if path.stem in _NAMELESS else path.stem
+
+
+def _fetched(given: str) -> tuple[Path, str]:
+    owner, name, *rest = given.split("/", 2)
+    repository = f"{owner}/{name}"
+    try:
+        file = rest[0] if rest else _the_one(given, _files_of(repository))
+        path = Path(hf_hub_download(repository, file))
+        if path.name == _SAVED_BY_PEFT:
+            with suppress(EntryNotFoundError):
+                hf_hub_download(repository, Path(file).with_name(_ITS_SETTINGS).as_posix())
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"the LoRA {given!r} is neither a local path nor in the hub's local cache, and the hub doesn't answer: "
+            "check the name and the network"
+        ) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"the hub's repository {repository} has no file for {given!r}: {error}") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"the LoRA {given!r} is neither a local path nor to be had from the hub ({type(error).__name__}): "
+            "check the name, the network, and for gated ones that HF_TOKEN is set"
+        ) from error
+    return path, given.removesuffix(".safetensors")
+
+
+def _files_of(repository: str) -> list[str]:
+    """In the repository's own folder: below may lie whole models."""
+    try:
+        names = HfApi().list_repo_files(repository)
+    except HfHubHTTPError:
+        raise
+    except Exception:  # an HTTP library's own: away from the network what was fetched before is good
+        names = [path.name for path in Path(snapshot_download(repository, local_files_only=True)).iterdir()]
+    return [name for name in names if "/" not in name and name.endswith(".safetensors")]
+
+
+def _the_one(given: str, files: Sequence[str]) -> str:
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{given} has {len(files)} .safetensors files in it ({first_of(files) or 'none'}): name the one"
+        )
+    return files[0]
 
 
 def _layers_of(source: TensorSource, strength: float) -> Iterator[tuple[Part, _Layer]]:
+    """In the order of `_PREFIXES`."""
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     strange = []
     for name in source.names():
-        for word, kind in _OTHERS.items():
-            if f".{word}" in name:
+        for mark, kind in _OTHERS.items():
+            if mark in name:
                 raise CheckpointError(
                     f"{source.label} is {kind} ({name}), which can't be merged: only LoRAs "
                     "(lora_A and lora_B, or lora_down and lora_up) can"
@@ -260,20 +328,44 @@ def _layers_of(source: TensorSource, strength: float) -> Iterator[tuple[Part, _L
             strange.append(name)
             continue
         assert match.lastgroup is not None, "one of the kinds"
-        modules[match["module"]][match.lastgroup] = name
+        names = modules[match["module"]]
+        if (twice := names.get(match.lastgroup)) is not None:
+            raise CheckpointError(f"{source.label} has {match['module']} twice: {twice} and {name}")
+        source.require_opened(name)
+        names[match.lastgroup] = name
     if strange or not modules:
-        raise CheckpointError(f"{source.label} holds no LoRA, or more than one: {_first(strange) or 'it is empty'}")
-    for module, names in modules.items():
-        kinds = names.keys()
-        if ("down" in kinds) != ("up" in kinds) or not kinds - {"alpha"} or ("up_bias" in kinds and "up" not in kinds):
-            raise CheckpointError(f"{source.label}: {module} lacks a factor: it has only {', '.join(names.values())}")
-        prefix, part = next((prefix, part) for prefix, part in _PREFIXES if module.startswith(prefix))
+        what = "holds more than a LoRA" if modules else "holds no LoRA"
+        raise CheckpointError(f"{source.label} {what}: {first_of(strange) or 'it is empty'}")
+    parted = sorted(((*_parted(module), names) for module, names in modules.items()), key=lambda each: each[0])
+    for order, module, names in parted:
+        prefix, part = _PREFIXES[order]
         if part == "clip" and "text_projection" in module:
             continue  # of CLIP's joint space, which FLUX makes no use of
+        _require_factors(source, module, names)
         yield (
             part,
-            _Layer(source=source, module=module.removeprefix(prefix), strength=strength, names=names),
+            _Layer(
+                source=source,
+                prefix=prefix,
+                module=module,
+                names=names,
+                strength=strength,
+                scale=strength * _alpha_by_rank(source, part, module, names),
+            ),
         )
+
+
+def _parted(module: str) -> tuple[int, str]:
+    """Which of `_PREFIXES` a name begins with, and what is left of it."""
+    module = module.removeprefix(_PEFT)
+    order = next(i for i, (prefix, _) in enumerate(_PREFIXES) if module.startswith(prefix))
+    return order, module.removeprefix(_PREFIXES[order][0]).removeprefix(_PEFT)
+
+
+def _require_factors(source: TensorSource, module: str, names: Mapping[str, str]) -> None:
+    kinds = names.keys()
+    if ("down" in kinds) != ("up" in kinds) or not kinds - {"alpha"} or ("up_bias" in kinds and "up" not in kinds):
+        raise CheckpointError(f"{source.label}: {module} lacks a factor: it has only {', '.join(names.values())}")
 
 
 def _plain(module: str) -> str:
@@ -328,37 +420,56 @@ def _require_shapes(layer: _Layer, target: _Target, parameter: Tensor, *, is_bia
         if "down" in layer.names:
             rank = layer.shape_of("down")[:1]
             wanted |= {"down": [*rank, *shape[1:]], "up": [shape[0], *rank]}
-            if len(shape) != 2 or not all(rank):
-                raise CheckpointError(f"{layer.source.label}: {layer.names['down']} changes no matrix, or is empty")
+            if len(shape) != 2:
+                raise CheckpointError(f"{layer.source.label}: {layer.names['down']} changes no matrix")
     for kind, expected in wanted.items():
         if kind in layer.names and list(found := layer.shape_of(kind)) != expected:
             raise CheckpointError(
                 f"{layer.source.label}: {layer.names[kind]} has shape {list(found)}, and for this model it would be "
                 f"{expected}: it was made for another"
             )
-    if "alpha" in layer.names and math.prod(layer.shape_of("alpha")) != 1:
-        raise CheckpointError(f"{layer.source.label}: {layer.names['alpha']} must be one number")
+
+
+def _alpha_by_rank(source: TensorSource, part: Part, module: str, names: Mapping[str, str]) -> float:
+    """alpha / rank. Without an alpha it is the rank, as diffusers has it; 1 also where there are no factors."""
+    if "down" not in names:
+        return 1.0
+    rank = next(iter(source.shape(names["down"])), 0)
+    if not rank:
+        raise CheckpointError(f"{source.label}: {names['down']} is empty")
+    if "alpha" in names:
+        alpha, divisor = source.number(names["alpha"]), float(rank)
+    else:
+        alpha, divisor = _told(source, part, module, rank)
+    if not math.isfinite(alpha / divisor):
+        raise CheckpointError(f"{source.label}: the alpha of {module} is {alpha}")
+    return alpha / divisor
 
 
 def _told(source: TensorSource, part: Part, module: str, rank: int) -> tuple[float, float]:
-    """alpha and what it is divided by, from PEFT's settings as diffusers writes them into a file's header."""
-    text = source.metadata.get(_SETTINGS)
+    """alpha and what it is divided by, from PEFT's settings: in the file's header, where diffusers puts them, or beside
+    a file that PEFT itself saved."""
+    beside = source.paths[0].with_name(_ITS_SETTINGS)
+    is_pefts = source.paths[0].name == _SAVED_BY_PEFT and beside.is_file()
+    where = str(beside) if is_pefts else f"{source.label}: its header's {_SETTINGS}"
     try:
-        settings: dict[str, Any] = json.loads(text) if text else {}
-        prefix = f"{_OF_MODULES[part]}."
-        told = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+        if is_pefts:
+            told = read_json(beside)
+        else:
+            settings: dict[str, Any] = json.loads(source.metadata.get(_SETTINGS, "{}"))
+            prefix = f"{_OF_MODULES[part]}."
+            told = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
         if not told:
             return rank, rank
+        if told.get("use_dora"):
+            raise CheckpointError(f"{where} says that it is DoRA, which can't be merged")
         alpha = told.get("lora_alpha", 8)  # PEFT's own default
         for pattern, other in (told.get("alpha_pattern") or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 alpha = other
                 break
         return float(alpha), math.sqrt(rank) if told.get("use_rslora") else rank
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise CheckpointError(f"{source.label}: its header's {_SETTINGS} can't be read: {error}") from error
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(sorted(names)[:5]) + more
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{where} can't be read: {error}") from error

@@ -122,8 +122,10 @@ class TextFiles:
             _folders(home)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, CheckpointError) as error:
             what = "text encoders" if self.clip is None or self.t5 is None else "tokenizers"
+            gguf = next((path.name for place in _near(file, *_COMFYUI_TEXT) for path in place.glob("t5*.gguf")), None)
+            unread = f" ({gguf} isn't read: of GGUF only transformers are)" if gguf and self.t5 is None else ""
             raise CheckpointError(
-                f"the {what} of {file} are neither beside it nor to be had from {KONTEXT_HUB_ID} "
+                f"the {what} of {file} are neither beside it{unread} nor to be had from {KONTEXT_HUB_ID} "
                 f"({type(error).__name__}): accept the licence at https://huggingface.co/{KONTEXT_HUB_ID} and set "
                 f"HF_TOKEN, or put that repository's folders {', '.join(TEXT_FOLDERS)} beside the file"
             ) from error

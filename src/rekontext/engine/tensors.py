@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ GGUF_SUFFIX: Final = ".gguf"
 _E4M3_MARK: Final = "F8_E4M3"
 _WIDE: Final = ("BF16", "F16", "F32", "F64")
 _INDICES: Final = "I64"
+_INTEGERS: Final = ("I8", "U8", "I16", "I32", "I64")
 _OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
 _CAN_BE_OPENED: Final = (
     "bfloat16, float16, float32, e4m3 or e5m2 with one scale or one for each row, and GGUF's Q2 to Q8 can be opened"
@@ -135,6 +137,25 @@ class TensorSource:
             wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
 
+    def number(self, name: str) -> float:
+        """A tensor of one number, in whatever format.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it isn't one number.
+        """
+        shape, found = self.shape(name), self._stored(name).get_dtype()
+        if prod(shape) != 1 or found not in (*_OPENED, *_INTEGERS):
+            raise CheckpointError(
+                f"{self._files[name][0]}: {self.prefix}{name} must be one number, and is stored as {found} of shape "
+                f"{list(shape)}"
+            )
+        return float(self._tensor(name, (*_OPENED, *_INTEGERS)).item())
+
+    def require_opened(self, name: str) -> None:
+        """Raise CheckpointError for a tensor that isn't there or whose format can't be read, without reading it."""
+        if (found := self._stored(name).get_dtype()) not in (*_OPENED, *_INTEGERS):
+            raise self._refused(name, f"is stored as {found}")
+
     def read_e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
         """A matrix (o, d) as it is stored, and its scale for each row (o, 1) in float32; None if it isn't e4m3.
 
@@ -188,6 +209,13 @@ class TensorSource:
 
     def _refused(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} {why}: only {_CAN_BE_OPENED}")
+
+
+def first_of(names: Iterable[str]) -> str:
+    """The first five, and how many there are besides."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(ordered[:5]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ SLUG: Final = "flux-kontext-dev"
 """Under which edits are ordered, whatever model of the family makes them."""
 
 MINI: Final = "mini"
+_NUMBER: Final = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 _HUB_ID: Final = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?")
 
 
@@ -37,7 +37,8 @@ def is_lora_on_hub(name: str) -> bool:
     """Whether it may be a hub id, or one and a file of it: owner/name or owner/name/FILE.safetensors."""
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    return is_hub_id(f"{owner}/{repository}") and (not file or file.endswith(".safetensors"))
+    is_path = repository.endswith(".safetensors")  # misspelt, since it isn't there
+    return is_hub_id(f"{owner}/{repository}") and not is_path and (not file or file.endswith(".safetensors"))
 
 
 def lora_and_strength(entry: str) -> tuple[str, float]:
@@ -49,10 +50,10 @@ def lora_and_strength(entry: str) -> tuple[str, float]:
     name, colon, strength = entry.rpartition(":")
     if not colon:
         name, strength = entry, "1"
-    try:
-        by = float(strength)
-    except ValueError:
-        by = math.nan
-    if not name.strip() or not math.isfinite(by) or by == 0:
-        raise ValueError(f'"{entry}" is no LoRA; allowed is FILE or FILE:STRENGTH, such as watercolour.safetensors:0.8')
+    by = float(strength) if _NUMBER.fullmatch(strength) else 0.0
+    if not name.strip() or by == 0:
+        raise ValueError(
+            f'"{entry}" is no LoRA; allowed is FILE or FILE:STRENGTH, such as watercolour.safetensors:0.8, with the '
+            "strength where FILE has a colon in it"
+        )
     return name, by
