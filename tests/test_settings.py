@@ -84,6 +84,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REKONTEXT_EXTERNAL_URL", "example.com", "an origin such as"),
         ("REKONTEXT_EXTERNAL_URL", "https://example.com:99999", "an origin such as"),
         ("REKONTEXT_EXTERNAL_URL", "https://user@example.com", "an origin such as"),
+        ("REKONTEXT_EXTERNAL_URL", "http://[", "an origin such as"),
         ("REKONTEXT_STORE_URL", "ftp://x", "allowed are file:///FOLDER, s3://BUCKET"),
         ("REKONTEXT_STORE_URL", "s3://", "allowed are file:///FOLDER, s3://BUCKET"),
         ("REKONTEXT_PRICE_PER_EDIT_USD", "0.0000001", "REKONTEXT_PRICE_PER_EDIT_USD"),

@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from rekontext.contract import EditRefused
-from rekontext.pictures import reason
+from rekontext.dialling import reason
 
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
 """Between one question and the next: two minutes, for a check that starts anew. The edit once more would cost more."""

@@ -15,7 +15,7 @@ from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -233,25 +233,15 @@ class Settings(BaseSettings):
     def _origin(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
-        try:
-            is_port = parts.port != 0
-        except ValueError:
-            is_port = False
-        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and is_port
-        if not is_web or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        parts = _web_address(value)
+        if parts is None or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError("allowed is an origin such as https://edits.example.com, without a path")
         return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("safety_url")
     @classmethod
     def _check(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "")
-        try:
-            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # of a port that isn't one
-            is_address = False
-        if value is not None and not is_address:
+        if value is not None and _web_address(value) is None:
             raise ValueError("allowed is an address such as http://127.0.0.1:9000/check")
         return value
 
@@ -367,3 +357,13 @@ def _wrong(error: Mapping[str, Any], given: Mapping[str, object]) -> str:
     shown = f'"{value[:60]}"' if isinstance(value, str) else value
     reason = f"{reason[:1].lower()}{reason[1:]}"
     return f"{origin} is wrong: {reason}" if setting in _PRIVATE else f"{origin} is {shown}, which is wrong: {reason}"
+
+
+def _web_address(url: str) -> SplitResult | None:
+    """The parts of an http or https URL with a host and a port that can be one; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address that isn't one
+        return None
+    return parts if is_web else None

@@ -10,13 +10,17 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 Randomness = Callable[[int], bytes]
 """Takes a number of bytes and returns that many unguessable ones."""
 
 Ids = Callable[[], str]
 """Returns a new id at each call, 32 hex digits, never the same twice."""
+
+
+RANDOM_SEED_MAX: Final = 2**32 - 1
+"""Random seeds stay below it: JavaScript can't hold larger ones exactly."""
 
 
 class Clock(Protocol):
@@ -47,3 +51,8 @@ def random_bytes(count: int) -> bytes:
 def random_id() -> str:
     """A version 4 UUID without dashes."""
     return uuid.uuid4().hex
+
+
+def draw_seed() -> int:
+    """The seed of an edit that came without one."""
+    return secrets.randbelow(RANDOM_SEED_MAX + 1)

@@ -21,7 +21,7 @@ from PIL import Image, ImageChops, ImageOps
 from sqlalchemy import Connection
 
 from rekontext.accounts import Acts, KeyPolicy, NewKey, keys
-from rekontext.assembly import Service, assemble, open_database, pepper_of, secret_of
+from rekontext.assembly import Service, assemble
 from rekontext.contract import (
     DeviceState,
     EditRequest,
@@ -38,6 +38,7 @@ from rekontext.engine.canvas import Canvas
 from rekontext.engine.costs import CostModel
 from rekontext.engine.outlook import Outlook
 from rekontext.fleet.profile import to_profile
+from rekontext.installation import open_database, pepper_of, secret_of
 from rekontext.settings import Settings
 from rekontext.sources import SystemClock, random_bytes, random_id
 from tests.fakes import FakeRandomness

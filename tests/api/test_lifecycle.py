@@ -348,7 +348,7 @@ async def test_nothing_is_ready_on_a_full_disk(studio: Studio, monkeypatch: pyte
         return Path("/dev/full").open("wb")
 
     now_s = 0.0
-    monkeypatch.setattr(studio.service.parts.disk, "_monotonic", lambda: now_s)
+    monkeypatch.setattr(disk, "monotonic", lambda: now_s)
     async with studio.open() as client:
         assert (await client.get("/readyz")).status_code == 200
         with monkeypatch.context() as broken:

@@ -205,7 +205,7 @@ def test_log_lines_are_json_with_the_request_s_id() -> None:
     """As a process writes them when nobody looks at a terminal; uvicorn's own lines are among them."""
     program = (
         "import logging, structlog\n"
-        "from rekontext.api.logs import configure\n"
+        "from rekontext.logs import configure\n"
         "configure(level='info', log_format='auto')\n"
         "structlog.contextvars.bind_contextvars(request_id='r1')\n"
         "structlog.get_logger('x').info('hello', answer=42)\n"
@@ -224,7 +224,7 @@ def test_a_traceback_for_people_shows_no_variables() -> None:
     """Keys and prompts stand in them, wherever something fails."""
     program = (
         "import structlog\n"
-        "from rekontext.api.logs import configure\n"
+        "from rekontext.logs import configure\n"
         "configure(level='info', log_format='text')\n"
         "def edit(prompt): return 1 / len(prompt[:0])\n"
         "wish = ' '.join(['a', 'private', 'wish'])\n"
@@ -240,7 +240,7 @@ def test_strangers_can_t_speak_to_the_terminal() -> None:
     """What they choose, a path above all, is shown and not obeyed, in values, events and tracebacks."""
     program = (
         "import logging, structlog\n"
-        "from rekontext.api.logs import configure\n"
+        "from rekontext.logs import configure\n"
         "configure(level='info', log_format='text')\n"
         "bad = '/\\x1b]0;owned\\x07\\r\\n\\u202e\\x9b2Jé'\n"
         "log = structlog.get_logger('x')\n"

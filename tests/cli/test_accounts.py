@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rekontext.api import SLUG
 from rekontext.database import DatabaseUnavailable
+from rekontext.models import SLUG
 from tests.cli.commands import SCRIPT, SOON_S, Run, findings
 
 

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from rekontext.api import SLUG
 from rekontext.api.documents import MINI_NOTICE
+from rekontext.models import SLUG
 from tests.cli.commands import SOON_S, Run
 
 
@@ -25,14 +25,23 @@ def test_help_and_version(run: Run) -> None:
     assert SLUG in run(["keys", "create", "--help"]).out
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """Half a second is all that it may take, so neither torch nor the service is loaded for it."""
+@pytest.mark.parametrize(
+    ("arguments", "besides"),
+    [(["--help"], {"pydantic", "sqlalchemy"}), (["accounts", "create", "alice"], set()), (["keys", "list"], set())],
+    ids=lambda value: " ".join(value),
+)
+def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(
+    arguments: list[str], besides: set[str], run: Run
+) -> None:
+    """Help may take half a second, operators' commands a second: neither torch nor the service is loaded for them."""
+    run(["accounts", "create", "bob"])
+    heavy = {"torch", "numpy", "fastapi", "starlette", "uvicorn", "aiohttp", "PIL", *besides}
     check = (
         "import sys\n"
         "from rekontext.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'fastapi', 'pydantic', 'aiohttp', 'uvicorn'} & set(sys.modules)\n"
+        f"try: main({arguments})\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", check], check=False, capture_output=True, text=True, timeout=SOON_S)

@@ -16,9 +16,9 @@ from typing import Any, Final
 import pytest
 
 from rekontext.accounts import audit, ledger, statement
-from rekontext.assembly import open_database
 from rekontext.cli.doctor import Finding, examine
 from rekontext.database import JobId, transactions
+from rekontext.installation import open_database
 from rekontext.pictures.store import PictureStore, StoreUnavailable
 from rekontext.settings import load_settings
 from tests.cli.commands import Outcome, forget_settings, outcome_of

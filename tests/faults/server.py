@@ -14,9 +14,9 @@ from pathlib import Path
 import uvicorn
 
 from rekontext.api.http1 import server_config
-from rekontext.api.logs import configure
 from rekontext.assembly import assemble
 from rekontext.contract import EditRequest, EditResult, OnProgress
+from rekontext.logs import configure
 from rekontext.settings import Settings
 from tests.api.studio import PillowFleet
 

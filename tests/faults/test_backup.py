@@ -17,9 +17,9 @@ import pytest
 from sqlalchemy import Connection, select
 
 from rekontext.accounts import integrity, ledger
-from rekontext.assembly import open_database
 from rekontext.cli import main
 from rekontext.database.tables import jobs
+from rekontext.installation import open_database
 from tests.api.studio import Studio
 from tests.faults.server import settings
 from tests.faults.test_server_killed import GOOD, ROOT, START_S_MAX, running

@@ -21,8 +21,8 @@ from PIL import Image
 from sqlalchemy import Connection, select
 
 from rekontext.accounts import integrity, ledger
-from rekontext.assembly import open_database
 from rekontext.database.tables import jobs, transfers
+from rekontext.installation import open_database
 from rekontext.jobs import State
 from rekontext.jobs.queries import from_row
 from tests.api.studio import Studio

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from sqlalchemy import Connection
 
 from rekontext.accounts import Balance, integrity, ledger, registry
+from rekontext.accounts.registry import Limits
 from rekontext.database import AccountId, Database, JobId
 from rekontext.jobs import (
     Accepted,
@@ -47,13 +49,12 @@ class Office:
     def life(self) -> JobLife:
         return JobLife(outbox=Outbox(ids=self.ids), bounds=self.bounds, patience=self.patience)
 
-    def open_account(self, account: AccountId = ALICE, *, edits: int = 10, **limits: int) -> AccountId:
+    def open_account(self, account: AccountId = ALICE, *, edits: int = 10, **limits: Unpack[Limits]) -> AccountId:
         """An account with credits for so many edits."""
 
         def work(tx: Connection) -> None:
-            registry.create(
-                tx, str(account), account=account, randomness=FakeRandomness(), now=self.clock.now(), **limits
-            )
+            registry.create(tx, str(account), account=account, randomness=FakeRandomness(), now=self.clock.now())
+            registry.set_limits(tx, account, **limits)
             if edits:
                 ledger.add(tx, account, edits * PRICE, source="payment", actor="test", now=self.clock.now())
 

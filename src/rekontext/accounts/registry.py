@@ -72,23 +72,20 @@ def create(
     account: AccountId,
     randomness: Randomness,
     now: datetime,
-    monthly_cap_micros: int | None = None,
-    in_flight_max: int | None = None,
 ) -> Account:
-    """Open an account with empty books.
+    """Open an account with empty books and no limits of its own.
 
     Raises:
         NameTaken: another account has this name.
-        ValueError: the name is blank or too long, or a limit is out of range.
+        ValueError: the name is blank or too long.
     """
     check_name(name)
-    _check_limits(monthly_cap_micros, in_flight_max)
     made = Account(
         id=account,
         name=name,
         created_at=now,
-        monthly_cap_micros=monthly_cap_micros,
-        in_flight_max=in_flight_max,
+        monthly_cap_micros=None,
+        in_flight_max=None,
         webhook_secret=webhook_secret(randomness),
     )
     try:

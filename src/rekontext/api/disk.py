@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 TRIAL_BYTES: Final = 4 * 2**20
@@ -24,9 +24,8 @@ class DiskCheck:
         folders: none where all is kept elsewhere; then there is always room.
     """
 
-    def __init__(self, folders: Sequence[Path], *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
-        self._monotonic = monotonic
         self._trial: asyncio.Task[bool] | None = None
         self._known: tuple[float, bool] | None = None
 
@@ -34,7 +33,7 @@ class DiskCheck:
         """Whether there is room. A disk that doesn't answer for `LOOK_S_MAX` has none."""
         if not self._folders:
             return True
-        if self._known is not None and self._monotonic() - self._known[0] < KEPT_S:
+        if self._known is not None and monotonic() - self._known[0] < KEPT_S:
             return self._known[1]
         if self._trial is None:
             self._trial = asyncio.create_task(self._try())
@@ -47,7 +46,7 @@ class DiskCheck:
     async def _try(self) -> bool:
         try:
             has_room = await asyncio.to_thread(_all_take, self._folders)
-            self._known = self._monotonic(), has_room
+            self._known = monotonic(), has_room
             return has_room
         finally:
             self._trial = None

@@ -26,8 +26,8 @@ from rekontext.accounts import (
 )
 from rekontext.api.auth import Caller
 from rekontext.api.forecast import Forecast
-from rekontext.api.workbench import edit_request, parameters_of
-from rekontext.contract import Acceleration, AspectRatio, DeadlineUnmeetable, Estimate, Fleet
+from rekontext.api.workbench import EditOrder, edit_request, parameters_of
+from rekontext.contract import DeadlineUnmeetable, Estimate, Fleet
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import (
     KEY_CHARACTERS_MAX,
@@ -44,45 +44,13 @@ from rekontext.jobs import (
     input_key,
     queries,
 )
-from rekontext.pictures import OutputFormat, Photo
+from rekontext.models import SLUG
 from rekontext.sources import Clock
 
-SLUG: Final = "flux-kontext-dev"
 _RETRY_AFTER_S_MAX: Final = 300
 _LOOKED_AT_MAX: Final = 64
 """Running edits that are asked for when the first of them ends."""
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditOrder:
-    """An edit as a caller ordered it: every parameter checked and present, the random seed already drawn.
-
-    Attributes:
-        photo: header checked; its pixels may still turn out to be damaged.
-        photo_url: where it was fetched from, if it was.
-        has_safety_checker: False when the caller asked to turn it off.
-        deadline_s: by when the caller needs it, counted from now; None for whenever.
-        preview_every: steps between two previews; None for none.
-        body_digest: the same for two requests that ask for the same.
-    """
-
-    prompt: str
-    photo: Photo
-    seed: int
-    steps: int
-    guidance: float
-    aspect_ratio: AspectRatio
-    output_format: OutputFormat
-    output_quality: int
-    has_safety_checker: bool
-    body_digest: str
-    photo_url: str | None = None
-    acceleration: Acceleration = "none"
-    priority: int = 0
-    deadline_s: float | None = None
-    preview_every: int | None = None
-    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 from rekontext.api.auth import Caller
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.database import EndpointId
 from rekontext.jobs import Delivery, Endpoint, WebhookRefused, endpoints
+from rekontext.moments import moment
 
 
 async def new_endpoint(parts: Parts, caller: Caller, *, url: str, event_types: Sequence[str]) -> Endpoint:

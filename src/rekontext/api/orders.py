@@ -15,7 +15,6 @@ import orjson
 from starlette.requests import Request
 
 from rekontext.api.bodies import read_body
-from rekontext.api.edits import EditOrder
 from rekontext.api.parameters import (
     KontextParameters,
     ParametersRefused,
@@ -25,8 +24,10 @@ from rekontext.api.parameters import (
     parse,
     shown,
 )
+from rekontext.api.workbench import EditOrder
 from rekontext.database import AccountId
-from rekontext.pictures import AllowList, CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+from rekontext.dialling import AllowList
+from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
 from rekontext.contract import Fleet
 from rekontext.database import Database
+from rekontext.dialling import AllowList
 from rekontext.jobs import Deliverer, Desk, Dispatcher, Objects
-from rekontext.pictures import AllowList, CodecThreads, PhotoReader
+from rekontext.pictures import CodecThreads, PhotoReader
 from rekontext.sources import Clock, Ids, Randomness
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
 from math import ceil
 from typing import Annotated, Any, Final
 
@@ -13,6 +12,7 @@ from fastapi import Query
 from rekontext.accounts import usd
 from rekontext.api.documents import Documents, error, maker, metrics
 from rekontext.jobs import Job, Page, State
+from rekontext.moments import moment
 
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 PageSize = Annotated[int, Query(ge=1, le=100)]
@@ -99,21 +99,6 @@ def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -
 def sent(job: Job) -> dict[str, Any]:
     """A job's parameters as its owner knows them."""
     return {name: value for name, value in job.parameters.items() if name not in _OURS}
-
-
-def moment(when: datetime | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
-    return None if when is None else when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def day_start(day: date) -> datetime:
-    """The first moment of a day in UTC."""
-    return datetime.combine(day, time(), tzinfo=UTC)
-
-
-def day_end(day: date) -> datetime:
-    """The first moment after a day in UTC; of the last day there is, its own last moment."""
-    return datetime.max.replace(tzinfo=UTC) if day == date.max else day_start(day) + timedelta(days=1)
 
 
 def states_named(word: str) -> Sequence[State]:

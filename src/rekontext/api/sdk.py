@@ -13,16 +13,17 @@ from pydantic import BaseModel
 
 from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
-from rekontext.api.edits import SLUG
 from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
 from rekontext.api.parameters import ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
-from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, moment, page, states_named
+from rekontext.api.rows import PageNumber, PageSize, Rows, page, states_named
 from rekontext.api.segmind import KEY
 from rekontext.contract import STEPS_DEFAULT
 from rekontext.database import EndpointId, JobId
 from rekontext.jobs import Endpoint, Page, State, endpoints, history, queries
+from rekontext.models import SLUG
+from rekontext.moments import day_end, day_start, moment
 
 WINDOW_DAYS_MAX: Final = 31
 _WINDOW_DAYS: Final = 7

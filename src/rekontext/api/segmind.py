@@ -20,11 +20,12 @@ from rekontext.accounts import Allowance
 from rekontext.api import answers, openapi
 from rekontext.api.auth import KEY_HEADER, Caller
 from rekontext.api.connection import CallerGone, unless_gone
-from rekontext.api.edits import SLUG, ResultOutOfReach, Submitted, UnknownModel
+from rekontext.api.edits import ResultOutOfReach, Submitted, UnknownModel
 from rekontext.api.links import FileGone
 from rekontext.api.middleware import rename, request_id
 from rekontext.api.parts import Parts
 from rekontext.database import DatabaseUnavailable, JobId
+from rekontext.models import SLUG
 from rekontext.pictures import ObjectMissing, StoreUnavailable
 
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks

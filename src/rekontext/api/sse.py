@@ -27,15 +27,13 @@ def frame(name: str, data: Mapping[str, object], event_id: str) -> bytes:
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), name.encode(), orjson.dumps(data))
 
 
-async def stream(
-    frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event, keep_alive_s: float = KEEP_ALIVE_S
-) -> AsyncGenerator[bytes, None]:
-    """The frames as they come, and a comment whenever none came for `keep_alive_s`. Ends once `closing` is set."""
+async def stream(frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    """The frames as they come, and a comment whenever none came for `KEEP_ALIVE_S`. Ends once `closing` is set."""
     going_down = asyncio.ensure_future(closing.wait())
     coming = asyncio.ensure_future(anext(frames, None))
     try:
         while True:
-            await asyncio.wait((coming, going_down), timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((coming, going_down), timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 ready = coming.result()
                 if ready is None:

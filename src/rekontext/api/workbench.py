@@ -1,19 +1,24 @@
-"""An order as a job's parameters, those as what the fleet runs, and what it made as a file. See jobs/workbench.py."""
+"""An order, the same as a job's parameters, those as what the fleet runs, and what it made as a file.
+
+See jobs/workbench.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from PIL import Image
 
-from rekontext.contract import EditRefused, EditRequest, EditResult, Preview
+from rekontext.contract import Acceleration, AspectRatio, EditRefused, EditRequest, EditResult, Preview
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import File, Job
 from rekontext.pictures import (
     MEDIA_TYPES,
     CodecThreads,
+    OutputFormat,
+    Photo,
     PictureLimits,
     PictureRefused,
     decode,
@@ -23,13 +28,41 @@ from rekontext.pictures import (
 )
 from rekontext.safety import SafetyCheck
 
-if TYPE_CHECKING:
-    from rekontext.api.edits import EditOrder
-
 _SHOWN_URL_CHARACTERS: Final = 500
 
 Parameters = Mapping[str, Any]
 """A job's parameters, as `parameters_of` made them: JSON values from our own database."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOrder:
+    """An edit as a caller ordered it: every parameter checked and present, the random seed already drawn.
+
+    Attributes:
+        photo: header checked; its pixels may still turn out to be damaged.
+        photo_url: where it was fetched from, if it was.
+        has_safety_checker: False when the caller asked to turn it off.
+        deadline_s: by when the caller needs it, counted from now; None for whenever.
+        preview_every: steps between two previews; None for none.
+        body_digest: the same for two requests that ask for the same.
+    """
+
+    prompt: str
+    photo: Photo
+    seed: int
+    steps: int
+    guidance: float
+    aspect_ratio: AspectRatio
+    output_format: OutputFormat
+    output_quality: int
+    has_safety_checker: bool
+    body_digest: str
+    photo_url: str | None = None
+    acceleration: Acceleration = "none"
+    priority: int = 0
+    deadline_s: float | None = None
+    preview_every: int | None = None
+    webhook_url: str | None = None
 
 
 def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:

@@ -32,16 +32,18 @@ from rekontext.accounts import (
     statement,
     usd,
 )
+from rekontext.accounts.described import described_account, described_balance, described_key
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.statement import Movement
-from rekontext.api.edits import SLUG
-from rekontext.api.logs import printable
-from rekontext.api.rows import moment
-from rekontext.assembly import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
+from rekontext.cli.settings import settings_of
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
+from rekontext.installation import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
+from rekontext.logs import printable
+from rekontext.models import SLUG
+from rekontext.moments import moment
 from rekontext.secret import SecretError
-from rekontext.settings import Settings, SettingsError, load_settings, variable
+from rekontext.settings import variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
 _ACTOR_CHARACTERS_MAX: Final = 200
@@ -71,7 +73,7 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     )
     _say(
         as_json,
-        _account(account) | {"credits": usd(micros), "key_id": key.key.id, "api_key": key.secret},
+        described_account(account) | {"credits": usd(micros), "key_id": key.key.id, "api_key": key.secret},
         f'Account "{account.name}" ({account.id}) with {format_usd(micros)}.\nIts API key: {key.secret}\n{_ONCE}',
     )
 
@@ -79,7 +81,7 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
 def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
     """Every account with what it has."""
     found = _transact(data_dir, lambda tx, _: registry.every_with_balance(tx), only_reads=True)
-    rows = [_account(account) | _balance(balance) for account, balance in found]
+    rows = [described_account(account) | described_balance(balance) for account, balance in found]
     blocks = [_account_block(account, balance) for account, balance in found] or ["There is no account."]
     _say(as_json, {"accounts": rows}, "\n".join(blocks))
 
@@ -162,7 +164,7 @@ def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
 def reset_keys(*, is_sure: bool, data_dir: Path | None, as_json: bool) -> None:
     """Close every key of a database whose secret is lost, and go on with the present one, or a new one."""
     if not is_sure:
-        settings = _settings(data_dir)
+        settings = settings_of(data_dir=data_dir)
         database = variable("database_url") if settings.database_url else settings.database_file
         typer.confirm(
             f"This closes every API key in {database} for good; new ones are for {where_secret(settings)}.\n"
@@ -181,13 +183,13 @@ def add_credits(account: str, amount: str, *, kind: Source, note: str, data_dir:
         data_dir,
         lambda tx, acts: acts.add_credits(tx, registry.find(tx, account).id, micros, source=kind, note=note),
     )
-    _say(as_json, _balance(balance), f"{format_usd(balance.available_micros)} can be spent now.")
+    _say(as_json, described_balance(balance), f"{format_usd(balance.available_micros)} can be spent now.")
 
 
 def show_credits(account: str, *, data_dir: Path | None, as_json: bool) -> None:
     """What an account has."""
     balance = _transact(data_dir, lambda tx, _: ledger.balance(tx, registry.find(tx, account).id), only_reads=True)
-    _say(as_json, _balance(balance), f"{_spendable(balance)}.")
+    _say(as_json, described_balance(balance), f"{_spendable(balance)}.")
 
 
 def list_credits(account: str, *, month: str | None, data_dir: Path | None, as_json: bool) -> None:
@@ -222,13 +224,6 @@ def list_credits(account: str, *, month: str | None, data_dir: Path | None, as_j
     )
 
 
-def _settings(data_dir: Path | None) -> Settings:
-    try:
-        return load_settings(data_dir=data_dir)
-    except SettingsError as fault:
-        raise CommandFailed(str(fault)) from fault
-
-
 def _transact(
     data_dir: Path | None,
     work: Callable[[Connection, Acts], T],
@@ -248,7 +243,7 @@ def _transact(
     Raises:
         CommandFailed: the settings or the database can't be used, or the act is refused.
     """
-    settings = _settings(data_dir)
+    settings = settings_of(data_dir=data_dir)
     try:
         if not may_be_new and (missing := unmade_database(settings)):
             says = variable("database_url") if settings.database_url else f"--data-dir or {variable('data_dir')}"
@@ -324,26 +319,6 @@ def _amount(text: str) -> int:
         raise CommandFailed(str(fault)) from fault
 
 
-def _account(account: Account) -> dict[str, object]:
-    cap = account.monthly_cap_micros
-    return {
-        "id": account.id,
-        "name": account.name,
-        "created_at": moment(account.created_at),
-        "monthly_cap": None if cap is None else usd(cap),
-        "in_flight_max": account.in_flight_max,
-    }
-
-
-def _balance(balance: Balance) -> dict[str, object]:
-    return {
-        "available": usd(balance.available_micros),
-        "credits": usd(balance.paid_micros),
-        "free_credits": usd(balance.free_micros),
-        "held": usd(balance.held_micros),
-    }
-
-
 def _movement(each: Movement) -> dict[str, object]:
     return {
         "at": moment(each.at),
@@ -356,20 +331,7 @@ def _movement(each: Movement) -> dict[str, object]:
 
 
 def _key(key: ApiKey) -> dict[str, object]:
-    policy = key.policy
-    return {
-        "id": key.id,
-        "account_id": key.account,
-        "name": policy.name,
-        "hint": key.hint,
-        "scopes": sorted(policy.scopes),
-        "sync_response": policy.sync_response,
-        "requests_per_minute": policy.requests_per_minute,
-        "models": None if policy.models is None else sorted(policy.models),
-        "created_at": moment(key.created_at),
-        "expires_at": moment(policy.expires_at),
-        "revoked_at": moment(key.revoked_at),
-    }
+    return {"account_id": key.account} | described_key(key)
 
 
 def _spendable(balance: Balance) -> str:

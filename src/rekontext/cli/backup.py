@@ -8,13 +8,14 @@ from urllib.parse import quote
 import typer
 from sqlalchemy import Connection, inspect
 
-from rekontext.assembly import where_secret
 from rekontext.cli.failure import CommandFailed, not_permitted
+from rekontext.cli.settings import settings_of
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.address import sqlite_file
 from rekontext.database.copies import CopyFailed, CopyRefused, back_up, put_back
 from rekontext.database.tables import accounts
-from rekontext.settings import Settings, SettingsError, load_settings, variable
+from rekontext.installation import where_secret
+from rekontext.settings import Settings, variable
 from rekontext.sources import SystemClock
 
 
@@ -58,10 +59,7 @@ def run_restore(copy: Path, *, data_dir: Path | None) -> None:
 
 
 def _find(data_dir: Path | None) -> tuple[Settings, Path]:
-    try:
-        settings = load_settings(data_dir=data_dir)
-    except SettingsError as fault:
-        raise CommandFailed(str(fault)) from fault
+    settings = settings_of(data_dir=data_dir)
     file = sqlite_file(settings.database)
     if file is None:
         raise CommandFailed(

@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -28,6 +29,8 @@ from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     import torch
+
+    from rekontext.database import Database
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -250,10 +253,26 @@ def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:
     return Finding(subject=subject, verdict="ok", says=says)
 
 
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    """The database as it is: looking changes no table.
+
+    Raises:
+        ValueError: the URL names none.
+    """
+    from rekontext.database import Database
+
+    database = Database.open(settings.database, connections=1, migrate=False)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 def _database(settings: Settings) -> Finding:
-    from rekontext.assembly import unmade_database
-    from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database import DatabaseUnavailable
     from rekontext.database.address import sqlite_file
+    from rekontext.installation import unmade_database
 
     subject = "database"
     path = settings.database_file
@@ -269,16 +288,13 @@ def _database(settings: Settings) -> Finding:
             return Finding(subject=subject, verdict="broken", says=says)
         return Finding(subject=subject, verdict="ok", says=f"SQLite, {missing} (to be made)")
     try:
-        database = Database.open(settings.database, connections=1, migrate=False)
+        with _opened(settings) as database:
+            database.check_sync()
     except ValueError as fault:
         return Finding(subject=subject, verdict="broken", says=f"{fault}; set {variable('database_url')}")
-    try:
-        database.check_sync()
     except DatabaseUnavailable as fault:
         where = str(path) if settings.database_url is None else f"see {variable('database_url')}"
         return Finding(subject=subject, verdict="broken", says=f"{fault} ({where})")
-    finally:
-        database.close()
     says = f"SQLite, {path}" if settings.database_url is None else f"{database.dialect} answers"
     return Finding(subject=subject, verdict="ok", says=says)
 
@@ -288,9 +304,9 @@ def _books(settings: Settings) -> Finding:
     from sqlalchemy import Connection, func, inspect, select
 
     from rekontext.accounts import integrity
-    from rekontext.assembly import unmade_database
-    from rekontext.database import Database, DatabaseUnavailable, unhurried
+    from rekontext.database import DatabaseUnavailable, unhurried
     from rekontext.database.tables import balances, transfers
+    from rekontext.installation import unmade_database
 
     def look(tx: Connection) -> tuple[str, list[str]]:
         if not inspect(tx).has_table(transfers.name):
@@ -305,15 +321,12 @@ def _books(settings: Settings) -> Finding:
     if unmade_database(settings):
         return Finding(subject=subject, verdict="ok", says="none yet")
     try:
-        database = Database.open(settings.database, connections=1, migrate=False)
+        with _opened(settings) as database:
+            read, faults = database.read_sync(look)
     except ValueError as fault:
         return Finding(subject=subject, verdict="broken", says=str(fault))
-    try:
-        read, faults = database.read_sync(look)
     except DatabaseUnavailable as fault:
         return Finding(subject=subject, verdict="broken", says=f"not read: {fault}")
-    finally:
-        database.close()
     if faults:
         more = len(faults) - _FAULTS_SHOWN_MAX
         shown = "; ".join(faults[:_FAULTS_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")
@@ -328,20 +341,15 @@ def _secret(settings: Settings) -> Finding:
     from sqlalchemy import Connection, inspect
 
     from rekontext.accounts import peppers
-    from rekontext.assembly import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
-    from rekontext.database import Database, DatabaseUnavailable
+    from rekontext.database import DatabaseUnavailable
     from rekontext.database.tables import installation
+    from rekontext.installation import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 
     subject, where = "secret", where_secret(settings)
     is_there = has_secret(settings)
     unknown = Finding(subject=subject, verdict="ok", says=where if is_there else f"{where} (to be made)")
     if unmade_database(settings):
         return unknown
-    try:
-        mine = pepper_of(secret_of(settings)) if is_there else None
-        database = Database.open(settings.database, connections=1, migrate=False)
-    except ValueError as fault:
-        return Finding(subject=subject, verdict="broken", says=str(fault))
 
     def look(tx: Connection) -> bool | None:
         if not inspect(tx).has_table(installation.name):
@@ -351,11 +359,13 @@ def _secret(settings: Settings) -> Finding:
         return peppers.fits(tx, mine)
 
     try:
-        fits = database.read_sync(look)
+        mine = pepper_of(secret_of(settings)) if is_there else None
+        with _opened(settings) as database:
+            fits = database.read_sync(look)
+    except ValueError as fault:
+        return Finding(subject=subject, verdict="broken", says=str(fault))
     except DatabaseUnavailable:
         return Finding(subject=subject, verdict="note", says=f"{where}; the database can't say whether it fits")
-    finally:
-        database.close()
     if fits is None:
         return unknown
     if fits:

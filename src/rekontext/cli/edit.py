@@ -14,15 +14,17 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from rekontext import contract
+from rekontext import AGENT, contract
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
-from rekontext.assembly import AGENT, draw_seed
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
-from rekontext.pictures import AllowList, Fetcher, PictureRefused, decode, encode, inspect, is_url
-from rekontext.settings import Settings, SettingsError, load_settings
+from rekontext.cli.settings import settings_of
+from rekontext.dialling import AllowList
+from rekontext.pictures import Fetcher, PictureRefused, decode, encode, inspect, is_url
+from rekontext.settings import Settings
+from rekontext.sources import draw_seed
 
 _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt": "PROMPT"}
 
@@ -41,10 +43,7 @@ def run_edit(
     check_writable(out)
     output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
-    try:
-        settings = load_settings(model=model, lora=lora)
-    except SettingsError as fault:
-        raise CommandFailed(str(fault)) from fault
+    settings = settings_of(model=model, lora=lora)
     photo = _photo(source, settings)
     seed = draw_seed() if parameters.seed is None else parameters.seed
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from rekontext.cli.computing import computing, open_engine, photo_in
-from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
+from rekontext.cli.settings import settings_of
 from rekontext.pictures import encode
 from rekontext.samples import sample_photos
 
@@ -48,14 +48,10 @@ def run_gallery(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from rekontext.gallery import draw
-    from rekontext.settings import SettingsError, load_settings
 
     output_format = format_of(out)
     check_writable(out)
-    try:
-        settings = load_settings(model=model, lora=lora)
-    except SettingsError as fault:
-        raise CommandFailed(str(fault), exit_code=2) from fault
+    settings = settings_of(model=model, lora=lora)
     pictures = [photo_in(path, settings) for path in photos or sample_photos()]
     console = Console(stderr=True, markup=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

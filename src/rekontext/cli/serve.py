@@ -20,15 +20,17 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
+from rekontext.accounts import FIRST_ACCOUNT
 from rekontext.api.http1 import Connection, make_room, server_config
-from rekontext.api.logs import configure, printable
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
+from rekontext.cli.settings import settings_of
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
+from rekontext.logs import configure, printable
 from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
-from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, SettingsError, load_settings, variable
+from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, variable
 
 _BACKLOG = 2048
 _LASTING = (FileExistsError, NotADirectoryError)  # something else is where a folder should be
@@ -97,10 +99,7 @@ def run_serve(
     Raises:
         CommandFailed: a setting is wrong, the address is taken, or the model or a LoRA isn't there or can't be loaded.
     """
-    try:
-        settings = load_settings(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
-    except SettingsError as fault:
-        raise CommandFailed(str(fault)) from fault
+    settings = settings_of(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
     if settings.has_device:
         _require_model(settings.model)
         _require_loras(settings.lora)
@@ -271,7 +270,9 @@ def _greeting(url: str, service: Service, settings: Settings) -> str:
     if first is not None:
         lines.append(f"Your API key, shown this once: [bold]{first.secret}[/]")
         lines.append(f"  export {KEY_VARIABLE}={first.secret}")
-        lines.append(f'It may do everything, on the account "owner" with ${settings.first_credits_usd} of credits.')
+        lines.append(
+            f'It may do everything, on the account "{FIRST_ACCOUNT}" with ${settings.first_credits_usd} of credits.'
+        )
         lines.append("It is kept as a hash only; write it down.")
     else:
         another = f"rekontext keys create {shlex.quote(printable(service.oldest_account))}"

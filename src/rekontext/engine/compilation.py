@@ -7,7 +7,6 @@ and the compiler's results are kept on disk, so that only the first start takes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
+from rekontext.engine.costs import write_whole
 from rekontext.engine.layers import SingleStreamBlock
 from rekontext.engine.tensors import CheckpointError
 from rekontext.engine.transformer import KontextTransformer
@@ -59,12 +59,8 @@ def compile_blocks(
 def keep(cache_file: Path) -> None:
     """Write what was compiled in this process to `cache_file`, whole or not at all."""
     artifacts = torch.compiler.save_cache_artifacts()
-    if artifacts is None:
-        return
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
-    draft = cache_file.with_suffix(f".{os.getpid()}.tmp")  # engines of other devices write here too
-    draft.write_bytes(artifacts[0])
-    draft.replace(cache_file)
+    if artifacts is not None:
+        write_whole(cache_file, artifacts[0])
 
 
 def _need_compiler() -> None:

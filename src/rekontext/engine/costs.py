@@ -58,10 +58,7 @@ class CostModel:
 
     def save(self, path: Path) -> None:
         """To `path`, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")  # engines of other devices write here too
-        draft.write_text(json.dumps(self.seconds, indent=1))
-        draft.replace(path)
+        write_whole(path, json.dumps(self.seconds, indent=1).encode())
 
 
 def per_device(path: Path, *facts: str) -> Path:
@@ -71,6 +68,14 @@ def per_device(path: Path, *facts: str) -> Path:
         facts: the model's and the device's names, the number format.
     """
     return path.with_name("-".join([path.stem, *filter(None, map(slug, facts))]) + path.suffix)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """To `path`, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")  # engines of other devices write here too
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
 def slug(name: str) -> str:

@@ -16,11 +16,10 @@ from rekontext.jobs.errors import (
     QueueFull,
     TooManyInFlight,
 )
-from rekontext.jobs.events import Event, EventHub, EventKind
+from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.idempotency import KEY_CHARACTERS_MAX
 from rekontext.jobs.life import Accepted, JobLife, TakenBack
 from rekontext.jobs.model import (
-    TERMINAL,
     Bounds,
     Idempotency,
     Job,
@@ -30,19 +29,19 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, output_folder, output_key
+from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, output_key
 from rekontext.jobs.others import Others
-from rekontext.jobs.outbox import EVENT_TYPES, EventType, Outbox
+from rekontext.jobs.outbox import EVENT_TYPES, Outbox
+from rekontext.jobs.posting import WebhookPost
 from rekontext.jobs.queries import Page, history, unfinished_by_state
-from rekontext.jobs.sweeper import Retention, Sweeper, Swept
-from rekontext.jobs.webhooks import Deliverer, NotDelivered, Send, pending_messages
+from rekontext.jobs.sweeper import Retention, Sweeper
+from rekontext.jobs.webhooks import Deliverer, NotDelivered, pending_messages
 from rekontext.jobs.workbench import File, Workbench
 
 __all__ = [
     "ASSETS_FOLDER",
     "EVENT_TYPES",
     "KEY_CHARACTERS_MAX",
-    "TERMINAL",
     "Accepted",
     "Asset",
     "AssetUnknown",
@@ -54,8 +53,6 @@ __all__ = [
     "Endpoint",
     "Event",
     "EventHub",
-    "EventKind",
-    "EventType",
     "File",
     "Idempotency",
     "IdempotencyKeyReused",
@@ -75,15 +72,14 @@ __all__ = [
     "Patience",
     "QueueFull",
     "Retention",
-    "Send",
     "Standing",
     "State",
     "Sweeper",
-    "Swept",
     "TakenBack",
     "TooManyInFlight",
     "TooManyMessages",
     "UploadsFull",
+    "WebhookPost",
     "WebhookRefused",
     "WebhookUnknown",
     "Workbench",
@@ -94,7 +90,6 @@ __all__ = [
     "history",
     "idempotency",
     "input_key",
-    "output_folder",
     "output_key",
     "pending_messages",
     "queries",

@@ -12,32 +12,30 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
-from rekontext.contract import EngineFault, Estimate, Fleet, Preview, Progress
+from rekontext.contract import EngineFault, Estimate, Fleet, Progress
 from rekontext.database import AccountId, Database, DatabaseUnavailable, JobId
 from rekontext.jobs import queries
-from rekontext.jobs.attempt import Attempts, Ending, Failed, HandedBack, Made, Stopped, Traces, settle
-from rekontext.jobs.errors import LeaseLost
+from rekontext.jobs.attempt import Attempts
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import RECOVERED_PER_TRANSACTION, JobLife
 from rekontext.jobs.model import Job, Lease, State
-from rekontext.jobs.objects import Objects, clear_away
+from rekontext.jobs.objects import Objects
 from rekontext.jobs.others import Others
 from rekontext.jobs.outage import Outage
+from rekontext.jobs.running import Runner, Running
 from rekontext.jobs.workbench import Workbench
 from rekontext.jobs.workers import Reached, Worker
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
 
-SETTLE_TRIES_MIN: Final = 10
 CLOSING_S_MAX: Final = 10.0
 """For how long `close` waits for the database, beyond its drain."""
 _LOOKS_WHILE_CLOSING: Final = 10
@@ -46,35 +44,7 @@ _FIRST_GUESS_S: Final = 5.0
 _PER_FREE_PLACE: Final = 2
 """An account that holds so many places for each that is free gets no more: alone it takes about two thirds of them."""
 
-_Why = Literal["cancelled", "lost", "closing"]
 _Found = TypeVar("_Found")
-
-
-@dataclass(kw_only=True, eq=False)
-class _Running:
-    """A job in work here.
-
-    Attributes:
-        stopped_for: set once; its task is cancelled then, unless it hasn't begun and sees it by itself.
-        settling_since: in loop time; then its ending is being written and can't be stopped any more.
-        progress: its last step.
-    """
-
-    job: Job
-    lease_until: datetime
-    task: asyncio.Task[None] | None = None
-    stopped_for: _Why | None = None
-    has_begun: bool = False
-    settling_since: float | None = None
-    traces: Traces = field(default_factory=Traces)
-    progress: Progress | None = None
-
-    def stop(self, why: _Why) -> None:
-        if self.settling_since is not None or self.stopped_for is not None:
-            return
-        self.stopped_for = why
-        if self.has_begun and self.task is not None:
-            self.task.cancel()
 
 
 class Dispatcher:
@@ -106,16 +76,13 @@ class Dispatcher:
         self._database = database
         self._life = life
         self._fleet = fleet
-        self._objects = objects
-        self._attempts = Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max)
         self._workbench = workbench
-        self._hub = hub
         self._clock = clock
         self._outage = Outage(by="dispatcher", clock=clock, log=_log)
         self._worker = worker
         self._running_max = running_max
         self._poll_s = poll_s
-        self._running: dict[Lease, _Running] = {}
+        self._running: dict[Lease, Running] = {}
         self._claiming: asyncio.Task[list[Job]] | None = None
         self._doubted: datetime | None = None  # the moment of a claim that may have happened
         self._news = asyncio.Event()
@@ -123,7 +90,17 @@ class Dispatcher:
         self._until = math.inf  # in loop time, once it closes
         self._more_may_wait = True
         self._begun = asyncio.Event()
-        self._edit_s: float | None = None
+        self._runner = Runner(
+            database=database,
+            life=life,
+            attempts=Attempts(fleet=fleet, objects=objects, workbench=workbench, run_s_max=run_s_max),
+            objects=objects,
+            workbench=workbench,
+            hub=hub,
+            clock=clock,
+            wake=self.wake,
+            retry_s=poll_s,
+        )
         self._others = Others(
             database=database, clock=clock, worker=worker, devices=len(fleet.devices), lease_s=life.patience.lease_s
         )
@@ -141,7 +118,7 @@ class Dispatcher:
     @property
     def edit_s(self) -> float:
         """What an edit took lately, in seconds of engine time, here or where one was made."""
-        known = (self._edit_s, self._others.edit_s)
+        known = (self._runner.edit_s, self._others.edit_s)
         return next((seconds for seconds in known if seconds is not None), _FIRST_GUESS_S)
 
     @property
@@ -325,11 +302,19 @@ class Dispatcher:
 
     def _start(self, job: Job) -> None:
         assert job.lease_until is not None, f"job {job.id} was claimed without a lease"
-        running = _Running(job=job, lease_until=job.lease_until)
+        running = Running(job=job, lease_until=job.lease_until)
         self._running[job.lease] = running
-        running.task = asyncio.create_task(self._work(running), name=f"job {job.id}")
+        running.task = asyncio.create_task(self._see_through(running), name=f"job {job.id}")
         if self._closing:  # `close` came while the claim was under way
             running.stop("closing")
+
+    async def _see_through(self, running: Running) -> None:
+        try:
+            await self._runner.run(running)
+        finally:
+            del self._running[running.job.lease]
+            if self._more_may_wait:
+                self.wake()
 
     def _held(self) -> Counter[AccountId]:
         return Counter(running.job.account for running in self._running.values())
@@ -391,7 +376,7 @@ class Dispatcher:
                     code=taken.code,
                     error=job.error,
                 )
-                self._tell(job, code=taken.code)
+                self._runner.tell(job, code=taken.code)
             more_may_come = len(changed) >= RECOVERED_PER_TRANSACTION
 
     async def report(self) -> None:
@@ -402,7 +387,7 @@ class Dispatcher:
         """Tell how far the edits here are, and see how far those elsewhere are."""
         await self._others.share_progress({lease: self._reached(running) for lease, running in self._running.items()})
 
-    def _reached(self, running: _Running) -> Reached:
+    def _reached(self, running: Running) -> Reached:
         progress, place = running.progress, None
         if (progress is None or progress.remaining_s is None) and not running.traces.has_left_fleet:
             with suppress(EngineFault):  # it is being closed
@@ -421,105 +406,9 @@ class Dispatcher:
             name=self._worker,
             seen_at=self._clock.now(),
             devices=dict(self._fleet.devices),
-            edit_s=self._edit_s,
+            edit_s=self._runner.edit_s,
             profile=self._fleet.profile(),
         )
-
-    async def _work(self, running: _Running) -> None:
-        running.has_begun = True
-        try:
-            ending = await self._attempt(running) if running.stopped_for is None else self._after_stop(running)
-            running.settling_since = asyncio.get_running_loop().time()
-            if ending is None or not await self._settle(running.job, ending):
-                await clear_away(self._objects, *running.traces.stored)
-        except Exception:
-            # The lease runs out and the job is tried again, a bounded number of times.
-            _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)
-        finally:
-            del self._running[running.job.lease]
-            if self._more_may_wait:
-                self.wake()
-
-    async def _attempt(self, running: _Running) -> Ending | None:
-        job = running.job
-        self._hub.publish(job.id, "processing", {"attempt": job.attempt})
-        try:
-            ending = await self._attempts.run(
-                job, on_progress=lambda news: self._progress(running, news), traces=running.traces
-            )
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if running.stopped_for is None or current is None:
-                raise  # not by us: the loop itself is going down
-            current.uncancel()
-            return self._after_stop(running)
-        if isinstance(ending, Made):
-            before_s = ending.inference_s if self._edit_s is None else self._edit_s
-            self._edit_s = before_s + 0.2 * (ending.inference_s - before_s)
-        return ending
-
-    def _after_stop(self, running: _Running) -> Ending | None:
-        """None for a lost lease: the job is another's."""
-        assert running.stopped_for is not None
-        endings: dict[_Why, Ending | None] = {"cancelled": Stopped(), "closing": HandedBack(), "lost": None}
-        return endings[running.stopped_for]
-
-    async def _settle(self, job: Job, ending: Ending) -> bool:
-        """Write the end of an attempt. If the database stays away, the lease runs out and the job is run again.
-
-        Tried for as long as a lease lasts, since so long the job is ours, unless `close` has waited long enough.
-
-        Returns:
-            False if the job was not ours any more.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._life.patience.lease_s
-        tried = 0
-        while tried < SETTLE_TRIES_MIN or loop.time() < until:
-            tried += 1
-            now = self._clock.now()
-            try:
-                settled = await self._database.transact(
-                    partial(settle, life=self._life, lease=job.lease, ending=ending, now=now), lane="endings"
-                )
-            except LeaseLost as lost:
-                _log.warning("lease_lost", job=job.id, attempt=job.attempt, why=str(lost))
-                # It may be lost because an earlier try did happen: then the outputs are the job's.
-                return tried > 1
-            except DatabaseUnavailable as fault:
-                if tried == 1:  # each edit that ends meanwhile tries every second
-                    _log.error("settle_failed", job=job.id, attempt=job.attempt, fault=str(fault))
-                await asyncio.sleep(self._poll_s)
-            else:
-                self._tell(settled, code=ending.code if isinstance(ending, Failed) else None)
-                return True
-        return True
-
-    def _tell(self, job: Job, *, code: str | None) -> None:
-        """Log where a job went and publish it. `code`: why its attempt failed, which a job that waits again has not."""
-        _log.info(
-            "edit_waits_again" if job.state is State.QUEUED else "edit_ended",
-            job=job.id,
-            account=job.account,
-            state=job.state.value,
-            attempt=job.attempt,
-            faults=job.faults,
-            **{name: round(value, 3) for name, value in _took(job).items() if value is not None},
-            **({} if code is None else {"code": code}),
-        )
-        if job.state is State.QUEUED:
-            self._hub.publish(job.id, "queued", {"ahead": None})
-            self.wake()
-        else:
-            self._hub.end(job)
-
-    def _progress(self, running: _Running, news: Progress | Preview) -> None:
-        job = running.job
-        if isinstance(news, Preview):
-            self._hub.publish(job.id, "preview", self._workbench.preview(news))
-            return
-        running.progress = news
-        self._hub.publish(job.id, "progress", {"attempt": job.attempt, **asdict(news)})
 
     async def _once_begun(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         await self._begun.wait()
@@ -543,8 +432,3 @@ class Dispatcher:
         found = await asked
         self._outage.over()
         return found
-
-
-def _took(job: Job) -> dict[str, float | None]:
-    """Seconds, as far as they are known."""
-    return {"queue_s": job.queue_s, "inference_s": job.inference_s, "total_s": job.total_s}

@@ -6,14 +6,14 @@ Knows which endpoints want to hear and what they are told; sending is `webhooks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, get_args
 
 from sqlalchemy import Connection, bindparam, insert, select
 
-from rekontext.database import DeliveryId
+from rekontext.database import AccountId, DeliveryId, EndpointId, JobId
 from rekontext.database.tables import webhook_deliveries, webhook_endpoints
 from rekontext.jobs.model import Job, State
 from rekontext.sources import Ids
@@ -46,10 +46,10 @@ class Outbox:
     ids: Ids
     describe: Describe = describe_plainly
 
-    def write(self, tx: Connection, job: Job, *, now: datetime) -> int:
-        """Queue the news that `job` ended. Returns how many deliveries that makes."""
+    def write(self, tx: Connection, job: Job, *, now: datetime) -> None:
+        """Queue the news that `job` ended."""
         event = _EVENT_OF[job.state]
-        targets: list[tuple[str | None, str]] = [
+        targets: list[tuple[EndpointId | None, str]] = [
             (endpoint.id, endpoint.url)
             for endpoint in tx.execute(_ENDPOINTS, {"account": job.account})
             if event in endpoint.event_types
@@ -57,27 +57,53 @@ class Outbox:
         if job.webhook_url is not None:
             targets.append((None, job.webhook_url))
         if not targets:
-            return 0
-        message = {"type": event, "timestamp": now.isoformat(), "data": self.describe(job)}
-        body = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-        tx.execute(
-            insert(webhook_deliveries),
-            [
-                {
-                    "id": DeliveryId(f"msg_{self.ids()}"),
-                    "account_id": job.account,
-                    "endpoint_id": endpoint,
-                    "job_id": job.id,
-                    "url": url,
-                    "event_type": event,
-                    "body": body,
-                    "state": "PENDING",
-                    "attempt": 0,
-                    "tries": 0,
-                    "created_at": now,
-                    "due_at": now,
-                }
-                for endpoint, url in targets
-            ],
+            return
+        queue(
+            tx,
+            [(DeliveryId(f"msg_{self.ids()}"), endpoint, url) for endpoint, url in targets],
+            account=job.account,
+            job=job.id,
+            event_type=event,
+            data=self.describe(job),
+            now=now,
         )
-        return len(targets)
+
+
+def queue(
+    tx: Connection,
+    targets: Sequence[tuple[DeliveryId, EndpointId | None, str]],
+    *,
+    account: AccountId,
+    job: JobId | None,
+    event_type: str,
+    data: Mapping[str, object],
+    now: datetime,
+) -> None:
+    """Put one message, to be sent to each of some targets, where the deliverer finds it.
+
+    Args:
+        targets: the delivery's name, the endpoint if it is one, the URL.
+        job: whose news it is, if it is a job's.
+    """
+    message = {"type": event_type, "timestamp": now.isoformat(), "data": data}
+    body = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    tx.execute(
+        insert(webhook_deliveries),
+        [
+            {
+                "id": delivery,
+                "account_id": account,
+                "endpoint_id": endpoint,
+                "job_id": job,
+                "url": url,
+                "event_type": event_type,
+                "body": body,
+                "state": "PENDING",
+                "attempt": 0,
+                "tries": 0,
+                "created_at": now,
+                "due_at": now,
+            }
+            for delivery, endpoint, url in targets
+        ],
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from rekontext.database import AccountId, DeliveryId, EndpointId
-from rekontext.database.tables import webhook_deliveries, webhook_endpoints
+from rekontext.database.tables import webhook_endpoints
 from rekontext.jobs.endpoints import TEST_EVENT_TYPE, WebhookUnknown, lock_with_room_to_send
+from rekontext.jobs.outbox import queue
 
 
 def send(
@@ -32,21 +32,13 @@ def send(
     ).first()
     if found is None:
         raise WebhookUnknown(f"there is no active webhook {endpoint}")
-    message = {"type": TEST_EVENT_TYPE, "timestamp": now.isoformat(), "data": {"webhook_id": endpoint}}
-    tx.execute(
-        insert(webhook_deliveries).values(
-            id=delivery,
-            account_id=account,
-            endpoint_id=endpoint,
-            job_id=None,
-            url=found.url,
-            event_type=TEST_EVENT_TYPE,
-            body=json.dumps(message, separators=(",", ":")),
-            state="PENDING",
-            attempt=0,
-            tries=0,
-            created_at=now,
-            due_at=now,
-        )
+    queue(
+        tx,
+        [(delivery, endpoint, found.url)],
+        account=account,
+        job=None,
+        event_type=TEST_EVENT_TYPE,
+        data={"webhook_id": endpoint},
+        now=now,
     )
     return delivery

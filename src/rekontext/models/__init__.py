@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+SLUG: Final = "flux-kontext-dev"
+"""Under which edits are ordered, whatever model of the family makes them."""
+
 MINI: Final = "mini"
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 _HUB_ID: Final = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?")

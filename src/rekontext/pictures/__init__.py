@@ -11,7 +11,6 @@ from rekontext.pictures.encode import (
     encode,
 )
 from rekontext.pictures.fetch import Fetcher, shown_address
-from rekontext.pictures.guard import AddressRefused, AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 from rekontext.pictures.source import PhotoReader, Shortcut, is_url
 from rekontext.pictures.store import (
@@ -32,11 +31,8 @@ __all__ = [
     "QUALITY_DEFAULT",
     "QUALITY_MAX",
     "QUALITY_MIN",
-    "AddressRefused",
-    "AllowList",
     "CodecThreads",
     "Fetcher",
-    "GuardedSessions",
     "LinkRefused",
     "LinkSigner",
     "ObjectMissing",
@@ -57,7 +53,6 @@ __all__ = [
     "inspect",
     "is_url",
     "open_store",
-    "reason",
     "shown_address",
     "sniff",
 ]

@@ -1,4 +1,4 @@
-"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see guard.py).
+"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see dialling.py).
 
 Knows nothing of pictures: it brings bytes.
 """
@@ -15,12 +15,16 @@ from weakref import WeakValueDictionary
 import aiohttp
 from yarl import URL
 
-from rekontext.pictures.guard import AllowList, GuardedSessions, reason
+from rekontext.dialling import AllowList, GuardedSessions, reason
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
 PER_CALLER_MAX: Final = 8
+"""Fetches of one caller that may be under way; more wait for each other, within their own time.
+
+Hosts that never answer, all of one caller, would else hold up everybody's."""
+
 # By name: "image/*" invites hosts that choose to send what we can't read.
 _ACCEPT: Final = "image/jpeg, image/png, image/webp, image/gif, */*;q=0.1"
 _COMPLETE_URL: Final = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
@@ -33,8 +37,6 @@ class Fetcher:
         timeout_s: for the whole fetch, redirects included.
         redirects_max: how many redirects are followed.
         agent: the User-Agent header.
-        per_caller_max: fetches of one caller that may be under way; more wait for each other, within their own time.
-            Hosts that never answer, all of one caller, would else hold up everybody's.
     """
 
     def __init__(
@@ -44,11 +46,9 @@ class Fetcher:
         redirects_max: int,
         agent: str,
         allow: AllowList | None = None,
-        per_caller_max: int = PER_CALLER_MAX,
     ) -> None:
         self._timeout_s = timeout_s
         self._redirects_max = redirects_max
-        self._per_caller_max = per_caller_max
         self._places: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
         self._sessions = GuardedSessions(
             allow or AllowList(),
@@ -69,13 +69,13 @@ class Fetcher:
         """GET `address`, following redirects.
 
         Args:
-            caller: for whom; see `per_caller_max`.
+            caller: for whom; see `PER_CALLER_MAX`.
 
         Raises:
             PictureTooLarge: more than `bytes_max` bytes.
             PictureUnreachable: everything else that went wrong; the message says what.
         """
-        places = self._places.setdefault(caller, asyncio.Semaphore(self._per_caller_max))
+        places = self._places.setdefault(caller, asyncio.Semaphore(PER_CALLER_MAX))
         has_begun = False
         try:
             async with asyncio.timeout(self._timeout_s), places:
@@ -84,7 +84,7 @@ class Fetcher:
         except TimeoutError as fault:
             why = f"{shown_address(address)} did not answer within {self._timeout_s:g} s"
             if not has_begun:
-                why = f"{shown_address(address)} was not asked: {self._per_caller_max} of your other URLs don't answer"
+                why = f"{shown_address(address)} was not asked: {PER_CALLER_MAX} of your other URLs don't answer"
             raise PictureUnreachable(why) from fault
         except PictureRefused:
             raise

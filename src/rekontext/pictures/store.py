@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -186,12 +186,10 @@ def _in_our_words(what: str, key: str) -> Iterator[None]:
         raise StoreUnavailable(f"the store could not {what} {key!r}: {why}") from fault
 
 
-def open_store(url: str, *, options: Mapping[str, str] | None = None) -> PictureStore:
+def open_store(url: str) -> PictureStore:
     """Open the store at `url`: `file:///folder` (made if it isn't there), `s3://bucket/prefix`, `gs://...`, `az://...`.
 
-    Args:
-        options: for a cloud, by obstore's names: endpoint, region, access_key_id, ... What is missing the library
-            takes from where that cloud's own tools look for it.
+    A cloud's endpoint, region and credentials the library takes from where that cloud's own tools look for them.
 
     Raises:
         ValueError: the URL names no store, or the folder can't be made.
@@ -207,9 +205,8 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> Picture
             return PictureStore(LocalStore(folder, mkdir=True, automatic_cleanup=True), folder=folder)
         except Exception as error:
             raise ValueError(f"object store {url!r} can't be opened: {error}") from error
-    config: Any = dict(options or {})  # each cloud has a type of its own for it
     try:
-        return PictureStore(from_url(url, config=config, retry_config={"retry_timeout": _RETRIED_FOR}), folder=None)
+        return PictureStore(from_url(url, retry_config={"retry_timeout": _RETRIED_FOR}), folder=None)
     except Exception as error:
         raise ValueError(f"object store {url!r} can't be opened: {error}") from error
 

@@ -9,13 +9,15 @@ from sqlalchemy import Connection
 
 from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
-from rekontext.api.edits import SLUG, NotReady
+from rekontext.accounts.described import described_account, described_balance, described_key
+from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.contract import STEPS_DEFAULT
 from rekontext.jobs import Asset, assets, usage
 from rekontext.jobs.usage import Percentiles, Usage
+from rekontext.models import SLUG
+from rekontext.moments import moment
 
 DAYS_MAX: Final = 92
 
@@ -32,7 +34,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         account, balance, spent = await parts.database.read(look)
         return {
             "account": described(account, parts),
-            "key": described_key(caller.key, current=caller.key),
+            "key": described_for(caller.key, caller.key),
             "balance": described_balance(balance),
             "spent_this_month": usd(spent),
             "price_per_edit": _price(parts),
@@ -88,43 +90,15 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:
-    """An account without its secret. Its own limit of edits in flight is null where it follows the service's."""
-    cap = account.monthly_cap_micros
-    return {
-        "id": account.id,
-        "name": account.name,
-        "created_at": moment(account.created_at),
-        "monthly_cap": None if cap is None else usd(cap),
-        "in_flight_max": parts.limits.in_flight_max if account.in_flight_max is None else account.in_flight_max,
-        "own_in_flight_max": account.in_flight_max,
-    }
+    """Its own limit of edits in flight is null where it follows the service's."""
+    own = account.in_flight_max
+    in_flight_max = parts.limits.in_flight_max if own is None else own
+    return described_account(account) | {"in_flight_max": in_flight_max, "own_in_flight_max": own}
 
 
-def described_balance(balance: Balance) -> dict[str, float]:
-    return {
-        "credits": usd(balance.paid_micros),
-        "free_credits": usd(balance.free_micros),
-        "held": usd(balance.held_micros),
-        "available": usd(balance.available_micros),
-    }
-
-
-def described_key(key: ApiKey, *, current: ApiKey) -> dict[str, object]:
-    """A key without its secret."""
-    policy = key.policy
-    return {
-        "id": key.id,
-        "name": policy.name,
-        "hint": key.hint,
-        "scopes": sorted(policy.scopes),
-        "sync_response": policy.sync_response,
-        "requests_per_minute": policy.requests_per_minute,
-        "models": None if policy.models is None else sorted(policy.models),
-        "created_at": moment(key.created_at),
-        "expires_at": moment(policy.expires_at),
-        "revoked_at": moment(key.revoked_at),
-        "is_current": key.id == current.id,
-    }
+def described_for(caller: ApiKey, key: ApiKey) -> dict[str, object]:
+    """A key, and whether it is the one that asks."""
+    return described_key(key) | {"is_current": key.id == caller.id}
 
 
 def described_model(parts: Parts) -> dict[str, Any]:

@@ -10,18 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
+from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.registry import Limits
-from rekontext.api.console.account import described, described_balance, described_model
+from rekontext.api.console.account import described, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
+from rekontext.moments import moment
 
 _SHOWN_MAX: Final = 100
 

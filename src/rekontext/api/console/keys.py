@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
-from rekontext.api.console.account import described_key
-from rekontext.api.edits import SLUG
+from rekontext.api.console.account import described_for
 from rekontext.api.keyed import Editor, Operator, Reader
 from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole, shown
 from rekontext.api.parts import Parts
-from rekontext.api.rows import moment
 from rekontext.database import AccountId, KeyId
+from rekontext.models import SLUG
+from rekontext.moments import moment
 
 
 def _in_utc(when: datetime) -> datetime:
@@ -102,7 +102,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             return acts.revoke_key(tx, found.id)
 
         revoked = await parts.database.transact(revoke)
-        return {"key": described_key(revoked, current=caller.key)}
+        return {"key": described_for(caller.key, revoked)}
 
     @routes.get("/admin/accounts/{account_id}/keys", summary="An account's keys")
     async def list_keys_of(caller: Operator, account_id: str) -> dict[str, object]:
@@ -117,14 +117,14 @@ def add(routes: APIRouter, parts: Parts) -> None:
             return keys.of_account(tx, registry.get(tx, account).id, now=parts.clock.now())
 
         found = await parts.database.read(look)
-        return {"keys": [described_key(each, current=caller.key) for each in reversed(found)]}
+        return {"keys": [described_for(caller.key, each) for each in reversed(found)]}
 
     async def _made(
         caller: Caller, account: AccountId, policy: KeyPolicy, *, open_max: int | None = None
     ) -> dict[str, object]:
         acts = acts_of(parts, caller)
         made = await parts.database.transact(lambda tx: acts.create_key(tx, account, policy, open_max=open_max))
-        return {"key": described_key(made.key, current=caller.key), "api_key": made.secret}
+        return {"key": described_for(caller.key, made.key), "api_key": made.secret}
 
 
 def acts_of(parts: Parts, caller: Caller) -> Acts:

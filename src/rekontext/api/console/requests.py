@@ -7,16 +7,15 @@ from datetime import date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 
 from rekontext.api.console.keys import Moment
 from rekontext.api.keyed import Operator, Reader
 from rekontext.api.parts import Parts
-from rekontext.api.rows import PageNumber, PageSize, Rows, day_end, day_start, page
+from rekontext.api.rows import PageNumber, PageSize, Rows, page
 from rekontext.database import AccountId, JobId
-from rekontext.jobs import Job, State, history, queries
-
-Search = Annotated[str | None, Query(max_length=200)]
+from rekontext.jobs import Job, Page, State, history, queries
+from rekontext.moments import day_end, day_start
 
 
 def _or_day(moment_of: Callable[[date], datetime]) -> BeforeValidator:
@@ -35,24 +34,31 @@ From = Annotated[Moment, _or_day(day_start)]
 To = Annotated[Moment, _or_day(day_end)]
 
 
+class Wanted(BaseModel):
+    """Which of an account's requests are asked for, and which page of them."""
+
+    status: State | None = None
+    model: str | None = None
+    accepted_from: Annotated[From | None, Field(alias="from", description="a moment, or a day in UTC")] = None
+    accepted_before: Annotated[
+        To | None, Field(alias="to", description="a moment, or a day in UTC, which is included")
+    ] = None
+    search: Annotated[str | None, Field(max_length=200)] = None
+    page_number: Annotated[PageNumber, Field(alias="page")] = 1
+    per_page: PageSize = 20
+
+
+class WantedOfAll(Wanted):
+    """The same of everybody's requests."""
+
+    account_id: Annotated[str | None, Field(max_length=64)] = None
+
+
 def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/requests", summary="Requests, the newest first")
-    async def requests(
-        request: Request,
-        caller: Reader,
-        status: State | None = None,
-        model: str | None = None,
-        accepted_from: Annotated[From | None, Query(alias="from", description="a moment, or a day in UTC")] = None,
-        accepted_before: Annotated[
-            To | None, Query(alias="to", description="a moment, or a day in UTC, which is included")
-        ] = None,
-        search: Search = None,
-        page_number: Annotated[PageNumber, Query(alias="page")] = 1,
-        per_page: PageSize = 20,
-    ) -> dict[str, object]:
-        return await _page(
-            request, caller.account, status, model, accepted_from, accepted_before, search, page_number, per_page
-        )
+    async def requests(request: Request, caller: Reader, wanted: Annotated[Wanted, Query()]) -> dict[str, object]:
+        found = await _found(caller.account, wanted)
+        return page(found, _rows(request).console, number=wanted.page_number, size=wanted.per_page)
 
     @routes.get("/requests/{request_id}", summary="One request, whole")
     async def one_request(request: Request, caller: Reader, request_id: str) -> dict[str, object]:
@@ -61,30 +67,15 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     @routes.get("/admin/requests", summary="Everybody's requests")
     async def all_requests(
-        request: Request,
-        _caller: Operator,
-        account_id: Annotated[str | None, Query(max_length=64)] = None,
-        status: State | None = None,
-        model: str | None = None,
-        accepted_from: Annotated[From | None, Query(alias="from", description="a moment, or a day in UTC")] = None,
-        accepted_before: Annotated[
-            To | None, Query(alias="to", description="a moment, or a day in UTC, which is included")
-        ] = None,
-        search: Search = None,
-        page_number: Annotated[PageNumber, Query(alias="page")] = 1,
-        per_page: PageSize = 20,
+        request: Request, _caller: Operator, wanted: Annotated[WantedOfAll, Query()]
     ) -> dict[str, object]:
-        return await _page(
-            request,
-            None if account_id is None else AccountId(account_id),
-            status,
-            model,
-            accepted_from,
-            accepted_before,
-            search,
-            page_number,
-            per_page,
-            is_operator=True,
+        found = await _found(None if wanted.account_id is None else AccountId(wanted.account_id), wanted)
+        rows = _rows(request)
+        return page(
+            found,
+            lambda job: rows.console(job) | _for_operators(job),
+            number=wanted.page_number,
+            size=wanted.per_page,
         )
 
     @routes.get("/admin/requests/{request_id}", summary="Anybody's request, whole")
@@ -101,37 +92,21 @@ def add(routes: APIRouter, parts: Parts) -> None:
     def _rows(request: Request) -> Rows:
         return Rows(documents=parts.documents, origin=parts.origins.of(request))
 
-    async def _page(
-        request: Request,
-        account: AccountId | None,
-        status: State | None,
-        model: str | None,
-        accepted_from: datetime | None,
-        accepted_before: datetime | None,
-        search: str | None,
-        number: int,
-        size: int,
-        *,
-        is_operator: bool = False,
-    ) -> dict[str, object]:
-        found = await parts.database.read_long(
+    async def _found(account: AccountId | None, wanted: Wanted) -> Page:
+        return await parts.database.read_long(
             lambda tx: history(
                 tx,
                 account,
-                states=() if status is None else (status,),
-                model_contains=model,
-                prompt_contains=search,
-                or_is=JobId(search.strip()) if search else None,
-                accepted_from=accepted_from,
-                accepted_before=accepted_before,
-                page=number,
-                per_page=size,
+                states=() if wanted.status is None else (wanted.status,),
+                model_contains=wanted.model,
+                prompt_contains=wanted.search,
+                or_is=JobId(wanted.search.strip()) if wanted.search else None,
+                accepted_from=wanted.accepted_from,
+                accepted_before=wanted.accepted_before,
+                page=wanted.page_number,
+                per_page=wanted.per_page,
             )
         )
-        rows = _rows(request)
-        if is_operator:
-            return page(found, lambda job: rows.console(job) | _for_operators(job), number=number, size=size)
-        return page(found, rows.console, number=number, size=size)
 
 
 def _for_operators(job: Job) -> dict[str, object]:

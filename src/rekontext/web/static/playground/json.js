@@ -16,7 +16,7 @@ export function written({ prompt, values, photo }) {
  * What the text asks for: {prompt, values, link}, where `link` is set only if input_image was changed to one.
  * Throws `SyntaxError` with a sentence for people.
  */
-export function understood(text, photo) {
+function understood(text, photo) {
   let document;
   try {
     document = fromJson(text);

@@ -1,6 +1,6 @@
 // What an edit takes, as docs/api.md says it, with one line of help each. A test compares this with the server's schema.
 
-export const RATIOS = [
+const RATIOS = [
   "match_input_image",
   "1:1",
   "16:9",

@@ -283,7 +283,7 @@ function isMatched({ photo, request }, ratio) {
 }
 
 /** Width by height that the result will have, as far as that is known. */
-export function shapeOf(run) {
+function shapeOf(run) {
   const ratio = String(run.request.aspect_ratio); // a list of one, from the JSON view, is for the server to refuse
   if (/^\d+:\d+$/.test(ratio)) {
     const [across, down] = ratio.split(":").map(Number);

@@ -1,4 +1,4 @@
-"""How webhooks leave the house: one POST, to a public address, without redirects. See jobs/webhooks.py."""
+"""How webhooks leave the house: one POST, to a public address, without redirects. See webhooks.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from rekontext.jobs import NotDelivered
-from rekontext.pictures import AllowList, GuardedSessions, reason
+from rekontext.dialling import AllowList, GuardedSessions, reason
+from rekontext.jobs.webhooks import NotDelivered
 
 
 class WebhookPost:
-    """A `rekontext.jobs.Send`. One per process, open between `async with` and its end.
+    """A `Send` of webhooks.py. One per process, open between `async with` and its end.
 
     Args:
         allow: receivers that may be called though their addresses are not public.

@@ -1,0 +1,40 @@
+"""Putting the service together, and what a start that fails leaves behind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from rekontext import assembly
+from rekontext.accounts import Acts
+from rekontext.assembly import assemble
+from rekontext.database import DatabaseUnavailable
+from rekontext.settings import Settings
+from tests.api.studio import PillowFleet
+
+
+@pytest.mark.parametrize(("owner", "name"), [(assembly, "create_app"), (Acts, "open_first")])
+def test_a_start_that_fails_closes_the_database(
+    owner: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails once it is open: none of its threads is left."""
+
+    def fail(*_args: object, **_values: object) -> None:
+        raise DatabaseUnavailable("gone for a moment")
+
+    before = _database_threads()
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(DatabaseUnavailable, match="gone for a moment"):
+        assemble(
+            Settings(_env_file=None, data_dir=tmp_path),  # type: ignore[call-arg]
+            fleet=PillowFleet(),
+            on_ready=lambda _: None,
+            on_broken=lambda _: None,
+        )
+    assert _database_threads() == before
+
+
+def _database_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("database-")}
