@@ -36,7 +36,7 @@ LONG: Final = (
     "browser/test_playground.py",
     "browser/test_console.py",
     "browser/test_promises.py",
-    "test_cli.py",
+    "cli/test_serving.py",
     "bench/test_gpu_bench.py",
     "engine/test_scheduler.py",
     "engine/test_fp8.py",
@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: one that began last would leave the other core without work."""
     here = Path(__file__).parent
     ranks = {here / name: rank for rank, name in enumerate(LONG)}
+    assert all(file.is_file() for file in ranks), "LONG names a file that is gone"
     items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
 
 

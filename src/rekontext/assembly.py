@@ -88,10 +88,6 @@ class Service:
     drain: Callable[[], asyncio.Task[None]]
     metrics: Metrics
 
-    def refused(self, status: int) -> None:
-        """Count what was answered before it was a request."""
-        self.metrics.answered("unknown", status, 0.0)
-
     def hang_up(self) -> None:
         """The server goes down: end the answers that would go on for long, take no more jobs, let running ones end."""
         self.parts.closing.set()

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from io import BytesIO
 from typing import Any, Final
 
@@ -490,6 +491,16 @@ async def test_one_key_and_one_body_are_one_job(studio: Studio) -> None:
     assert balance == pytest.approx(9.96)
 
 
+async def test_a_repeated_request_for_a_picture_whose_time_is_up(make_studio: MakeStudio) -> None:
+    """Also before a sweep has been by; whoever waits for the edit itself gets it, however short its time is."""
+    key = {"idempotency-key": "late"}
+    async with make_studio(keep_outputs_s=0.001).open() as client:
+        first = await client.post(V1, json=GOOD, headers=key)
+        again = await client.post(V1, json=GOOD, headers=key)
+    assert (first.status_code, first.headers["content-type"]) == (200, "image/png")
+    assert (again.status_code, again.json()["code"]) == (404, "file_gone")
+
+
 async def test_a_repeated_request_for_a_picture_that_is_gone(studio: Studio) -> None:
     """The job is known and not charged again; its picture can't be had any more."""
     key = {"idempotency-key": "late"}
@@ -611,7 +622,12 @@ async def test_a_job_outlives_the_server(make_studio: MakeStudio) -> None:
 
 @pytest.mark.parametrize(
     ("kept", "is_gone"),
-    [({"keep_outputs_s": 3600}, False), ({"keep_outputs_s": 0.001}, True), ({"keep_records_s": 0.001}, True)],
+    [
+        ({"keep_outputs_s": 3600}, False),
+        ({"keep_outputs_s": 3600, "keep_records_s": 1800}, False),
+        ({"keep_outputs_s": 0.001}, True),
+        ({"keep_records_s": 0.001}, True),
+    ],
 )
 async def test_links_end_with_their_files(make_studio: MakeStudio, kept: dict[str, float], is_gone: bool) -> None:
     """A link never outlives the time that its picture is kept, which goes with the record at the latest."""
@@ -625,6 +641,8 @@ async def test_links_end_with_their_files(make_studio: MakeStudio, kept: dict[st
         else:
             for link in (done["output"], rows[0]["output"]):
                 assert (await client.get(link)).status_code == 200
+                ended = datetime.fromisoformat(rows[0]["finished_at"]).timestamp()
+                assert int(httpx2.URL(link).params["expires"]) == pytest.approx(ended + min(kept.values()), abs=1)
 
 
 async def test_prices_by_size_and_steps(make_studio: MakeStudio) -> None:

@@ -210,6 +210,9 @@ def test_log_lines_are_json_with_the_request_s_id() -> None:
         "structlog.contextvars.bind_contextvars(request_id='r1')\n"
         "structlog.get_logger('x').info('hello', answer=42)\n"
         "logging.getLogger('uvicorn.error').info('Started %s', 'well', extra={'color_message': 'x'})\n"
+        # Of both the request's own line tells.
+        "logging.getLogger('uvicorn.error').warning('Invalid HTTP request received.')\n"
+        "logging.getLogger('python_multipart.multipart').warning('Expected boundary character')\n"
         "try: 1 / 0\n"
         "except ZeroDivisionError: logging.getLogger('uvicorn.error').exception('broken')\n"
     )

@@ -24,7 +24,7 @@ SETTLED = """() => Promise.allSettled(
 ).then(() => null)"""
 """Colours have changed to what they are to be."""
 DRAWN = "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(() => then(null))))"
-"""What follows a change of the window's size has been drawn."""
+"""What follows a change of the window's size or colours has been drawn."""
 VIEWS = ("overview", "requests", "keys", "webhooks", "files", "accounts", "queue", "all-requests", "audit")
 
 
@@ -41,7 +41,7 @@ def assert_accessible(page: Page, where: str, *, rules: Sequence[str] = ()) -> N
     if rules:
         options["runOnly"] = list(rules)
     found = [
-        f"{each['id']} ({each['impact']}): {each['help']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
+        f"{each['id']} ({each['impact']}): {[(at['html'][:160], at['failureSummary']) for at in each['nodes'][:3]]}"
         for each in Axe().run(page, options=options).response["violations"]
         if each["impact"] in ("serious", "critical")
     ]
@@ -396,6 +396,7 @@ def check(page: Page, where: str) -> None:
     schemes: dict[Literal["dark", "light"], Sequence[str]] = {"dark": DARK_RULES, "light": ()}
     for scheme, rules in schemes.items():
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.evaluate(DRAWN)
         page.evaluate(SETTLED)
         assert_accessible(page, f"{where}, {scheme}", rules=rules)
 

@@ -112,10 +112,10 @@ def _code_when_told_to_end(script: str, *, after: str, by: signal.Signals = sign
 def test_serve_ends_with_0_when_it_is_told_to(by: signal.Signals) -> None:
     """SIGTERM is how process managers say so, and SIGHUP how a terminal does that goes away.
 
-    The model that is ready by then takes no time here.
+    The model that is ready by then takes no time here. Nor is Python taken apart, and standard output may be closed.
     """
     script = (
-        "import signal\n"
+        "import atexit, os, signal, sys\n"
         "from concurrent.futures import Future\n"
         "from types import SimpleNamespace\n"
         "from rekontext.cli import main\n"
@@ -126,6 +126,8 @@ def test_serve_ends_with_0_when_it_is_told_to(by: signal.Signals) -> None:
         "engine = SimpleNamespace(card=card, broken=Future(), close=lambda: None)\n"
         "LocalFleet._open = lambda self: engine\n"
         "LocalFleet.profile = lambda self: {}\n"
+        "sys.stdout = None\n"
+        "atexit.register(os._exit, 9)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever runs the tests may have it ignored
         "main(['serve', '--port', '0'])\n"
     )

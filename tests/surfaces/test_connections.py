@@ -138,7 +138,7 @@ def read_nothing(connection: socket.socket) -> None:
 
 
 def of_kind(http: type[Connection]) -> list[Connection]:
-    return [each for each in gc.get_objects() if isinstance(each, http)]
+    return [each for each in gc.get_objects() if issubclass(type(each), http)]  # no proxy is asked what it is
 
 
 def id_in(said: bytes) -> str:
@@ -386,6 +386,28 @@ def test_what_is_no_request_is_logged_and_counted_by_what_it_was_told(tmp_path: 
     assert refused == [400, 503]
     told = [(line["status"], line["code"], line["request_id"]) for line in lines if line.get("code")]
     assert told == [(400, "malformed_request", id_in(malformed)), (503, "too_many_connections", id_in(full))]
+
+
+def test_a_body_that_turns_out_to_be_none_belongs_to_its_request(tmp_path: Path) -> None:
+    """Its caller is told the id under which the log has it, once and with its account."""
+    refused: list[int] = []
+    with capture_logs() as lines, serve(Studio(folder=tmp_path), refused=refused.append) as served:
+        with dialled(served) as connection:
+            connection.sendall(head(served, "content-type: application/json", "transfer-encoding: chunked"))
+            connection.sendall(b"5\r\n{    \r\nZZZ\r\n")
+            said = to_the_end(connection)
+        until = time.monotonic() + 30
+        while not (told := [line for line in lines if line["event"] == "request"]) and time.monotonic() < until:
+            time.sleep(0.02)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert [(line["status"], line["account"]) for line in told] == [(499, served.studio.account)]
+    assert refused == []
+    assert id_in(said) == served_id(said)
+
+
+def served_id(said: bytes) -> str:
+    """In the answer's head."""
+    return said.partition(b"x-request-id: ")[2].partition(b"\r\n")[0].decode()
 
 
 def test_who_waits_for_us_may_be_silent(hasty: Served) -> None:

@@ -87,12 +87,16 @@ class Documents:
     def images(self, job: Job, origin: str) -> list[dict[str, object]]:
         """The pictures that a job made, behind links; none once their time is up, though a sweep is still to come."""
         until = job.files_until
-        if until is None or until <= self.clock.now():
+        if until is None or not self.hands_out(job):
             return []
         return [
             described(output) | {"url": self.links.to_output(origin, output.key, until=until)}
             for output in job.outputs or ()
         ]
+
+    def hands_out(self, job: Job) -> bool:
+        """Whether its pictures' time isn't up."""
+        return job.files_until is not None and self.clock.now() < job.files_until
 
     def model(self) -> dict[str, object]:
         """Which model is served, and a notice if it is only the embedded one."""

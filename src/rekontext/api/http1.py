@@ -22,9 +22,10 @@ import h11
 import orjson
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from rekontext.api.middleware import request_id
 from rekontext.sources import random_id
 
 HEAD_BYTES_MAX: Final = 2**16
@@ -206,8 +207,9 @@ class Connection(H11Protocol):
 
     def _refuse(self, status: int, code: str, sentence: str) -> None:
         """Answer what can't become a request, in the form that every error has, and hang up."""
+        is_at_work = self.cycle is not None and not self.cycle.response_complete
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            name = random_id()
+            name = request_id(cast(Scope, self.cycle.scope)) if is_at_work else random_id()
             body = orjson.dumps({"error": sentence, "code": code, "request_id": name})
             headers = [
                 ("content-type", "application/json"),
@@ -217,10 +219,11 @@ class Connection(H11Protocol):
             ]
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            _log.info("request", status=status, code=code, request_id=name)
-            self._refused(status)
+            if not is_at_work:  # else the app tells of it
+                _log.info("request", status=status, code=code, request_id=name)
+                self._refused(status)
         self.transport.close()
-        if self.cycle is not None and not self.cycle.response_complete:  # there is nobody to answer any more
+        if is_at_work:  # there is nobody to answer any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 

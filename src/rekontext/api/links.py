@@ -36,10 +36,10 @@ class Links:
     outputs_s: float
     uploads_s: float
 
-    def to_output(self, origin: str, key: str, *, until: datetime | None) -> str:
+    def to_output(self, origin: str, key: str, *, until: datetime) -> str:
         """The absolute URL of a result's file; it opens until `until`, or for `outputs_s` if that is shorter."""
         longest = self.clock.now() + timedelta(seconds=self.outputs_s)
-        return self._signed(origin, key, until=min(until or longest, longest))
+        return self._signed(origin, key, until=min(until, longest))
 
     def to_upload(self, origin: str, asset: Asset) -> str:
         """The absolute URL of an upload; it opens for as long as the file is kept."""

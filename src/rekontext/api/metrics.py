@@ -92,6 +92,10 @@ class Metrics:
         self.requests.labels(operation, str(status)).inc()
         self.request_seconds.labels(operation).observe(seconds)
 
+    def refused(self, status: int) -> None:
+        """What was no request yet was answered, such as one connection too many."""
+        self.requests.labels("refused", str(status)).inc()
+
     def looked(self, books: Books | None) -> None:
         """The database was asked; after None, for no answer, no old figure stays that could pass for a new one."""
         self.database_up.set(books is not None)

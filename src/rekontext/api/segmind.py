@@ -121,9 +121,11 @@ async def _waited(
         raise
     assert done.outputs, f"job {job} is COMPLETED without a picture"
     headers |= answers.facts(done, balance)
+    if submitted.replayed and not parts.documents.hands_out(done):
+        raise FileGone
     try:
         data = await parts.objects.get(done.outputs[0].key)
-    except ObjectMissing as fault:  # an old job, asked for again by its idempotency key
+    except ObjectMissing as fault:
         raise FileGone from fault
     except StoreUnavailable as fault:
         raise ResultOutOfReach(job) from fault

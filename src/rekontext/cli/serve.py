@@ -128,7 +128,7 @@ def run_serve(
             server_config(
                 service.app,
                 answers_s=math.ceil(settings.shutdown_grace_s) + _LAST_ANSWERS_S,
-                refused=service.refused,
+                refused=service.metrics.refused,
             ),
             bodies_s=settings.shutdown_grace_s,
             on_shutdown=service.hang_up,
@@ -146,8 +146,9 @@ def run_serve(
         raise CommandFailed(why, exit_code=1) from broken[0]
     # All is closed, but for a model that is still being loaded, which can't be stopped. Taking Python and PyTorch
     # apart takes seconds, and whoever stopped us waits for them.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for out in (sys.stdout, sys.stderr):
+        if out is not None:  # as where it was closed before we were started
+            out.flush()
     os._exit(0)
 
 
