@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 
 from rekontext.contract import EditRequest
 from rekontext.engine.canvas import Canvas
@@ -110,6 +112,16 @@ async def test_what_may_go_elsewhere() -> None:
     ended = edits.add(request(3, steps=4), None)
     ended.ended.cancel()
     assert not ended.may_move
+
+
+async def test_what_is_kept_of_an_edit_says_how_long_it_takes_elsewhere() -> None:
+    """A photo is most of it; only how large it is counts."""
+    edits = edits_of_a_device()
+    assert edits.outlook is not None
+    asked = replace(request(1, steps=4), photo=Image.new("RGB", (640, 480)))
+    edit = edits.add(asked, None)
+    assert edit.request.photo is None
+    assert edits.outlook.plan(edit.request) == edits.outlook.plan(asked)
 
 
 async def test_only_an_edit_that_would_wait_for_long_moves() -> None:

@@ -29,7 +29,7 @@ class ExpectedEdit:
 
     Attributes:
         number: what it is called between us and the process; those that come later have greater ones.
-        request: without its photo.
+        request: with its photo's size only.
         work_s: device seconds that it was expected to need.
         step_s: the same of one step.
         ended: its end, whatever it is.
@@ -119,9 +119,10 @@ class ExpectedEdits:
         """An edit came; its caller waits for its `ended`."""
         assert self.outlook is not None, "no device was ready yet"
         plan = self.outlook.plan(request)
+        photo_size = request.photo.size if request.photo else request.photo_size
         edit = ExpectedEdit(
             number=self._added,
-            request=replace(request, photo=None),
+            request=replace(request, photo=None, photo_size=photo_size),
             on_progress=on_progress,
             work_s=self.outlook.work_s(plan),
             step_s=self.outlook.costs.predict("step", plan.tokens),
