@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import Mock
+
 import pytest
+from PIL import Image
 
 from rekontext.contract import EditRequest
 from rekontext.engine.canvas import Canvas
@@ -109,6 +114,16 @@ async def test_what_may_go_elsewhere() -> None:
     assert not ended.may_move
 
 
+async def test_what_is_kept_of_an_edit_says_how_long_it_takes_elsewhere() -> None:
+    """A photo is most of it; only how large it is counts."""
+    edits = edits_of_a_device()
+    assert edits.outlook is not None
+    asked = replace(request(1, steps=4), photo=Image.new("RGB", (640, 480)))
+    edit = edits.add(asked, None)
+    assert edit.request.photo is None
+    assert edits.outlook.plan(edit.request) == edits.outlook.plan(asked)
+
+
 async def test_only_an_edit_that_would_wait_for_long_moves() -> None:
     """What is prepared elsewhere is prepared anew. A start is a wait for whoever isn't in the process."""
     edits = edits_of_a_device()
@@ -125,3 +140,32 @@ async def test_only_an_edit_that_would_wait_for_long_moves() -> None:
     assert edits.next_to_move(0.0) is behind
     edits.remove(alone)
     assert edits.next_to_move(0.0) is None
+
+
+@pytest.mark.parametrize("suspect", [0, 20, 40])
+async def test_what_it_takes_to_choose_who_moves_grows_as_the_edits_do(
+    monkeypatch: pytest.MonkeyPatch, suspect: int
+) -> None:
+    """And no faster: the event loop waits for it, and with it every caller."""
+    looked: list[ExpectedEdit] = []
+    iterate = ExpectedEdits.__iter__
+
+    def counted(self: ExpectedEdits) -> Iterator[ExpectedEdit]:
+        for edit in iterate(self):
+            looked.append(edit)
+            yield edit
+
+    edits = edits_of_a_device()
+    for id in range(40):
+        edits.add(request(id, steps=4, is_suspect=id == suspect), None)
+    assert edits.outlook is not None
+    scheduler = edits.outlook.scheduler
+    estimates = Mock(wraps=scheduler.estimates)
+    monkeypatch.setattr(scheduler, "estimates", estimates)
+    monkeypatch.setattr(ExpectedEdits, "__iter__", counted)
+    assert edits.next_to_move(1000.0) is not None
+    assert estimates.call_count <= 2  # of those that are admitted, and of the last of them for those that aren't
+    assert len(looked) <= 2 * len(edits)
+    looked.clear()
+    edits.give_up("it died")
+    assert len(looked) <= 3 * len(edits)

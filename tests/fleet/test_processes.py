@@ -404,6 +404,19 @@ async def waiting(fleet: ProcessFleet, process: EngineProcess, edit: EditRequest
     return task
 
 
+def looks_at(process: EngineProcess) -> list[EngineProcess]:
+    """One for each look at a start of this device that was late. At the second all is done that came of the first."""
+    looks: list[EngineProcess] = []
+    relieve = process._on_late
+
+    def look(late: EngineProcess) -> None:
+        looks.append(late)
+        relieve(late)
+
+    process._on_late = look
+    return looks
+
+
 async def test_an_edit_that_waits_for_a_start_goes_to_a_device_that_has_nothing_to_do(tmp_path: Path) -> None:
     """A driver that hangs would keep it for an hour. One that may be what kills processes stays."""
     async with a_start_that_hangs(tmp_path) as fleet:
@@ -469,7 +482,7 @@ async def test_an_edit_runs_once_if_its_start_ends_in_the_moment_in_which_it_is_
         def become_and_give_back(state: DeviceState) -> None:
             if is_ready_first:
                 become(state)
-            second._give_back(expected)
+            second.give_back(expected)
             if not is_ready_first:
                 become(state)
 
@@ -500,24 +513,44 @@ async def test_what_waits_for_a_start_that_is_late_may_be_done_sooner_elsewhere(
         await suspect
 
 
-async def test_what_waits_for_a_start_that_is_late_goes_on_waiting_where_there_is_no_other_device(
+async def test_of_what_waits_for_a_start_that_is_late_only_as_much_moves_as_is_done_sooner_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """Edit 3 would be, if edit 2 stayed. It would come back, and have an edit before it that was behind it."""
+    async with a_start_that_hangs(tmp_path, silent_s_max=0.5) as fleet:
+        first, second = fleet._processes
+        looks = looks_at(second)
+        edits = [await waiting(fleet, second, patient(id, f"wait {tmp_path / 'more'}")) for id in (2, 3)]
+        edits.append(await waiting(fleet, second, replace(request(4), is_suspect=True)))
+        second._ready_due_s = time.monotonic() - 55  # they are expected in 71 and 87 s, elsewhere in 66 and 82
+        await until(lambda: ids(first) == ["1", "2"])
+        looks.clear()
+        await until(lambda: len(looks) > 1)
+        assert (ids(first), ids(second)) == (["1", "2"], ["3", "4"])
+        for name in ("go", "one", "more"):
+            (tmp_path / name).touch()
+        await asyncio.gather(*edits)
+
+
+async def test_what_waits_for_a_start_that_is_late_keeps_its_place_where_there_is_no_other_device(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is run once."""
+    """What has to be alone, and is tried again, would be before whatever came before it. Each is run once."""
     (tmp_path / "go").touch()
     async with started(fleet_of("a", model="slow", idle_s=0.05, folder=tmp_path, silent_s_max=0.5)) as fleet:
         (process,) = fleet._processes
+        looks = looks_at(process)
         await until(lambda: fleet.devices == {"a": "asleep"})
         (tmp_path / "go").unlink()
-        edit = asyncio.create_task(fleet.edit(request(1, "log")))
-        await until(lambda: fleet.devices == {"a": "starting"} and ids(process) == ["1"])
+        edits = [await waiting(fleet, process, request(1, "log"))]
+        edits.append(await waiting(fleet, process, replace(request(2), is_suspect=True)))
+        await until(lambda: process._channel is not None)
         process._ready_due_s -= 1000
-        (first,) = process._edits
-        await until(lambda: first.ended.done() and ids(process) == ["1"])
+        await until(lambda: len(looks) > 1)
+        assert ids(process) == ["1", "2"]
         assert fleet.estimate(request(1)).wait_s > 900
         (tmp_path / "go").touch()
-        assert (await edit).seed == 1
-        await fleet.edit(request(2))
+        assert [(await edit).seed for edit in edits] == [1, 2]
         await until(lambda: bool(caplog.records))
         assert [record.getMessage() for record in caplog.records] == ["a: a step was left out"]
 

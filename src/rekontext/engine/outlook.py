@@ -6,7 +6,7 @@ without asking the one that has the device.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
 
 from rekontext.contract import EditRequest, Estimate
@@ -48,7 +48,12 @@ class Outlook:
 
     def estimate_of(self, id: Hashable, *, now_s: float) -> Estimate:
         """When an edit that came in will be done; one that isn't there any more is."""
-        return self.scheduler.estimates(now_s, of=[id]).get(id, _DONE)
+        return self.estimates_of([id], now_s=now_s)[id]
+
+    def estimates_of(self, ids: Collection[Hashable], *, now_s: float) -> dict[Hashable, Estimate]:
+        """The same of several, in one pass over all edits."""
+        found = self.scheduler.estimates(now_s, of=frozenset(ids))
+        return {id: found.get(id, _DONE) for id in ids}
 
     def emptied(self) -> Outlook:
         """The same device without its edits."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from rekontext.contract import EditRequest, EditResult, EngineFault, Estimate, OnProgress
@@ -28,8 +28,8 @@ class ExpectedEdit:
     """An edit that the process has, or that waits for it.
 
     Attributes:
-        number: what it is called between us and the process.
-        request: without its photo.
+        number: what it is called between us and the process; those that come later have greater ones.
+        request: with its photo's size only.
         work_s: device seconds that it was expected to need.
         step_s: the same of one step.
         ended: its end, whatever it is.
@@ -73,6 +73,7 @@ class ExpectedEdits:
         self.outlook: Outlook | None = None
         self._edits: dict[int, ExpectedEdit] = {}
         self._added = 0
+        self._barred_from: float = inf
 
     def __len__(self) -> int:
         return len(self._edits)
@@ -95,7 +96,7 @@ class ExpectedEdits:
 
     def admits(self, edit: ExpectedEdit) -> bool:
         """Whether the edit may be in the process, beside those that came before it and are still here."""
-        return not self._bars(edit.request, after=self._before(edit))
+        return edit.number < self._barred_from
 
     def estimate(self, request: EditRequest) -> Estimate:
         """When this edit will be done, or would be if it came now, where the process is ready.
@@ -107,18 +108,21 @@ class ExpectedEdits:
             raise EngineFault("the model isn't loaded")
         edit = self.find(request.id)
         if edit is not None:
-            return self._estimate_of(edit)
-        if self._bars(request, after=self):
-            return self._estimate_after([*self], work_s=self.outlook.work_s(self.outlook.plan(request)))
+            return self._estimates_of([edit])[edit]
+        if any(request.is_suspect or each.request.is_suspect for each in self):
+            wait_s = self._admitted_end_s() + sum(each.work_s for each in self if not self.admits(each))
+            work_s = self.outlook.work_s(self.outlook.plan(request))
+            return Estimate(position=len(self), wait_s=wait_s, finish_s=wait_s + work_s)
         return self.outlook.estimate(request, now_s=time.monotonic())
 
     def add(self, request: EditRequest, on_progress: OnProgress | None) -> ExpectedEdit:
         """An edit came; its caller waits for its `ended`."""
         assert self.outlook is not None, "no device was ready yet"
         plan = self.outlook.plan(request)
+        photo_size = request.photo.size if request.photo else request.photo_size
         edit = ExpectedEdit(
             number=self._added,
-            request=replace(request, photo=None),
+            request=replace(request, photo=None, photo_size=photo_size),
             on_progress=on_progress,
             work_s=self.outlook.work_s(plan),
             step_s=self.outlook.costs.predict("step", plan.tokens),
@@ -155,41 +159,62 @@ class ExpectedEdits:
                 edit.ended.set_exception(EngineFault(why))
         self._reckon()
 
+    def movable(self) -> list[tuple[ExpectedEdit, Estimate]]:
+        """The edits that another device may have, as they are served here, and when, where the process is ready."""
+        found = self._estimates_of([edit for edit in self if edit.may_move])
+        return sorted(found.items(), key=lambda each: each[1].position)
+
     def next_to_move(self, start_s: float) -> ExpectedEdit | None:
         """The edit that is served next of those that would wait for long.
 
         Args:
             start_s: until the process is ready.
         """
-        movable = [(edit, self._estimate_of(edit)) for edit in self if edit.may_move]
-        for edit, found in sorted(movable, key=lambda each: each[1].position):
+        for edit, found in self.movable():
             wait_s = found.wait_s if edit.is_handed_over else start_s + found.wait_s
             if wait_s > _WORTH_MOVING * edit.work_s:
                 return edit
         return None
 
-    def _estimate_of(self, edit: ExpectedEdit) -> Estimate:
-        assert self.outlook is not None, "there was none when it came"
-        if self.admits(edit):
-            return self.outlook.estimate_of(edit.key, now_s=time.monotonic())
-        return self._estimate_after([*self._before(edit)], work_s=edit.work_s)
+    def _estimates_of(self, edits: Collection[ExpectedEdit]) -> dict[ExpectedEdit, Estimate]:
+        """When they will be done: all that are admitted before those that aren't, and these as they came.
 
-    def _estimate_after(self, earlier: Sequence[ExpectedEdit], *, work_s: float) -> Estimate:
-        """Of an edit that isn't admitted: those that are will all be done before it, then those in front of it."""
+        The scheduler goes through all of its edits to tell of one, so it is asked once for all.
+        """
+        if not edits:
+            return {}
         assert self.outlook is not None, "there was none when they came"
+        keys = {edit: edit.key for edit in edits if self.admits(edit)}
+        found = self.outlook.estimates_of(keys.values(), now_s=time.monotonic())
+        estimates = {edit: found[key] for edit, key in keys.items()}
+        if len(estimates) < len(edits):
+            asked, wait_s = set(edits), self._admitted_end_s()
+            for position, edit in enumerate(self):
+                if self.admits(edit):
+                    continue
+                if edit in asked:
+                    estimates[edit] = Estimate(position=position, wait_s=wait_s, finish_s=wait_s + edit.work_s)
+                wait_s += edit.work_s
+        return estimates
+
+    def _admitted_end_s(self) -> float:
+        """Seconds until all that are admitted are done."""
+        assert self.outlook is not None, "no device was ready yet"
         admitted = self.outlook.scheduler.estimates(time.monotonic()).values()
-        wait_s = max((each.finish_s for each in admitted), default=0.0)
-        wait_s += sum(each.work_s for each in earlier if not self.admits(each))
-        return Estimate(position=len(earlier), wait_s=wait_s, finish_s=wait_s + work_s)
+        return max((each.finish_s for each in admitted), default=0.0)
 
-    def _before(self, edit: ExpectedEdit) -> Iterator[ExpectedEdit]:
-        return takewhile(lambda each: each is not edit, self)
-
-    def _bars(self, request: EditRequest, *, after: Iterable[ExpectedEdit]) -> bool:
-        return any(request.is_suspect or each.request.is_suspect for each in after)
+    def _first_barred(self) -> float:
+        """The number of the first edit that isn't admitted: a suspect one behind others, or the first behind that."""
+        is_suspect_there = False
+        for position, edit in enumerate(self):
+            is_suspect_there = is_suspect_there or edit.request.is_suspect
+            if position and is_suspect_there:
+                return edit.number
+        return inf
 
     def _reckon(self) -> None:
         """Have in the outlook whoever is admitted and isn't known to the process yet."""
+        self._barred_from = self._first_barred()
         if self.outlook is None:
             return
         for edit in self:

@@ -75,6 +75,7 @@ class EngineProcess:
         silent_s_max: a process that has work and tells of nothing for so long is killed.
         on_change: called after each change of `state`.
         on_idle: called with the process when it is ready and has no edits.
+        on_late: called with the process now and then while its start takes longer than expected.
         command: the program that serves the socket whose number is added to it, with the device's name.
 
     Attributes:
@@ -97,6 +98,7 @@ class EngineProcess:
         silent_s_max: float = SILENT_S_MAX,
         on_change: Callable[[], None] = lambda: None,
         on_idle: Callable[[EngineProcess], None] = lambda _process: None,
+        on_late: Callable[[EngineProcess], None] = lambda _process: None,
         command: Sequence[str] = WORKER,
     ) -> None:
         self.name = name
@@ -117,6 +119,7 @@ class EngineProcess:
         self._silent_s_max = silent_s_max
         self._on_change = on_change
         self._on_idle = on_idle
+        self._on_late = on_late
         self._edits = ExpectedEdits()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
@@ -174,6 +177,12 @@ class EngineProcess:
         start_s = self._start_s(time.monotonic())
         return replace(own, wait_s=own.wait_s + start_s, finish_s=own.finish_s + start_s)
 
+    def movable(self) -> list[tuple[ExpectedEdit, float]]:
+        """Of a device that starts: the edits that another may have, as they are served here, and seconds to the end."""
+        assert self.state == "starting", "a start is no wait for what is in the process already"
+        start_s = self._start_s(time.monotonic())
+        return [(edit, start_s + own.finish_s) for edit, own in self._edits.movable()]
+
     async def edit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
         """As `Fleet.edit`. Waits for the process if it isn't there; an edit that is suspect is in it alone.
 
@@ -203,8 +212,13 @@ class EngineProcess:
         """Give back the edit that is served next of those that would wait for long. Returns whether there is one."""
         edit = self._edits.next_to_move(self._start_s(time.monotonic()))
         if edit is not None:
-            self._give_back(edit)
+            self.give_back(edit)
         return edit is not None
+
+    def give_back(self, edit: ExpectedEdit) -> None:
+        """Have another device chosen for an edit."""
+        edit.ended.set_exception(Released(f"{self.label} hasn't begun with it"))
+        self._pulse()
 
     async def run(self) -> None:
         """Start the process when it is wanted, and again when it dies, until cancelled."""
@@ -242,10 +256,6 @@ class EngineProcess:
         """Have whoever waits look again."""
         before, self._changed = self._changed, asyncio.Event()
         before.set()
-
-    def _give_back(self, edit: ExpectedEdit) -> None:
-        edit.ended.set_exception(Released(f"{self.label} hasn't begun with it"))
-        self._pulse()
 
     def _keep_standby(self) -> None:
         """Have the next process import the engine while nobody waits for it."""
@@ -299,9 +309,8 @@ class EngineProcess:
             await asyncio.sleep(look_s)
             if self.state == "starting":  # a download or a compilation may take long: only somebody who looks can tell
                 starting_s += look_s
-                if time.monotonic() > self._ready_due_s:  # elsewhere they may be done sooner by now, or else come back
-                    for edit in [edit for edit in self._edits if edit.may_move]:
-                        self._give_back(edit)
+                if time.monotonic() > self._ready_due_s:
+                    self._on_late(self)
                 if starting_s > self._silent_s_max:
                     since_s = round(time.monotonic() - self._state_since_s)
                     _log.warning("device_starts_long", device=self.label, since_s=since_s)

@@ -3,7 +3,8 @@
 Each edit goes to the device that is expected to be done with it first, asleep ones with the time that they take to
 start. So a second device starts when the first has more to do than that, and ends when it isn't needed any more.
 A device that has nothing left to do gets the next of the edits that wait for another: for its steps, for its start, or
-for a suspect edit that has to be alone there. What waits for a start that is late is placed anew now and then.
+for a suspect edit that has to be alone there. What waits for a start that is late goes to a device that will be done
+with it sooner by then; where there is none it keeps its place.
 One where the last edits failed counts as slower, since one that fails fast would get them all.
 """
 
@@ -72,6 +73,7 @@ class ProcessFleet:
                 silent_s_max=silent_s_max,
                 on_change=self._take_stock,
                 on_idle=self._share,
+                on_late=self._relieve,
                 command=command,
             )
             for name in devices
@@ -163,7 +165,7 @@ class ProcessFleet:
         for process in self._processes:
             if process.has(request.id):
                 return process.estimate(request)
-        return min(self._estimates(request), key=_expected_s)[0]
+        return min(_estimates(request, self._usable() or self._processes), key=_expected_s)[0]
 
     async def close(self) -> None:
         """Stop running edits within one step and end the processes."""
@@ -188,9 +190,6 @@ class ProcessFleet:
     def _usable(self) -> list[EngineProcess]:
         return [process for process in self._processes if process.state != "failed"]
 
-    def _estimates(self, request: EditRequest) -> list[tuple[Estimate, EngineProcess]]:
-        return [(process.estimate(request), process) for process in self._usable() or self._processes]
-
     async def _choose(self, request: EditRequest) -> EngineProcess:
         """Which device runs an edit; waits for one while all have failed.
 
@@ -203,8 +202,8 @@ class ProcessFleet:
                 raise EngineFault("the model isn't loaded")
             if self._broken is not None and self._broken.done():
                 self._broken.result()
-            if self._usable():
-                return min(self._estimates(request), key=_expected_s)[1]
+            if usable := self._usable():
+                return min(_estimates(request, usable), key=_expected_s)[1]
             await changed.wait()
 
     def _share(self, idle: EngineProcess) -> None:
@@ -214,6 +213,25 @@ class ProcessFleet:
         for process in sorted(self._processes, key=lambda each: each.load_s, reverse=True):
             if process is not idle and process.release():
                 return
+
+    def _relieve(self, late: EngineProcess) -> None:
+        """A start is late: another device gets what it will be done with sooner by now.
+
+        All else keeps its place, which an edit that is given back loses, also where this device is chosen again. So
+        those that have just gone before it are reckoned with, here and there.
+        """
+        others = [process for process in self._usable() if process is not late]
+        gone_s, came_s = 0.0, dict.fromkeys(others, 0.0)
+        for edit, here_s in late.movable() if others else ():
+            found = [
+                (replace(each, finish_s=each.finish_s + came_s[process]), process)
+                for each, process in _estimates(edit.request, others)
+            ]
+            sooner = min(found, key=_expected_s)
+            if _expected_s(sooner) < here_s - gone_s:
+                late.give_back(edit)
+                gone_s += edit.work_s
+                came_s[sooner[1]] += edit.work_s
 
     def _take_stock(self) -> None:
         """A device changed: who waits for one looks again, and the fleet may be at its end."""
@@ -230,6 +248,10 @@ def _shortly(devices: Iterable[str]) -> str:
     """ "cuda:0", "cuda:0, cuda:1", "cuda:0 and 7 more"."""
     first, *others = devices
     return ", ".join([first, *others]) if len(others) < 2 else f"{first} and {len(others)} more"
+
+
+def _estimates(request: EditRequest, processes: Iterable[EngineProcess]) -> list[tuple[Estimate, EngineProcess]]:
+    return [(process.estimate(request), process) for process in processes]
 
 
 def _expected_s(found: tuple[Estimate, EngineProcess]) -> float:
