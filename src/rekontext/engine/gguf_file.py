@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from gguf import GGUFReader, quants
 from torch import Tensor
 
 _MADE_WIDE: Final = frozenset(
@@ -28,6 +27,8 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader  # here, so that an engine without such a file does without the library
+
         try:
             reader = GGUFReader(path)
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -69,6 +70,8 @@ class GGUFTensor:
         return "F32" if kind in _MADE_WIDE else kind
 
     def read(self) -> Tensor:
+        from gguf import quants
+
         data, kind = self._stored.data, self._stored.tensor_type
         wide = quants.dequantize(data, kind) if kind.name in _MADE_WIDE else data.copy()
         return torch.from_numpy(wide).reshape(self.get_shape())
