@@ -62,6 +62,7 @@ PHOTOS = {
 def test_both_halves_see_the_same(data: bytes) -> None:
     sent = decode(inspect(data, LIMITS))
     given = seen(Image.open(BytesIO(data)))
+    assert type(given) is type(sent) is Image.Image, "not the opened file, with what else stands in it"
     assert given.mode == sent.mode == "RGB"
     assert given.size == sent.size
     assert given.tobytes() == sent.tobytes()

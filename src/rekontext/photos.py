@@ -56,10 +56,10 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
     """In sRGB, transparency laid on white, 16-bit gray scaled. Doing it twice changes nothing.
 
     Returns:
-        A picture of mode "RGB" without metadata; it may be the one that was given.
+        A plain picture of mode "RGB" without metadata; the one that was given if it is that already.
     """
-    if picture.mode == "RGB" and not picture.info:
-        return picture
+    if type(picture) is Image.Image and picture.mode == "RGB" and not picture.info:
+        return picture  # an opened file holds more than its `info`
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips instead of scaling
         levels, transparent = picture.convert("I"), picture.info.get("transparency")
