@@ -356,10 +356,13 @@ FACTORS: State = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
         (FACTORS | {f"{Q}.lora_magnitude_vector": torch.ones(48)}, r"is DoRA \("),
         (FACTORS | {f"{Q}.lora_mid.weight": torch.ones(48)}, r"is LoCon \("),
         (FACTORS | {f"{Q}.set_weight": torch.ones(48)}, r"is a control LoRA \("),
-        (FACTORS | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(48)}, r"is a control LoRA \("),
+        (
+            FACTORS | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(48)},
+            r"holds more than a LoRA, as control LoRAs do: double_blocks\.0\.img_attn\.norm\.query_norm\.scale",
+        ),
         ({"lora_unet_double_blocks_0_img_attn_qkv.lokr_w1": A}, r"is LoKr \("),
         ({"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a": A}, r"is LoHa \("),
-        (FACTORS | {"bundle_emb.me.clip_l": torch.ones(48)}, r"holds more than a LoRA: bundle_emb"),
+        (FACTORS | {"bundle_emb.me.clip_l": torch.ones(48)}, r"holds more than a LoRA, as .* do: bundle_emb"),
         (FACTORS | {f"{Q}.lora_down.weight": A.clone()}, r"has transformer\..*to_q twice: .*lora_A.* and .*lora_down"),
         (
             {
@@ -376,7 +379,13 @@ FACTORS: State = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
             r"lora_A\.weight is empty",
         ),
         (FACTORS | {f"{Q}.alpha": torch.ones(1, dtype=torch.complex64)}, r"alpha is stored as C64"),
-        ({"double_blocks.0.img_attn.qkv.weight": A}, r"holds no LoRA"),
+        (
+            {
+                "double_blocks.0.img_attn.qkv.weight": A,
+                "double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(48),
+            },
+            r"holds no LoRA: double_blocks",
+        ),
         ({}, r"holds no LoRA"),
     ],
 )

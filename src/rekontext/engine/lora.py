@@ -69,7 +69,6 @@ _OTHERS: Final = {
     ".hada_": "LoHa",
     ".lora_mid": "LoCon",
     ".set_weight": "a control LoRA",
-    "_norm.scale": "a control LoRA",
 }
 """In the names of what can't be merged: their other tensors alone would make another change."""
 _SETTINGS: Final = "lora_adapter_metadata"
@@ -334,7 +333,7 @@ def _layers_of(source: TensorSource, strength: float) -> Iterator[tuple[Part, _L
         source.require_opened(name)
         names[match.lastgroup] = name
     if strange or not modules:
-        what = "holds more than a LoRA" if modules else "holds no LoRA"
+        what = "holds more than a LoRA, as control LoRAs do" if modules else "holds no LoRA"
         raise CheckpointError(f"{source.label} {what}: {first_of(strange) or 'it is empty'}")
     parted = sorted(((*_parted(module), names) for module, names in modules.items()), key=lambda each: each[0])
     for order, module, names in parted:
