@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from rekontext import AGENT
 from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, registry
-from rekontext.api import create_app
+from rekontext.api import create_app, dialects
 from rekontext.api.auth import DatabaseKeys
 from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
@@ -154,7 +154,7 @@ def assemble(
         metrics = Metrics()
         hub = EventHub(epoch=ids(), meter=metrics)
         life = JobLife(
-            outbox=Outbox(ids=ids, describe=documents.webhook),
+            outbox=Outbox(ids=ids, describe=documents.webhook, tell=partial(dialects.message, documents)),
             bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),
             patience=Patience(
                 lease_s=settings.lease_s,

@@ -91,10 +91,18 @@ TABLE = [
         headers={"x-api-key": ""},
     ),
     Bad(
-        name="a bearer token",
+        name="a password",
         status=401,
         code="missing_api_key",
-        says="send the key in the x-api-key header",
+        says='send "Bearer" and the key, or the key in the x-api-key header',
+        json=GOOD,
+        headers={"x-api-key": "", "authorization": "Basic YWxpY2U6c2VjcmV0"},
+    ),
+    Bad(
+        name="a bearer token that is nobody's key",
+        status=401,
+        code="invalid_api_key",
+        says="unknown",
         json=GOOD,
         headers={"x-api-key": "", "authorization": f"Bearer {STRANGER}"},
     ),
@@ -455,7 +463,7 @@ async def test_a_bad_request_is_answered_by_name(client: httpx2.AsyncClient, bad
     assert bad.says.lower() in body["error"].lower()
     assert body["request_id"] == answer.headers["x-request-id"]
     assert answer.headers["content-type"] == "application/json"
-    assert answer.headers.get("www-authenticate") == ("APIKey" if bad.status == 401 else None)
+    assert answer.headers.get("www-authenticate") == ("Bearer" if bad.status == 401 else None)
     problems = body.get("errors", [])
     assert sorted(each["parameter"] for each in problems) == sorted(bad.parameters)
     for each in problems:

@@ -16,7 +16,7 @@ import pytest
 from starlette.routing import Route
 
 from rekontext.accounts import AccountRefused
-from rekontext.api import plain, web
+from rekontext.api import dialects, plain, web
 from rekontext.api.parameters import FILES_MAX
 from rekontext.contract import ASPECT_RATIOS
 from rekontext.jobs import JobRefused
@@ -109,7 +109,9 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
     """Those of plain routes too, each under the methods that are served; without a key only the open ones."""
     paths = (await client.get("/openapi.json")).json()["paths"]
     unlisted = {"/", "/console", "/console/", "/docs", "/docs/", "/openapi.json"}
-    plain = {route.path.replace(":path}", "}"): route.methods for route in studio.app.routes if type(route) is Route}
+    of_dialects = {getattr(route, "path", "") for route in dialects.routes(studio.service.parts)}
+    routes = [route for route in studio.app.routes if type(route) is Route and route.path not in of_dialects]
+    plain = {route.path.replace(":path}", "}"): route.methods for route in routes}
     assert len(plain) > 8
     for path, methods in plain.items():
         assert path in unlisted or set(paths[path]) == {each.lower() for each in methods or () if each != "HEAD"}, path
@@ -118,6 +120,13 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
         if "get" in operations and path not in ("/metrics", "/files/{key}"):  # open to this machine; to a link
             status = (await client.get(path, headers=stranger)).status_code
             assert (status == 401) is ("security" in operations["get"]), path
+
+
+def test_the_page_on_other_clients_has_their_paths(studio: Studio) -> None:
+    """They are in no OpenAPI document of ours: what is there is their vendors'."""
+    page = (Path(__file__).parents[2] / "docs/clients.md").read_text(encoding="utf-8")
+    paths = {getattr(route, "path", "") for route in dialects.routes(studio.service.parts)}
+    assert {path for path in paths if f"`{re.sub(r':[a-z]+}', '}', path)}`" not in page} == set()
 
 
 async def test_the_document_speaks_to_callers(client: httpx2.AsyncClient) -> None:

@@ -19,6 +19,8 @@ OPEN: Final = {
     *("/files/x", "/inference-model-information/list"),
 }
 ANY_KEY: Final = {"/console/api/me", "/console/api/estimate", "/api/auth/authenticate", "/v1/x", "/v2/x"}
+ONLY_BFL: Final = "/v1/flux-kontext-pro"
+"""A path for those only who show their key as that vendor's clients do."""
 NAMES: Final = ("days", "limit", "page", "status", "width", "from", "from_date", "start_date", "previews", "before")
 
 
@@ -30,7 +32,8 @@ def calls(studio: Studio) -> Iterator[tuple[str, str]]:
 
 
 async def nonsense(client: httpx2.AsyncClient, method: str, path: str, key: str) -> httpx2.Response:
-    headers = {"x-api-key": key, "content-type": "application/json"}
+    shown = {"x-api-key": "", "x-key": key} if path == ONLY_BFL else {"x-api-key": key}
+    headers = {**shown, "content-type": "application/json"}
     return await client.request(method, path, params=dict.fromkeys(NAMES, "?"), content=b'{"', headers=headers)
 
 
@@ -55,7 +58,7 @@ async def test_whose_key_lacks_the_scope_is_told_so_first(studio: Studio, client
         for scope, key in keys.items():
             answer = await nonsense(client, method, path, key)
             if answer.status_code == 403:
-                assert answer.json()["code"] == "scope_missing"
+                assert "scope_missing" in answer.text
                 refused.add(scope)
         expected = 0 if path in ANY_KEY else 2 if "/admin/" in path or path == "/metrics" else 1
         assert len(refused) == expected, (method, path, refused)

@@ -21,7 +21,7 @@ from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from rekontext import assembly
-from rekontext.api import disk, health, segmind
+from rekontext.api import disk, health, surfaces
 from rekontext.api.console import admin
 from rekontext.api.parts import Parts
 from rekontext.contract import EditRefused, EngineFault
@@ -106,7 +106,7 @@ async def test_hanging_up_while_the_database_is_away_cancels_once_it_is_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was promised, and nobody is there to ask again."""
-    monkeypatch.setattr(segmind, "_CANCEL_AGAIN_S", 0.01)
+    monkeypatch.setattr(surfaces, "_CANCEL_AGAIN_S", 0.01)
     studio.fleet.may_step.clear()
     honest, tries = studio.service.parts.desk.cancel, 0
 

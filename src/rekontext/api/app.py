@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import FastAPI
 
 from rekontext import __version__
-from rekontext.api import answers, console, errors, files, health, metrics, openapi, sdk, segmind, web
+from rekontext.api import answers, console, dialects, errors, files, health, metrics, openapi, sdk, segmind, web
 from rekontext.api.metrics import Metrics
 from rekontext.api.middleware import BodyLimit, HeadAsGet, NotKept, OpenToPages, RequestIds, Sight, WholeTargets
 from rekontext.api.parts import Parts
@@ -28,6 +28,7 @@ _FOR_PAGES: Final = (
     "/inference-request/",
     "/webhook/",
     "/api/auth/",
+    "/hf/",
 )
 """The surfaces. Not the console's, which has a page of its own, nor `/metrics`, which asks this machine for no key."""
 
@@ -49,7 +50,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
         redirect_slashes=False,  # clients of these surfaces take a redirect for a success
         lifespan=lifespan,
     )
-    errors.install(app, parts.origins)
+    errors.install(app, parts.origins, dialects=dialects.DIALECTS)
     app.add_middleware(BodyLimit, bytes_max=parts.limits.body_bytes_max)
     app.add_middleware(NotKept)
     app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
@@ -64,6 +65,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     app.include_router(files.router(parts))
     app.include_router(sdk.router(parts))
     app.include_router(console.router(parts))
+    app.router.routes += dialects.routes(parts)
     app.include_router(segmind.router(parts))
     app.include_router(health.router(parts.fleet, parts.database, parts.disk))
     app.include_router(openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL))

@@ -1,10 +1,11 @@
-"""Who is calling. Keys come in a header; where they are kept is the accounts' business."""
+"""Who is calling. Keys come in a header, in one of several; where they are kept is the accounts' business."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from rekontext.accounts import ApiKey, Scope, keys
@@ -13,6 +14,8 @@ from rekontext.database import AccountId, Database
 from rekontext.sources import Clock
 
 KEY_HEADER: Final = "x-api-key"
+OTHER_HEADER: Final = "x-key"
+_SCHEMES: Final = ("bearer", "key", "token")
 _CALLER_KEY: Final = "rekontext.caller"
 
 
@@ -65,10 +68,22 @@ class MissingKey(PermissionError):
 
     def __init__(self, *, has_authorization: bool) -> None:
         super().__init__(
-            "Authorization is not read here: send the key in the x-api-key header"
+            'Authorization has no key in it: send "Bearer" and the key, or the key in the x-api-key header'
             if has_authorization
             else "Missing Authorization or x-api-key in header"  # Segmind's own words, which its clients know
         )
+
+
+def shown_key(headers: Headers) -> str:
+    """The key that a request shows, wherever it stands; empty for none. Our own header comes first.
+
+    Behind a proxy that has a use of its own for Authorization, that one isn't ours.
+    """
+    for name in (KEY_HEADER, OTHER_HEADER):
+        if secret := headers.get(name, ""):
+            return secret
+    scheme, _, secret = headers.get("authorization", "").strip().partition(" ")
+    return secret.strip() if scheme.lower() in _SCHEMES else ""
 
 
 def known_caller(request: Request) -> Caller:
@@ -90,7 +105,7 @@ async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller
     """
     caller: Caller | None = request.scope.get(_CALLER_KEY)
     if caller is None:
-        secret = request.headers.get(KEY_HEADER)
+        secret = shown_key(request.headers)
         if not secret:
             raise MissingKey(has_authorization="authorization" in request.headers)
         caller = request.scope[_CALLER_KEY] = await keys.authenticate(secret)

@@ -68,6 +68,19 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     raise UnsupportedContentType(content_type)
 
 
+async def read_raw(request: Request) -> bytes:
+    """Read the whole body as it is, once.
+
+    Raises:
+        CompressedBody, BodyTooLarge, CallerGone.
+    """
+    _content_type(request)
+    try:
+        return b"".join([chunk async for chunk in request.stream()])
+    except ClientDisconnect as fault:
+        raise CallerGone from fault
+
+
 async def check_json(request: Request, *, bytes_max: int) -> None:
     """Read the whole body, which must be a JSON object; whoever reads it next finds it in `request`.
 

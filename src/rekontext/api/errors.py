@@ -1,15 +1,16 @@
 """Every failure of a request -> its answer. What can't become a request is answered in http1.py, in the same form.
 
-The body is always `{"error": sentence, "code": stable_code, "request_id": id}`, with `errors` beside them when
-parameters are at fault. Clients of this surface show `error`; programs should branch on `code`.
+The body is `{"error": sentence, "code": stable_code, "request_id": id}`, with `errors` beside them when parameters
+are at fault. Clients of this surface show `error`; programs should branch on `code`. Other vendors' clients are
+answered in their own dialect.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
@@ -92,6 +93,23 @@ class Failure:
     not_ready: Sequence[str] = ()
 
 
+class Dialect(Protocol):
+    """How the clients of another vendor are told what went wrong."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """What they call our parameters, where they have other names."""
+        ...
+
+    def is_spoken(self, request: Request) -> bool:
+        """Whether this request comes from one of them."""
+        ...
+
+    def refusal(self, failure: Failure, request_id: str) -> Response:
+        """A failure, under their names, as they read one."""
+        ...
+
+
 _Answer = Callable[[Any], Failure]
 _NONE: Final[Mapping[str, str]] = {}
 
@@ -104,8 +122,12 @@ def failure_of(fault: Exception) -> Failure:
     return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
 
 
-def install(app: FastAPI, origins: Origins) -> None:
-    """Answer every failure of `app` in this file's words. Before any middleware is added: its own is the innermost."""
+def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> None:
+    """Answer every failure of `app` in this file's words. Before any middleware is added: its own is the innermost.
+
+    Args:
+        dialects: the first that a request is spoken in says them.
+    """
 
     async def answer(request: Request, fault: Exception) -> Response:
         if isinstance(fault, HTTPException) and fault.status_code == 405:
@@ -119,12 +141,29 @@ def install(app: FastAPI, origins: Origins) -> None:
             _log.error("engine_fault", fault=str(fault))
         failure = failure_of(fault)
         note(request.scope, code=failure.code)
-        return error_answer(failure, request_id(request.scope), origins.of(request))
+        name = request_id(request.scope)
+        dialect = next((each for each in dialects if each.is_spoken(request)), None)
+        if dialect is None:
+            return error_answer(failure, name, origins.of(request))
+        response = dialect.refusal(_renamed(failure, dialect.names), name)
+        response.headers[REQUEST_ID_HEADER] = name  # as in `error_answer`
+        return response
 
     for kind in _ANSWERS:
         app.add_exception_handler(kind, answer)
     app.add_middleware(Unforeseen, answer=answer)
     app.add_exception_handler(Exception, answer)  # outermost, for faults of the middleware itself
+
+
+def _renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
+    """The same failure of a caller who has other names for our parameters."""
+    if not failure.problems:
+        return failure
+    problems = [
+        replace(each, parameter=names.get(each.parameter, each.parameter), allowed_text=each.allowed)
+        for each in failure.problems
+    ]
+    return replace(failure, problems=problems, sentence=as_sentence(str(ParametersRefused(problems))))
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -165,8 +204,7 @@ _MESSAGES_RETRY_S: Final = 60
 # For an edit that goes on or is done: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 
-# RFC 9110 asks a 401 to name its scheme; a key in a header has no registered one, and FastAPI's name does no harm.
-_CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "APIKey"}
+_CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "Bearer"}  # RFC 9110 asks a 401 to name its scheme
 
 
 def _in_its_words(status: int, code: str | None = None, *, headers: Mapping[str, str] = _NONE) -> _Answer:

@@ -1,7 +1,7 @@
 """A request in the words of `flux-kontext-dev` -> one checked `EditOrder`, or all that is wrong with it at once.
 
-In two steps: `draft` reads the body, `finish` fetches the picture. Between them the caller may find that the same
-request came before, and then nothing is fetched.
+In two steps: `draft` reads the body (or takes what another surface has made of one), `finish` fetches the picture.
+Between them the caller may find that the same request came before, and then nothing is fetched.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
 
-from rekontext.api.bodies import read_body
+from rekontext.api.bodies import FormFields, JsonObject, read_body
 from rekontext.api.parameters import (
     KontextParameters,
     ParametersRefused,
@@ -28,6 +29,8 @@ from rekontext.api.workbench import EditOrder
 from rekontext.database import AccountId
 from rekontext.dialling import AllowList
 from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+
+_NONE: Final[Mapping[str, Problem]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +80,40 @@ class OrderReader:
         Raises:
             UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone: the body could not be read.
         """
-        body = await read_body(request, self._threads, bytes_max=self._body_bytes_max)
+        body = await self.body(request)
         given, repeated = (body, {}) if isinstance(body, dict) else from_form(body)
-        parameters, wrong = parse(given)
+        return await self.draft_of(given, wrong=repeated)
+
+    async def body(self, request: Request) -> JsonObject | FormFields:
+        """The whole body, once, as `read_body`."""
+        return await read_body(request, self._threads, bytes_max=self._body_bytes_max)
+
+    async def draft_of(self, given: Mapping[str, object], *, wrong: Mapping[str, Problem] = _NONE) -> Draft:
+        """Check every parameter but the picture, under the names that we have for them.
+
+        Args:
+            wrong: problems that were found before, by parameter; they stand before those that are found here.
+        """
+        parameters, found = parse(given)
         unreachable = self._unreachable(given.get("webhook_url"))
-        if unreachable is not None and "webhook_url" not in {each.parameter for each in wrong}:
-            parameters, wrong = None, [*wrong, unreachable]
+        if unreachable is not None and "webhook_url" not in {each.parameter for each in found}:
+            parameters, found = None, [*found, unreachable]
         return Draft(
             parameters=parameters,
             source=given.get("input_image"),
-            problems=repeated | {each.parameter: each for each in wrong if each.parameter not in repeated},
+            problems={**wrong} | {each.parameter: each for each in found if each.parameter not in wrong},
             body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
         )
 
-    async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
+    async def finish(
+        self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None, dialect: str | None = None
+    ) -> EditOrder:
         """Fetch the picture.
 
         Args:
             account: for whom.
             shortcut: reads the URLs that lead back to this server.
+            dialect: in which the order came, if it is not our own.
 
         Raises:
             ParametersRefused: with every parameter that is wrong.
@@ -122,6 +140,7 @@ class OrderReader:
             preview_every=parameters.previews or None,
             webhook_url=parameters.webhook_url,
             body_digest=draft.body_digest,
+            dialect=dialect,
         )
 
     def _unreachable(self, webhook_url: object) -> Problem | None:

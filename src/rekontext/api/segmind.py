@@ -6,32 +6,22 @@ of a job afterwards is in requests.py.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
-from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request, Response, Security
 from fastapi.security import APIKeyHeader
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from rekontext.accounts import Allowance
-from rekontext.api import answers, openapi
-from rekontext.api.auth import KEY_HEADER, Caller
-from rekontext.api.connection import CallerGone, unless_gone
-from rekontext.api.edits import ResultOutOfReach, Submitted, UnknownModel
-from rekontext.api.links import FileGone
-from rekontext.api.middleware import rename, request_id
+from rekontext.api import answers, openapi, surfaces
+from rekontext.api.auth import KEY_HEADER
+from rekontext.api.edits import UnknownModel
 from rekontext.api.parts import Parts
-from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.models import SLUG
-from rekontext.pictures import ObjectMissing, StoreUnavailable
 
 KEY: Final = APIKeyHeader(  # for the documentation; `caller_of` is what checks
     name=KEY_HEADER, auto_error=False, description="The key that the server printed at its first start, or a later one."
 )
-_CANCEL_AGAIN_S: Final = 1.0
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -63,8 +53,16 @@ def router(parts: Parts) -> APIRouter:
         """
         caller = await parts.caller(request, "edit")
         allowed = await parts.edits.allow(caller)
-        submitted = await _submit(request, caller, parts)
-        return await _waited(request, caller, submitted, headers=_headers(submitted, allowed, parts), parts=parts)
+        submitted = await surfaces.submit(request, caller, await parts.orders.draft(request), parts)
+        headers = surfaces.headers(submitted, allowed, parts)
+        done = await surfaces.wait(request, caller, submitted, parts)
+        headers |= answers.facts(done.job, done.balance)
+        by_key = caller.key.policy.sync_response == "json"
+        if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
+            origin = parts.origins.of(request)
+            found = (done.job, done.picture, done.balance)
+            return await parts.threads.run(answers.inline_answer, parts.documents, *found, origin, headers)
+        return answers.picture_answer(done.job, done.picture, headers)
 
     @routes.post(
         f"/v2/{SLUG}",
@@ -77,8 +75,8 @@ def router(parts: Parts) -> APIRouter:
         """Send a picture and an instruction; the answer says where to ask for the edited picture. It can't get lost."""
         caller = await parts.caller(request, "edit")
         allowed = await parts.edits.allow(caller)
-        submitted = await _submit(request, caller, parts)
-        headers = _headers(submitted, allowed, parts) | answers.when(submitted.estimate)
+        submitted = await surfaces.submit(request, caller, await parts.orders.draft(request), parts)
+        headers = surfaces.headers(submitted, allowed, parts) | answers.when(submitted.estimate)
         headers["x-remaining-credits"] = answers.money(submitted.balance.available_micros)
         document = parts.documents.submitted(submitted.job, parts.origins.of(request), submitted.estimate)
         return answers.json_answer(document, headers=headers)
@@ -90,68 +88,3 @@ def router(parts: Parts) -> APIRouter:
         raise UnknownModel(slug, known=[SLUG])
 
     return routes
-
-
-async def _submit(request: Request, caller: Caller, parts: Parts) -> Submitted:
-    """Read the request and make a job of it, once per idempotency key."""
-    key = request.headers.get("idempotency-key")
-    origin = parts.origins.of(request)
-    draft = await parts.orders.draft(request)
-    submitted = None
-    if key is not None:
-        submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
-    if submitted is None:
-        own = partial(parts.links.read_own, origin=origin)
-        order = await parts.orders.finish(draft, account=caller.account, shortcut=own)
-        job = JobId(request_id(request.scope))
-        submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
-    rename(request.scope, submitted.job.id)
-    return submitted
-
-
-async def _waited(
-    request: Request, caller: Caller, submitted: Submitted, *, headers: dict[str, str], parts: Parts
-) -> Response:
-    job = submitted.job.id
-    try:
-        done, balance = await unless_gone(request, parts.edits.wait(submitted))
-    except CallerGone:
-        if "idempotency-key" not in request.headers:  # whoever sent one may come back for the result
-            await asyncio.shield(_cancel(job, caller, parts))
-        raise
-    assert done.outputs, f"job {job} is COMPLETED without a picture"
-    headers |= answers.facts(done, balance)
-    if submitted.replayed and not parts.documents.hands_out(done):
-        raise FileGone
-    try:
-        data = await parts.objects.get(done.outputs[0].key)
-    except ObjectMissing as fault:
-        raise FileGone from fault
-    except StoreUnavailable as fault:
-        raise ResultOutOfReach(job) from fault
-    by_key = caller.key.policy.sync_response == "json"
-    if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
-        origin = parts.origins.of(request)
-        return await parts.threads.run(answers.inline_answer, parts.documents, done, data, balance, origin, headers)
-    return answers.picture_answer(done, data, headers)
-
-
-async def _cancel(job: JobId, caller: Caller, parts: Parts) -> None:
-    """Cancel an edit that nobody waits for. It was promised: if the database is away, again until it is back."""
-    while not parts.closing.is_set():
-        try:
-            await parts.desk.cancel(job, account=caller.account)
-        except DatabaseUnavailable:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CANCEL_AGAIN_S):
-                    await parts.closing.wait()
-        else:
-            return
-
-
-def _headers(submitted: Submitted, allowed: Allowance, parts: Parts) -> dict[str, str]:
-    reset_s = max(0, round((allowed.reset_at - parts.clock.now()).total_seconds()))
-    headers = answers.allowance(allowed, reset_s=reset_s)
-    if submitted.replayed:
-        headers["idempotency-replayed"] = "true"
-    return headers

@@ -45,6 +45,7 @@ class EditOrder:
         deadline_s: by when the caller needs it, counted from now; None for whenever.
         preview_every: steps between two previews; None for none.
         body_digest: the same for two requests that ask for the same.
+        dialect: of the caller, if it is another vendor's: in it the `webhook_url` is told.
     """
 
     prompt: str
@@ -63,6 +64,7 @@ class EditOrder:
     deadline_s: float | None = None
     preview_every: int | None = None
     webhook_url: str | None = None
+    dialect: str | None = None
 
 
 def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
@@ -85,7 +87,7 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
-    }
+    } | ({} if order.dialect is None else {"dialect": order.dialect})
 
 
 def edit_request(

@@ -39,34 +39,51 @@ def describe_plainly(job: Job) -> Mapping[str, object]:
     return {"request_id": job.id, "status": job.state.value, "error": job.error}
 
 
+Tell = Callable[[Job], Mapping[str, object] | None]
+"""The whole message to a job's own `webhook_url`, where its caller wants another than endpoints get."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outbox:
     """Writes one delivery per endpoint, and one for the job's own `webhook_url`."""
 
     ids: Ids
     describe: Describe = describe_plainly
+    tell: Tell = lambda _job: None
 
     def write(self, tx: Connection, job: Job, *, now: datetime) -> None:
         """Queue the news that `job` ended."""
         event = _EVENT_OF[job.state]
-        targets: list[tuple[EndpointId | None, str]] = [
+        endpoints: list[tuple[EndpointId | None, str]] = [
             (endpoint.id, endpoint.url)
             for endpoint in tx.execute(_ENDPOINTS, {"account": job.account})
             if event in endpoint.event_types
         ]
+        if endpoints:
+            self._queue(tx, job, endpoints, envelope(event, self.describe(job), now=now), now=now)
         if job.webhook_url is not None:
-            targets.append((None, job.webhook_url))
-        if not targets:
-            return
-        queue(
-            tx,
-            [(DeliveryId(f"msg_{self.ids()}"), endpoint, url) for endpoint, url in targets],
-            account=job.account,
-            job=job.id,
-            event_type=event,
-            data=self.describe(job),
-            now=now,
-        )
+            message = self.tell(job)
+            if message is None:
+                message = envelope(event, self.describe(job), now=now)
+            self._queue(tx, job, [(None, job.webhook_url)], message, now=now)
+
+    def _queue(
+        self,
+        tx: Connection,
+        job: Job,
+        targets: Sequence[tuple[EndpointId | None, str]],
+        message: Mapping[str, object],
+        *,
+        now: datetime,
+    ) -> None:
+        named = [(DeliveryId(f"msg_{self.ids()}"), endpoint, url) for endpoint, url in targets]
+        event = _EVENT_OF[job.state]
+        queue(tx, named, account=job.account, job=job.id, event_type=event, message=message, now=now)
+
+
+def envelope(event_type: str, data: Mapping[str, object], *, now: datetime) -> dict[str, object]:
+    """A message as the Standard Webhooks spec has it."""
+    return {"type": event_type, "timestamp": now.isoformat(), "data": data}
 
 
 def queue(
@@ -76,7 +93,7 @@ def queue(
     account: AccountId,
     job: JobId | None,
     event_type: str,
-    data: Mapping[str, object],
+    message: Mapping[str, object],
     now: datetime,
 ) -> None:
     """Put one message, to be sent to each of some targets, where the deliverer finds it.
@@ -84,8 +101,8 @@ def queue(
     Args:
         targets: the delivery's name, the endpoint if it is one, the URL.
         job: whose news it is, if it is a job's.
+        message: JSON values.
     """
-    message = {"type": event_type, "timestamp": now.isoformat(), "data": data}
     body = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
     tx.execute(
         insert(webhook_deliveries),

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from rekontext.database import AccountId, DeliveryId, EndpointId
 from rekontext.database.tables import webhook_endpoints
 from rekontext.jobs.endpoints import TEST_EVENT_TYPE, WebhookUnknown, lock_with_room_to_send
-from rekontext.jobs.outbox import queue
+from rekontext.jobs.outbox import envelope, queue
 
 
 def send(
@@ -38,7 +38,7 @@ def send(
         account=account,
         job=None,
         event_type=TEST_EVENT_TYPE,
-        data={"webhook_id": endpoint},
+        message=envelope(TEST_EVENT_TYPE, {"webhook_id": endpoint}, now=now),
         now=now,
     )
     return delivery

@@ -1,0 +1,142 @@
+"""Black Forest Labs' dialect: `POST /v1/flux-kontext-...` with the key in `x-key`, then `GET /v1/get_result`.
+
+Only that header tells it from Segmind's surface, whose path it shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
+
+from rekontext.api import answers, surfaces
+from rekontext.api.auth import OTHER_HEADER
+from rekontext.api.bodies import UnsupportedContentType
+from rekontext.api.dialects import terms
+from rekontext.api.documents import Documents
+from rekontext.api.errors import Failure
+from rekontext.api.parts import Parts
+from rekontext.database import JobId
+from rekontext.jobs import Job, JobUnknown, State
+from rekontext.models import SLUG
+from rekontext.safety import PictureWithheld
+
+MODELS: Final = (SLUG, "flux-kontext-pro")
+"""The second is the only one that the vendor's own package lets through. The model is the one that is served."""
+_RESULT: Final = "/v1/get_result"
+_DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
+_UNHEEDED: Final[Mapping[str, object]] = {
+    "prompt_upsampling": False,
+    "input_image_2": None,
+    "input_image_3": None,
+    "input_image_4": None,
+    "webhook_secret": None,  # messages are signed with the account's
+}
+
+
+class BlackForestLabs:
+    """The dialect, as the vendor's package `blackforest` and the AI SDK's provider speak it."""
+
+    name: Final = "bfl"
+    names: Final[Mapping[str, str]] = {
+        "input_image": "input_image",
+        "prompt": "prompt",
+        "aspect_ratio": "aspect_ratio",
+        "num_inference_steps": "steps",
+        "guidance": "guidance",
+        "seed": "seed",
+        "output_format": "output_format",
+        "webhook_url": "webhook_url",
+    }
+
+    def is_spoken(self, request: Request) -> bool:
+        """Whoever shows a key so, where it means something."""
+        return _shows_key(request.scope) and request.url.path.startswith("/v1/")
+
+    def refusal(self, failure: Failure, request_id: str) -> Response:
+        """`detail` is what some of its clients show, `message` what others do."""
+        document: dict[str, object] = {
+            "detail": failure.sentence,
+            "message": failure.sentence,
+            "code": failure.code,
+            "request_id": request_id,
+        }
+        if failure.code == JobUnknown.code:
+            document |= {"status": "Task not found", "result": None}
+        return answers.json_answer(document, status=terms.status_of(failure), headers=dict(failure.headers))
+
+    def message(self, documents: Documents, job: Job) -> Mapping[str, object]:
+        """As the result is asked for."""
+        return self._document(documents, job, str(job.parameters["origin"]), progress=None)
+
+    def routes(self, parts: Parts) -> list[BaseRoute]:
+        """The vendor's paths."""
+
+        async def bfl_submit(request: Request) -> Response:
+            caller = await parts.caller(request, "edit")
+            allowed = await parts.edits.allow(caller)
+            body = await parts.orders.body(request)
+            if not isinstance(body, dict):
+                raise UnsupportedContentType("multipart/form-data", allowed="application/json")
+            given = {**_DEFAULTS, **terms.ours(body, self.names)}
+            if given.get("output_format") == "jpeg":
+                given["output_format"] = "jpg"
+            draft = await parts.orders.draft_of(given, wrong=terms.unheeded(body, _UNHEEDED))
+            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            job = submitted.job.id
+            document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}
+            return answers.json_answer(document, headers=surfaces.headers(submitted, allowed, parts))
+
+        async def bfl_status(request: Request) -> Response:
+            caller = await parts.caller(request, "read")
+            job = await parts.desk.job(JobId(request.query_params.get("id", "")), account=caller.account)
+            progress = parts.forecast.progress(job)
+            document = self._document(parts.documents, job, parts.origins.of(request), progress=progress)
+            return answers.json_answer(document)
+
+        submits = [_KeyedRoute(f"/v1/{model}", bfl_submit, methods=["POST"]) for model in MODELS]
+        return [*submits, Route(_RESULT, bfl_status)]
+
+    def _document(
+        self, documents: Documents, job: Job, origin: str, *, progress: Mapping[str, object] | None
+    ) -> dict[str, object]:
+        document: dict[str, object] = {"id": job.id, "status": _status(job), "result": None, "progress": None}
+        if job.state is State.COMPLETED:
+            images = documents.images(job, origin)
+            document["result"] = {
+                "sample": images[0]["url"] if images else None,
+                "prompt": job.parameters["prompt"],
+                "seed": job.parameters["seed"],
+                "start_time": job.started_at.timestamp() if job.started_at else None,
+                "end_time": job.finished_at.timestamp() if job.finished_at else None,
+                "duration": job.inference_s,
+            }
+        elif progress is not None:
+            document["progress"] = round(int(str(progress["step"])) / int(str(progress["steps"])), 3)
+        why = terms.why(job, self.names)
+        return document | {"details": None if why is None else {"error": why}, "preview": None}
+
+
+class _KeyedRoute(Route):
+    """A route for those only whose key is in the vendor's header; others are left to the routes after it."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(scope) if _shows_key(scope) else (Match.NONE, {})
+
+
+def _shows_key(scope: Scope) -> bool:
+    return scope["type"] == "http" and any(name == OTHER_HEADER.encode() for name, _ in scope["headers"])
+
+
+def _status(job: Job) -> str:
+    match job.state:
+        case State.QUEUED | State.PROCESSING:
+            return "Pending"
+        case State.COMPLETED:
+            return "Ready"
+        case State.FAILED | State.CANCELLED:
+            return "Content Moderated" if job.error_code == PictureWithheld.code else "Error"

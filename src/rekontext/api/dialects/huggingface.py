@@ -1,0 +1,109 @@
+"""Hugging Face's dialect: `POST /hf/flux-kontext-dev`, an inference endpoint for the task image-to-image.
+
+One call that waits. Its body is JSON with the photo in `inputs`, or the photo itself; its answer is the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from rekontext.api import answers, surfaces
+from rekontext.api.bodies import MalformedBody, read_raw
+from rekontext.api.dialects import terms
+from rekontext.api.documents import Documents
+from rekontext.api.errors import Failure
+from rekontext.api.parameters import Problem, Upload, shown
+from rekontext.api.parts import Parts
+from rekontext.contract import ASPECT_RATIOS
+from rekontext.jobs import Job
+from rekontext.models import SLUG
+
+_FOLDER: Final = "/hf/"
+_SHAPE: Final = "target_size"
+_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": ""}
+_FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+
+
+class HuggingFace:
+    """The dialect, as `huggingface_hub`'s and `@huggingface/inference`'s image-to-image speak it."""
+
+    name: Final = "huggingface"
+    names: Final[Mapping[str, str]] = {
+        "input_image": "inputs",
+        "prompt": "prompt",
+        "aspect_ratio": "aspect_ratio",
+        "num_inference_steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "seed": "seed",
+        "acceleration": "acceleration",
+    }
+
+    def is_spoken(self, request: Request) -> bool:
+        """By its path."""
+        return request.url.path.startswith(_FOLDER)
+
+    def refusal(self, failure: Failure, request_id: str) -> Response:
+        """`error` is what its clients show. Not 503, on which one of them asks again without end or pause."""
+        document = {"error": failure.sentence, "code": failure.code, "request_id": request_id}
+        status = 500 if failure.status == 503 else terms.status_of(failure)
+        return answers.json_answer(document, status=status, headers=dict(failure.headers))
+
+    def message(self, _documents: Documents, _job: Job) -> None:
+        """Nobody can ask for one."""
+
+    def routes(self, parts: Parts) -> list[BaseRoute]:
+        """The one path."""
+
+        async def huggingface_edit(request: Request) -> Response:
+            caller = await parts.caller(request, "edit")
+            allowed = await parts.edits.allow(caller)
+            photo, asked = await _read(request, parts)
+            wrong = terms.unheeded(asked, _UNHEEDED)
+            given = terms.ours({**asked, "inputs": photo}, self.names)
+            if (size := asked.get(_SHAPE)) is not None:
+                shape = _shape(size)
+                if shape is None:
+                    allowed_shapes = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+                    wrong[_SHAPE] = Problem(
+                        parameter=_SHAPE, value=shown(size), reason="has no shape of ours", allowed_text=allowed_shapes
+                    )
+                else:
+                    given["aspect_ratio"] = shape
+            given["output_format"] = _format(request.headers.get("accept", ""))
+            draft = await parts.orders.draft_of(given, wrong=wrong)
+            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            headers = surfaces.headers(submitted, allowed, parts)
+            done = await surfaces.wait(request, caller, submitted, parts)
+            return answers.picture_answer(done.job, done.picture, headers | answers.facts(done.job, done.balance))
+
+        return [Route(f"{_FOLDER}{SLUG}", huggingface_edit, methods=["POST"])]
+
+
+async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, object]]:
+    """The photo, and the parameters beside it."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        return Upload(data=await read_raw(request)), {}
+    body = await parts.orders.body(request)
+    assert isinstance(body, dict), "JSON was read as a form"
+    asked: Any = body.get("parameters") or {}
+    if not isinstance(asked, dict):
+        raise MalformedBody("parameters is no object; allowed: the edit's parameters by name")
+    return body.get("inputs"), asked
+
+
+def _shape(size: object) -> str | None:
+    if not isinstance(size, dict):
+        return None
+    width, height = size.get("width"), size.get("height")
+    return terms.shape_of(width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def _format(accept: str) -> str:
+    """What is asked for first."""
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return next((_FORMATS[kind] for kind in kinds if kind in _FORMATS), "png")
