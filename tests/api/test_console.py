@@ -17,8 +17,8 @@ from rekontext.database.transactions import LONG_READERS
 from rekontext.jobs import queries
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
+from tests.api.orders import followed
 from tests.api.studio import SOON_S, Studio
-from tests.api.test_requests import followed
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,8 @@ from sqlalchemy import select
 from rekontext.contract import EngineFault
 from rekontext.database.tables import webhook_deliveries
 from rekontext.safety import PictureWithheld
+from tests.api.orders import followed
 from tests.api.studio import SOON_S, Studio
-from tests.api.test_requests import followed
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
