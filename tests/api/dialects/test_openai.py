@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 from starlette.types import Scope
 
+from rekontext.accounts import Balance
 from rekontext.api import sse
 from rekontext.api.dialects import openai, openai_order
+from rekontext.api.edits import Submitted
 from rekontext.contract import STEPS_MAX, STEPS_MIN, EngineFault, Preview
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import JobLife
+from rekontext.jobs import Job, JobLife
 from rekontext.pictures import StoreUnavailable
 from rekontext.safety import PictureWithheld
 from tests.api.conftest import MakeStudio
@@ -126,6 +128,7 @@ async def test_a_link_opens_without_a_key(client: httpx2.AsyncClient) -> None:
         ({"size": "1536x1024"}, "aspect_ratio", "3:2"),
         ({"size": "1536x1024", "aspect_ratio": "1:1"}, "aspect_ratio", "1:1"),
         ({"aspect_ratio": "16:9", "size": ""}, "aspect_ratio", "16:9"),
+        ({"size": "1536x1024", "aspect_ratio": ""}, "aspect_ratio", "3:2"),
         ({"partial_images": "3"}, "preview_every", None),
         ({"partial_images": "3", "stream": "true", "num_inference_steps": "28"}, "preview_every", 7),
         ({"quality": "high", "user": "me", "nested[a]": "1", "input_fidelity": "low"}, "seed", 7),
@@ -260,6 +263,13 @@ async def test_a_wrong_value_in_json_is_refused_by_its_name(
     found = error(await refusing.post(EDITS, json=JSON | body), 400, "invalid_parameters")
     assert found["param"] == param
     assert says in found["message"]
+
+
+async def test_a_value_that_is_nested_deeply_is_refused_too(refusing: httpx2.AsyncClient) -> None:
+    """Python's own writing of it would fail."""
+    content = json.dumps(JSON).encode()[:-1] + b',"n":' + b"[" * 1000 + b"]" * 1000 + b"}"
+    answer = await refusing.post(EDITS, content=content, headers={"content-type": "application/json"})
+    assert error(answer, 400, "invalid_parameters")["param"] == "n"
 
 
 async def test_two_pictures_are_one_too_many(refusing: httpx2.AsyncClient) -> None:
@@ -573,3 +583,27 @@ async def test_hanging_up_cancels_the_edit(studio: Studio, is_streamed: bool, ha
     assert again.headers.get("idempotency-replayed") == ("true" if has_key else None)
     assert len(studio.fleet.requests) == (1 if has_key else 2)
     assert b'"b64_json"' in again.content
+
+
+async def test_a_listener_who_hangs_up_is_seen_by_one_only(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the stream broken off by another who sees it, the edit might go on with nobody waiting for it."""
+    edits = studio.service.parts.edits
+    honest = edits.wait
+
+    async def slow_to_stop(submitted: Submitted) -> tuple[Job, Balance]:
+        try:
+            return await honest(submitted)
+        except asyncio.CancelledError:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            raise
+
+    monkeypatch.setattr(edits, "wait", slow_to_stop)
+    studio.fleet.may_step.clear()
+    async with studio.open():
+        caller = Listener(JSON | {"stream": True}, studio.headers)
+        call = asyncio.create_task(studio.app(caller.scope, caller.receive, caller.send))
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
+        caller.hang_up.set()
+        await asyncio.wait_for(call, SOON_S)
+        await asyncio.wait_for(studio.fleet.stopped.wait(), SOON_S)

@@ -119,7 +119,10 @@ class OpenAI:
 
 
 class _Stream(StreamingResponse):
-    """An answer whose events see by themselves whether the caller is still there."""
+    """An answer whose events see by themselves whether the caller is still there.
+
+    Starlette's own watch would break them off before they have cancelled the edit.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.stream_response(send)

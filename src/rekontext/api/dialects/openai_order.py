@@ -35,7 +35,7 @@ NAMES: Final[Mapping[str, str]] = {
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
-_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SHAPES: Final = f"auto, or WIDTHxHEIGHT in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
 _UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
 _LOOKS_MAX: Final = 3
@@ -83,8 +83,9 @@ def read(body: JsonObject | FormFields) -> Wish:
         given["input_image"] = pictures[0]
     if len(pictures) > 1:
         asked.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
-    if (shape := asked.shape()) is not None:
-        given.setdefault("aspect_ratio", shape)
+    shape = asked.shape()
+    if given.get("aspect_ratio") is None:
+        given["aspect_ratio"] = shape
     given["output_format"] = asked.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
     asked.choice("n", {"1": 1})
     asked.choice("background", {"auto": None, "opaque": None})
@@ -116,6 +117,7 @@ def is_due(seen: int, *, looks: int, step: int, steps: int) -> bool:
     Args:
         seen: the looks that were there already.
     """
+    # From half a pause before its place on: the preview nearest to that, or a later one if it was missed.
     return seen < looks and (2 * step + _every(steps, looks)) * (looks + 1) >= 2 * steps * (seen + 1)
 
 
@@ -154,7 +156,7 @@ class _Asked:
         text = self._text(name)
         if text and text not in choices:
             named = ", ".join(choices)
-            self.refuse(name, f"is {shown(text)}", allowed=f"one of {named}" if len(choices) > 1 else named)
+            self.refuse(name, f"is {text}", allowed=f"one of {named}" if len(choices) > 1 else named)
         return choices.get(text, next(iter(choices.values())))
 
     def shape(self) -> AspectRatio | None:
@@ -165,7 +167,7 @@ class _Asked:
         pixels = _SIZE.fullmatch(text)
         shape = terms.shape_of(int(pixels[1]), int(pixels[2])) if pixels else None
         if shape is None:
-            self.refuse("size", f"is {shown(text)}", allowed=_SHAPES)
+            self.refuse("size", f"is {text}", allowed=_SHAPES)
         return shape
 
     def refuse(self, name: str, reason: str, *, allowed: str) -> None:
@@ -174,5 +176,5 @@ class _Asked:
 
     def _text(self, name: str) -> str:
         value = self._fields.get(name)
-        text = "" if value is None else str(value).strip().lower()
+        text = "" if value is None else str(shown(value)).strip().lower()
         return "" if text in _NOTHING else text
