@@ -66,6 +66,8 @@ async def test_advice_names_what_is_read(
             assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
             assert says in answer.json()["error"]
             assert ("Idempotency-Key" in answer.json()["error"]) is (in_doubt and has_key)
+            told_off = answer.headers.get("x-should-retry") == "false"
+            assert told_off is in_doubt, "a client that posts again by itself might pay twice"
 
 
 @pytest.mark.parametrize(("fault", "left"), [(DatabaseUnavailable("gone"), 0), (RuntimeError("a bug"), 0), (DOUBT, 1)])

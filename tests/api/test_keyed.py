@@ -18,7 +18,10 @@ OPEN: Final = {
     *("/", "/console", "/console/", "/docs", "/docs/", "/openapi.json", "/healthz", "/readyz"),
     *("/files/x", "/inference-model-information/list"),
 }
-ANY_KEY: Final = {"/console/api/me", "/console/api/estimate", "/api/auth/authenticate", "/v1/x", "/v2/x"}
+ANY_KEY: Final = {
+    *("/console/api/me", "/console/api/estimate", "/api/auth/authenticate", "/v1/x", "/v2/x"),
+    *("/v1/models", "/v1/models/x"),
+}
 ONLY_BFL: Final = "/v1/flux-kontext-pro"
 """A path for those only who show their key as that vendor's clients do."""
 NAMES: Final = ("days", "limit", "page", "status", "width", "from", "from_date", "start_date", "previews", "before")

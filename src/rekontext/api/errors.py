@@ -122,6 +122,17 @@ def failure_of(fault: Exception) -> Failure:
     return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
 
 
+def told(fault: Exception, names: Mapping[str, str]) -> Failure:
+    """The answer to a caller who has these names for our parameters. What the caller isn't told goes to the log."""
+    away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
+    if isinstance(away, StoreUnavailable):  # which folder or host
+        _log.error("store_unavailable", fault=str(away))
+    if isinstance(fault, EngineFault):
+        _log.error("engine_fault", fault=str(fault))
+    failure = failure_of(fault)
+    return _renamed(failure, names) if names else failure
+
+
 def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> None:
     """Answer every failure of `app` in this file's words. Before any middleware is added: its own is the innermost.
 
@@ -134,18 +145,13 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
             fault = HTTPException(405, headers={"Allow": ", ".join(_methods_at(request))})
         if isinstance(fault, DataError):  # should it ever be our own value, the log tells
             _log.warning("value_refused_by_database", reason=str(fault.orig))
-        away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
-        if isinstance(away, StoreUnavailable):  # the caller isn't told which folder or host
-            _log.error("store_unavailable", fault=str(away))
-        if isinstance(fault, EngineFault):
-            _log.error("engine_fault", fault=str(fault))
-        failure = failure_of(fault)
+        dialect = next((each for each in dialects if each.is_spoken(request)), None)
+        failure = told(fault, _NONE if dialect is None else dialect.names)
         note(request.scope, code=failure.code)
         name = request_id(request.scope)
-        dialect = next((each for each in dialects if each.is_spoken(request)), None)
         if dialect is None:
             return error_answer(failure, name, origins.of(request))
-        response = dialect.refusal(_renamed(failure, dialect.names), name)
+        response = dialect.refusal(failure, name)
         response.headers[REQUEST_ID_HEADER] = name  # as in `error_answer`
         return response
 
@@ -201,7 +207,7 @@ _AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| aft
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
 
-# For an edit that goes on or is done: a client that posts again by itself would order another one.
+# For an edit that goes on or is done, or may be: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 
 _CHALLENGE: Final[Mapping[str, str]] = {"www-authenticate": "Bearer"}  # RFC 9110 asks a 401 to name its scheme
@@ -263,11 +269,12 @@ def _unfit(_fault: DataError) -> Failure:
 
 
 def _database(fault: DatabaseUnavailable) -> Failure:
-    said = "The database can't be reached just now; nothing was changed. Retry later."
+    said, headers = "The database can't be reached just now; nothing was changed. Retry later.", _retry(1)
     if fault.is_in_doubt:
+        headers |= _DO_NOT_RETRY
         said = "The database broke off just as it was written to: it may have happened. Look before you retry"
         said += ", or send the same Idempotency-Key." if isinstance(fault, AcceptInDoubt) else "."
-    return Failure(status=503, code="database_unavailable", sentence=said, headers=_retry(1))
+    return Failure(status=503, code="database_unavailable", sentence=said, headers=headers)
 
 
 def _store(_fault: StoreUnavailable) -> Failure:

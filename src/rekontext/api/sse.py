@@ -17,14 +17,17 @@ from PIL import Image
 
 from rekontext.jobs import Event
 
+MEDIA_TYPE: Final = "text/event-stream"
+HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 KEEP_ALIVE_S: Final = 15.0
 _PREVIEW_QUALITY: Final = 80
 _KEEP_ALIVE: Final = b": still here\n\n"
 
 
-def frame(name: str, data: Mapping[str, object], event_id: str) -> bytes:
-    """One event. JSON without line breaks fits in one data line."""
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), name.encode(), orjson.dumps(data))
+def frame(name: str, data: Mapping[str, object], event_id: str | None = None) -> bytes:
+    """One event. JSON without line breaks fits in one data line. Without an id nobody can go on after it."""
+    head = b"" if event_id is None else b"id: %b\n" % event_id.encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), orjson.dumps(data))
 
 
 async def stream(frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
@@ -54,17 +57,20 @@ async def stream(frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event)
 
 def step(event: Event) -> int:
     """Which step a "progress" or "preview" event belongs to."""
-    value = event.data["step"]
-    assert isinstance(value, int), f"event {event.id} has the step {value!r}"
-    return value
+    return _count(event, "step")
+
+
+def steps(event: Event) -> int:
+    """Of how many."""
+    return _count(event, "steps")
 
 
 def progress(event: Event) -> dict[str, object]:
     """What a "progress" event says on the wire; whatever has just made a step has nobody before it."""
     left = event.data["remaining_s"]
     eta = round(left, 1) if isinstance(left, (int, float)) else None
-    steps = {"step": step(event), "steps": event.data["steps"]}
-    return {"status": "PROCESSING", **steps, "queue_position": 0, "eta_seconds": eta}
+    done = {"step": step(event), "steps": steps(event)}
+    return {"status": "PROCESSING", **done, "queue_position": 0, "eta_seconds": eta}
 
 
 def preview(event: Event) -> dict[str, object]:
@@ -76,8 +82,14 @@ def preview(event: Event) -> dict[str, object]:
     image = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
     return {
         "step": step(event),
-        "steps": event.data["steps"],
+        "steps": steps(event),
         "image": image,
         "width": picture.width,
         "height": picture.height,
     }
+
+
+def _count(event: Event, name: str) -> int:
+    value = event.data[name]
+    assert isinstance(value, int), f"event {event.id} has {value!r} as its {name}"
+    return value

@@ -1,0 +1,244 @@
+"""OpenAI's dialect: `POST /v1/images/edits`, which waits for the picture or streams early looks, and `GET /v1/models`.
+
+Its clients post again by themselves after 408, 409, 429 and 5xx: each of these answers says when, or not to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from rekontext.api import answers, errors, sse, surfaces
+from rekontext.api.auth import Caller
+from rekontext.api.connection import CallerGone
+from rekontext.api.dialects import openai_order, terms
+from rekontext.api.documents import Documents
+from rekontext.api.edits import DeadlineExceeded, JobCancelled, JobFailed, ResultOutOfReach, Submitted, UnknownModel
+from rekontext.api.errors import Failure
+from rekontext.api.links import FileGone
+from rekontext.api.parts import Parts
+from rekontext.api.surfaces import Done
+from rekontext.database import DatabaseUnavailable
+from rekontext.jobs import Event, Job, JobUnknown
+from rekontext.models import SLUG
+from rekontext.safety import PictureWithheld
+
+_FOLDER: Final = "/v1/images/"
+_MODELS: Final = "/v1/models"
+_IS_MODELS: Final = re.compile(rf"{_MODELS}(/[^/]*)?")
+_MODEL: Final[Mapping[str, object]] = {"id": SLUG, "object": "model", "created": 0, "owned_by": "rekontext"}
+"""`created` must be there; when it was isn't known."""
+
+_UNKNOWN_MODEL: Final = "unknown_model"
+_CODES: Final[Mapping[str, str]] = {
+    _UNKNOWN_MODEL: "model_not_found",
+    "rate_limited": "rate_limit_exceeded",
+    PictureWithheld.code: "moderation_blocked",
+}
+"""Where the vendor has a code. Others are ours."""
+_TYPES: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_RETRIED: Final = (408, 409, 429)
+_ENDED_OTHERWISE: Final = (JobFailed, JobCancelled, DeadlineExceeded, ResultOutOfReach, FileGone)
+
+
+class OpenAI:
+    """The dialect, as the packages `openai` for Python and JavaScript speak it."""
+
+    name: Final = "openai"
+    names: Final = openai_order.NAMES
+
+    def is_spoken(self, request: Request) -> bool:
+        """By its path."""
+        path = request.url.path
+        return path.startswith(_FOLDER) or _IS_MODELS.fullmatch(path) is not None
+
+    def refusal(self, failure: Failure, request_id: str) -> Response:
+        """Where it isn't said when to come again, a retry would order another edit, or be in vain."""
+        status = _status(failure)
+        headers = dict(failure.headers)
+        if (status in _RETRIED or status >= 500) and "retry-after" not in headers:
+            headers["x-should-retry"] = "false"
+        return answers.json_answer({"error": _error(failure)}, status=status, headers=headers)
+
+    def message(self, _documents: Documents, _job: Job) -> None:
+        """Nobody can ask for one."""
+
+    def routes(self, parts: Parts) -> list[BaseRoute]:
+        """The vendor's paths."""
+
+        async def openai_edit(request: Request) -> Response:
+            caller = await parts.caller(request, "edit")
+            allowed = await parts.edits.allow(caller)
+            wish = openai_order.read(await parts.orders.body(request))
+            draft = await parts.orders.draft_of(wish.given, wrong=wish.wrong)
+            draft = openai_order.with_looks(draft, wish.looks)
+            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            headers = surfaces.headers(submitted, allowed, parts)
+            if wish.is_streamed:
+                headers |= sse.HEADERS | answers.when(submitted.estimate)
+                events = _events(request, caller, submitted, parts, looks=wish.looks)
+                return _Stream(events, media_type=sse.MEDIA_TYPE, headers=headers)
+            done = await surfaces.wait(request, caller, submitted, parts)
+            headers |= answers.facts(done.job, done.balance)
+            if wish.is_linked:
+                [image] = parts.documents.images(done.job, parts.origins.of(request))
+                return answers.json_answer(_document(done.job, url=image["url"]), headers=headers)
+            return await parts.threads.run(_inline, done, headers)
+
+        async def openai_models(request: Request) -> Response:
+            await parts.caller(request, None)
+            # `results` and what follows are Replicate's, whose clients ask for their list here, too.
+            document = {"object": "list", "data": [_MODEL], "results": [], "next": None, "previous": None}
+            return answers.json_answer(document)
+
+        async def openai_model(request: Request) -> Response:
+            await parts.caller(request, None)
+            if (slug := request.path_params["id"]) != SLUG:
+                raise UnknownModel(slug, known=[SLUG])
+            return answers.json_answer(_MODEL)
+
+        return [
+            Route(f"{_FOLDER}edits", openai_edit, methods=["POST"]),
+            Route(_MODELS, openai_models),
+            Route(f"{_MODELS}/{{id}}", openai_model),
+        ]
+
+
+class _Stream(StreamingResponse):
+    """An answer whose events see by themselves whether the caller is still there.
+
+    Starlette's own watch would break them off before they have cancelled the edit.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
+async def _events(
+    request: Request, caller: Caller, submitted: Submitted, parts: Parts, *, looks: int
+) -> AsyncGenerator[bytes, None]:
+    """Early looks, and the picture or why there is none."""
+    is_over = asyncio.Event()
+    waiting = asyncio.create_task(surfaces.wait(request, caller, submitted, parts))
+    waiting.add_done_callback(lambda _: is_over.set())
+    try:
+        async with aclosing(sse.stream(_looks(submitted.job, parts, looks, is_over), closing=is_over)) as frames:
+            async for frame in frames:
+                yield frame
+        done = await waiting
+    except CallerGone:
+        return
+    except _ENDED_OTHERWISE as fault:
+        yield sse.frame("error", {"type": "error", "error": _error(errors.told(fault, openai_order.NAMES))})
+    else:
+        yield await parts.threads.run(_completed, done)
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _looks(job: Job, parts: Parts, most: int, is_over: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    """The early looks, until it is over: between them the stream is kept alive."""
+    seen = 0
+    with suppress(DatabaseUnavailable, JobUnknown):  # of which whoever waits for the picture hears, if it lasts
+        async for event in parts.desk.listen(job.id, account=job.account):
+            if event.kind != "preview":
+                continue
+            if openai_order.is_due(seen, looks=most, step=sse.step(event), steps=sse.steps(event)):
+                yield await parts.threads.run(_look, event, seen, int(parts.clock.now().timestamp()))
+                seen += 1
+    await is_over.wait()
+
+
+def _look(event: Event, index: int, now_s: int) -> bytes:
+    preview = sse.preview(event)
+    kind = "image_edit.partial_image"
+    document = {
+        "type": kind,
+        "b64_json": str(preview["image"]).partition(",")[2],
+        "partial_image_index": index,
+        "created_at": now_s,
+        "size": f"{preview['width']}x{preview['height']}",
+        "output_format": "jpeg",
+        "background": "opaque",
+        "quality": "auto",
+    }
+    return sse.frame(kind, document)
+
+
+def _completed(done: Done) -> bytes:
+    """The last event. Takes milliseconds for a large picture."""
+    kind = "image_edit.completed"
+    document = {
+        "type": kind,
+        "b64_json": base64.b64encode(done.picture).decode(),
+        "created_at": _ended_s(done.job),
+        **_described(done.job),
+        "quality": "auto",
+        "usage": None,  # the package's event has no default for it
+    }
+    return sse.frame(kind, document)
+
+
+def _inline(done: Done, headers: dict[str, str]) -> Response:
+    """The answer with the picture in it. Takes milliseconds for a large one."""
+    document = _document(done.job, b64_json=base64.b64encode(done.picture).decode())
+    return answers.json_answer(document, headers=headers)
+
+
+def _document(job: Job, **picture: object) -> dict[str, object]:
+    return {"created": _ended_s(job), "data": [picture], **_described(job)}
+
+
+def _described(job: Job) -> dict[str, object]:
+    assert job.outputs, f"job {job.id} is {job.state} and has no picture"
+    output = job.outputs[0]
+    return {
+        "size": f"{output.width}x{output.height}",
+        "output_format": output.content_type.removeprefix("image/"),
+        "background": "opaque",
+    }
+
+
+def _ended_s(job: Job) -> int:
+    """Unix seconds."""
+    assert job.finished_at is not None, f"job {job.id} is {job.state} and has no end"
+    return int(job.finished_at.timestamp())
+
+
+def _status(failure: Failure) -> int:
+    """Of wrong parameters, and of pictures that a check withholds, it is 400 here."""
+    if failure.code == PictureWithheld.code:
+        return 400
+    return failure.status if failure.problems else terms.status_of(failure)
+
+
+def _error(failure: Failure) -> dict[str, object]:
+    status = _status(failure)
+    message, param = failure.sentence, None
+    if failure.job is not None:
+        message += f" Ask for it at /v2/requests/{failure.job}."
+    if failure.problems:
+        param = failure.problems[0].parameter
+    elif failure.code == _UNKNOWN_MODEL:
+        param = "model"
+    return {
+        "message": message,
+        "type": "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error"),
+        "param": param,
+        "code": _CODES.get(failure.code, failure.code),
+    }

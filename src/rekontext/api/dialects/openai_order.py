@@ -1,0 +1,180 @@
+"""The body of OpenAI's `POST /v1/images/edits` -> our parameters, and how its answer is wanted. Pure.
+
+A form says everything in text, JSON in its own types.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from rekontext.api.bodies import FormFields, JsonObject
+from rekontext.api.dialects import terms
+from rekontext.api.edits import UnknownModel
+from rekontext.api.orders import Draft
+from rekontext.api.parameters import Problem, from_form, nameless_file, shown
+from rekontext.contract import ASPECT_RATIOS, AspectRatio
+from rekontext.models import SLUG
+
+T = TypeVar("T")
+
+NAMES: Final[Mapping[str, str]] = {
+    "input_image": "image",
+    "prompt": "prompt",
+    "aspect_ratio": "aspect_ratio",
+    "num_inference_steps": "num_inference_steps",
+    "guidance": "guidance",
+    "seed": "seed",
+    "output_quality": "output_compression",
+    "acceleration": "acceleration",
+    "disable_safety_checker": "disable_safety_checker",
+}
+"""Ours -> theirs."""
+_ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
+_OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
+_PICTURE: Final = re.compile(r"images?(\[\d*\])?")
+_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SHAPES: Final = f"auto, or WIDTHxHEIGHT in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+_UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
+_LOOKS_MAX: Final = 3
+_NOTHING: Final = ("", "null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a body asks for.
+
+    Attributes:
+        given: the edit's parameters under our names, unchecked.
+        wrong: problems with other fields, by name.
+        is_linked: the answer has a link to the picture instead of the picture.
+        is_streamed: the answer is a stream of events.
+        looks: the most early looks that are to be in it.
+    """
+
+    given: Mapping[str, object]
+    wrong: Mapping[str, Problem]
+    is_linked: bool
+    is_streamed: bool
+    looks: int
+
+
+def read(body: JsonObject | FormFields) -> Wish:
+    """Find all that a body asks for, and all that is wrong with how it does.
+
+    Raises:
+        UnknownModel: it wants another model than the one that is served.
+    """
+    repeated: dict[str, Problem] = {}
+    if isinstance(body, dict):
+        fields = body
+        pictures = _pictures(list(body.items()))
+        given = {_OURS[name]: value for name, value in body.items() if name in _OURS}
+    else:
+        fields = dict(body)
+        pictures = _pictures(body)
+        given, repeated = from_form([(_OURS[name], value) for name, value in body if name in _OURS])
+    if (model := fields.get("model")) not in (None, "", SLUG):
+        raise UnknownModel(str(shown(model)), known=[SLUG])
+    asked = _Asked(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
+    if pictures:
+        given["input_image"] = pictures[0]
+    if len(pictures) > 1:
+        asked.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
+    shape = asked.shape()
+    if given.get("aspect_ratio") is None:
+        given["aspect_ratio"] = shape
+    given["output_format"] = asked.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
+    asked.choice("n", {"1": 1})
+    asked.choice("background", {"auto": None, "opaque": None})
+    is_linked = asked.choice("response_format", {"b64_json": False, "url": True})
+    is_streamed = asked.choice("stream", {"false": False, "true": True})
+    looks = asked.choice("partial_images", {str(count): count for count in range(_LOOKS_MAX + 1)})
+    if is_linked and is_streamed:
+        asked.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
+    return Wish(
+        given=given,
+        wrong=asked.wrong,
+        is_linked=is_linked,
+        is_streamed=is_streamed,
+        looks=looks if is_streamed else 0,
+    )
+
+
+def with_looks(draft: Draft, looks: int) -> Draft:
+    """The draft of an edit that can be looked at so many times on its way."""
+    if draft.parameters is None or looks == 0:
+        return draft
+    every = _every(draft.parameters.num_inference_steps, looks)
+    return replace(draft, parameters=draft.parameters.model_copy(update={"previews": every}))
+
+
+def is_due(seen: int, *, looks: int, step: int, steps: int) -> bool:
+    """Whether the preview at `step` is the next look, of so many that are spread evenly over the steps.
+
+    Args:
+        seen: the looks that were there already.
+    """
+    # From half a pause before its place on: the preview nearest to that, or a later one if it was missed.
+    return seen < looks and (2 * step + _every(steps, looks)) * (looks + 1) >= 2 * steps * (seen + 1)
+
+
+def _every(steps: int, looks: int) -> int:
+    """Steps from one preview to the next."""
+    return max(1, steps // (looks + 1))
+
+
+def _pictures(fields: Sequence[tuple[str, object]]) -> list[object]:
+    """Every picture, under any name that one or a list of them is sent by."""
+    found: list[object] = []
+    for name, value in fields:
+        if _PICTURE.fullmatch(name):
+            found += [_source(each) for each in (value if isinstance(value, list) else [value])]
+    return [source for source in found if source not in (None, "")]
+
+
+def _source(value: object) -> object:
+    match value:
+        case {"image_url": {"url": url}} | {"image_url": url}:
+            return url
+        case str():
+            return nameless_file(value) or value
+    return value
+
+
+class _Asked:
+    """Reads the fields that are no parameters of an edit; `wrong` is what is wrong with any."""
+
+    def __init__(self, fields: Mapping[str, object], *, wrong: dict[str, Problem]) -> None:
+        self._fields = fields
+        self.wrong = wrong
+
+    def choice(self, name: str, choices: Mapping[str, T]) -> T:
+        """The one that is named; the first if none is."""
+        text = self._text(name)
+        if text and text not in choices:
+            named = ", ".join(choices)
+            self.refuse(name, f"is {text}", allowed=f"one of {named}" if len(choices) > 1 else named)
+        return choices.get(text, next(iter(choices.values())))
+
+    def shape(self) -> AspectRatio | None:
+        """That of `size`."""
+        text = self._text("size")
+        if text in ("", "auto"):
+            return None
+        pixels = _SIZE.fullmatch(text)
+        shape = terms.shape_of(int(pixels[1]), int(pixels[2])) if pixels else None
+        if shape is None:
+            self.refuse("size", f"is {text}", allowed=_SHAPES)
+        return shape
+
+    def refuse(self, name: str, reason: str, *, allowed: str) -> None:
+        value = shown(self._fields.get(name))
+        self.wrong[name] = Problem(parameter=name, value=value, reason=reason, allowed_text=allowed)
+
+    def _text(self, name: str) -> str:
+        value = self._fields.get(name)
+        text = "" if value is None else str(shown(value)).strip().lower()
+        return "" if text in _NOTHING else text
