@@ -122,7 +122,8 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
             assert (status == 401) is ("security" in operations["get"]), path
 
 
-def test_the_page_on_other_clients_has_their_paths(studio: Studio) -> None:
+@pytest.mark.usefixtures("client")
+async def test_the_page_on_other_clients_has_their_paths(studio: Studio) -> None:
     """They are in no OpenAPI document of ours: what is there is their vendors'."""
     page = (Path(__file__).parents[2] / "docs/clients.md").read_text(encoding="utf-8")
     paths = {getattr(route, "path", "") for route in dialects.routes(studio.service.parts)}
