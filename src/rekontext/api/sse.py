@@ -14,17 +14,36 @@ from typing import Final
 
 import orjson
 from PIL import Image
+from starlette.responses import Response, StreamingResponse
 
 from rekontext.jobs import Event
 
+MEDIA_TYPE: Final = "text/event-stream"
+HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 KEEP_ALIVE_S: Final = 15.0
 _PREVIEW_QUALITY: Final = 80
 _KEEP_ALIVE: Final = b": still here\n\n"
 
 
 def frame(name: str, data: Mapping[str, object], event_id: str) -> bytes:
-    """One event. JSON without line breaks fits in one data line."""
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), name.encode(), orjson.dumps(data))
+    """One event with JSON."""
+    return text_frame(name, orjson.dumps(data), event_id)
+
+
+def text_frame(name: str, line: bytes, event_id: str) -> bytes:
+    """One event with a text that has no line breaks in it."""
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), name.encode(), line)
+
+
+async def answer(frames: AsyncGenerator[bytes, None], *, has_ended: bool, closing: asyncio.Event) -> Response:
+    """The events of a job as an answer: as they come, or those of one that has ended, at once.
+
+    A client that has heard the end connects again and again, by the spec until it is told 204.
+    """
+    if has_ended:
+        rest = b"".join([frame async for frame in frames])
+        return Response(rest, 200 if rest else 204, media_type=MEDIA_TYPE, headers=HEADERS)
+    return StreamingResponse(stream(frames, closing=closing), media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 async def stream(frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
