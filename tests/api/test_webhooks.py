@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
-from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from rekontext.jobs import endpoints
-from tests.api.conftest import MakeStudio
+from tests.api.conftest import MakeStudio, Receiver
 from tests.api.studio import Studio
 from tests.pictures.samples import photo_bytes
 
@@ -26,36 +24,6 @@ GOOD: Final[dict[str, Any]] = {
     "input_image": base64.b64encode(photo_bytes()).decode(),
     "num_inference_steps": 4,
 }
-
-
-class Receiver:
-    """A server that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.got: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
-        self.url = ""
-
-    async def take(self, request: web.Request) -> web.Response:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        self.got.put_nowait((headers, await request.read()))
-        return web.Response(status=204)
-
-    async def next(self) -> tuple[dict[str, str], bytes]:
-        return await asyncio.wait_for(self.got.get(), 10)
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    receiver = Receiver()
-    app = web.Application()
-    app.router.add_post("/hook", receiver.take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    yield receiver
-    await runner.cleanup()
 
 
 @pytest.fixture

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import PureWindowsPath
 from typing import Final
 
 from fastapi import APIRouter, Request, Response, Security
 from starlette.routing import Route
 
-from rekontext.api import openapi
-from rekontext.api.auth import Caller
+from rekontext.api import openapi, uploads
 from rekontext.api.bodies import MalformedBody, read_body
-from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, nameless_file, shown
+from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, nameless_file
 from rekontext.api.parts import Parts
 from rekontext.api.segmind import KEY
-from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import ASSETS_FOLDER, Asset, asset_key, assets, clear_away
-from rekontext.pictures import Photo, PictureRefused, sniff
+from rekontext.jobs import ASSETS_FOLDER
+from rekontext.pictures import Photo, sniff
 
-_NAME_CHARACTERS_MAX: Final = 255
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _HEADERS: Final = {
     # Whatever the bytes are, a browser takes them for nothing but a picture.
@@ -49,7 +45,7 @@ def router(parts: Parts) -> APIRouter:
         await parts.edits.allow(caller)
         photos = await _photos(await _sources(request, parts), parts)
         origin = parts.origins.of(request)
-        kept = await _keep(photos, caller, parts)
+        kept = await uploads.keep(photos, caller, parts)
         urls = [parts.links.to_upload(origin, asset) for asset in kept]
         return {"file_urls": urls, "message": "Files uploaded successfully"}
 
@@ -81,7 +77,7 @@ async def _sources(request: Request, parts: Parts) -> list[tuple[str, str | Uplo
     if isinstance(body, dict):
         given = body.get("data_urls")
         if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-            raise ParametersRefused([_problem(given, "is missing" if given is None else "is no list of texts")])
+            raise ParametersRefused([uploads.problem(given, "is missing" if given is None else "is no list of texts")])
         sources = [(f"data_urls[{index}]", each) for index, each in enumerate(given)]
     else:
         fields = ((name, value if isinstance(value, Upload) else nameless_file(value)) for name, value in body)
@@ -97,7 +93,7 @@ async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> 
     problems: list[Problem] = []
     for where, source in sources:
         try:
-            photos.append(await _read(where, source, parts))
+            photos.append(await uploads.read(where, source, parts))
         except ParametersRefused as fault:
             problems += fault.problems
     if problems:
@@ -105,62 +101,7 @@ async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> 
     return photos
 
 
-async def _read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:
-    """A checked picture and its name. `where` it stood, to say so if it is wrong."""
-    if isinstance(source, str) and not source[:5].lower() == "data:":
-        raise ParametersRefused([_problem(source, "is no data URI", where=where)])
-    try:
-        photo = await parts.photos.read(source.data if isinstance(source, Upload) else source)
-    except PictureRefused as fault:
-        raise ParametersRefused([_problem(source, f"can't be used: {fault}", where=where, code=fault.code)]) from fault
-    name = _plain(source.name) if isinstance(source, Upload) else ""
-    return photo, name or f"upload.{photo.format}"
-
-
-def _plain(name: str) -> str:
-    """A file's name without its folders, which are the sender's business, and without what no screen can show."""
-    return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-_NAME_CHARACTERS_MAX:]
-
-
-async def _keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts) -> list[Asset]:
-    """Store pictures and write them down: all or none, since the caller gets one answer."""
-    most, kept_s = parts.limits.uploads_bytes_max, parts.links.uploads_s
-    kept: list[Asset] = []
-    try:
-        for photo, name in photos:
-            asset = _asset(photo, name, caller, parts)
-            await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
-            kept.append(asset)
-        await parts.database.transact(lambda tx: assets.add(tx, caller.account, kept, bytes_max=most, kept_s=kept_s))
-    except Exception as fault:
-        # In doubt they may be written down; the sweeper sees by and by.
-        if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-            await clear_away(parts.objects, *(asset.object_key for asset in kept))
-        raise
-    return kept
-
-
-def _asset(photo: Photo, name: str, caller: Caller, parts: Parts) -> Asset:
-    asset_id = parts.ids()
-    return Asset(
-        id=asset_id,
-        account=caller.account,
-        object_key=asset_key(asset_id),
-        content_type=f"image/{photo.format}",
-        file_name=name,
-        bytes=len(photo.data),
-        created_at=parts.clock.now(),
-    )
-
-
 def _is_known(etag: str, if_none_match: str) -> bool:
     """Whether the caller has this very file (RFC 9110, 13.1.2: tags are compared without their weakness)."""
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return etag in known or "*" in known
-
-
-def _problem(value: object, reason: str, *, where: str = "data_urls", code: str = "invalid_parameters") -> Problem:
-    allowed = f"1 to {FILES_MAX} data URIs of jpeg, png, gif or webp pictures, or files in a form"
-    return Problem(
-        parameter=where, value=shown(value), reason=reason, says_allowed=True, code=code, allowed_text=allowed
-    )

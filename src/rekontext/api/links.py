@@ -1,4 +1,4 @@
-"""Links that open one stored file for a while, without a key; and the way back from such a link to its file."""
+"""Links that open one stored file, or one path, for a while without a key; and the way back from one to its file."""
 
 from __future__ import annotations
 
@@ -44,6 +44,19 @@ class Links:
     def to_upload(self, origin: str, asset: Asset) -> str:
         """The absolute URL of an upload; it opens for as long as the file is kept."""
         return self._signed(origin, asset.object_key, until=asset.created_at + timedelta(seconds=self.uploads_s))
+
+    def to_path(self, origin: str, path: str, *, since: datetime) -> str:
+        """The absolute URL of a path of ours with what `check_path` asks for, which opens for `outputs_s`."""
+        until = since + timedelta(seconds=self.outputs_s)
+        return f"{origin}/{self.signer.sign(path.removeprefix('/'), until=until)}"
+
+    def check_path(self, path: str, *, expires: str, signature: str) -> None:
+        """Return if a link to this path was made by `to_path`.
+
+        Raises:
+            LinkRefused: forged or expired.
+        """
+        self.signer.verify(path.removeprefix("/"), expires=expires, signature=signature, now=self.clock.now())
 
     def _signed(self, origin: str, key: str, *, until: datetime) -> str:
         return f"{origin}{FOLDER}{self.signer.sign(key, until=until)}"

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from sqlalchemy import Connection
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from rekontext.accounts import ledger
@@ -75,12 +75,7 @@ class RequestRoutes:
         every = _previews(request.query_params.get("previews"))
         coming = parts.desk.listen(job, account=caller.account, after=request.headers.get("last-event-id"))
         frames = self._frames(request, caller, found, coming, every)
-        if found.state.is_terminal:
-            rest = b"".join([frame async for frame in frames])
-            # A client that has heard the end connects again and again, by the spec until it is told 204.
-            return Response(rest, 200 if rest else 204, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
-        stream = sse.stream(frames, closing=parts.closing)
-        return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+        return await sse.answer(frames, has_ended=found.state.is_terminal, closing=parts.closing)
 
     async def _frames(
         self, request: Request, caller: Caller, found: Job, coming: AsyncIterator[Event], every: int

@@ -14,6 +14,7 @@ from typing import Final
 
 import orjson
 from PIL import Image
+from starlette.responses import Response, StreamingResponse
 
 from rekontext.jobs import Event
 
@@ -25,9 +26,25 @@ _KEEP_ALIVE: Final = b": still here\n\n"
 
 
 def frame(name: str, data: Mapping[str, object], event_id: str | None = None) -> bytes:
-    """One event. JSON without line breaks fits in one data line. Without an id nobody can go on after it."""
+    """One event with JSON."""
+    return text_frame(name, orjson.dumps(data), event_id)
+
+
+def text_frame(name: str, line: bytes, event_id: str | None = None) -> bytes:
+    """One event with a text that has no line breaks in it. Without an id nobody can go on after it."""
     head = b"" if event_id is None else b"id: %b\n" % event_id.encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), orjson.dumps(data))
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), line)
+
+
+async def answer(frames: AsyncGenerator[bytes, None], *, has_ended: bool, closing: asyncio.Event) -> Response:
+    """The events of a job as an answer: as they come, or those of one that has ended, at once.
+
+    A client that has heard the end connects again and again, by the spec until it is told 204.
+    """
+    if has_ended:
+        rest = b"".join([frame async for frame in frames])
+        return Response(rest, 200 if rest else 204, media_type=MEDIA_TYPE, headers=HEADERS)
+    return StreamingResponse(stream(frames, closing=closing), media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 async def stream(frames: AsyncGenerator[bytes, None], *, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:

@@ -77,16 +77,24 @@ async def wait(request: Request, caller: Caller, submitted: Submitted, parts: Pa
     except CallerGone:
         await abandon(request, caller, job, parts)
         raise
-    assert done.outputs, f"job {job} is COMPLETED without a picture"
     if submitted.replayed and not parts.documents.hands_out(done):
         raise FileGone
+    return Done(job=done, balance=balance, picture=await picture_of(done, parts))
+
+
+async def picture_of(job: Job, parts: Parts) -> bytes:
+    """The picture of a job that has ended well, as the store has it.
+
+    Raises:
+        ResultOutOfReach, FileGone: there is none (now, or any more).
+    """
+    assert job.outputs, f"job {job.id} is {job.state} without a picture"
     try:
-        picture = await parts.objects.get(done.outputs[0].key)
+        return await parts.objects.get(job.outputs[0].key)
     except ObjectMissing as fault:
         raise FileGone from fault
     except StoreUnavailable as fault:
-        raise ResultOutOfReach(job) from fault
-    return Done(job=done, balance=balance, picture=picture)
+        raise ResultOutOfReach(job.id) from fault
 
 
 async def abandon(request: Request, caller: Caller, job: JobId, parts: Parts) -> None:

@@ -129,6 +129,21 @@ def _unfinished(tx: Connection, statement: Select[Any], account: AccountId | Non
     return [from_row(row) for row in tx.execute(statement, {"limit": most, **of}).mappings()]
 
 
+def newest(tx: Connection, account: AccountId, *, before: JobId | None = None, most: int) -> list[Job]:
+    """An account's jobs, those that were accepted last first.
+
+    Args:
+        before: only those accepted before this one of them.
+
+    Raises:
+        JobUnknown: the account has no such job.
+    """
+    query = select(jobs).where(jobs.c.account_id == account).order_by(jobs.c.number.desc()).limit(most)
+    if before is not None:
+        query = query.where(jobs.c.number < get(tx, before, account=account).number)
+    return [from_row(row) for row in tx.execute(query).mappings()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """Some jobs, and how many there are in all."""

@@ -330,7 +330,7 @@ async def test_any_good_key_may_list_the_models(studio: Studio, client: httpx2.A
     for scope in ("read", "edit"):
         headers = {"x-api-key": studio.new_key(scopes=frozenset({scope})).secret}
         listed = await client.get("/v1/models", headers=headers)
-        assert listed.json() == {"object": "list", "data": [model], "results": [], "next": None, "previous": None}
+        assert (listed.json()["object"], listed.json()["data"]) == ("list", [model])
         assert (await client.get("/v1/models/flux-kontext-dev", headers=headers)).json() == model
 
 

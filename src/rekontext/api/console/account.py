@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.accounts.described import described_account, described_balance, described_key
+from rekontext.api import uploads
 from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
@@ -83,10 +84,8 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.delete("/files/{file_id}", summary="Delete an upload")
     async def delete_file(caller: Editor, file_id: str) -> dict[str, object]:
         """Its link opens nothing any more. Edits that were accepted with it go on: each has a copy."""
-        file = await parts.database.read(lambda tx: assets.get(tx, file_id, account=caller.account))
-        await parts.objects.delete(file.object_key)  # first: if this fails, the file is still there to be deleted
-        await parts.database.transact(lambda tx: assets.forget(tx, file))
-        return {"id": file.id, "deleted": True}
+        await uploads.delete(file_id, caller, parts)
+        return {"id": file_id, "deleted": True}
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:

@@ -17,6 +17,7 @@ from rekontext.api import errors
 from rekontext.api.dialects.bfl import BlackForestLabs
 from rekontext.api.dialects.huggingface import HuggingFace
 from rekontext.api.dialects.openai import OpenAI
+from rekontext.api.dialects.replicate import Replicate
 from rekontext.api.documents import Documents
 from rekontext.api.parts import Parts
 from rekontext.jobs import Job
@@ -39,7 +40,7 @@ class Dialect(errors.Dialect, Protocol):
         ...
 
 
-DIALECTS: Final[tuple[Dialect, ...]] = (OpenAI(), BlackForestLabs(), HuggingFace())
+DIALECTS: Final[tuple[Dialect, ...]] = (OpenAI(), Replicate(), BlackForestLabs(), HuggingFace())
 """A request is answered in the first that it is spoken in: whose paths tell, then whose headers."""
 _BY_NAME: Final = {each.name: each for each in DIALECTS}
 

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from rekontext.api import answers, surfaces
+from rekontext.api.auth import Caller
 from rekontext.api.bodies import MalformedBody, read_raw
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
+from rekontext.api.edits import Submitted
 from rekontext.api.errors import Failure
 from rekontext.api.parameters import Problem, Upload, shown
 from rekontext.api.parts import Parts
@@ -62,26 +64,30 @@ class HuggingFace:
         async def huggingface_edit(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
             allowed = await parts.edits.allow(caller)
-            photo, asked = await _read(request, parts)
-            wrong = terms.unheeded(asked, _UNHEEDED)
-            given = terms.ours({**asked, "inputs": photo}, self.names)
-            if (size := asked.get(_SHAPE)) is not None:
-                shape = _shape(size)
-                if shape is None:
-                    allowed_shapes = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
-                    wrong[_SHAPE] = Problem(
-                        parameter=_SHAPE, value=shown(size), reason="has no shape of ours", allowed_text=allowed_shapes
-                    )
-                else:
-                    given["aspect_ratio"] = shape
-            given["output_format"] = _format(request.headers.get("accept", ""))
-            draft = await parts.orders.draft_of(given, wrong=wrong)
-            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            submitted = await self._submit(request, caller, parts)
             headers = surfaces.headers(submitted, allowed, parts)
             done = await surfaces.wait(request, caller, submitted, parts)
             return answers.picture_answer(done.job, done.picture, headers | answers.facts(done.job, done.balance))
 
         return [Route(f"{_FOLDER}{SLUG}", huggingface_edit, methods=["POST"])]
+
+    async def _submit(self, request: Request, caller: Caller, parts: Parts) -> Submitted:
+        """The job. Nothing of the body outlasts this call, however long the job takes."""
+        photo, asked = await _read(request, parts)
+        wrong = terms.unheeded(asked, _UNHEEDED)
+        given = terms.ours({**asked, "inputs": photo}, self.names)
+        if (size := asked.get(_SHAPE)) is not None:
+            shape = _shape(size)
+            if shape is None:
+                allowed_shapes = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+                wrong[_SHAPE] = Problem(
+                    parameter=_SHAPE, value=shown(size), reason="has no shape of ours", allowed_text=allowed_shapes
+                )
+            else:
+                given["aspect_ratio"] = shape
+        given["output_format"] = _format(request.headers.get("accept", ""))
+        draft = await parts.orders.draft_of(given, wrong=wrong)
+        return await surfaces.submit(request, caller, draft, parts, dialect=self.name)
 
 
 async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, object]]:

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from rekontext.api import answers, errors, sse, surfaces
 from rekontext.api.auth import Caller
 from rekontext.api.connection import CallerGone
-from rekontext.api.dialects import openai_order, terms
+from rekontext.api.dialects import openai_order, replicate_catalogue, terms
+from rekontext.api.dialects.openai_order import Manner
 from rekontext.api.documents import Documents
 from rekontext.api.edits import DeadlineExceeded, JobCancelled, JobFailed, ResultOutOfReach, Submitted, UnknownModel
 from rekontext.api.errors import Failure
@@ -83,27 +84,23 @@ class OpenAI:
         async def openai_edit(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
             allowed = await parts.edits.allow(caller)
-            wish = openai_order.read(await parts.orders.body(request))
-            draft = await parts.orders.draft_of(wish.given, wrong=wish.wrong)
-            draft = openai_order.with_looks(draft, wish.looks)
-            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            submitted, manner = await self._submit(request, caller, parts)
             headers = surfaces.headers(submitted, allowed, parts)
-            if wish.is_streamed:
+            if manner.is_streamed:
                 headers |= sse.HEADERS | answers.when(submitted.estimate)
-                events = _events(request, caller, submitted, parts, looks=wish.looks)
+                events = _events(request, caller, submitted, parts, looks=manner.looks)
                 return _Stream(events, media_type=sse.MEDIA_TYPE, headers=headers)
             done = await surfaces.wait(request, caller, submitted, parts)
             headers |= answers.facts(done.job, done.balance)
-            if wish.is_linked:
+            if manner.is_linked:
                 [image] = parts.documents.images(done.job, parts.origins.of(request))
                 return answers.json_answer(_document(done.job, url=image["url"]), headers=headers)
             return await parts.threads.run(_inline, done, headers)
 
         async def openai_models(request: Request) -> Response:
             await parts.caller(request, None)
-            # `results` and what follows are Replicate's, whose clients ask for their list here, too.
-            document = {"object": "list", "data": [_MODEL], "results": [], "next": None, "previous": None}
-            return answers.json_answer(document)
+            # Replicate's clients ask for their list here, too.
+            return answers.json_answer({"object": "list", "data": [_MODEL], **replicate_catalogue.models(parts)})
 
         async def openai_model(request: Request) -> Response:
             await parts.caller(request, None)
@@ -116,6 +113,14 @@ class OpenAI:
             Route(_MODELS, openai_models),
             Route(f"{_MODELS}/{{id}}", openai_model),
         ]
+
+    async def _submit(self, request: Request, caller: Caller, parts: Parts) -> tuple[Submitted, Manner]:
+        """The job, and how its end is wanted. Nothing of the body outlasts this call, however long that takes."""
+        wish = openai_order.read(await parts.orders.body(request))
+        draft = openai_order.with_looks(
+            await parts.orders.draft_of(wish.given, wrong=wish.wrong), looks=wish.manner.looks
+        )
+        return await surfaces.submit(request, caller, draft, parts, dialect=self.name), wish.manner
 
 
 class _Stream(StreamingResponse):

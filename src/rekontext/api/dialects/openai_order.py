@@ -43,22 +43,32 @@ _NOTHING: Final = ("", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How the answer is wanted.
+
+    Attributes:
+        is_linked: with a link to the picture instead of the picture.
+        is_streamed: as a stream of events.
+        looks: the most early looks that are to be in that.
+    """
+
+    is_linked: bool
+    is_streamed: bool
+    looks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wish:
     """What a body asks for.
 
     Attributes:
         given: the edit's parameters under our names, unchecked.
         wrong: problems with other fields, by name.
-        is_linked: the answer has a link to the picture instead of the picture.
-        is_streamed: the answer is a stream of events.
-        looks: the most early looks that are to be in it.
     """
 
     given: Mapping[str, object]
     wrong: Mapping[str, Problem]
-    is_linked: bool
-    is_streamed: bool
-    looks: int
+    manner: Manner
 
 
 def read(body: JsonObject | FormFields) -> Wish:
@@ -94,13 +104,8 @@ def read(body: JsonObject | FormFields) -> Wish:
     looks = asked.choice("partial_images", {str(count): count for count in range(_LOOKS_MAX + 1)})
     if is_linked and is_streamed:
         asked.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
-    return Wish(
-        given=given,
-        wrong=asked.wrong,
-        is_linked=is_linked,
-        is_streamed=is_streamed,
-        looks=looks if is_streamed else 0,
-    )
+    manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
+    return Wish(given=given, wrong=asked.wrong, manner=manner)
 
 
 def with_looks(draft: Draft, looks: int) -> Draft:
