@@ -58,10 +58,11 @@ def run_sample(
     )
 
 
-FIRST = pytest.mark.parametrize(("language", "holding"), [("sh", "curl"), ("python", "requests.post")])
+FIRST = [("sh", "curl"), ("python", "requests.post")]
+OPENAI = ("python", "from openai")
 
 
-@FIRST
+@pytest.mark.parametrize(("language", "holding"), [*FIRST, OPENAI])
 def test_the_first_request_works_as_written(language: str, holding: str, served: Served, tmp_path: Path) -> None:
     """It leaves the edited photo behind."""
     done = run_sample(language, holding, served, tmp_path, key=served.key)
@@ -71,7 +72,7 @@ def test_the_first_request_works_as_written(language: str, holding: str, served:
         picture.load()
 
 
-@FIRST
+@pytest.mark.parametrize(("language", "holding"), FIRST)
 def test_the_first_request_fails_aloud(language: str, holding: str, served: Served, tmp_path: Path) -> None:
     """Without a key, which is the first mistake that one makes, what is left behind is no success."""
     done = run_sample(language, holding, served, tmp_path, key="")
