@@ -145,7 +145,7 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
         dialect = next((each for each in dialects if each.is_spoken(request)), None)
         if dialect is None:
             return error_answer(failure, name, origins.of(request))
-        response = dialect.refusal(_renamed(failure, dialect.names), name)
+        response = dialect.refusal(renamed(failure, dialect.names), name)
         response.headers[REQUEST_ID_HEADER] = name  # as in `error_answer`
         return response
 
@@ -155,8 +155,8 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
     app.add_exception_handler(Exception, answer)  # outermost, for faults of the middleware itself
 
 
-def _renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
-    """The same failure of a caller who has other names for our parameters."""
+def renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
+    """The same failure, told to a caller who has other names for our parameters."""
     if not failure.problems:
         return failure
     problems = [

@@ -49,7 +49,7 @@ def router(parts: Parts) -> APIRouter:
         await parts.edits.allow(caller)
         photos = await _photos(await _sources(request, parts), parts)
         origin = parts.origins.of(request)
-        kept = await _keep(photos, caller, parts)
+        kept = await keep(photos, caller, parts)
         urls = [parts.links.to_upload(origin, asset) for asset in kept]
         return {"file_urls": urls, "message": "Files uploaded successfully"}
 
@@ -97,7 +97,7 @@ async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> 
     problems: list[Problem] = []
     for where, source in sources:
         try:
-            photos.append(await _read(where, source, parts))
+            photos.append(await read(where, source, parts))
         except ParametersRefused as fault:
             problems += fault.problems
     if problems:
@@ -105,7 +105,7 @@ async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> 
     return photos
 
 
-async def _read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:
+async def read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:
     """A checked picture and its name. `where` it stood, to say so if it is wrong."""
     if isinstance(source, str) and not source[:5].lower() == "data:":
         raise ParametersRefused([_problem(source, "is no data URI", where=where)])
@@ -122,7 +122,7 @@ def _plain(name: str) -> str:
     return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-_NAME_CHARACTERS_MAX:]
 
 
-async def _keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts) -> list[Asset]:
+async def keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts) -> list[Asset]:
     """Store pictures and write them down: all or none, since the caller gets one answer."""
     most, kept_s = parts.limits.uploads_bytes_max, parts.links.uploads_s
     kept: list[Asset] = []

@@ -45,6 +45,10 @@ class Links:
         """The absolute URL of an upload; it opens for as long as the file is kept."""
         return self._signed(origin, asset.object_key, until=asset.created_at + timedelta(seconds=self.uploads_s))
 
+    def to_coming_upload(self, origin: str, key: str) -> str:
+        """The absolute URL of an upload that is yet to be sent; it opens for as long as one sent now is kept."""
+        return self._signed(origin, key, until=self.clock.now() + timedelta(seconds=self.uploads_s))
+
     def _signed(self, origin: str, key: str, *, until: datetime) -> str:
         return f"{origin}{FOLDER}{self.signer.sign(key, until=until)}"
 

@@ -6,7 +6,6 @@ Plain Starlette routes: clients poll these, so they do as little as there is to 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Final
 
 from sqlalchemy import Connection
 from starlette.requests import Request
@@ -22,9 +21,6 @@ from rekontext.api.parts import Parts
 from rekontext.contract import STEPS_MAX, Estimate
 from rekontext.database import JobId
 from rekontext.jobs import Event, Job, State, queries
-
-_STREAM: Final = "text/event-stream"
-_STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 class RequestRoutes:
@@ -82,9 +78,9 @@ class RequestRoutes:
         if found.state.is_terminal:
             rest = b"".join([frame async for frame in frames])
             # A client that has heard the end connects again and again, by the spec until it is told 204.
-            return Response(rest, 200 if rest else 204, media_type=_STREAM, headers=_STREAM_HEADERS)
+            return Response(rest, 200 if rest else 204, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
         stream = sse.stream(frames, closing=parts.closing)
-        return StreamingResponse(stream, media_type=_STREAM, headers=_STREAM_HEADERS)
+        return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
     async def _frames(
         self, request: Request, caller: Caller, found: Job, coming: AsyncIterator[Event], every: int

@@ -17,6 +17,8 @@ from PIL import Image
 
 from rekontext.jobs import Event
 
+MEDIA_TYPE: Final = "text/event-stream"
+HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 KEEP_ALIVE_S: Final = 15.0
 _PREVIEW_QUALITY: Final = 80
 _KEEP_ALIVE: Final = b": still here\n\n"

@@ -37,12 +37,19 @@ class Done:
 
 
 async def submit(
-    request: Request, caller: Caller, draft: Draft, parts: Parts, *, dialect: str | None = None
+    request: Request,
+    caller: Caller,
+    draft: Draft,
+    parts: Parts,
+    *,
+    dialect: str | None = None,
+    is_inline: bool = False,
 ) -> Submitted:
     """Make a job of a request, once per idempotency key. From here on the request goes by the job's name.
 
     Args:
         dialect: of its caller, if it is another vendor's.
+        is_inline: whether that dialect's result is to have the picture in itself.
 
     Raises:
         ParametersRefused: with all that is wrong with the request, the picture too.
@@ -55,7 +62,9 @@ async def submit(
         submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
     if submitted is None:
         own = partial(parts.links.read_own, origin=origin)
-        order = await parts.orders.finish(draft, account=caller.account, shortcut=own, dialect=dialect)
+        order = await parts.orders.finish(
+            draft, account=caller.account, shortcut=own, dialect=dialect, is_inline=is_inline
+        )
         job = JobId(request_id(request.scope))
         submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
     rename(request.scope, submitted.job.id)
@@ -77,16 +86,24 @@ async def wait(request: Request, caller: Caller, submitted: Submitted, parts: Pa
     except CallerGone:
         await abandon(request, caller, job, parts)
         raise
-    assert done.outputs, f"job {job} is COMPLETED without a picture"
     if submitted.replayed and not parts.documents.hands_out(done):
         raise FileGone
+    return Done(job=done, balance=balance, picture=await picture_of(done, parts))
+
+
+async def picture_of(job: Job, parts: Parts) -> bytes:
+    """The picture of a job that has ended well, as the store has it.
+
+    Raises:
+        ResultOutOfReach, FileGone: there is none (now, or any more).
+    """
+    assert job.outputs, f"job {job.id} is {job.state} without a picture"
     try:
-        picture = await parts.objects.get(done.outputs[0].key)
+        return await parts.objects.get(job.outputs[0].key)
     except ObjectMissing as fault:
         raise FileGone from fault
     except StoreUnavailable as fault:
-        raise ResultOutOfReach(job) from fault
-    return Done(job=done, balance=balance, picture=picture)
+        raise ResultOutOfReach(job.id) from fault
 
 
 async def abandon(request: Request, caller: Caller, job: JobId, parts: Parts) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 
 from rekontext.api import errors
 from rekontext.api.dialects.bfl import BlackForestLabs
+from rekontext.api.dialects.fal import Fal
 from rekontext.api.dialects.huggingface import HuggingFace
 from rekontext.api.documents import Documents
 from rekontext.api.parts import Parts
@@ -38,7 +39,7 @@ class Dialect(errors.Dialect, Protocol):
         ...
 
 
-DIALECTS: Final[tuple[Dialect, ...]] = (BlackForestLabs(), HuggingFace())
+DIALECTS: Final[tuple[Dialect, ...]] = (BlackForestLabs(), HuggingFace(), Fal())
 _BY_NAME: Final = {each.name: each for each in DIALECTS}
 
 
