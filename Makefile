@@ -23,6 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 		--no-deps --upgrade --target $(VENV)/triton triton ;; esac
 # And so does PEFT, by which diffusers applies LoRAs: it is there to judge ours.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VENV)/peft peft
+# Black Forest Labs' client wants a Pillow of two years ago, and works with ours.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VENV)/blackforest blackforest
 	@touch $(STAMP)
 
 serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model

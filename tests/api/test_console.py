@@ -17,8 +17,8 @@ from rekontext.database.transactions import LONG_READERS
 from rekontext.jobs import queries
 from rekontext.sources import SystemClock
 from tests.api.conftest import MakeStudio
+from tests.api.orders import followed
 from tests.api.studio import SOON_S, Studio
-from tests.api.test_requests import followed
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -478,6 +478,14 @@ async def test_the_queue_is_seen_live(make_studio: MakeStudio, monkeypatch: pyte
         ("GET", "/console/api/requests?from=x", None, "a moment with its offset"),
         ("GET", "/console/api/requests?from=0001-01-01T00:00:00%2B14:00", None, "in the years 1 to 9999, in UTC"),
         ("GET", "/inference-request/request-history?from_date=x", None, "a date, YYYY-MM-DD"),
+        ("GET", "/inference-request/generations?start_date=0", None, "a date, YYYY-MM-DD"),
+        ("GET", "/console/api/requests?to=0.5", None, "a moment with its offset"),
+        (
+            "POST",
+            "/console/api/keys",
+            {"expires_at": 4e9},
+            "a moment with its offset, such as 2026-05-01T00:00:00+02:00",
+        ),
     ],
 )
 async def test_what_is_wrong_comes_with_what_would_be_right(

@@ -12,8 +12,8 @@ import pytest
 from rekontext.api.workbench import EditWorkbench
 from rekontext.safety import PictureWithheld, SafetyCheck, SafetyUnavailable
 from tests.api.conftest import MakeStudio
+from tests.api.orders import followed
 from tests.api.studio import Studio
-from tests.api.test_requests import followed
 from tests.pictures.samples import photo_bytes
 
 pytestmark = pytest.mark.anyio

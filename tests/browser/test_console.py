@@ -1,4 +1,4 @@
-"""The console, as its user and its operator use it."""
+"""The console, as its user uses it: signing in, credits, keys, webhooks, files."""
 
 from __future__ import annotations
 
@@ -7,28 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage
+from tests.browser.console import card, edit, go_to, rows
 from tests.browser.site import WAIT_S, Site
 
 CREDITS_MICROS = 1_000_000
-
-
-def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, **more: str) -> None:
-    """An edit by a program of this account."""
-    answer = httpx2.post(
-        f"{site.url}/v1/flux-kontext-dev",
-        headers={"x-api-key": key or site.key},
-        data={"prompt": prompt, "num_inference_steps": "5"} | more,
-        files={"input_image": photo.read_bytes()},
-        timeout=WAIT_S,
-    )
-    assert answer.status_code == 200, answer.text
 
 
 @contextmanager
@@ -52,20 +40,6 @@ def receiver() -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def go_to(page: Page, view: str) -> None:
-    page.locator(f'#side a[href="#{view}"]').click()
-    page.locator(f"body[data-ready={view}]").wait_for()
-    expect(page.locator(".loading")).to_have_count(0)
-
-
-def card(page: Page, name: str) -> Locator:
-    return page.locator(".card", has=page.get_by_text(name, exact=True)).locator("dd").first
-
-
-def rows(page: Page) -> Locator:
-    return page.locator("main tbody tr:visible")
 
 
 def test_signing_in_and_out(open_page: OpenPage, site: Site, refusals: list[int]) -> None:
@@ -174,131 +148,6 @@ def test_a_revoked_key_leads_to_the_sign_in(open_page: OpenPage, site: Site, ref
     expect(page.get_by_role("button", name="Sign in")).to_be_visible()
     expect(page.locator("#key-fault")).to_contain_text("Unauthorized")
     expect(page.locator("#side")).to_be_hidden()
-
-
-def test_going_back_closes_what_is_open(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """A dialog belongs to its view."""
-    edit(site, photo, "make it night")
-    page = open_page("/console")
-    go_to(page, "keys")
-    go_to(page, "requests")
-    page.get_by_role("button", name="Open the request: make it night").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
-    page.go_back()
-    page.locator("body[data-ready=keys]").wait_for()
-    expect(page.get_by_role("dialog")).to_have_count(0)
-
-
-def test_filters_are_there_after_going_back(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """And after a reload; the view's own link shows everything again."""
-    edit(site, photo, "make it night")
-    edit(site, photo, "blur it")
-    page = open_page("/console#requests")
-    page.get_by_label("Search").fill("blur")
-    page.get_by_label("Search").press("Enter")
-    page.get_by_label("Status").select_option("COMPLETED")
-    expect(rows(page)).to_have_count(1)
-    page.get_by_role("button", name="Open the request: blur it").click()
-    page.get_by_role("dialog", name="Request").get_by_role("link", name="Open in the playground").click()
-    expect(page.locator("#prompt")).to_have_value("blur it")
-    page.go_back()
-    for _ in range(2):
-        expect(rows(page)).to_have_count(1)
-        expect(page.get_by_label("Search")).to_have_value("blur")
-        expect(page.get_by_label("Status")).to_have_value("COMPLETED")
-        page.reload()
-    page.locator('#side a[href="#requests"]').click()
-    expect(rows(page)).to_have_count(2)
-
-
-def test_a_day_of_the_filter_is_the_reader_s_day(open_page: OpenPage) -> None:
-    """As the times in the list are, and whole."""
-    page = open_page("/console#requests", timezone_id="Asia/Kathmandu")
-    page.get_by_label("From").fill("2026-03-28")
-    with page.expect_request("**/requests?*to=*") as asked:
-        page.get_by_label("To").fill("2026-03-29")
-    query = parse_qs(urlsplit(asked.value.url).query)
-    assert (query["from"], query["to"]) == (["2026-03-27T18:15:00.000Z"], ["2026-03-29T18:15:00.000Z"])
-
-
-def begin_edit(site: Site, photo: Path) -> None:
-    """One that halts at its third step, until the site goes on."""
-    site.fleet.pause_at = 3
-    taken = httpx2.post(
-        f"{site.url}/v2/flux-kontext-dev",
-        headers={"x-api-key": site.key},
-        data={"prompt": "make it night"},
-        files={"input_image": photo.read_bytes()},
-        timeout=WAIT_S,
-    )
-    assert taken.is_success
-
-
-def test_a_list_of_requests_follows_what_runs(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Until it has ended, without taking the focus from a row."""
-    begin_edit(site, photo)
-    page = open_page("/console#requests")
-    expect(rows(page)).to_contain_text("processing")
-    row = page.get_by_role("button", name="Open the request: make it night")
-    row.focus()
-    site.go_on()
-    expect(rows(page)).to_contain_text("completed")
-    expect(row).to_be_focused()
-
-
-def test_a_request_that_is_open_is_followed(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Up to its picture, without taking the focus from what is in it."""
-    begin_edit(site, photo)
-    page = open_page("/console#requests")
-    page.get_by_role("button", name="Open the request: make it night").click()
-    whole = page.get_by_role("dialog", name="Request")
-    expect(whole).to_contain_text("processing")
-    copying = whole.get_by_role("button", name="Copy id")
-    copying.focus()
-    site.go_on()
-    expect(whole.locator("img.request-picture")).to_be_visible()
-    expect(whole).to_contain_text("completed")
-    expect(copying).to_be_focused()
-
-
-def test_an_operator_cancels_an_edit_where_its_request_is_shown(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """After a question, and once: its row says so, and then that it ended."""
-    begin_edit(site, photo)
-    page = open_page("/console#all-requests")
-    page.get_by_role("button", name="Open the request: make it night").click()
-    whole = page.get_by_role("dialog", name="Request")
-    whole.get_by_role("button", name="Cancel the edit").click()
-    page.get_by_role("dialog", name="Cancel this edit?").get_by_role("button", name="Keep").click()
-    expect(whole).to_contain_text("processing")
-    whole.get_by_role("button", name="Cancel the edit").click()
-    page.get_by_role("dialog", name="Cancel this edit?").get_by_role("button", name="Cancel it").click()
-    expect(page.locator(".toast").last).to_have_text("Cancelled, and free")
-    expect(whole.get_by_role("button", name="Cancel the edit")).to_have_count(0)
-    expect(whole).to_contain_text("cancelled")
-    page.keyboard.press("Escape")
-    expect(rows(page)).to_contain_text("cancelled")
-    go_to(page, "requests")
-    page.get_by_role("button", name="Open the request: make it night").click()
-    expect(whole.get_by_role("button", name="Copy id")).to_be_visible()
-    expect(whole.get_by_role("button", name="Cancel the edit")).to_have_count(0)
-
-
-def test_a_large_seed_keeps_its_last_digit(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """In the list, in the request whole, and in the playground: numbers of JavaScript would round it."""
-    seed = "9007199254740993"
-    edit(site, photo, "make it night", seed=seed)
-    page = open_page("/console#requests")
-    expect(rows(page)).to_contain_text(seed)
-    page.get_by_role("button", name="Open the request: make it night").click()
-    one = page.get_by_role("dialog", name="Request")
-    expect(one.locator("dd", has_text=seed)).to_be_visible()
-    one.get_by_role("link", name="Open in the playground").click()
-    expect(page.locator("#p-seed")).to_have_value(seed)
-    page.set_input_files("#file", photo)
-    expect(page.locator("#drop-full")).to_be_visible()
-    page.keyboard.press("Control+Enter")
-    expect(page.locator(".facts")).to_contain_text(seed)
-    expect(page.locator("a[download]")).to_have_attribute("download", f"my photo-{seed}.png")
 
 
 @pytest.mark.parametrize(
@@ -473,162 +322,3 @@ def test_an_account_sees_only_its_own_and_no_operation(open_page: OpenPage, site
     page.goto(f"{site.url}/console#accounts")
     page.reload()
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-
-
-def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
-    open_page: OpenPage, site: Site, refusals: list[int]
-) -> None:
-    """Each act is in the audit log."""
-    refusals.append(400)
-    page = open_page("/console")
-    go_to(page, "accounts")
-    page.get_by_role("button", name="New account").click()
-    form = page.get_by_role("dialog", name="New account")
-    form.get_by_label("Name").fill("print shop")
-    form.get_by_label("Credits to begin with").fill("2")
-    form.get_by_role("button", name="Open it").click()
-    secret = page.locator("#secret").inner_text()
-    page.get_by_role("button", name="I have it").click()
-    shop = rows(page).filter(has_text="print shop")
-    expect(shop).to_contain_text("$2.00")
-
-    shop.get_by_role("button", name="Credits").click()
-    form = page.get_by_role("dialog", name="Credits of print shop")
-    form.get_by_label("Amount").fill("-5")
-    form.get_by_role("button", name="Put on the account").click()
-    expect(form.locator("form > .fault")).not_to_be_empty()
-    form.get_by_label("Amount").fill("3.5")
-    form.get_by_role("button", name="Put on the account").click()
-    expect(shop).to_contain_text("$5.50")
-    expect(page.locator(".toast").last).to_have_text("print shop can spend $5.50 now")
-
-    shop.get_by_role("button", name="Limits").click()
-    form = page.get_by_role("dialog", name="Limits of print shop")
-    form.get_by_label("Spend in a month").fill("1.25")
-    form.get_by_role("button", name="Save").click()
-    expect(shop).to_contain_text("$1.25")
-
-    shop.get_by_role("button", name="Keys").click()
-    expect(page.get_by_role("dialog", name="Keys of print shop").locator("tbody tr")).to_have_count(1)
-    page.keyboard.press("Escape")
-
-    me = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": secret}, timeout=WAIT_S).json()
-    assert me["account"]["monthly_cap"] == 1.25
-    assert me["balance"]["available"] == 5.5
-    go_to(page, "audit")
-    log = page.locator("main tbody")
-    expect(log).to_contain_text("amount")
-    expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
-
-
-def test_a_limit_is_the_account_s_own_only_once_it_was_set(open_page: OpenPage) -> None:
-    """Where it follows the server its field is empty; what wasn't changed isn't sent."""
-    page = open_page("/console#accounts")
-    owner = rows(page).filter(has_text="owner")
-    limit = owner.locator("td").nth(4)
-    form = page.get_by_role("dialog", name="Limits of owner")
-    at_once = form.get_by_label("Edits at once")
-
-    def set_limit(field: Locator, text: str) -> object:
-        field.fill(text)
-        with page.expect_request(lambda request: request.method == "PATCH") as sent:
-            form.get_by_role("button", name="Save").click()
-        return sent.value.post_data_json
-
-    expect(limit).to_have_text("32")
-    owner.get_by_role("button", name="Limits").click()
-    expect(at_once).to_be_empty()
-    assert set_limit(form.get_by_label("Spend in a month"), "1.25") == {"monthly_cap": 1.25}
-    expect(owner).to_contain_text("$1.25")
-    owner.get_by_role("button", name="Limits").click()
-    assert set_limit(at_once, "3") == {"in_flight_max": 3}
-    expect(limit).to_have_text("3")
-    owner.get_by_role("button", name="Limits").click()
-    expect(at_once).to_have_value("3")
-    assert set_limit(at_once, "") == {"in_flight_max": None}
-    expect(limit).to_have_text("32")
-
-
-def test_the_live_queue_stays_where_it_is_read(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """Another look moves neither the focus nor the table, and answers slower than the pause between looks are shown."""
-    begin_edit(site, photo)
-    page = open_page("/console", viewport={"width": 390, "height": 800})
-    looks: list[Route] = []
-    page.route("**/admin/queue", lambda route: looks.append(route))
-    page.clock.install()
-    with page.expect_request("**/admin/queue"):
-        page.locator('#side a[href="#queue"]').click()
-    page.clock.run_for(9000)
-    assert len(looks) == 1, "it looked again before it had seen anything"
-    looks[0].continue_()
-    region = page.get_by_role("region", name="Unfinished edits")
-    region.focus()
-    region.evaluate("region => { region.scrollLeft = 120; region.dataset.old = '' }")
-    with page.expect_request("**/admin/queue"):
-        page.clock.run_for(2500)
-    page.evaluate("0")  # lets the route be handled, too
-    looks[1].continue_()
-    expect(page.locator(".table-place:not([data-old])")).to_be_focused()
-    assert region.evaluate("region => region.scrollLeft") == 120
-
-
-def test_the_next_page_of_a_list_begins_at_its_top(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """And has the focus, so that arrows scroll it and Tab goes on in it."""
-    for number in range(21):
-        edit(site, photo, f"make it night {number}")
-    page = open_page("/console#requests")
-    expect(rows(page)).to_have_count(20)
-    page.get_by_role("button", name="Older").click()
-    expect(rows(page)).to_have_count(1)
-    expect(page.get_by_role("region", name="Requests")).to_be_focused()
-    page.get_by_role("button", name="Newer").focus()
-    page.keyboard.press("Enter")
-    expect(rows(page)).to_have_count(20)
-    expect(rows(page).first).to_be_in_viewport()
-
-
-def test_an_operator_watches_the_queue_live(open_page: OpenPage, site: Site, photo: Path) -> None:
-    """A running edit with its step, then none; and it is among all requests."""
-    page = open_page()
-    page.set_input_files("#file", photo)
-    page.fill("#prompt", "make it night")
-    site.fleet.pause_at = 7
-    page.keyboard.press("Control+Enter")
-    expect(page.locator(".status")).to_contain_text("Step 7")
-    console = open_page("/console#queue")
-    expect(card(console, "Running")).to_have_text("1")
-    expect(rows(console)).to_contain_text("7 / 35")
-    expect(console.get_by_text("ready on cpu")).to_be_visible()
-    site.go_on()
-    expect(console.get_by_text("Nothing waits and nothing runs.")).to_be_visible()
-    go_to(console, "all-requests")
-    expect(rows(console)).to_contain_text("make it night")
-    console.get_by_label("Account").fill("acc_nobody")
-    console.get_by_role("button", name="Filter").click()
-    expect(console.get_by_text("No request matches.")).to_be_visible()
-    console.get_by_label("Account").fill("")
-    console.get_by_role("button", name="Filter").click()
-    console.get_by_role("button", name="Open the request: make it night").click()
-    expect(console.get_by_role("dialog", name="Request")).to_contain_text("acc_")
-
-
-def test_the_queue_tells_the_place_of_what_a_device_has_taken(open_page: OpenPage) -> None:
-    """An edit may wait in the engine, behind others that it has; only what runs has no place."""
-    page = open_page("/console")
-    job = {
-        "request_id": "f" * 32,
-        "account_id": "acc_1",
-        "accepted_at": "2026-11-30T06:00:00Z",
-        "attempt": 1,
-        "steps": 35,
-    }
-    states = [("PROCESSING", 0), ("PROCESSING", 1), ("PROCESSING", 2), ("QUEUED", 0), ("QUEUED", None)]
-
-    def answer(route: Route) -> None:
-        queue = (response := route.fetch()).json()
-        queue["jobs"] = [job | {"status": state, "queue_position": place} for state, place in states]
-        route.fulfill(response=response, json=queue)
-
-    page.route("**/admin/queue", answer)
-    go_to(page, "queue")
-    assert rows(page).locator("td:nth-child(5)").all_text_contents() == ["–", "1", "2", "0", "–"]

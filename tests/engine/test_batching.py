@@ -120,7 +120,7 @@ def test_an_engine_that_shares_passes_ends_every_edit(tmp_path: Path, mode: Batc
     requests = [EditRequest(id="", prompt="night", photo=PHOTO, steps=8, seed=i) for i in range(6)]
     with Engine.open(str(tmp_path), device="cpu", dtype="float32", batch=mode) as engine:
         alone = [engine.submit(request).result(60).picture for request in requests]
-        with engine._changed:
+        with engine._core._changed:
             tickets = [engine.submit(request) for request in requests]
         for ticket, picture in zip(tickets, alone, strict=True):
             result = ticket.result(60)

@@ -46,7 +46,7 @@ def test_a_thousand_edits_can_be_queued_and_cancelled(tmp_path: Path) -> None:
     build(tmp_path, SHAPES["plain"])
     with Engine.open(str(tmp_path), device="cpu") as engine:
         before = rss_bytes()
-        with engine._changed:
+        with engine._core._changed:
             tickets = [
                 engine.submit(EditRequest(id=str(i), prompt="x", photo=PHOTO, steps=50, seed=i)) for i in range(1000)
             ]
@@ -56,8 +56,8 @@ def test_a_thousand_edits_can_be_queued_and_cancelled(tmp_path: Path) -> None:
         for ticket in tickets:
             with pytest.raises(EditCancelled):
                 ticket.result(60)
-        assert not engine._tickets
-        assert len(engine._scheduler) == 0
+        assert not engine._core._tickets
+        assert len(engine._core._scheduler) == 0
 
 
 def test_memory_stays_flat_over_two_hundred_edits_of_mixed_sizes(tmp_path: Path) -> None:

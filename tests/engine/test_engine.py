@@ -133,18 +133,18 @@ def test_cancelling_a_running_edit_stops_within_one_step(engine: Engine) -> None
             ticket.cancel()
 
     request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1)
-    with engine._changed:  # so that `ticket` is bound before the first step tells of itself
+    with engine._core._changed:  # so that `ticket` is bound before the first step tells of itself
         ticket = engine.submit(request, on_progress=listen)
     with pytest.raises(EditCancelled):
         ticket.result(60)
     assert steps[-1] <= 4
     assert ticket.edit is None
     assert ticket.parked is None
-    assert len(engine._scheduler) == 0
+    assert len(engine._core._scheduler) == 0
 
 
 def test_cancelling_a_waiting_edit_ends_it_before_its_first_step(engine: Engine) -> None:
-    with engine._changed:
+    with engine._core._changed:
         ticket = engine.submit(EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1))
         ticket.cancel()
     with pytest.raises(EditCancelled):
@@ -167,7 +167,7 @@ def test_a_short_edit_overtakes_a_long_one(engine: Engine) -> None:
     order: list[str] = []
     long = EditRequest(id="long", prompt="night", photo=PHOTO, steps=50, seed=1)
     short = EditRequest(id="short", prompt="night", photo=PHOTO, steps=1, seed=1)
-    with engine._changed:
+    with engine._core._changed:
         tickets = [engine.submit(request) for request in (long, short)]
         for ticket in tickets:
             ticket.future.add_done_callback(lambda _, id=ticket.request.id: order.append(id))  # type: ignore[misc]
@@ -190,7 +190,7 @@ def test_estimates_grow_with_the_queue(engine: Engine) -> None:
     empty = engine.estimate(request)
     assert empty.position == 0
     assert empty.wait_s == 0
-    with engine._changed:
+    with engine._core._changed:
         tickets = [engine.submit(replace(request, steps=10)) for _ in range(5)]
         full = engine.estimate(request)
     assert full.position == 5
@@ -278,7 +278,7 @@ def test_whoever_is_interrupted_leaves_no_edit_behind(engine: Engine, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             engine.edit(PHOTO, "night", steps=50, seed=1)
     engine.edit(PHOTO, "night", steps=4, seed=1)
-    assert not engine._tickets
+    assert not engine._core._tickets
 
 
 def test_closing_from_a_listener_is_refused(engine: Engine) -> None:
@@ -286,7 +286,7 @@ def test_closing_from_a_listener_is_refused(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="close was called from a thread of the engine's own"):
         engine.edit(PHOTO, "night", steps=4, seed=1, on_step=lambda news: engine.close())
     with (
-        patch.object(type(engine._device), "is_second", True),
+        patch.object(type(engine._core.device), "is_second", True),
         pytest.raises(RuntimeError, match="close was called from a thread of the engine's own"),
     ):
         engine.close()

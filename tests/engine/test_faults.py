@@ -20,9 +20,9 @@ from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import NotFinite
+from rekontext.engine.core import EngineBroken
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import DeviceLost
-from rekontext.engine.engine import EngineBroken
 from rekontext.engine.placement import is_out_of_memory
 from rekontext.engine.plan import Plan
 from rekontext.engine.preview import Previewer
@@ -76,9 +76,9 @@ def test_a_broken_engine_ends_every_edit_and_takes_no_more(
     tickets = [engine.submit(request()) for _ in range(3)]
     assert begun.wait(60)
     if where == "device":
-        monkeypatch.setattr(engine._device, "need", raises)
+        monkeypatch.setattr(engine._core.device, "need", raises)
     else:
-        monkeypatch.setattr(engine._scheduler, "next", raises)
+        monkeypatch.setattr(engine._core._scheduler, "next", raises)
     may_go_on.set()
     faults = [ticket.future.exception(60) for ticket in tickets]
     assert sum(isinstance(fault, EngineBroken) and "no device any more" in str(fault) for fault in faults) == 2
@@ -108,7 +108,7 @@ def test_what_a_failed_pass_held_is_free_though_its_caller_keeps_the_error(
     gc.disable()
     try:
         fault = engine.submit(request()).future.exception(60)
-        with engine._changed:
+        with engine._core._changed:
             assert isinstance(fault, torch.OutOfMemoryError)
         monkeypatch.undo()
         engine.submit(request()).result(60)
@@ -161,7 +161,7 @@ def test_costs_are_read_while_nobody_can_change_them(
     is_guarded: list[bool] = []
 
     def predicted(self: CostModel, stage: str, tokens: int) -> float:
-        is_guarded.append(opened._changed._is_owned())  # type: ignore[attr-defined]
+        is_guarded.append(opened._core._changed._is_owned())  # type: ignore[attr-defined]
         return predict(self, stage, tokens)
 
     def saved(self: CostModel, path: Path) -> None:
@@ -198,11 +198,11 @@ def test_on_a_gpu_the_next_edit_is_prepared_while_one_is_stepping(
     monkeypatch.setattr(stages, "prepare", prepared)
     monkeypatch.setattr(stages, "velocities", velocities)
     with ThreadPoolExecutor(1) as side:
-        monkeypatch.setattr(engine._device, "_second", side)
+        monkeypatch.setattr(engine._core.device, "_second", side)
         first, second = engine.submit(request("first")), engine.submit(request("second", steps=50))
         assert first.result(60).steps == 4
         assert second.result(60).steps == 50
-    monkeypatch.setattr(engine._device, "_second", None)
+    monkeypatch.setattr(engine._core.device, "_second", None)
     # More than once where the two were found to share passes by then.
     assert was_prepared_in_time
     assert all(was_prepared_in_time)
@@ -252,12 +252,12 @@ def test_where_two_do_not_fit_into_memory_together_the_engine_opens_and_each_goe
     monkeypatch.setattr(stages, "velocities", velocities)
     monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
     with ThreadPoolExecutor(1) as side:
-        monkeypatch.setattr(engine._device, "_second", side)  # as on a GPU, where passes may be shared
+        monkeypatch.setattr(engine._core.device, "_second", side)  # as on a GPU, where passes may be shared
         engine._tune(None, compiled=True, compile_cache=None)
         plan = stages.plan(engine.model, replace(request(), photo=None))
-        assert engine._batching.wanted(plan.shape, 9, tokens=plan.tokens) is None
-        assert engine._batching.shared(plan.shape, 9) == 1
+        assert engine._core.batching.wanted(plan.shape, 9, tokens=plan.tokens) is None
+        assert engine._core.batching.shared(plan.shape, 9) == 1
         fault = RuntimeError("an illegal memory access was encountered")
         with pytest.raises(RuntimeError, match="illegal"):
             engine._tune(None, compiled=True, compile_cache=None)
-    monkeypatch.setattr(engine._device, "_second", None)
+    monkeypatch.setattr(engine._core.device, "_second", None)

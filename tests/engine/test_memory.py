@@ -261,7 +261,7 @@ def test_a_fall_while_warming_up_mixes_no_formats_times(
         Engine(parts, plans=ladder(Placement(), SMALLEST), costs_file=tmp_path / "costs.json") as engine,
         ThreadPoolExecutor(1) as side,
     ):
-        engine._device._second = side  # as on a GPU, where every start warms up
+        engine._core.device._second = side  # as on a GPU, where every start warms up
         engine._tune(None, compiled=False, compile_cache=None)
         assert engine.card.dtype == "fp8"
         assert engine.costs.seconds == {"step": {96: 1.0}}
@@ -279,10 +279,10 @@ def test_which_passes_are_shared_is_measured_anew_in_another_format(
     with Engine(parts, plans=ladder(wide, SMALLEST), batch="any") as engine:
         request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=1, seed=1)
         shape = stages.plan(engine.model, request).shape
-        engine._batching.limits[shape] = 4
+        engine._core.batching.limits[shape] = 4
         engine.submit(request).result(60)
-        assert engine._batching.mode == "any"
-        assert engine._batching.limit(shape) == (4 if wide.fp8 else 1)
+        assert engine._core.batching.mode == "any"
+        assert engine._core.batching.limit(shape) == (4 if wide.fp8 else 1)
 
 
 def edit_in(placement: Placement, folder: Path, request: EditRequest) -> bytes:

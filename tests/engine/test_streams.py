@@ -30,6 +30,6 @@ def test_a_steps_latents_live_until_the_device_has_read_them(tmp_path: Path, mon
 
     monkeypatch.setattr(stages, "velocities", velocities)
     with Engine.open(str(tmp_path), device="cpu") as engine:
-        monkeypatch.setattr(engine._device, "synchronize", synchronize)
+        monkeypatch.setattr(engine._core.device, "synchronize", synchronize)
         engine.edit(None, "night", steps=3, seed=1)
     assert alive == [True, True, True]

@@ -14,10 +14,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from rekontext.contract import (
     ACCELERATIONS,
@@ -136,9 +147,31 @@ def _callable(url: str) -> str:
     return url
 
 
+def _no_number(kind: Literal["date", "datetime"]) -> BeforeValidator:
+    """Pydantic reads a number as the seconds since 1970, and so a day without its dashes."""
+
+    def refuse(value: object) -> object:
+        try:
+            float(str(value))
+        except ValueError:
+            return value
+        raise PydanticCustomError(f"{kind}_number", "a number is none")
+
+    return BeforeValidator(refuse)
+
+
+def _in_utc(when: datetime) -> datetime:
+    try:
+        return when.astimezone(UTC)
+    except OverflowError as fault:
+        raise ValueError("must be in the years 1 to 9999, in UTC") from fault
+
+
 Whole = BeforeValidator(_whole)
 Storable = AfterValidator(_without_nul)
 """Of a text; PostgreSQL keeps none with NUL in it."""
+Day = Annotated[date, _no_number("date")]
+Moment = Annotated[AwareDatetime, _no_number("datetime"), AfterValidator(_in_utc)]
 
 
 class KontextParameters(BaseModel):

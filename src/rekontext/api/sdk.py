@@ -15,7 +15,7 @@ from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
 from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
-from rekontext.api.parameters import ParametersRefused, Problem, schema
+from rekontext.api.parameters import Day, ParametersRefused, Problem, schema
 from rekontext.api.parts import Parts
 from rekontext.api.rows import PageNumber, PageSize, Rows, page, states_named
 from rekontext.api.segmind import KEY
@@ -112,8 +112,8 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         caller: Reader,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         per_page: PageSize = 20,
-        from_date: date | None = None,
-        to_date: date | None = None,
+        from_date: Day | None = None,
+        to_date: Day | None = None,
         model_name: str | None = None,
         status: Literal["COMPLETED", "FAILED", "CANCELLED", "PENDING"] | None = None,
         sort_by: Literal["model_created", "model_name", "credits_deduction"] = "model_created",
@@ -163,8 +163,8 @@ def _add_history(routes: APIRouter, parts: Parts) -> None:
         caller: Reader,
         page_number: Annotated[PageNumber, Query(alias="page")] = 1,
         model_name: str | None = None,
-        start_date: date | None = None,
-        end_date: date | None = None,
+        start_date: Day | None = None,
+        end_date: Day | None = None,
     ) -> dict[str, object]:
         found = await parts.database.read_long(
             lambda tx: history(

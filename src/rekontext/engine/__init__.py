@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rekontext.engine.engine import Engine, EngineBroken
+    from rekontext.engine.core import EngineBroken
+    from rekontext.engine.engine import Engine
     from rekontext.engine.scheduler import Policy
     from rekontext.engine.tensors import CheckpointError
     from rekontext.engine.ticket import EditCancelled, Ticket
@@ -21,7 +22,7 @@ _FILES: Final = {
     "CheckpointError": "tensors",
     "EditCancelled": "ticket",
     "Engine": "engine",
-    "EngineBroken": "engine",
+    "EngineBroken": "core",
     "Policy": "scheduler",
     "Ticket": "ticket",
 }

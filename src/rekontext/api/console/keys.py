@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_for
 from rekontext.api.keyed import Editor, Operator, Reader
-from rekontext.api.parameters import ParametersRefused, Problem, Storable, Whole, shown
+from rekontext.api.parameters import Moment, ParametersRefused, Problem, Storable, Whole, shown
 from rekontext.api.parts import Parts
 from rekontext.database import AccountId, KeyId
 from rekontext.models import SLUG
 from rekontext.moments import moment
 
-
-def _in_utc(when: datetime) -> datetime:
-    try:
-        return when.astimezone(UTC)
-    except OverflowError as fault:
-        raise ValueError("must be in the years 1 to 9999, in UTC") from fault
-
-
 ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX), Storable]
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class KeyWanted(BaseModel):

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
-from rekontext.api.console.keys import Moment
 from rekontext.api.keyed import Operator, Reader
+from rekontext.api.parameters import Moment
 from rekontext.api.parts import Parts
 from rekontext.api.rows import PageNumber, PageSize, Rows, page
 from rekontext.database import AccountId, JobId

@@ -15,14 +15,21 @@ from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
 
+# What is wrong with them is found where webhooks are kept; here it is only described.
+Url = Annotated[str, Field(json_schema_extra={"format": "uri", "maxLength": endpoints.URL_CHARACTERS_MAX})]
+EventTypes = Annotated[
+    list[str],
+    Field(max_length=20, json_schema_extra={"minItems": 1, "items": {"type": "string", "enum": list(EVENT_TYPES)}}),
+]
+
 
 class WebhookWanted(BaseModel):
     """A webhook to be made."""
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str
-    event_types: Annotated[list[str], Field(max_length=20)] = list(EVENT_TYPES)
+    url: Url
+    event_types: EventTypes = list(EVENT_TYPES)
 
 
 class WebhookChange(BaseModel):
@@ -30,8 +37,8 @@ class WebhookChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str | None = None
-    event_types: Annotated[list[str] | None, Field(max_length=20)] = None
+    url: Url | None = None
+    event_types: EventTypes | None = None
     is_active: bool | None = None
 
 

@@ -118,7 +118,7 @@ class BlackForestLabs:
         elif progress is not None:
             document["progress"] = round(int(str(progress["step"])) / int(str(progress["steps"])), 3)
         why = terms.why(job, self.names)
-        return document | {"details": None if why is None else {"error": why}, "preview": None}
+        return document | {"error": why, "details": None if why is None else {"error": why}, "preview": None}
 
 
 class _KeyedRoute(Route):
