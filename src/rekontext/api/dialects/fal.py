@@ -23,7 +23,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.bodies import UnsupportedContentType
 from rekontext.api.dialects import fal_uploads, terms
 from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
-from rekontext.api.documents import Documents, code
+from rekontext.api.documents import Documents, code, described
 from rekontext.api.edits import Busy, JobCancelled, JobFailed, ResultOutOfReach, Submitted, UnknownModel
 from rekontext.api.errors import Failure, failure_of, renamed
 from rekontext.api.links import FileGone
@@ -99,11 +99,7 @@ class Fal:
             result = result_of(documents, job, str(job.parameters["origin"]))
             return document | {"status": "OK", "payload": result, "error": None}
         failure = self._failure_of(job)
-        return document | {
-            "status": "ERROR",
-            "payload": refused(failure, job.id),
-            "error": failure.sentence,
-        }
+        return document | {"status": "ERROR", "payload": refused(failure, job.id), "error": failure.sentence}
 
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The vendor's paths."""
@@ -321,7 +317,7 @@ async def _whole_result(job: Job, request: Request, parts: Parts) -> dict[str, o
     if job.parameters.get("inline") and job.outputs:
         picture = await surfaces.picture_of(job, parts)
         uri = await parts.threads.run(terms.data_uri, picture, job.outputs[0].content_type)
-        result["images"] = [{**image, "url": uri} for image in parts.documents.images(job, "")]
+        result["images"] = [{"url": uri, **described(job.outputs[0])}]
     return result
 
 
