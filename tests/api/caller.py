@@ -15,9 +15,10 @@ from tests.api.orders import V1
 class Caller:
     """One connection, spoken to in ASGI, so that a test decides when it breaks."""
 
-    def __init__(self, body: dict[str, Any], headers: dict[str, str]) -> None:
+    def __init__(self, body: dict[str, Any], headers: dict[str, str], path: str = V1) -> None:
         self._body = orjson.dumps(body)
         self._headers = headers
+        self._path = path
         self._has_sent = False
         self.hang_up = asyncio.Event()
         self.got: list[Message] = []
@@ -33,8 +34,8 @@ class Caller:
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "method": "POST",
-            "path": V1,
-            "raw_path": V1.encode(),
+            "path": self._path,
+            "raw_path": self._path.encode(),
             "query_string": b"",
             "headers": headers,
             "scheme": "http",

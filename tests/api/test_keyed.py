@@ -16,11 +16,12 @@ pytestmark = pytest.mark.anyio
 
 OPEN: Final = {
     *("/", "/console", "/console/", "/docs", "/docs/", "/openapi.json", "/healthz", "/readyz"),
-    *("/files/x", "/inference-model-information/list"),
+    *("/files/x", "/fal/uploads/x/x", "/inference-model-information/list"),
 }
 ANY_KEY: Final = {
     *("/console/api/me", "/console/api/estimate", "/api/auth/authenticate", "/v1/x", "/v2/x"),
     *("/v1/models", "/v1/models/x"),
+    "/fal/proxy",  # which leads to others that ask for more
 }
 ONLY_BFL: Final = "/v1/flux-kontext-pro"
 """A path for those only who show their key as that vendor's clients do."""

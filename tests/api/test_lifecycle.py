@@ -228,6 +228,7 @@ def asked(photo: bytes) -> Mapping[str, tuple[str, dict[str, Any]]]:
         "a form": (V1, {"data": plain, "files": {"input_image": photo}}),
         "OpenAI": ("/v1/images/edits", {"data": plain, "files": {"image": photo}}),
         "Replicate": ("/v1/models/black-forest-labs/flux-kontext-dev/predictions", replicate),
+        "fal": ("/fal/run/fal-ai/flux-kontext/dev", {"json": plain | {"image_url": text}}),
         "Hugging Face": ("/hf/flux-kontext-dev", {"json": {"inputs": text, "parameters": plain}}),
     }
 

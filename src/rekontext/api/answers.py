@@ -37,6 +37,9 @@ HEADERS: Final = (
     "x-rate-limit-reset-at-utc",
     "retry-after",
     "x-should-retry",
+    "x-fal-request-id",
+    "x-fal-error-type",
+    "x-fal-request-timeout-type",
 )
 """Every header of our own that an answer may have: scripts in web pages see only those that are named to them."""
 

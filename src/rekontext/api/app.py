@@ -29,6 +29,7 @@ _FOR_PAGES: Final = (
     "/webhook/",
     "/api/auth/",
     "/hf/",
+    "/fal/",
 )
 """The surfaces. Not the console's, which has a page of its own, nor `/metrics`, which asks this machine for no key."""
 

@@ -162,7 +162,7 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
 
 
 def _renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
-    """The same failure of a caller who has other names for our parameters."""
+    """The same failure, told to a caller who has other names for our parameters."""
     if not failure.problems:
         return failure
     problems = [

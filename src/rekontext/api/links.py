@@ -45,9 +45,12 @@ class Links:
         """The absolute URL of an upload; it opens for as long as the file is kept."""
         return self._signed(origin, asset.object_key, until=asset.created_at + timedelta(seconds=self.uploads_s))
 
-    def to_path(self, origin: str, path: str, *, since: datetime) -> str:
-        """The absolute URL of a path of ours with what `check_path` asks for, which opens for `outputs_s`."""
-        until = since + timedelta(seconds=self.outputs_s)
+    def to_coming_upload(self, origin: str, key: str) -> str:
+        """The absolute URL of an upload that is yet to be sent; it opens for as long as one sent now is kept."""
+        return self._signed(origin, key, until=self.clock.now() + timedelta(seconds=self.uploads_s))
+
+    def to_path(self, origin: str, path: str, *, until: datetime) -> str:
+        """The absolute URL of a path of ours with what `check_path` asks for; it opens until `until`."""
         return f"{origin}/{self.signer.sign(path.removeprefix('/'), until=until)}"
 
     def check_path(self, path: str, *, expires: str, signature: str) -> None:

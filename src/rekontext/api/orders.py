@@ -106,7 +106,13 @@ class OrderReader:
         )
 
     async def finish(
-        self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None, dialect: str | None = None
+        self,
+        draft: Draft,
+        *,
+        account: AccountId,
+        shortcut: Shortcut | None = None,
+        dialect: str | None = None,
+        is_inline: bool = False,
     ) -> EditOrder:
         """Fetch the picture.
 
@@ -114,6 +120,7 @@ class OrderReader:
             account: for whom.
             shortcut: reads the URLs that lead back to this server.
             dialect: in which the order came, if it is not our own.
+            is_inline: whether its result is to have the picture in itself.
 
         Raises:
             ParametersRefused: with every parameter that is wrong.
@@ -141,6 +148,7 @@ class OrderReader:
             webhook_url=parameters.webhook_url,
             body_digest=draft.body_digest,
             dialect=dialect,
+            is_inline=is_inline,
         )
 
     def _unreachable(self, webhook_url: object) -> Problem | None:

@@ -46,6 +46,7 @@ class EditOrder:
         preview_every: steps between two previews; None for none.
         body_digest: the same for two requests that ask for the same.
         dialect: of the caller, if it is another vendor's: in it the `webhook_url` is told.
+        is_inline: the result is to have the picture in itself, where that dialect lets callers ask for it.
     """
 
     prompt: str
@@ -65,11 +66,13 @@ class EditOrder:
     preview_every: int | None = None
     webhook_url: str | None = None
     dialect: str | None = None
+    is_inline: bool = False
 
 
 def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
     """All of an order but its picture, under the names of the wire."""
     photo = order.photo
+    of_dialect = {} if order.dialect is None else {"dialect": order.dialect, "inline": order.is_inline}
     return {
         "prompt": order.prompt,
         "input_image": _shown_source(order),
@@ -87,7 +90,8 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
-    } | ({} if order.dialect is None else {"dialect": order.dialect})
+        **of_dialect,
+    }
 
 
 def edit_request(

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 
 from rekontext.api import errors
 from rekontext.api.dialects.bfl import BlackForestLabs
+from rekontext.api.dialects.fal import Fal
 from rekontext.api.dialects.huggingface import HuggingFace
 from rekontext.api.dialects.openai import OpenAI
 from rekontext.api.dialects.replicate import Replicate
@@ -40,7 +41,7 @@ class Dialect(errors.Dialect, Protocol):
         ...
 
 
-DIALECTS: Final[tuple[Dialect, ...]] = (OpenAI(), Replicate(), BlackForestLabs(), HuggingFace())
+DIALECTS: Final[tuple[Dialect, ...]] = (OpenAI(), Replicate(), Fal(), BlackForestLabs(), HuggingFace())
 """A request is answered in the first that it is spoken in: whose paths tell, then whose headers."""
 _BY_NAME: Final = {each.name: each for each in DIALECTS}
 

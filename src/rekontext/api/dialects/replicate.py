@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -274,7 +275,7 @@ def _prediction(
         output: the URI of its picture, if there is one.
         progress: of one that runs.
     """
-    path, measured = f"{_PREDICTIONS}/{job.id}", metrics(job)
+    path, measured, links = f"{_PREDICTIONS}/{job.id}", metrics(job), documents.links
     title = (job.made or documents.model()).get("model")
     return {
         "id": job.id,
@@ -294,7 +295,9 @@ def _prediction(
         "urls": {
             "get": f"{origin}{path}",
             "cancel": f"{origin}{path}/cancel",
-            "stream": documents.links.to_path(origin, f"{path}/stream", since=job.accepted_at),
+            "stream": links.to_path(
+                origin, f"{path}/stream", until=job.accepted_at + timedelta(seconds=links.outputs_s)
+            ),
             "web": f"{origin}/console#requests?search={job.id}",
         },
     }

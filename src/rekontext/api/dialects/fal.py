@@ -1,0 +1,342 @@
+"""fal's dialect, all of it under `/fal`: calls that wait, a queue, streams, and one path that takes them all.
+
+Its clients have a host for each of these; here each host is a folder. Uploads are in fal_uploads.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import wraps
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import orjson
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp
+
+from rekontext.accounts import Scope
+from rekontext.api import answers, sse, surfaces
+from rekontext.api.auth import Caller
+from rekontext.api.bodies import UnsupportedContentType
+from rekontext.api.dialects import fal_uploads, terms
+from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
+from rekontext.api.documents import Documents, code, described
+from rekontext.api.edits import Busy, JobCancelled, JobFailed, ResultOutOfReach, Submitted, UnknownModel
+from rekontext.api.errors import Failure, told
+from rekontext.api.links import FileGone
+from rekontext.api.parameters import ParametersRefused, Problem, shown
+from rekontext.api.parts import Parts
+from rekontext.database import DatabaseUnavailable, JobId
+from rekontext.jobs import Job, State
+
+APP: Final = "fal-ai/flux-kontext"
+"""By which its requests are asked for; its clients leave out what follows in the name of the endpoint."""
+ENDPOINT: Final = f"{APP}/dev"
+REQUEST_ID: Final = "x-fal-request-id"
+_ROOT: Final = "/fal/"
+_RUN: Final = "/fal/run"
+_QUEUE: Final = "/fal/queue"
+_REQUEST: Final = f"{_QUEUE}/{{owner}}/{{alias}}/requests/{{id}}"
+_PROXY: Final = "/fal/proxy"
+_HOSTS: Final[Mapping[str, str]] = {
+    "fal.run": _RUN,
+    "queue.fal.run": _QUEUE,
+    "rest.fal.ai": fal_uploads.REST,
+    "rest.alpha.fal.ai": fal_uploads.REST,  # of the JavaScript client's older releases
+    "v3.fal.media": fal_uploads.CDN,
+}
+_DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
+_UNHEEDED: Final[Mapping[str, object]] = {
+    "num_images": 1,
+    "enhance_prompt": False,
+    "negative_prompt": "",
+    "image_urls": None,
+    "mask_url": None,
+    "image_size": None,
+    "loras": None,
+}
+_MATCHES_INPUT: Final = ("match_input", "auto")
+_PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Fal:
+    """The dialect, as `fal-client` and `@fal-ai/client` speak it."""
+
+    name: Final = "fal"
+    names: Final[Mapping[str, str]] = {
+        "input_image": "image_url",
+        "prompt": "prompt",
+        "aspect_ratio": "resolution_mode",
+        "num_inference_steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "seed": "seed",
+        "output_format": "output_format",
+        "acceleration": "acceleration",
+        "webhook_url": "fal_webhook",
+    }
+
+    def is_spoken(self, request: Request) -> bool:
+        """By its path."""
+        return request.url.path.startswith(_ROOT)
+
+    def refusal(self, failure: Failure, request_id: str) -> Response:
+        """`detail` is what the Python client shows, `message` what the JavaScript one does."""
+        status = status_of(failure)
+        headers = {**failure.headers, REQUEST_ID: request_id, "x-fal-error-type": failure.code}
+        if status == 504:
+            headers["x-fal-request-timeout-type"] = "user"  # else one client orders the edit again by itself
+        return answers.json_answer(refused(failure, request_id), status=status, headers=headers)
+
+    def message(self, documents: Documents, job: Job) -> Mapping[str, object]:
+        """The result, or what asking for it would say; the picture is behind a link in any case."""
+        document: dict[str, object] = {"request_id": job.id, "gateway_request_id": job.id}
+        if job.state is State.COMPLETED:
+            result = result_of(documents, job, str(job.parameters["origin"]))
+            return document | {"status": "OK", "payload": result, "error": None}
+        failure = self._failure_of(job)
+        return document | {"status": "ERROR", "payload": refused(failure, job.id), "error": failure.sentence}
+
+    def routes(self, parts: Parts) -> list[BaseRoute]:
+        """The vendor's paths."""
+
+        async def fal_run(request: Request) -> Response:
+            caller, submitted, headers = await self._submit(request, parts)
+            done = await surfaces.wait(request, caller, submitted, parts)
+            result = await _whole_result(done.job, request, parts)
+            return answers.json_answer(result, headers=headers | answers.facts(done.job, done.balance))
+
+        async def fal_run_stream(request: Request) -> Response:
+            caller, submitted, headers = await self._submit(request, parts)
+            job = submitted.job.id
+            frames = self._steps(request, caller, job, parts)
+            hung_up = BackgroundTask(surfaces.abandon, request, caller, job, parts)  # of one that has ended: nothing
+            return _stream(frames, parts, headers, afterwards=hung_up)
+
+        async def fal_submit(request: Request) -> Response:
+            caller, submitted, headers = await self._submit(request, parts)
+            return answers.json_answer(await self._status(request, caller, submitted.job.id, parts), headers=headers)
+
+        async def fal_status(request: Request) -> Response:
+            caller, job = await _asked(request, "read", parts)
+            return answers.json_answer(await self._status(request, caller, job, parts), headers=_named(job))
+
+        async def fal_status_stream(request: Request) -> Response:
+            caller, job = await _asked(request, "read", parts)
+            await parts.desk.job(job, account=caller.account)  # an unknown one is a 404, not a stream that breaks off
+            return _stream(self._statuses(request, caller, job, parts), parts, _named(job))
+
+        async def fal_result(request: Request) -> Response:
+            caller, name = await _asked(request, "read", parts)
+            job = await parts.desk.job(name, account=caller.account)
+            if not job.state.is_terminal:
+                waits = Failure(status=400, code="in_progress", sentence="Request is still in progress.")
+                return self.refusal(waits, job.id)
+            if job.state is not State.COMPLETED:
+                return self.refusal(self._failure_of(job), job.id)
+            return answers.json_answer(await _whole_result(job, request, parts), headers=_named(job.id))
+
+        async def fal_cancel(request: Request) -> Response:
+            caller, name = await _asked(request, "edit", parts)
+            job = await parts.desk.job(name, account=caller.account)
+            if not job.state.is_terminal:
+                job = await parts.desk.cancel(name, account=caller.account)
+                if job.is_cancelled:
+                    asked = {"status": "CANCELLATION_REQUESTED"}
+                    return answers.json_answer(asked, status=202, headers=_named(name))
+            ended = refused(Failure(status=400, code="ended", sentence="The request has ended already."), name)
+            return answers.json_answer(ended | {"status": "ALREADY_COMPLETED"}, status=400, headers=_named(name))
+
+        own = [
+            Route(f"{_RUN}/{{app:path}}/stream", fal_run_stream, methods=["POST"]),
+            Route(f"{_RUN}/{{app:path}}", fal_run, methods=["POST"]),
+            Route(f"{_REQUEST}/status/stream", fal_status_stream),
+            Route(f"{_REQUEST}/status", _patient(fal_status)),
+            Route(f"{_REQUEST}/cancel", _patient(fal_cancel), methods=["PUT"]),
+            Route(_REQUEST, _patient(fal_result)),
+            Route(f"{_QUEUE}/{{app:path}}", fal_submit, methods=["POST"]),
+            *fal_uploads.routes(parts),
+        ]
+        called = Router(own, redirect_slashes=False)
+
+        async def fal_proxy(request: Request) -> ASGIApp:
+            """Each of the others, by the URL that it would have at the vendor's. That is read, never called."""
+            await parts.caller(request, None)  # each of them asks for what it needs
+            request.scope.update(_target(request.headers.get(TARGET)))
+            return called
+
+        return [*own, Route(_PROXY, fal_proxy, methods=["GET", "POST", "PUT"])]
+
+    async def _submit(self, request: Request, parts: Parts) -> tuple[Caller, Submitted, dict[str, str]]:
+        """A new job, whose it is, and the headers that tell of it."""
+        caller = await parts.caller(request, "edit")
+        _check_app(request.path_params["app"], known=ENDPOINT)
+        allowed = await parts.edits.allow(caller)
+        body = await parts.orders.body(request)
+        if not isinstance(body, dict):
+            raise UnsupportedContentType("multipart/form-data", allowed="application/json")
+        wrong = terms.unheeded(body, _UNHEEDED)
+        given = {**_DEFAULTS, **terms.ours(body, self.names)}
+        ratio = given.get("aspect_ratio", body.get("aspect_ratio"))
+        given["aspect_ratio"] = "match_input_image" if ratio in _MATCHES_INPUT else ratio
+        if given.get("output_format") == "jpeg":
+            given["output_format"] = "jpg"
+        given["disable_safety_checker"] = not _flag(body, "enable_safety_checker", wrong, default=True)
+        is_inline = _flag(body, "sync_mode", wrong, default=False)
+        given["priority"] = _PRIORITIES.get(request.headers.get("x-fal-queue-priority", ""), 0)
+        given["webhook_url"] = request.query_params.get("fal_webhook")
+        draft = await parts.orders.draft_of(given, wrong=wrong)
+        submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name, is_inline=is_inline)
+        return caller, submitted, surfaces.headers(submitted, allowed, parts) | _named(submitted.job.id)
+
+    async def _status(self, request: Request, caller: Caller, job: JobId, parts: Parts) -> dict[str, object]:
+        """Where a job stands. There are three words for that: one that failed is COMPLETED, too."""
+        standing = await parts.desk.standing(job, account=caller.account)
+        found = standing.job
+        url = f"{parts.origins.of(request)}{_QUEUE}/{APP}/requests/{job}"
+        document: dict[str, object] = {
+            "status": "COMPLETED" if found.state.is_terminal else "IN_PROGRESS",
+            "request_id": job,
+            "response_url": url,
+            "status_url": f"{url}/status",
+            "cancel_url": f"{url}/cancel",
+            "logs": [],  # programs go through them unasked
+            "metrics": {"inference_time": found.inference_s} if found.state.is_terminal else {},
+        }
+        if found.state is State.QUEUED:
+            estimate = parts.forecast.of_job(found, ahead=standing.ahead)
+            place = standing.ahead or 0 if estimate is None else estimate.position
+            return document | {"status": "IN_QUEUE", "queue_position": place}
+        why = terms.why(found, self.names)
+        return document if why is None else document | {"error": why, "error_type": code(found)}
+
+    async def _statuses(
+        self, request: Request, caller: Caller, job: JobId, parts: Parts
+    ) -> AsyncGenerator[bytes, None]:
+        """Each change of a job's status, up to its end."""
+        last = None
+        async for event in parts.desk.listen(job, account=caller.account):
+            if event.kind in ("queued", "processing", "ended"):
+                document = await self._status(request, caller, job, parts)
+                if document != last:
+                    yield _frame(document)
+                last = document
+
+    async def _steps(self, request: Request, caller: Caller, job: JobId, parts: Parts) -> AsyncGenerator[bytes, None]:
+        """Each step of a job, then its result, or what asking for that would say."""
+        async for event in parts.desk.listen(job, account=caller.account):
+            if event.kind == "progress":
+                yield _frame({"request_id": job, **sse.progress(event), "status": "IN_PROGRESS"})
+            elif event.kind == "ended":
+                found = await parts.desk.job(job, account=caller.account)
+                if found.state is not State.COMPLETED:
+                    yield _frame(refused(self._failure_of(found), job))
+                    return
+                try:
+                    yield _frame(await _whole_result(found, request, parts))
+                except (FileGone, ResultOutOfReach) as fault:
+                    yield _frame(refused(told(fault, self.names), job))
+
+    def _failure_of(self, job: Job) -> Failure:
+        """Why a job that has ended has no result."""
+        fault = JobCancelled(job) if job.state is State.CANCELLED else JobFailed(job)
+        return told(fault, self.names)
+
+
+def _patient(handler: _Handler) -> _Handler:
+    """A call that may be repeated, while the database is away: after a 503 the Python client gives its edit up."""
+
+    @wraps(handler)
+    async def asked_again(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except DatabaseUnavailable as fault:
+            away = told(fault, {})
+            raise Busy(away.sentence, code=away.code, retry_after_s=1) from fault
+
+    return asked_again
+
+
+async def _asked(request: Request, scope: Scope, parts: Parts) -> tuple[Caller, JobId]:
+    """Who asks, and for which job."""
+    caller = await parts.caller(request, scope)
+    named = request.path_params
+    _check_app(f"{named['owner']}/{named['alias']}", known=APP)
+    return caller, JobId(named["id"])
+
+
+def _check_app(app: str, *, known: str) -> None:
+    if app != known:
+        raise UnknownModel(app, known=[known])
+
+
+def _flag(body: Mapping[str, object], name: str, wrong: dict[str, Problem], *, default: bool) -> bool:
+    """A switch of the vendor's, or its default and a new problem."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        short = shown(value)
+        wrong[name] = Problem(parameter=name, value=short, reason=f"is {short}", allowed_text="true or false")
+        return default
+    return value
+
+
+def _target(url: str | None) -> dict[str, object]:
+    """Where a request is to go, as ASGI says it.
+
+    Raises:
+        ParametersRefused: to none of the vendor's hosts that are known here.
+    """
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:
+        parts = urlsplit("")
+    folder = _HOSTS.get(parts.netloc) if parts.scheme == "https" else None
+    if folder is None:
+        reason = "is missing" if url is None else "is no URL that is answered here"
+        hosts = f"an https URL at {', '.join(_HOSTS)}"
+        raise ParametersRefused([Problem(parameter=TARGET, value=shown(url), reason=reason, allowed_text=hosts)])
+    path = f"{folder}{parts.path}"
+    return {"path": unquote(path), "raw_path": path.encode(), "query_string": parts.query.encode()}
+
+
+async def _whole_result(job: Job, request: Request, parts: Parts) -> dict[str, object]:
+    """The result of a job that has ended well, with the picture in it where its caller asked for that.
+
+    Raises:
+        ResultOutOfReach, FileGone: there is no picture (now, or any more).
+    """
+    if not parts.documents.hands_out(job):
+        raise FileGone
+    result = result_of(parts.documents, job, parts.origins.of(request))
+    if job.parameters.get("inline") and job.outputs:
+        picture = await surfaces.picture_of(job, parts)
+        uri = await parts.threads.run(terms.data_uri, picture, job.outputs[0].content_type)
+        result["images"] = [{"url": uri, **described(job.outputs[0])}]
+    return result
+
+
+def _named(job: JobId) -> dict[str, str]:
+    return {REQUEST_ID: job}
+
+
+def _frame(document: Mapping[str, object]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(document)
+
+
+def _stream(
+    frames: AsyncGenerator[bytes, None],
+    parts: Parts,
+    headers: Mapping[str, str],
+    *,
+    afterwards: BackgroundTask | None = None,
+) -> Response:
+    stream = sse.stream(frames, closing=parts.closing)
+    return StreamingResponse(
+        stream, media_type=sse.MEDIA_TYPE, headers={**sse.HEADERS, **headers}, background=afterwards
+    )
