@@ -22,7 +22,8 @@ NODE = Path(playwright.__file__).parent / "driver" / "node"
 RUN = {
     "curl": ("edit.sh", ["bash", "-eu"]),
     "Python": ("edit.py", [sys.executable]),
-    "Python SDK": ("edit_sdk.py", [sys.executable]),
+    "Segmind SDK": ("edit_sdk.py", [sys.executable]),
+    "OpenAI SDK": ("edit_openai.py", [sys.executable]),
     "JavaScript": ("edit.mjs", [str(NODE)]),
 }
 SEED = 2**63 - 1

@@ -76,7 +76,7 @@ class OpenAI:
         return answers.json_answer({"error": _error(failure)}, status=status, headers=headers)
 
     def message(self, _documents: Documents, _job: Job) -> None:
-        """Nobody can ask for one."""
+        """As any webhook is told: the vendor's calls have none."""
 
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The vendor's paths."""

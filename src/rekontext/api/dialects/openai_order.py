@@ -30,6 +30,9 @@ NAMES: Final[Mapping[str, str]] = {
     "output_quality": "output_compression",
     "acceleration": "acceleration",
     "disable_safety_checker": "disable_safety_checker",
+    "priority": "priority",
+    "deadline_s": "deadline_s",
+    "webhook_url": "webhook_url",
 }
 """Ours -> theirs."""
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}

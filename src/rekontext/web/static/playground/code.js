@@ -1,4 +1,4 @@
-// Code for exactly one request, in four ways and two modes. Pure: values in, text out.
+// Code for exactly one request, in five ways and two modes. Pure: values in, text out.
 //
 // A file of the user's own is read from the working directory by its name; an example is downloaded first; a link is
 // sent as it is. The key comes from the environment, so it is never in what is copied.
@@ -10,7 +10,8 @@ import { BY_NAME } from "./parameters.js";
 export const LANGUAGES = [
   { id: "curl", label: "curl", file: "edit.sh" },
   { id: "python", label: "Python", file: "edit.py" },
-  { id: "sdk", label: "Python SDK", file: "edit_sdk.py" },
+  { id: "sdk", label: "Segmind SDK", file: "edit_sdk.py" },
+  { id: "openai", label: "OpenAI SDK", file: "edit_openai.py" },
   { id: "javascript", label: "JavaScript", file: "edit.mjs" },
 ];
 export const KEY_VARIABLE = "REKONTEXT_KEY";
@@ -44,7 +45,7 @@ export function code(language, { request, photo, host, isAsync }) {
     name: photo?.name ?? "photo.jpg",
     download: photo?.url ? null : (photo?.origin ?? null),
   };
-  return { curl, python, sdk, javascript }[language](about);
+  return { curl, python, sdk, openai, javascript }[language](about);
 }
 
 function shell(text) {
@@ -188,6 +189,35 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
       `print("seed", answer.headers["x-seed-value"])`,
     );
   }
+  return lines.join("\n");
+}
+
+/** Its client waits in any case: where others collect, it is told of the end by a stream. */
+function openai({ fields, host, isAsync, out, link, name, download }) {
+  const { prompt, output_format: format, output_quality: quality, ...more } = fields;
+  const url = link ?? download;
+  const lines = ["import base64", "import os"];
+  if (url) lines.push("import urllib.request");
+  lines.push("", "from openai import OpenAI", "");
+  lines.push(`client = OpenAI(api_key=os.environ["${KEY_VARIABLE}"], base_url="${host}/v1")`);
+  lines.push(
+    url
+      ? `photo = urllib.request.urlopen(${JSON.stringify(url)}).read()`
+      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+    "",
+    `${isAsync ? "events" : "answer"} = client.images.edit(`,
+    `    model=${JSON.stringify(SLUG)},`,
+    "    image=photo,",
+    `    prompt=${pythonValue(prompt)},`,
+  );
+  if (format) lines.push(`    output_format=${JSON.stringify(format === "jpg" ? "jpeg" : format)},`);
+  if (quality !== undefined) lines.push(`    output_compression=${pythonValue(quality)},`);
+  if (isAsync) lines.push("    stream=True,");
+  if (Object.keys(more).length) lines.push("    extra_body={", ...pythonFields(more, "        "), "    },");
+  lines.push(")");
+  if (isAsync) lines.push("for event in events:", "    picture = event.b64_json  # the last one is the edited picture");
+  else lines.push("picture = answer.data[0].b64_json");
+  lines.push(`with open(${JSON.stringify(out)}, "wb") as file:`, "    file.write(base64.b64decode(picture))");
   return lines.join("\n");
 }
 
