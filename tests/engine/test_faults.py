@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from rekontext.contract import EditRequest
-from rekontext.engine import Engine
+from rekontext.engine import Engine, warming
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import NotFinite
-from rekontext.engine.core import EngineBroken
+from rekontext.engine.core import EngineBroken, EngineCore
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import DeviceLost
 from rekontext.engine.placement import is_out_of_memory
@@ -147,7 +147,7 @@ def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypat
         honest(self, stage, tokens, seconds)
 
     monkeypatch.setattr(CostModel, "learn", learn)
-    monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
+    monkeypatch.setattr("rekontext.engine.warming.compile_blocks", lambda *_, **__: None)
     with Engine.open(str(folder), device="cpu", compiled=True) as engine:
         assert len(learned) == 4, "each of two shapes once while it compiles, and once more"
         assert engine.costs.seconds["step"] == dict(learned[2:])
@@ -228,11 +228,11 @@ def test_an_engine_whose_first_trial_runs_out_of_memory_opens_all_the_same(
     """Which way is faster stays open; the first edit will fall to the next plan, where there is one."""
     from rekontext.engine.transformer import KontextTransformer
 
-    def full(self: Engine) -> Callable[[], Tensor]:
+    def full(_core: EngineCore) -> Callable[[], Tensor]:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(KontextTransformer, "can_have_gelu_within", True)
-    monkeypatch.setattr(Engine, "_one_pass", full)
+    monkeypatch.setattr(warming, "one_pass", full)
     with Engine.open(str(folder), device="cpu") as engine:
         assert engine.submit(request()).result(60).steps == 4
         assert not any(name.startswith("gelu") for name in engine.costs.seconds)
@@ -250,14 +250,14 @@ def test_where_two_do_not_fit_into_memory_together_the_engine_opens_and_each_goe
         return honest(model, edits)
 
     monkeypatch.setattr(stages, "velocities", velocities)
-    monkeypatch.setattr("rekontext.engine.engine.compile_blocks", lambda *_, **__: None)
+    monkeypatch.setattr("rekontext.engine.warming.compile_blocks", lambda *_, **__: None)
     with ThreadPoolExecutor(1) as side:
         monkeypatch.setattr(engine._core.device, "_second", side)  # as on a GPU, where passes may be shared
-        engine._tune(None, compiled=True, compile_cache=None)
+        warming.tune(engine._core, None, compiled=True, compile_cache=None)
         plan = stages.plan(engine.model, replace(request(), photo=None))
         assert engine._core.batching.wanted(plan.shape, 9, tokens=plan.tokens) is None
         assert engine._core.batching.shared(plan.shape, 9) == 1
         fault = RuntimeError("an illegal memory access was encountered")
         with pytest.raises(RuntimeError, match="illegal"):
-            engine._tune(None, compiled=True, compile_cache=None)
+            warming.tune(engine._core, None, compiled=True, compile_cache=None)
     monkeypatch.setattr(engine._core.device, "_second", None)

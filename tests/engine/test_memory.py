@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rekontext.contract import EditRequest
-from rekontext.engine import CheckpointError, Engine, precision
+from rekontext.engine import CheckpointError, Engine, precision, warming
 from rekontext.engine import edit as stages
 from rekontext.engine import placement as placing
 from rekontext.engine.checkpoint import Parts, model_sizes, open_model
@@ -262,7 +262,7 @@ def test_a_fall_while_warming_up_mixes_no_formats_times(
         ThreadPoolExecutor(1) as side,
     ):
         engine._core.device._second = side  # as on a GPU, where every start warms up
-        engine._tune(None, compiled=False, compile_cache=None)
+        warming.tune(engine._core, None, compiled=False, compile_cache=None)
         assert engine.card.dtype == "fp8"
         assert engine.costs.seconds == {"step": {96: 1.0}}
     wide, narrow = (CostModel.load(tmp_path / f"costs-model-cpu-{name}.json").seconds for name in ("bfloat16", "fp8"))

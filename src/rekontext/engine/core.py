@@ -50,7 +50,7 @@ from rekontext.engine.ticket import EditCancelled, Ticket, park, unpark
 from rekontext.engine.tuning import best_effort, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
-"""Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `_know_costs` does."""
+"""Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `load_costs` does."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +72,8 @@ class EngineCore:
     """An opened model at work, from its making until `close`.
 
     Attributes:
+        model: what edits are made with.
+        device: its thread is this one's.
         card: what the model is, and how it is held now.
         broken: gets the fault, as an exception, once no edit can be run any more.
         batching: which edits share a pass.
@@ -105,7 +107,7 @@ class EngineCore:
         self._scheduler = Scheduler(policy=policy, weight=weight)
         self._outlook = Outlook(canvas=parts.canvas, text_tokens=self.model.prompts.tokens, scheduler=self._scheduler)
         self._costs_path = costs_file
-        self.know_costs()
+        self.load_costs()
         self.batching = Batching(mode=batch)
         self._tickets: dict[int, Ticket] = {}
         self._submitted = 0
@@ -169,6 +171,11 @@ class EngineCore:
         with self._changed:
             copied = pickle.dumps(self._outlook)
         return cast(Outlook, pickle.loads(copied))  # noqa: S301 - made here
+
+    def forget(self) -> None:
+        """Empty the caches of prompts and references."""
+        self.model.prompts.forget()
+        self.model.autoencoder.forget()
 
     def close(self) -> None:
         """As `Engine.close`."""
@@ -430,7 +437,7 @@ class EngineCore:
         if self._holding.dtype != self.card.dtype:
             self.save_costs()
             self.card = replace(self.card, dtype=self._holding.dtype)
-            self.know_costs()
+            self.load_costs()
             # Which passes may be shared was measured on other kernels: neither bits nor times need be as they were.
             self.batching = Batching(mode=self.batching.mode)
         with self._changed:
@@ -448,14 +455,15 @@ class EngineCore:
         ticket.settle(lambda future: future.set_exception(error))
         self._changed.notify_all()
 
-    def know_costs(self) -> None:
-        """What was measured before, on this device and with the model as it is held now."""
+    def load_costs(self) -> None:
+        """Take for known what was measured before, on this device and with the model as it is held now."""
         file = self._costs_file
         costs = CostModel.load(file) if file else CostModel()
         costs.token_s = 2 * self.card.parameters / _GUESSED_FLOPS[self.model.transformer.device.type]
         self._outlook.costs = costs
 
     def save_costs(self) -> None:
+        """Keep what was measured, for the next start; where that can't be written, the log says so."""
         file = self._costs_file
         if file:
             with self._changed:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from copy import deepcopy
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from rekontext.contract import (
     GUIDANCE_DEFAULT,
@@ -28,19 +26,17 @@ from rekontext.contract import (
     OnProgress,
 )
 from rekontext.engine import edit as stages
-from rekontext.engine.canvas import PIXELS_PER_TOKEN
+from rekontext.engine import warming
 from rekontext.engine.checkpoint import Parts
-from rekontext.engine.compilation import compile_blocks, keep
 from rekontext.engine.core import EngineCore
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
 from rekontext.engine.memory import MemoryPlan
 from rekontext.engine.outlook import Outlook
-from rekontext.engine.placement import free_memory, is_out_of_memory, open_placed
+from rekontext.engine.placement import open_placed
 from rekontext.engine.precision import choose_device
 from rekontext.engine.scheduler import Policy, equal_shares
 from rekontext.engine.ticket import Ticket
-from rekontext.engine.tuning import best_effort, choose_attention, choose_ways
 from rekontext.models import MINI
 from rekontext.photos import seen
 
@@ -121,36 +117,11 @@ class Engine:
             parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
         )
         try:
-            engine._tune(attention, compiled=compiled, compile_cache=compile_cache)
+            warming.tune(engine._core, attention, compiled=compiled, compile_cache=compile_cache)
         except BaseException:
             engine.close()
             raise
         return engine
-
-    def _tune(self, attention: str | None, *, compiled: bool, compile_cache: Path | None) -> None:
-        """What must not change any more once edits are served: it would change their bytes."""
-        tokens = self.model.prompts.tokens + 2 * self.model.canvas.area // PIXELS_PER_TOKEN**2
-        choose_attention(self.model.transformer, self.costs, tokens=tokens, name=attention)
-        if compiled:
-            compile_blocks(self.model.transformer, cache_file=compile_cache)
-        choose_ways(self.model.transformer, self.costs, tokens=tokens, compiled=compiled, ready=self._one_pass)
-        self._core.save_costs()
-        if not compiled and not self._core.device.has_second:
-            return
-        # What these take says what compiling and loading kernels takes, not what an edit does.
-        costs, known = self.costs, deepcopy(self.costs.seconds)
-        self.warm_up()
-        if compiled and self._core.device.has_second and self._core.batching.mode != "off":
-            self._warm_up_together()
-        if self.costs is costs:
-            costs.seconds = known
-        else:  # memory ran out, and what another format takes is in another file
-            self._core.know_costs()
-        if compiled:
-            self.warm_up()
-            if compile_cache is not None:
-                with best_effort():
-                    keep(compile_cache)
 
     @property
     def model(self) -> Model:
@@ -253,41 +224,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run one step of an edit and one of text-to-image: whatever is compiled or allocated once, is so now."""
-        photo = Image.new("RGB", self.model.canvas.output("3:2", None), "gray")
-        for picture in (photo, None):
-            self.edit(picture, "", steps=1, seed=0)
-        self.forget()
-
-    def _one_pass(self) -> Callable[[], Tensor]:
-        """A call that runs the transformer once, on a square picture and as large a reference."""
-        photo = Image.new("RGB", self.model.canvas.output("1:1", None), "gray")
-        request = EditRequest(id="", prompt="", photo=photo, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
-        edit = stages.prepare(self.model, request, stages.plan(self.model, request))
-        self.forget()
-        return lambda: stages.velocities(self.model, [edit])[0]
-
-    def _warm_up_together(self) -> None:
-        """A pass over two edits is compiled apart from that over one. Later it would hold up whoever waits."""
-        request = EditRequest(id="", prompt="", photo=None, steps=1, guidance=GUIDANCE_DEFAULT, seed=0)
-        plan = stages.plan(self.model, request)
-        is_short = False
-        try:
-            stages.velocities(self.model, [stages.prepare(self.model, request, plan) for _ in range(2)])
-            self._core.device.synchronize()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            is_short = True
-        self.forget()
-        if is_short:
-            # No reason to hold the model in a narrower way: such edits go alone.
-            self._core.batching.forbid(plan.shape, 2)
-            free_memory(self.model.transformer.device)
+        warming.warm_up(self._core)
 
     def forget(self) -> None:
         """Empty the caches of prompts and references."""
-        self.model.prompts.forget()
-        self.model.autoencoder.forget()
+        self._core.forget()
 
     def close(self) -> None:
         """Stop within one step. Edits that aren't done fail with `EditCancelled`. Not from a listener of an edit."""
