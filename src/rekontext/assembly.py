@@ -154,7 +154,7 @@ def assemble(
         metrics = Metrics()
         hub = EventHub(epoch=ids(), meter=metrics)
         life = JobLife(
-            outbox=Outbox(ids=ids, describe=documents.webhook, tell=partial(dialects.message, documents)),
+            outbox=Outbox(ids=ids, describe=documents.webhook, own_message=partial(dialects.message, documents)),
             bounds=Bounds(in_flight_max=settings.in_flight_max, queued_max=settings.queue_max),
             patience=Patience(
                 lease_s=settings.lease_s,

@@ -39,8 +39,8 @@ def describe_plainly(job: Job) -> Mapping[str, object]:
     return {"request_id": job.id, "status": job.state.value, "error": job.error}
 
 
-Tell = Callable[[Job], Mapping[str, object] | None]
-"""The whole message to a job's own `webhook_url`, where its caller wants another than endpoints get."""
+OwnMessage = Callable[[Job], Mapping[str, object] | None]
+"""The whole message to a job's own `webhook_url`, where that gets another than endpoints do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Outbox:
 
     ids: Ids
     describe: Describe = describe_plainly
-    tell: Tell = lambda _job: None
+    own_message: OwnMessage = lambda _job: None
 
     def write(self, tx: Connection, job: Job, *, now: datetime) -> None:
         """Queue the news that `job` ended."""
@@ -62,7 +62,7 @@ class Outbox:
         if endpoints:
             self._queue(tx, job, endpoints, envelope(event, self.describe(job), now=now), now=now)
         if job.webhook_url is not None:
-            message = self.tell(job)
+            message = self.own_message(job)
             if message is None:
                 message = envelope(event, self.describe(job), now=now)
             self._queue(tx, job, [(None, job.webhook_url)], message, now=now)
