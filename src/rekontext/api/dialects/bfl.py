@@ -55,7 +55,7 @@ class BlackForestLabs:
 
     def is_spoken(self, request: Request) -> bool:
         """Whoever shows a key so, where it means something."""
-        return _shows_key(request.scope) and request.url.path.startswith("/v1/")
+        return _shows_key(request.scope) and str(request.scope["path"]).startswith("/v1/")
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """`detail` is what some of its clients show, `message` what others do."""

@@ -82,7 +82,7 @@ class Fal:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        return request.url.path.startswith(_ROOT)
+        return str(request.scope["path"]).startswith(_ROOT)
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """`detail` is what the Python client shows, `message` what the JavaScript one does."""

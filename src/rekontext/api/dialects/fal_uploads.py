@@ -74,7 +74,7 @@ def routes(parts: Parts) -> list[BaseRoute]:
         key, upload = KeyId(request.path_params["key"]), request.path_params["id"]
         query, now = request.query_params, parts.clock.now()
         expires, signature = query.get("expires", ""), query.get("signature", "")
-        parts.links.check_path(request.url.path, expires=expires, signature=signature)
+        parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
 
         def look(tx: Connection) -> tuple[Caller, bool]:
             caller = Caller(key=keys.get(tx, key))

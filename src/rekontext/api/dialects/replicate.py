@@ -75,7 +75,7 @@ class Replicate:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        return _PATHS.fullmatch(request.url.path) is not None
+        return _PATHS.fullmatch(request.scope["path"]) is not None
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """As RFC 7807 has it."""
@@ -170,7 +170,7 @@ class _Predictions:
         account: AccountId | None = None
         if "signature" in query:
             expires, signature = query.get("expires", ""), query["signature"]
-            parts.links.check_path(request.url.path, expires=expires, signature=signature)
+            parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
         else:
             account = (await parts.caller(request, "read")).account
         job = await parts.desk.job(_id(request), account=account)
