@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import Connection
@@ -62,7 +62,8 @@ def routes(parts: Parts) -> list[BaseRoute]:
         upload, origin = parts.ids(), parts.origins.of(request)
         path = f"{_UPLOADS}/{caller.key.id}/{upload}"
         to = parts.links.to_path(origin, path, until=parts.clock.now() + _OPEN_FOR)
-        name = quote(str(body.get("file_name") or "")[-_NAME_CHARACTERS_MAX:])
+        called: Any = body.get("file_name")
+        name = quote(called[-_NAME_CHARACTERS_MAX:]) if isinstance(called, str) else ""
         return answers.json_answer(
             {
                 "upload_url": f"{to}&name={name}",  # only what it is called, so it needs no signature

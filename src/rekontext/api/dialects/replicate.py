@@ -43,7 +43,7 @@ from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
 
-_PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)")
+_PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)", re.DOTALL)
 _PREDICTIONS: Final = "/v1/predictions"
 _PAGE: Final = 100
 _HELD_S_MAX: Final = 55
