@@ -11,7 +11,7 @@ from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Uplo
 from rekontext.api.parts import Parts
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Asset, UploadsFull, asset_key, assets, clear_away
-from rekontext.pictures import ObjectExists, Photo, PictureRefused
+from rekontext.pictures import ObjectExists, ObjectMissing, Photo, PictureRefused
 
 _NAME_CHARACTERS_MAX: Final = 255
 
@@ -58,7 +58,10 @@ async def keep_as(upload: str, photo: Photo, name: str, caller: Caller, parts: P
         await parts.objects.put(key, photo.data, content_type=f"image/{photo.format}", is_first=True)
         is_first = True
     except ObjectExists:
-        photo = await parts.photos.read(await parts.objects.get(key))
+        try:
+            photo = await parts.photos.read(await parts.objects.get(key))
+        except ObjectMissing:  # it was refused meanwhile, and cleared away
+            return await keep_as(upload, photo, name, caller, parts)
     asset = _asset(upload, photo, name, caller, parts)
     try:
         await parts.database.transact(lambda tx: assets.add(tx, caller.account, [asset], bytes_max=most, kept_s=kept_s))
