@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekontext.pictures.store import LinkRefused, LinkSigner, ObjectMissing, PictureStore, StoreUnavailable, open_store
+from rekontext.pictures.store import (
+    LinkRefused,
+    LinkSigner,
+    ObjectExists,
+    ObjectMissing,
+    PictureStore,
+    StoreUnavailable,
+    open_store,
+)
 from tests.fakes import FakeClock
 
 SECRET = b"a secret of thirty-two bytes ..."
@@ -36,6 +44,15 @@ async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
     await store.put("outputs/job/1/a.png", b"first", content_type="image/png")
     await store.put("outputs/job/1/a.png", b"second", content_type="image/png")
     assert await store.get("outputs/job/1/a.png") == b"second"
+
+
+@pytest.mark.anyio
+async def test_a_first_object_replaces_none(store: PictureStore) -> None:
+    """Whoever comes second is told."""
+    await store.put("assets/a", b"first", content_type="image/png", is_first=True)
+    with pytest.raises(ObjectExists):
+        await store.put("assets/a", b"second", content_type="image/png", is_first=True)
+    assert await store.get("assets/a") == b"first"
 
 
 @pytest.mark.anyio

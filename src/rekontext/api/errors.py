@@ -182,7 +182,7 @@ def _methods_at(request: Request) -> list[str]:
     if "app_root_path" in request.scope:  # below a mount, where there are static files
         return ["HEAD", "GET"]
     methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
-    return ["HEAD", *methods] if "GET" in methods and takes_head(request.url.path) else methods
+    return ["HEAD", *methods] if "GET" in methods and takes_head(request.scope["path"]) else methods
 
 
 def error_answer(failure: Failure, request_id: str, origin: str) -> Response:

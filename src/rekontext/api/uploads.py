@@ -10,8 +10,8 @@ from rekontext.api.auth import Caller
 from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, shown
 from rekontext.api.parts import Parts
 from rekontext.database import DatabaseUnavailable
-from rekontext.jobs import Asset, asset_key, assets, clear_away
-from rekontext.pictures import Photo, PictureRefused
+from rekontext.jobs import Asset, UploadsFull, asset_key, assets, clear_away
+from rekontext.pictures import ObjectExists, ObjectMissing, Photo, PictureRefused
 
 _NAME_CHARACTERS_MAX: Final = 255
 
@@ -34,7 +34,7 @@ async def keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts
     kept: list[Asset] = []
     try:
         for photo, name in photos:
-            asset = _asset(photo, name, caller, parts)
+            asset = _asset(parts.ids(), photo, name, caller, parts)
             await parts.objects.put(asset.object_key, photo.data, content_type=asset.content_type)
             kept.append(asset)
         await parts.database.transact(lambda tx: assets.add(tx, caller.account, kept, bytes_max=most, kept_s=kept_s))
@@ -44,6 +44,31 @@ async def keep(photos: Sequence[tuple[Photo, str]], caller: Caller, parts: Parts
             await clear_away(parts.objects, *(asset.object_key for asset in kept))
         raise
     return kept
+
+
+async def keep_as(upload: str, photo: Photo, name: str, caller: Caller, parts: Parts) -> None:
+    """Keep a picture as the upload of this id, which others know already.
+
+    Of all that come for it, at the same moment too, the first is kept. Whoever comes later writes it down if its own
+    process didn't get to that.
+    """
+    key, most, kept_s = asset_key(upload), parts.limits.uploads_bytes_max, parts.links.uploads_s
+    is_first = False
+    try:
+        await parts.objects.put(key, photo.data, content_type=f"image/{photo.format}", is_first=True)
+        is_first = True
+    except ObjectExists:
+        try:
+            photo = await parts.photos.read(await parts.objects.get(key))
+        except ObjectMissing:  # it was refused meanwhile, and cleared away
+            return await keep_as(upload, photo, name, caller, parts)
+    asset = _asset(upload, photo, name, caller, parts)
+    try:
+        await parts.database.transact(lambda tx: assets.add(tx, caller.account, [asset], bytes_max=most, kept_s=kept_s))
+    except UploadsFull:
+        if is_first:  # after any other failure it may be written down already, by who came at the same moment
+            await clear_away(parts.objects, key)
+        raise
 
 
 async def delete(asset: str, caller: Caller, parts: Parts) -> None:
@@ -65,8 +90,7 @@ def problem(value: object, reason: str, *, where: str = "data_urls", code: str =
     )
 
 
-def _asset(photo: Photo, name: str, caller: Caller, parts: Parts) -> Asset:
-    asset_id = parts.ids()
+def _asset(asset_id: str, photo: Photo, name: str, caller: Caller, parts: Parts) -> Asset:
     return Asset(
         id=asset_id,
         account=caller.account,

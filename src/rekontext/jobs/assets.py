@@ -53,7 +53,7 @@ class AssetUnknown(JobRefused):
 
 
 def add(tx: Connection, account: AccountId, new: Sequence[Asset], *, bytes_max: int, kept_s: float) -> None:
-    """Write down files of the account whose bytes are stored already: all, or none.
+    """Write down files of the account whose bytes are stored already: all, or none. Those that are stay as they are.
 
     Args:
         bytes_max: of all files of the account, these included.
@@ -66,6 +66,10 @@ def add(tx: Connection, account: AccountId, new: Sequence[Asset], *, bytes_max: 
     assert all(asset.account == account for asset in new), "files of another account"
     # The lock makes uploads of one account come one after the other, which makes the sum exact.
     registry.lock(tx, account)
+    known = set(tx.execute(select(assets.c.id).where(assets.c.id.in_([asset.id for asset in new]))).scalars())
+    new = [asset for asset in new if asset.id not in known]
+    if not new:
+        return
     kept, oldest = tx.execute(
         select(func.coalesce(func.sum(assets.c.bytes), 0), func.min(assets.c.created_at)).where(
             assets.c.account_id == account

@@ -21,8 +21,15 @@ OUTPUTS_FOLDER: Final = "outputs"
 class Objects(Protocol):
     """Bytes under names, written whole or not at all."""
 
-    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Write an object, replacing what was there."""
+    async def put(self, key: str, data: bytes, *, content_type: str, is_first: bool = False) -> None:
+        """Write an object, replacing what was there.
+
+        Args:
+            is_first: replace nothing.
+
+        Raises:
+            ObjectExists: there is one that `is_first` would have replaced.
+        """
         ...
 
     async def get(self, key: str) -> bytes:

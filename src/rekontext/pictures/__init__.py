@@ -16,6 +16,7 @@ from rekontext.pictures.source import PhotoReader, Shortcut, is_url
 from rekontext.pictures.store import (
     LinkRefused,
     LinkSigner,
+    ObjectExists,
     ObjectMissing,
     PictureStore,
     StoredObject,
@@ -35,6 +36,7 @@ __all__ = [
     "Fetcher",
     "LinkRefused",
     "LinkSigner",
+    "ObjectExists",
     "ObjectMissing",
     "OutputFormat",
     "Photo",

@@ -27,10 +27,11 @@ class RecentStore:
         self._bytes = 0
         self._recent: OrderedDict[str, bytes] = OrderedDict()
 
-    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, data: bytes, *, content_type: str, is_first: bool = False) -> None:
         """As `PictureStore.put`."""
-        self._forget(key)
-        await self._store.put(key, data, content_type=content_type)
+        if not is_first:
+            self._forget(key)
+        await self._store.put(key, data, content_type=content_type, is_first=is_first)
         if not key.startswith(self._besides):
             self._remember(key, data)
 

@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 SECRET_BYTES_MIN: Final = 16
@@ -48,6 +48,10 @@ class ObjectMissing(LookupError):
     """No object has this key (any more)."""
 
 
+class ObjectExists(Exception):
+    """An object has this key already."""
+
+
 class StoreUnavailable(RuntimeError):
     """The store is full, can't be reached, or refuses us. The message is for the log: it may name folders and hosts."""
 
@@ -66,14 +70,26 @@ class PictureStore:
         self._store = store
         self._folder = folder  # None for a cloud
 
-    async def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Write an object, replacing what was there. In a folder, too, it then outlives the machine's end."""
+    async def put(self, key: str, data: bytes, *, content_type: str, is_first: bool = False) -> None:
+        """Write an object, replacing what was there. In a folder, too, it then outlives the machine's end.
+
+        Args:
+            is_first: replace nothing.
+
+        Raises:
+            ObjectExists: there is one that `is_first` would have replaced.
+        """
+        mode: Literal["create", "overwrite"] = "create" if is_first else "overwrite"
         with _in_our_words("write", key):
-            if self._folder is None:
-                await obstore.put_async(self._store, key, data, attributes={"Content-Type": content_type})
-            else:  # which has no place for the type
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(_DISK, _write_to_disk, self._store, self._folder, key, data)
+            try:
+                if self._folder is None:
+                    kind = {"Content-Type": content_type}
+                    await obstore.put_async(self._store, key, data, attributes=kind, mode=mode)
+                else:  # which has no place for the type
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(_DISK, _write_to_disk, self._store, self._folder, key, data, mode)
+            except AlreadyExistsError as error:
+                raise ObjectExists(f"there is an object {key!r}") from error
 
     async def get(self, key: str) -> bytes:
         """Read an object whole.
@@ -115,12 +131,12 @@ class PictureStore:
             return await asyncio.to_thread(_clear_cut_off, self._folder, folder, before, at_most)
 
 
-def _write_to_disk(store: Any, root: Path, key: str, data: bytes) -> None:
+def _write_to_disk(store: Any, root: Path, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
     """Return once the object, its name and the folders above it are on the disk: the library leaves that open.
 
     A folder that was there may have been made a moment ago, by whoever is about to sync it as well: so all are synced.
     """
-    obstore.put(store, key, data)
+    obstore.put(store, key, data, mode=mode)
     file = root / key
     try:
         for path in (file, *(root / folder for folder in Path(key).parents)):  # each has its name in the one after it

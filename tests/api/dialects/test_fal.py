@@ -33,7 +33,7 @@ from tests.api.dialects.fal_calls import (
     parameters,
     submitted,
 )
-from tests.api.studio import SEED_DRAWN, SOON_S, Studio
+from tests.api.studio import SEED_DRAWN, SOON_S, Studio, gone
 
 pytestmark = pytest.mark.anyio
 
@@ -197,6 +197,31 @@ async def test_a_stream_of_an_edit_that_fails_says_why(studio: Studio, client: h
     asked = await client.get(f"{REQUESTS}/{answer.headers['x-fal-request-id']}")
     assert (asked.status_code, asked.json()) == (500, last)
     assert last["error_type"] == "engine_fault"
+
+
+async def test_a_stream_says_that_its_edit_goes_on_when_the_server_stops(studio: Studio) -> None:
+    """The client would take the last step for the result."""
+    studio.fleet.may_step.clear()
+    async with studio.open() as client:
+        stream = asyncio.create_task(client.post(f"{RUN}/stream", json=GOOD))
+        await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
+        studio.service.parts.closing.set()
+        last = frames((await asyncio.wait_for(stream, SOON_S)).text)[-1]
+        studio.fleet.may_step.set()
+    assert last["error_type"] == "deadline_exceeded"
+    assert last["message"].startswith("The edit was not done before the server went down; it goes on")
+
+
+async def test_a_stream_whose_database_is_away_at_its_end_says_so(
+    studio: Studio, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that the edit is done: whoever hears nothing of it orders another."""
+    desk = studio.service.parts.desk
+    monkeypatch.setattr(desk, "job", gone)
+    last = frames((await client.post(f"{RUN}/stream", json=GOOD)).text)[-1]
+    monkeypatch.undo()
+    assert last["error_type"] == "store_unavailable"
+    assert (await client.get(f"{REQUESTS}/{last['request_id']}")).status_code == 200
 
 
 async def test_the_status_stream_has_each_change_once(make_studio: MakeStudio) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -16,7 +18,7 @@ from tests.api.dialects.fal_calls import (
     RUN,
     UPLOAD,
 )
-from tests.api.studio import Studio
+from tests.api.studio import SOON_S, Studio, gone
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +65,7 @@ async def test_a_picture_is_put_without_a_key(studio: Studio, client: httpx2.Asy
     assert result.status_code == 200
 
 
-@pytest.mark.parametrize("change", ["id", "key", "signature", "expires", "is a link to a file"])
+@pytest.mark.parametrize("change", ["id", "id by what URLs drop", "key", "signature", "expires", "is a link to a file"])
 async def test_a_url_for_a_put_that_was_changed_takes_nothing(
     studio: Studio, client: httpx2.AsyncClient, change: str
 ) -> None:
@@ -73,6 +75,8 @@ async def test_a_url_for_a_put_that_was_changed_takes_nothing(
     other = studio.new_account("other").key.id
     if change == "id":
         url = url.copy_with(path=url.path + "0")
+    elif change == "id by what URLs drop":
+        url = httpx2.URL(initiated["upload_url"].replace("?", "%0A?"))
     elif change == "key":
         url = url.copy_with(path=url.path.replace(studio.key_id, other))
     elif change == "is a link to a file":
@@ -83,6 +87,48 @@ async def test_a_url_for_a_put_that_was_changed_takes_nothing(
     assert (answer.status_code, answer.json()["error_type"]) == (403, "link_refused")
     assert (await client.get(initiated["upload_url"].replace("/fal/", "/files/fal/"))).status_code == 404
     assert (await client.get("/console/api/files")).json()["files"] == []
+
+
+async def test_pictures_put_at_one_moment_are_one(
+    studio: Studio, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that hears nothing sends it again. The first is kept, and its bytes are those that are counted."""
+    initiated = (await client.post(INITIATE, json={})).json()
+    objects, tried, both = studio.service.parts.objects, list[str](), asyncio.Event()
+    put = objects.put
+
+    async def put_together(key: str, data: bytes, **how: Any) -> None:
+        try:
+            await put(key, data, **how)
+        finally:
+            tried.append(key)
+            if len(tried) == 2:
+                both.set()
+            await both.wait()
+
+    monkeypatch.setattr(objects, "put", put_together)
+    sent = [PHOTO, encoded(gradient(20, 10))]
+    async with asyncio.timeout(SOON_S):
+        answers = await asyncio.gather(*(client.put(initiated["upload_url"], content=each) for each in sent))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    kept = (await client.get(initiated["file_url"])).content
+    assert kept in sent
+    [listed] = (await client.get("/console/api/files")).json()["files"]
+    assert listed["bytes"] == len(kept)
+
+
+async def test_a_picture_that_was_put_but_not_written_down_is_by_the_next_put(
+    studio: Studio, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which the database's coming back takes, or the process'."""
+    initiated = (await client.post(INITIATE, json={})).json()
+    with monkeypatch.context() as away:
+        away.setattr(studio.service.parts.database, "transact", gone)
+        assert (await client.put(initiated["upload_url"], content=PHOTO)).status_code == 503
+    assert (await client.put(initiated["upload_url"], content=encoded(gradient(20, 10)))).status_code == 200
+    assert (await client.get(initiated["file_url"])).content == PHOTO
+    [listed] = (await client.get("/console/api/files")).json()["files"]
+    assert (listed["bytes"], listed["content_type"]) == (len(PHOTO), "image/jpeg")
 
 
 async def test_a_url_for_a_put_ends_with_its_key_and_within_the_hour(

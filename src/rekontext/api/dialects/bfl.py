@@ -54,8 +54,9 @@ class BlackForestLabs:
     }
 
     def is_spoken(self, request: Request) -> bool:
-        """Whoever shows a key so, where it means something."""
-        return _shows_key(request.scope) and request.url.path.startswith("/v1/")
+        """Whoever shows a key so, where it means something, and on the one path that nobody else has."""
+        path = str(request.scope["path"])
+        return path == _RESULT or (path.startswith("/v1/") and _shows_key(request.scope))
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """`detail` is what some of its clients show, `message` what others do."""

@@ -6,6 +6,7 @@ Its clients have a host for each of these; here each host is a folder. Uploads a
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import wraps
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -24,7 +25,15 @@ from rekontext.api.bodies import UnsupportedContentType
 from rekontext.api.dialects import fal_uploads, terms
 from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
 from rekontext.api.documents import Documents, code, described
-from rekontext.api.edits import Busy, JobCancelled, JobFailed, ResultOutOfReach, Submitted, UnknownModel
+from rekontext.api.edits import (
+    Busy,
+    DeadlineExceeded,
+    JobCancelled,
+    JobFailed,
+    ResultOutOfReach,
+    Submitted,
+    UnknownModel,
+)
 from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
 from rekontext.api.parameters import ParametersRefused, Problem, shown
@@ -82,7 +91,7 @@ class Fal:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        return request.url.path.startswith(_ROOT)
+        return str(request.scope["path"]).startswith(_ROOT)
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """`detail` is what the Python client shows, `message` what the JavaScript one does."""
@@ -113,9 +122,9 @@ class Fal:
         async def fal_run_stream(request: Request) -> Response:
             caller, submitted, headers = await self._submit(request, parts)
             job = submitted.job.id
-            frames = self._steps(request, caller, job, parts)
+            frames = self._until_closing(self._steps(request, caller, job, parts), job, parts)
             hung_up = BackgroundTask(surfaces.abandon, request, caller, job, parts)  # of one that has ended: nothing
-            return _stream(frames, parts, headers, afterwards=hung_up)
+            return _stream(frames, headers, afterwards=hung_up)
 
         async def fal_submit(request: Request) -> Response:
             caller, submitted, headers = await self._submit(request, parts)
@@ -128,7 +137,8 @@ class Fal:
         async def fal_status_stream(request: Request) -> Response:
             caller, job = await _asked(request, "read", parts)
             await parts.desk.job(job, account=caller.account)  # an unknown one is a 404, not a stream that breaks off
-            return _stream(self._statuses(request, caller, job, parts), parts, _named(job))
+            frames = sse.stream(self._statuses(request, caller, job, parts), closing=parts.closing)
+            return _stream(frames, _named(job))
 
         async def fal_result(request: Request) -> Response:
             caller, name = await _asked(request, "read", parts)
@@ -232,14 +242,30 @@ class Fal:
             if event.kind == "progress":
                 yield _frame({"request_id": job, **sse.progress(event), "status": "IN_PROGRESS"})
             elif event.kind == "ended":
-                found = await parts.desk.job(job, account=caller.account)
-                if found.state is not State.COMPLETED:
-                    yield _frame(refused(self._failure_of(found), job))
-                    return
-                try:
-                    yield _frame(await _whole_result(found, request, parts))
-                except (FileGone, ResultOutOfReach) as fault:
-                    yield _frame(refused(told(fault, self.names), job))
+                yield _frame(await self._end(request, caller, job, parts))
+
+    async def _end(self, request: Request, caller: Caller, job: JobId, parts: Parts) -> dict[str, object]:
+        """The result of a job that has ended, or why there is none (now): a stream that breaks off says nothing."""
+        try:
+            found = await parts.desk.job(job, account=caller.account)
+            if found.state is not State.COMPLETED:
+                return refused(self._failure_of(found), job)
+            return await _whole_result(found, request, parts)
+        except DatabaseUnavailable:
+            return refused(told(ResultOutOfReach(job), self.names), job)
+        except (FileGone, ResultOutOfReach) as fault:
+            return refused(told(fault, self.names), job)
+
+    async def _until_closing(
+        self, frames: AsyncGenerator[bytes, None], job: JobId, parts: Parts
+    ) -> AsyncGenerator[bytes, None]:
+        """All frames of a job, or that it goes on: clients take the last frame for the result."""
+        async with aclosing(sse.stream(frames, closing=parts.closing)) as heard:
+            async for frame in heard:
+                yield frame
+        newest = parts.desk.newest(job)
+        if newest is None or newest.kind != "ended":
+            yield _frame(refused(told(DeadlineExceeded(job, deadline_s=None), self.names), job))
 
     def _failure_of(self, job: Job) -> Failure:
         """Why a job that has ended has no result."""
@@ -330,13 +356,8 @@ def _frame(document: Mapping[str, object]) -> bytes:
 
 
 def _stream(
-    frames: AsyncGenerator[bytes, None],
-    parts: Parts,
-    headers: Mapping[str, str],
-    *,
-    afterwards: BackgroundTask | None = None,
+    frames: AsyncGenerator[bytes, None], headers: Mapping[str, str], *, afterwards: BackgroundTask | None = None
 ) -> Response:
-    stream = sse.stream(frames, closing=parts.closing)
     return StreamingResponse(
-        stream, media_type=sse.MEDIA_TYPE, headers={**sse.HEADERS, **headers}, background=afterwards
+        frames, media_type=sse.MEDIA_TYPE, headers={**sse.HEADERS, **headers}, background=afterwards
     )

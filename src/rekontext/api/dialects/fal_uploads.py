@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import Connection
@@ -20,7 +19,8 @@ from rekontext.api.middleware import note
 from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
 from rekontext.database import KeyId
-from rekontext.jobs import Asset, AssetUnknown, asset_key, assets
+from rekontext.jobs import AssetUnknown, asset_key, assets
+from rekontext.pictures import Photo
 
 REST: Final = "/fal/rest"
 CDN: Final = "/fal/cdn"
@@ -48,7 +48,8 @@ def routes(parts: Parts) -> list[BaseRoute]:
     async def fal_upload(request: Request) -> Response:
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
-        asset = await _kept(request, request.headers.get("x-fal-file-name", ""), caller, parts)
+        photo = await _read(request, request.headers.get("x-fal-file-name", ""), parts)
+        [asset] = await uploads.keep([photo], caller, parts)
         return answers.json_answer({"access_url": parts.links.to_upload(parts.origins.of(request), asset)})
 
     async def fal_initiate(request: Request) -> Response:
@@ -61,7 +62,8 @@ def routes(parts: Parts) -> list[BaseRoute]:
         upload, origin = parts.ids(), parts.origins.of(request)
         path = f"{_UPLOADS}/{caller.key.id}/{upload}"
         to = parts.links.to_path(origin, path, until=parts.clock.now() + _OPEN_FOR)
-        name = quote(str(body.get("file_name") or "")[-_NAME_CHARACTERS_MAX:])
+        called: Any = body.get("file_name")
+        name = quote(called[-_NAME_CHARACTERS_MAX:]) if isinstance(called, str) else ""
         return answers.json_answer(
             {
                 "upload_url": f"{to}&name={name}",  # only what it is called, so it needs no signature
@@ -74,7 +76,7 @@ def routes(parts: Parts) -> list[BaseRoute]:
         key, upload = KeyId(request.path_params["key"]), request.path_params["id"]
         query, now = request.query_params, parts.clock.now()
         expires, signature = query.get("expires", ""), query.get("signature", "")
-        parts.links.check_path(request.url.path, expires=expires, signature=signature)
+        parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
 
         def look(tx: Connection) -> tuple[Caller, bool]:
             caller = Caller(key=keys.get(tx, key))
@@ -88,7 +90,8 @@ def routes(parts: Parts) -> list[BaseRoute]:
         caller, is_there = await parts.database.read(look)
         note(request.scope, account=caller.account, key_id=key)
         if not is_there:  # else it is sent again by a client that missed our answer
-            await _kept(request, query.get("name", ""), caller, replace(parts, ids=lambda: upload))
+            photo, name = await _read(request, query.get("name", ""), parts)
+            await uploads.keep_as(upload, photo, name, caller, parts)
         return Response(status_code=200)
 
     return [
@@ -99,13 +102,10 @@ def routes(parts: Parts) -> list[BaseRoute]:
     ]
 
 
-async def _kept(request: Request, name: str, caller: Caller, parts: Parts) -> Asset:
-    """The picture that is a request's body, kept.
+async def _read(request: Request, name: str, parts: Parts) -> tuple[Photo, str]:
+    """The picture that is a request's body, and its name.
 
     Raises:
         ParametersRefused: it is none.
-        UploadsFull: the account has no room for it.
     """
-    photo = await uploads.read("file", Upload(data=await read_raw(request), name=name), parts)
-    [asset] = await uploads.keep([photo], caller, parts)
-    return asset
+    return await uploads.read("file", Upload(data=await read_raw(request), name=name), parts)

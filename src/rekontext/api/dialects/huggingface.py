@@ -47,7 +47,7 @@ class HuggingFace:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        return request.url.path.startswith(_FOLDER)
+        return str(request.scope["path"]).startswith(_FOLDER)
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """`error` is what its clients show. Not 503, on which one of them asks again without end or pause."""

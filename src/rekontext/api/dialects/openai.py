@@ -64,7 +64,7 @@ class OpenAI:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        path = request.url.path
+        path = str(request.scope["path"])
         return path.startswith(_FOLDER) or _IS_MODELS.fullmatch(path) is not None
 
     def refusal(self, failure: Failure, request_id: str) -> Response:

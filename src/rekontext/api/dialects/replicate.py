@@ -43,7 +43,7 @@ from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
 
-_PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)")
+_PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)", re.DOTALL)
 _PREDICTIONS: Final = "/v1/predictions"
 _PAGE: Final = 100
 _HELD_S_MAX: Final = 55
@@ -75,7 +75,7 @@ class Replicate:
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
-        return _PATHS.fullmatch(request.url.path) is not None
+        return _PATHS.fullmatch(request.scope["path"]) is not None
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """As RFC 7807 has it."""
@@ -170,7 +170,7 @@ class _Predictions:
         account: AccountId | None = None
         if "signature" in query:
             expires, signature = query.get("expires", ""), query["signature"]
-            parts.links.check_path(request.url.path, expires=expires, signature=signature)
+            parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
         else:
             account = (await parts.caller(request, "read")).account
         job = await parts.desk.job(_id(request), account=account)
