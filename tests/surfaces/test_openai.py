@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import re
 from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.pictures.samples import encoded, gradient, photo_bytes
 from tests.surfaces.served import Served
 
 FAST: Final = {"num_inference_steps": 4, "seed": 7}
-PAGE: Final = Path(__file__).parents[2] / "docs/clients.md"
 
 
 @pytest.fixture
@@ -198,13 +196,3 @@ def test_who_cannot_pay_is_told_at_once(served: Served, photo: Path) -> None:
     ):
         client.images.edit(image=photo, prompt="x")
     assert (caught.value.status_code, caught.value.code) == (402, "insufficient_credits")
-
-
-def test_the_page_s_snippet_runs(served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is written, but for the address."""
-    monkeypatch.chdir(photo.parent)
-    section = PAGE.read_text(encoding="utf-8").partition("\n## OpenAI\n")[2].partition("\n## ")[0]
-    [snippet] = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
-    exec(snippet.replace("http://127.0.0.1:8000", served.url), {"KEY": served.key})
-    with Image.open("night.png") as picture:
-        assert picture.size == (48, 32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +24,6 @@ from tests.surfaces.served import Served
 
 MODEL: Final = "black-forest-labs/flux-kontext-dev"
 FAST: Final = {"prompt": "invert it", "num_inference_steps": 4, "seed": 7}
-PAGE: Final = (Path(__file__).parents[2] / "docs/clients.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -185,14 +183,3 @@ def test_the_account_and_its_secret(client: Client) -> None:
     """As the client asks for them."""
     assert client.accounts.current().name == "owner"
     assert client.webhooks.default.secret().key.startswith("whsec_")
-
-
-def test_the_page_s_sample(served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs as it is printed, but for the address."""
-    sample = PAGE.partition("## Replicate")[2].partition("```python\n")[2].partition("```")[0]
-    assert re.search(r"http://127\.0\.0\.1:8000\b", sample)
-    monkeypatch.chdir(photo.parent)
-    names: dict[str, Any] = {"KEY": served.key}
-    exec(sample.replace("http://127.0.0.1:8000", served.url), names)
-    names["client"]._client.close()
-    assert Image.open(BytesIO(names["picture"])).size == (48, 32)

@@ -141,6 +141,8 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
     """
 
     async def answer(request: Request, fault: Exception) -> Response:
+        if isinstance(fault, HTTPException) and fault.status_code == 404:
+            fault = HTTPException(404, str(shown(request.url.path)))
         if isinstance(fault, HTTPException) and fault.status_code == 405:
             fault = HTTPException(405, headers={"Allow": ", ".join(_methods_at(request))})
         if isinstance(fault, DataError):  # should it ever be our own value, the log tells
@@ -344,7 +346,9 @@ def _routing_failure(fault: HTTPException) -> Failure:
     headers = dict(fault.headers or {})
     match fault.status_code:
         case 404:
-            return Failure(status=404, code="not_found", sentence="There is nothing at this path; /docs lists what is.")
+            # Its path, since whoever has given a client a wrong address hasn't seen what that makes of it.
+            sentence = f"There is nothing at {fault.detail}; /docs lists what is."
+            return Failure(status=404, code="not_found", sentence=sentence)
         case 405:
             sentence = f"This path does not take this method; it takes {headers['Allow']}."
             return Failure(status=405, code="method_not_allowed", sentence=sentence, headers=headers)

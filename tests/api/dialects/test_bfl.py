@@ -76,12 +76,21 @@ async def test_the_header_tells_it_from_our_own_surface(client: httpx2.AsyncClie
     assert (other.status_code, other.json()["code"]) == (404, "unknown_model")
 
 
+async def test_another_model_is_refused_with_the_names_that_there_are(client: httpx2.AsyncClient) -> None:
+    """The vendor's package knows only one of them."""
+    answer = await client.post("/v1/flux-pro-1.1", json=ASKED)
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model")
+    assert "flux-kontext-dev, flux-kontext-pro" in answer.json()["message"]
+
+
 async def test_refusals_are_in_its_form(studio: Studio, client: httpx2.AsyncClient) -> None:
     """`detail` and `message`, under its names; what can't be heeded by name; who can't pay gets a 402."""
-    wrong = await client.post(PATH, json={**ASKED, "steps": 99, "input_image_2": "x", "webhook_secret": "s"})
+    more = {"input_image_2": "x", "mask": "x", "prompt_upsampling": True, "webhook_secret": "s"}
+    wrong = await client.post(PATH, json={**ASKED, "steps": 99, **more})
     assert wrong.status_code == 422
     assert wrong.json()["detail"] == wrong.json()["message"]
-    for says in ("steps is 99 (allowed: an integer from 4 to 50)", "input_image_2 can't be heeded", "webhook_secret"):
+    said = ("input_image_2 can't", "mask can't", "(allowed: false, or nothing)", "webhook_secret can't")
+    for says in ("steps is 99 (allowed: an integer from 4 to 50)", *said):
         assert says in wrong.json()["detail"]
     assert (await client.post(PATH, json=ASKED, headers={"x-key": ""})).status_code == 401
     poor = studio.new_account("poor")

@@ -85,6 +85,9 @@ async def test_what_is_left_out_is_as_at_the_vendor(studio: Studio, client: http
         ({"resolution_mode": "16:9"}, {"aspect_ratio": "16:9"}),
         ({"aspect_ratio": "3:4"}, {"aspect_ratio": "3:4"}),
         ({"aspect_ratio": "3:4", "resolution_mode": "1:1"}, {"aspect_ratio": "1:1"}),
+        ({"image_size": "landscape_4_3"}, {"aspect_ratio": "4:3"}),
+        ({"image_size": {"width": 512, "height": 768}}, {"aspect_ratio": "2:3"}),
+        ({"image_size": "square", "aspect_ratio": "3:4"}, {"aspect_ratio": "3:4"}),
         ({"num_images": 1, "enhance_prompt": False, "loras": [], "user": "x"}, {"prompt": "make it night"}),
     ],
 )

@@ -58,7 +58,14 @@ async def test_wrong_parameters_are_listed_under_their_names(client: httpx2.Asyn
 
 
 @pytest.mark.parametrize(
-    "given", [{"mask_url": URI}, {"image_urls": [URI]}, {"negative_prompt": "x"}, {"image_size": "square"}]
+    "given",
+    [
+        {"mask_url": URI},
+        {"image_urls": [URI]},
+        {"negative_prompt": "x"},
+        {"image_size": "tall"},
+        {"image_size": {"width": 7}},
+    ],
 )
 async def test_what_cannot_be_heeded_is_refused(client: httpx2.AsyncClient, given: dict[str, Any]) -> None:
     """By its name."""

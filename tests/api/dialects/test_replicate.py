@@ -85,6 +85,27 @@ async def test_a_held_create_answers_the_finished_prediction(client: httpx2.Asyn
     assert (await client.get(place)).json() == found
 
 
+@pytest.mark.parametrize(
+    ("given", "ratio"), [({"size": "1536x1024"}, "3:2"), ({"size": "1536x1024", "aspect_ratio": "1:1"}, "1:1")]
+)
+async def test_a_size_chooses_the_shape(client: httpx2.AsyncClient, given: dict[str, Any], ratio: str) -> None:
+    """The AI SDK's `size`; an aspect ratio goes before it."""
+    assert (await done(client, **given))["input"]["aspect_ratio"] == ratio
+
+
+@pytest.mark.parametrize(
+    "agent",
+    ["replicate-python/1.0.7", "replicate-javascript/1.4.0", "Replicate/Python 2.0.0b4", "ai-sdk/replicate/2.0.57"],
+)
+async def test_its_clients_read_what_is_wrong_at_other_paths(client: httpx2.AsyncClient, agent: str) -> None:
+    """At the one that is OpenAI's too, and below a wrong base URL, which the sentence shows."""
+    client.headers["user-agent"] = agent
+    refused = await client.get("/v1/models", headers={"x-api-key": "rk_no"})
+    assert (refused.status_code, refused.json()["title"]) == (401, "Invalid api key")
+    nowhere = await client.post(f"/v1{CREATE}", json=GOOD)
+    assert (nowhere.status_code, f"nothing at /v1{CREATE};" in nowhere.json()["detail"]) == (404, True)
+
+
 async def test_the_picture_stands_in_the_answer_on_plain_http(client: httpx2.AsyncClient) -> None:
     """Of a link without TLS the clients make a text, not a file; in a list of many it is a link all the same."""
     found = await done(client)
@@ -316,9 +337,9 @@ async def test_a_list_is_told_page_by_page(
         ({"prompt": None}, "prompt is missing"),
         ({"input_image": 7}, "input_image is 7"),
         ({"num_outputs": 2}, "num_outputs can't be heeded here (allowed: 1, or nothing)"),
-        ({"megapixels": "0.25"}, "megapixels can't be heeded here (allowed: 1, or nothing)"),
+        ({"megapixels": "0.25"}, 'megapixels can\'t be heeded here (allowed: "1", or nothing)'),
         ({"mask": "https://a.example/m.png"}, "mask can't be heeded here (allowed: nothing)"),
-        ({"size": "1024x1024"}, "size can't be heeded here"),
+        ({"size": "1000x999"}, "size has no shape of ours"),
         ({"negative_prompt": "blur"}, "negative_prompt can't be heeded here"),
     ],
 )

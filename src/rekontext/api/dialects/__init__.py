@@ -41,8 +41,8 @@ class Dialect(errors.Dialect, Protocol):
         ...
 
 
-DIALECTS: Final[tuple[Dialect, ...]] = (OpenAI(), Replicate(), Fal(), BlackForestLabs(), HuggingFace())
-"""A request is answered in the first that it is spoken in: whose paths tell, then whose headers."""
+DIALECTS: Final[tuple[Dialect, ...]] = (Replicate(), OpenAI(), Fal(), BlackForestLabs(), HuggingFace())
+"""A request is answered in the first that it is spoken in. At `/v1/models` who isn't Replicate's is OpenAI's."""
 _BY_NAME: Final = {each.name: each for each in DIALECTS}
 
 

@@ -18,6 +18,7 @@ from rekontext.api.auth import OTHER_HEADER
 from rekontext.api.bodies import UnsupportedContentType
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
+from rekontext.api.edits import UnknownModel
 from rekontext.api.errors import Failure
 from rekontext.api.parts import Parts
 from rekontext.database import JobId
@@ -31,6 +32,10 @@ _RESULT: Final = "/v1/get_result"
 _DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
 _UNHEEDED: Final[Mapping[str, object]] = {
     "prompt_upsampling": False,
+    "mask": None,
+    "negative_prompt": "",
+    "width": None,
+    "height": None,
     "input_image_2": None,
     "input_image_3": None,
     "input_image_4": None,
@@ -79,6 +84,8 @@ class BlackForestLabs:
 
         async def bfl_submit(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
+            if (model := request.path_params["model"]) not in MODELS:
+                raise UnknownModel(model, known=MODELS)
             allowed = await parts.edits.allow(caller)
             body = await parts.orders.body(request)
             if not isinstance(body, dict):
@@ -99,8 +106,7 @@ class BlackForestLabs:
             document = self._document(parts.documents, job, parts.origins.of(request), progress=progress)
             return answers.json_answer(document)
 
-        submits = [_KeyedRoute(f"/v1/{model}", bfl_submit, methods=["POST"]) for model in MODELS]
-        return [*submits, Route(_RESULT, bfl_status)]
+        return [_KeyedRoute("/v1/{model}", bfl_submit, methods=["POST"]), Route(_RESULT, bfl_status)]
 
     def _document(
         self, documents: Documents, job: Job, origin: str, *, progress: Mapping[str, object] | None

@@ -38,6 +38,7 @@ from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.api.parts import Parts
+from rekontext.contract import AspectRatio
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Job, State
 
@@ -64,8 +65,15 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "negative_prompt": "",
     "image_urls": None,
     "mask_url": None,
-    "image_size": None,
     "loras": None,
+}
+_SIZES: Final[Mapping[str, AspectRatio]] = {
+    "square_hd": "1:1",
+    "square": "1:1",
+    "portrait_4_3": "3:4",
+    "portrait_16_9": "9:16",
+    "landscape_4_3": "4:3",
+    "landscape_16_9": "16:9",
 }
 _MATCHES_INPUT: Final = ("match_input", "auto")
 _PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
@@ -191,7 +199,8 @@ class Fal:
             raise UnsupportedContentType("multipart/form-data", allowed="application/json")
         wrong = terms.unheeded(body, _UNHEEDED)
         given = {**_DEFAULTS, **terms.ours(body, self.names)}
-        ratio = given.get("aspect_ratio", body.get("aspect_ratio"))
+        shape = terms.asked_shape(body, "image_size", wrong, named=_SIZES)
+        ratio = given.get("aspect_ratio") or body.get("aspect_ratio") or shape
         given["aspect_ratio"] = "match_input_image" if ratio in _MATCHES_INPUT else ratio
         if given.get("output_format") == "jpeg":
             given["output_format"] = "jpg"

@@ -19,14 +19,12 @@ from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Submitted
 from rekontext.api.errors import Failure
-from rekontext.api.parameters import Problem, Upload, shown
+from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
-from rekontext.contract import ASPECT_RATIOS
 from rekontext.jobs import Job
 from rekontext.models import SLUG
 
 _FOLDER: Final = "/hf/"
-_SHAPE: Final = "target_size"
 _UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": ""}
 _FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
@@ -76,15 +74,8 @@ class HuggingFace:
         photo, asked = await _read(request, parts)
         wrong = terms.unheeded(asked, _UNHEEDED)
         given = terms.ours({**asked, "inputs": photo}, self.names)
-        if (size := asked.get(_SHAPE)) is not None:
-            shape = _shape(size)
-            if shape is None:
-                allowed_shapes = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
-                wrong[_SHAPE] = Problem(
-                    parameter=_SHAPE, value=shown(size), reason="has no shape of ours", allowed_text=allowed_shapes
-                )
-            else:
-                given["aspect_ratio"] = shape
+        if (shape := terms.asked_shape(asked, "target_size", wrong)) is not None:
+            given["aspect_ratio"] = shape
         given["output_format"] = _format(request.headers.get("accept", ""))
         draft = await parts.orders.draft_of(given, wrong=wrong)
         return await surfaces.submit(request, caller, draft, parts, dialect=self.name)
@@ -100,13 +91,6 @@ async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, ob
     if not isinstance(asked, dict):
         raise MalformedBody("parameters is no object; allowed: the edit's parameters by name")
     return body.get("inputs"), asked
-
-
-def _shape(size: object) -> str | None:
-    if not isinstance(size, dict):
-        return None
-    width, height = size.get("width"), size.get("height")
-    return terms.shape_of(width, height) if isinstance(width, int) and isinstance(height, int) else None
 
 
 def _format(accept: str) -> str:

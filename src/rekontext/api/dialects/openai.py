@@ -38,6 +38,7 @@ _MODELS: Final = "/v1/models"
 _IS_MODELS: Final = re.compile(rf"{_MODELS}(/[^/]*)?")
 _MODEL: Final[Mapping[str, object]] = {"id": SLUG, "object": "model", "created": 0, "owned_by": "rekontext"}
 """`created` must be there; when it was isn't known."""
+_AGENTS: Final = re.compile(r"(Async)?OpenAI/|.*\bai-sdk/openai/")
 
 _UNKNOWN_MODEL: Final = "unknown_model"
 _CODES: Final[Mapping[str, str]] = {
@@ -63,9 +64,10 @@ class OpenAI:
     names: Final = openai_order.NAMES
 
     def is_spoken(self, request: Request) -> bool:
-        """By its path."""
+        """By its path, or by its client, which shows no other error's sentence."""
         path = str(request.scope["path"])
-        return path.startswith(_FOLDER) or _IS_MODELS.fullmatch(path) is not None
+        is_here = path.startswith(_FOLDER) or _IS_MODELS.fullmatch(path) is not None
+        return is_here or terms.is_sent_by(request, _AGENTS)
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """Where it isn't said when to come again, a retry would order another edit, or be in vain."""

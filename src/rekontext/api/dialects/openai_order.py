@@ -38,7 +38,6 @@ NAMES: Final[Mapping[str, str]] = {
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
-_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SHAPES: Final = f"auto, or WIDTHxHEIGHT in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
 _UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
 _LOOKS_MAX: Final = 3
@@ -172,8 +171,7 @@ class _Asked:
         text = self._text("size")
         if text in ("", "auto"):
             return None
-        pixels = _SIZE.fullmatch(text)
-        shape = terms.shape_of(int(pixels[1]), int(pixels[2])) if pixels else None
+        shape = terms.shape_of(text)
         if shape is None:
             self.refuse("size", f"is {text}", allowed=_SHAPES)
         return shape

@@ -44,6 +44,7 @@ from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
 
 _PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)", re.DOTALL)
+_AGENTS: Final = re.compile(r"(?i:(async)?replicate)[/-]|.*\bai-sdk/replicate/")
 _PREDICTIONS: Final = "/v1/predictions"
 _PAGE: Final = 100
 _HELD_S_MAX: Final = 55
@@ -57,7 +58,6 @@ _NAMES: Final[Mapping[str, str]] = {**{name: name for name in INPUT}, "webhook_u
 _UNHEEDED: Final[Mapping[str, object]] = {
     "num_outputs": 1,
     "megapixels": "1",
-    "size": None,
     "width": None,
     "height": None,
     "mask": None,
@@ -74,8 +74,8 @@ class Replicate:
     names: Final = _NAMES
 
     def is_spoken(self, request: Request) -> bool:
-        """By its path."""
-        return _PATHS.fullmatch(request.scope["path"]) is not None
+        """By its path, or by its client, which shows no other error's sentence."""
+        return _PATHS.fullmatch(request.scope["path"]) is not None or terms.is_sent_by(request, _AGENTS)
 
     def refusal(self, failure: Failure, request_id: str) -> Response:
         """As RFC 7807 has it."""
@@ -208,8 +208,10 @@ class _Predictions:
         photo = asked.get("input_image")
         found = {**asked, "input_image": asked.get("image") if photo is None else photo}
         found["webhook"] = body.get("webhook") if events is None or _COMPLETED in events else None
-        given = {**DEFAULTS, **terms.ours(found, _NAMES)}
-        return await self._parts.orders.draft_of(given, wrong=terms.unheeded(asked, _UNHEEDED))
+        wrong = terms.unheeded(asked, _UNHEEDED)
+        shape = terms.asked_shape(asked, "size", wrong)
+        given = {**DEFAULTS, "aspect_ratio": shape, **terms.ours(found, _NAMES)}
+        return await self._parts.orders.draft_of(given, wrong=wrong)
 
     async def _answer(self, request: Request, job: Job) -> Response:
         return await self._parts.threads.run(answers.json_answer, await self._document(request, job))

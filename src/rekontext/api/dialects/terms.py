@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Final
+
+import orjson
+from starlette.requests import Request
 
 from rekontext.api.documents import error
 from rekontext.api.errors import Failure
@@ -21,6 +25,13 @@ _SHAPES: Final[Mapping[float, AspectRatio]] = {
     for width, colon, height in [ratio.partition(":")]
     if colon
 }
+_NONE: Final[Mapping[str, AspectRatio]] = {}
+_SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+def is_sent_by(request: Request, agents: re.Pattern[str]) -> bool:
+    """Whether its client calls itself so: at a path that is nobody's, or not only theirs, nothing else tells."""
+    return agents.match(request.headers.get("user-agent", "")) is not None
 
 
 def ours(given: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
@@ -43,16 +54,47 @@ def unheeded(given: Mapping[str, object], allowed: Mapping[str, object]) -> dict
             parameter=name,
             value=shown(given[name]),
             reason="can't be heeded here",
-            allowed_text=f"{shown(value)!s}, or nothing" if value not in ("", None) else "nothing",
+            allowed_text=f"{orjson.dumps(value).decode()}, or nothing" if value not in ("", None) else "nothing",
         )
         for name, value in allowed.items()
         if given.get(name) not in (None, "", [], value)
     }
 
 
-def shape_of(width: int, height: int) -> AspectRatio | None:
-    """The aspect ratio that these pixels have, if it is one of ours."""
+def shape_of(size: object) -> AspectRatio | None:
+    """The aspect ratio that a size has, if it is one of ours: WIDTHxHEIGHT, or an object with a width and a height."""
+    match size:
+        case {"width": int(width), "height": int(height)}:
+            pass
+        case str() if found := _SIZE.fullmatch(size):
+            width, height = int(found[1]), int(found[2])
+        case _:
+            return None
     return _SHAPES.get(width / height) if height > 0 else None
+
+
+def asked_shape(
+    given: Mapping[str, object], name: str, wrong: dict[str, Problem], *, named: Mapping[str, AspectRatio] = _NONE
+) -> AspectRatio | None:
+    """The aspect ratio of the size in a field, or None, and a new problem if that is none of ours.
+
+    Args:
+        named: sizes that have names.
+    """
+    size = given.get(name)
+    if size in (None, ""):
+        return None
+    shape = named.get(size) if isinstance(size, str) and size in named else shape_of(size)
+    if shape is None:
+        names = ", ".join(named)
+        allowed = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+        wrong[name] = Problem(
+            parameter=name,
+            value=shown(size),
+            reason="has no shape of ours",
+            allowed_text=f"{allowed}, or one of {names}" if names else allowed,
+        )
+    return shape
 
 
 def status_of(failure: Failure) -> int:
