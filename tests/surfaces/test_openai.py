@@ -147,7 +147,7 @@ def test_models(client: openai.OpenAI) -> None:
     ("more", "kind", "code", "param"),
     [
         ({"model": "gpt-image-1"}, openai.NotFoundError, "model_not_found", "model"),
-        ({"size": "7x5"}, openai.BadRequestError, "invalid_parameters", "size"),
+        ({"size": "2x1"}, openai.BadRequestError, "invalid_parameters", "size"),
         ({"mask": photo_bytes()}, openai.BadRequestError, "invalid_parameters", "mask"),
         ({"image": [photo_bytes(), photo_bytes()]}, openai.BadRequestError, "invalid_parameters", "image"),
         ({"image": b"none"}, openai.BadRequestError, "unreadable_picture", "image"),

@@ -68,6 +68,25 @@ async def read_body(request: Request, threads: CodecThreads, *, bytes_max: int) 
     raise UnsupportedContentType(content_type)
 
 
+async def read_json(request: Request, threads: CodecThreads) -> JsonObject:
+    """Read the whole body, once, where nothing but a JSON object will do.
+
+    Raises:
+        UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone.
+    """
+    content_type = _content_type(request)
+    if not is_json(request):
+        raise UnsupportedContentType(content_type, allowed="application/json")
+    body = await read_body(request, threads, bytes_max=0)
+    assert isinstance(body, dict), "JSON was read as a form"
+    return body
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body says that it is JSON."""
+    return _media_type(request.headers.get("content-type", "")) == "application/json"
+
+
 async def read_raw(request: Request) -> bytes:
     """Read the whole body as it is, once.
 

@@ -57,6 +57,7 @@ from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import (
@@ -72,6 +73,7 @@ from rekontext.jobs import (
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
 from rekontext.safety import PictureWithheld
 
+_OURS: Final = Vocabulary()
 _log = structlog.get_logger(__name__)
 
 
@@ -97,8 +99,8 @@ class Dialect(Protocol):
     """How the clients of another vendor are told what went wrong."""
 
     @property
-    def names(self) -> Mapping[str, str]:
-        """What they call our parameters, where they have other names."""
+    def vocabulary(self) -> Vocabulary:
+        """What they call our parameters."""
         ...
 
     def is_spoken(self, request: Request) -> bool:
@@ -122,22 +124,25 @@ def failure_of(fault: Exception) -> Failure:
     return Failure(status=500, code="internal_error", sentence="Something failed here that should not have.")
 
 
-def told(fault: Exception, names: Mapping[str, str]) -> Failure:
-    """The answer to a caller who has these names for our parameters. What the caller isn't told goes to the log."""
+def told(fault: Exception, vocabulary: Vocabulary = _OURS) -> Failure:
+    """The answer to a caller who has these words for our parameters. What the caller isn't told goes to the log."""
     away = fault.__cause__ if isinstance(fault, ResultOutOfReach) else fault
     if isinstance(away, StoreUnavailable):  # which folder or host
         _log.error("store_unavailable", fault=str(away))
     if isinstance(fault, EngineFault):
         _log.error("engine_fault", fault=str(fault))
     failure = failure_of(fault)
-    return _renamed(failure, names) if names else failure
+    if not failure.problems or vocabulary is _OURS:
+        return failure
+    problems = [vocabulary.theirs(each) for each in failure.problems]
+    return replace(failure, problems=problems, sentence=as_sentence(str(ParametersRefused(problems))))
 
 
 def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> None:
-    """Answer every failure of `app` in this file's words. Before any middleware is added: its own is the innermost.
+    """Answer every failure of `app`. Before any middleware is added: its own is the innermost.
 
     Args:
-        dialects: the first that a request is spoken in says them.
+        dialects: the first that a request is spoken in answers it; where none is, the answer is our own.
     """
 
     async def answer(request: Request, fault: Exception) -> Response:
@@ -148,7 +153,7 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
         if isinstance(fault, DataError):  # should it ever be our own value, the log tells
             _log.warning("value_refused_by_database", reason=str(fault.orig))
         dialect = next((each for each in dialects if each.is_spoken(request)), None)
-        failure = told(fault, _NONE if dialect is None else dialect.names)
+        failure = told(fault, _OURS if dialect is None else dialect.vocabulary)
         note(request.scope, code=failure.code)
         name = request_id(request.scope)
         if dialect is None:
@@ -161,17 +166,6 @@ def install(app: FastAPI, origins: Origins, *, dialects: Sequence[Dialect]) -> N
         app.add_exception_handler(kind, answer)
     app.add_middleware(Unforeseen, answer=answer)
     app.add_exception_handler(Exception, answer)  # outermost, for faults of the middleware itself
-
-
-def _renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
-    """The same failure, told to a caller who has other names for our parameters."""
-    if not failure.problems:
-        return failure
-    problems = [
-        replace(each, parameter=names.get(each.parameter, each.parameter), allowed_text=each.allowed)
-        for each in failure.problems
-    ]
-    return replace(failure, problems=problems, sentence=as_sentence(str(ParametersRefused(problems))))
 
 
 def _methods_at(request: Request) -> list[str]:

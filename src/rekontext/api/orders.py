@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
 
-from rekontext.api.bodies import FormFields, JsonObject, read_body
+from rekontext.api.bodies import FormFields, JsonObject, read_body, read_json
 from rekontext.api.parameters import (
     KontextParameters,
     ParametersRefused,
@@ -31,6 +31,7 @@ from rekontext.dialling import AllowList
 from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
 
 _NONE: Final[Mapping[str, Problem]] = {}
+_NOTHING: Final[Mapping[str, object]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,14 @@ class Draft:
         source: the picture as it came: text, a file, or something that is neither.
         problems: by parameter.
         body_digest: hex SHA-256 of every parameter, the same however it was spelled; empty when one is wrong.
+        dialect: what the job is to remember of another vendor's, with its "name"; empty for our own.
     """
 
     parameters: KontextParameters | None
     source: object
     problems: Mapping[str, Problem]
     body_digest: str
+    dialect: Mapping[str, object] = field(default_factory=dict)
 
 
 class OrderReader:
@@ -88,11 +91,22 @@ class OrderReader:
         """The whole body, once, as `read_body`."""
         return await read_body(request, self._threads, bytes_max=self._body_bytes_max)
 
-    async def draft_of(self, given: Mapping[str, object], *, wrong: Mapping[str, Problem] = _NONE) -> Draft:
+    async def json(self, request: Request) -> JsonObject:
+        """The whole body, once, as `read_json`."""
+        return await read_json(request, self._threads)
+
+    async def draft_of(
+        self,
+        given: Mapping[str, object],
+        *,
+        wrong: Mapping[str, Problem] = _NONE,
+        dialect: Mapping[str, object] = _NOTHING,
+    ) -> Draft:
         """Check every parameter but the picture, under the names that we have for them.
 
         Args:
             wrong: problems that were found before, by parameter; they stand before those that are found here.
+            dialect: as `Draft.dialect`.
         """
         parameters, found = parse(given)
         unreachable = self._unreachable(given.get("webhook_url"))
@@ -103,24 +117,15 @@ class OrderReader:
             source=given.get("input_image"),
             problems={**wrong} | {each.parameter: each for each in found if each.parameter not in wrong},
             body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
+            dialect=dialect,
         )
 
-    async def finish(
-        self,
-        draft: Draft,
-        *,
-        account: AccountId,
-        shortcut: Shortcut | None = None,
-        dialect: str | None = None,
-        is_inline: bool = False,
-    ) -> EditOrder:
+    async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
         """Fetch the picture.
 
         Args:
             account: for whom.
             shortcut: reads the URLs that lead back to this server.
-            dialect: in which the order came, if it is not our own.
-            is_inline: whether its result is to have the picture in itself.
 
         Raises:
             ParametersRefused: with every parameter that is wrong.
@@ -147,8 +152,7 @@ class OrderReader:
             preview_every=parameters.previews or None,
             webhook_url=parameters.webhook_url,
             body_digest=draft.body_digest,
-            dialect=dialect,
-            is_inline=is_inline,
+            dialect=draft.dialect,
         )
 
     def _unreachable(self, webhook_url: object) -> Problem | None:

@@ -16,7 +16,7 @@ from rekontext.moments import moment
 
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 PageSize = Annotated[int, Query(ge=1, le=100)]
-_OURS: Final = ("origin", "input_size", "dialect", "inline")
+_OURS: Final = ("origin", "input_size", "dialect")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,20 +36,8 @@ class Done:
     picture: bytes
 
 
-async def submit(
-    request: Request,
-    caller: Caller,
-    draft: Draft,
-    parts: Parts,
-    *,
-    dialect: str | None = None,
-    is_inline: bool = False,
-) -> Submitted:
+async def submit(request: Request, caller: Caller, draft: Draft, parts: Parts) -> Submitted:
     """Make a job of a request, once per idempotency key. From here on the request goes by the job's name.
-
-    Args:
-        dialect: of its caller, if it is another vendor's.
-        is_inline: whether that dialect's result is to have the picture in itself.
 
     Raises:
         ParametersRefused: with all that is wrong with the request, the picture too.
@@ -62,9 +50,7 @@ async def submit(
         submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
     if submitted is None:
         own = partial(parts.links.read_own, origin=origin)
-        order = await parts.orders.finish(
-            draft, account=caller.account, shortcut=own, dialect=dialect, is_inline=is_inline
-        )
+        order = await parts.orders.finish(draft, account=caller.account, shortcut=own)
         job = JobId(request_id(request.scope))
         submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
     rename(request.scope, submitted.job.id)

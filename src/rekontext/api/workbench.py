@@ -6,7 +6,7 @@ See jobs/workbench.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from PIL import Image
@@ -45,8 +45,8 @@ class EditOrder:
         deadline_s: by when the caller needs it, counted from now; None for whenever.
         preview_every: steps between two previews; None for none.
         body_digest: the same for two requests that ask for the same.
-        dialect: of the caller, if it is another vendor's: in it the `webhook_url` is told.
-        is_inline: the result is to have the picture in itself, where that dialect lets callers ask for it.
+        dialect: what is to be remembered of another vendor's: its "name", in which the `webhook_url` is told, and
+            what it has besides.
     """
 
     prompt: str
@@ -65,14 +65,12 @@ class EditOrder:
     deadline_s: float | None = None
     preview_every: int | None = None
     webhook_url: str | None = None
-    dialect: str | None = None
-    is_inline: bool = False
+    dialect: Mapping[str, object] = field(default_factory=dict)
 
 
 def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
     """All of an order but its picture, under the names of the wire."""
     photo = order.photo
-    of_dialect = {} if order.dialect is None else {"dialect": order.dialect, "inline": order.is_inline}
     return {
         "prompt": order.prompt,
         "input_image": _shown_source(order),
@@ -90,8 +88,7 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
-        **of_dialect,
-    }
+    } | ({"dialect": dict(order.dialect)} if order.dialect else {})
 
 
 def edit_request(

@@ -68,7 +68,11 @@ async def test_what_is_left_out_is_as_at_the_vendor(studio: Studio, client: http
     kept = parameters(studio, answer.headers["x-fal-request-id"])
     assert (kept["num_inference_steps"], kept["guidance"], kept["acceleration"]) == (30, 2.5, "none")
     assert (kept["output_format"], kept["aspect_ratio"]) == ("png", "match_input_image")
-    assert (kept["disable_safety_checker"], kept["priority"], kept["dialect"]) == (False, 0, "fal")
+    assert (kept["disable_safety_checker"], kept["priority"], kept["dialect"]) == (
+        False,
+        0,
+        {"name": "fal", "is_inline": False},
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ async def test_a_picture_in_the_result_itself(studio: Studio, client: httpx2.Asy
         assert head == "data:image/jpeg;base64"
         assert Image.open(BytesIO(base64.b64decode(data))).size == (48, 32)
     row = (await client.get(f"/console/api/requests/{job['request_id']}")).text
-    assert "inline" not in row
+    assert '"dialect"' not in row
 
 
 async def test_a_stream_tells_of_each_step_and_ends_with_the_result(client: httpx2.AsyncClient) -> None:

@@ -125,7 +125,7 @@ def body(fields: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize("dialect", DIALECTS, ids=[each.name for each in DIALECTS])
 async def test_no_value_in_any_field_is_too_much(studio: Studio, client: httpx2.AsyncClient, dialect: Dialect) -> None:
     """In all fields at once, and in one of a request that is good otherwise."""
-    names = [*dialect.names.values(), *OTHERS]
+    names = [*dialect.vocabulary.names.values(), *OTHERS]
     picture = orjson.dumps(URI)
     good = {"prompt": b'"x"', **dict.fromkeys(("image", "image_url", "input_image", "inputs"), picture)}
     good |= {"version": b'"black-forest-labs/flux-kontext-dev"'}

@@ -48,11 +48,12 @@ async def test_the_answer_is_the_picture(client: httpx2.AsyncClient, accept: str
 
 
 async def test_a_size_chooses_the_shape(studio: Studio, client: httpx2.AsyncClient) -> None:
-    """Where it has the proportions of one; others are refused, with those that there are."""
-    answer = await client.post(PATH, json=asked(target_size={"width": 1536, "height": 1024}))
-    assert answer.status_code == 200
-    assert studio.fleet.requests[-1].aspect_ratio == "3:2"
-    for size in ({"width": 1000, "height": 999}, {"width": 3, "height": 0}, {"width": "3"}, "3:2"):
+    """Where it comes close to the proportions of one; others are refused, with those that there are."""
+    for width, height, shape in ((1536, 1024, "3:2"), (1104, 944, "5:4"), (1000, 999, "1:1"), (672, 1568, "9:21")):
+        answer = await client.post(PATH, json=asked(target_size={"width": width, "height": height}))
+        assert answer.status_code == 200
+        assert studio.fleet.requests[-1].aspect_ratio == shape
+    for size in ({"width": 2000, "height": 1000}, {"width": 3, "height": 0}, {"width": "3"}, "3:2"):
         refused = await client.post(PATH, json=asked(target_size=size))
         assert refused.status_code == 422
         assert "target_size has no shape of ours" in refused.json()["error"]

@@ -339,7 +339,7 @@ async def test_a_list_is_told_page_by_page(
         ({"num_outputs": 2}, "num_outputs can't be heeded here (allowed: 1, or nothing)"),
         ({"megapixels": "0.25"}, 'megapixels can\'t be heeded here (allowed: "1", or nothing)'),
         ({"mask": "https://a.example/m.png"}, "mask can't be heeded here (allowed: nothing)"),
-        ({"size": "1000x999"}, "size has no shape of ours"),
+        ({"size": "2000x1000"}, "size has no shape of ours"),
         ({"negative_prompt": "blur"}, "negative_prompt can't be heeded here"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from starlette.routing import BaseRoute
 
 from rekontext.api import errors
+from rekontext.api.dialects import terms
 from rekontext.api.dialects.bfl import BlackForestLabs
 from rekontext.api.dialects.fal import Fal
 from rekontext.api.dialects.huggingface import HuggingFace
@@ -53,5 +54,5 @@ def routes(parts: Parts) -> list[BaseRoute]:
 
 def message(documents: Documents, job: Job) -> Mapping[str, object] | None:
     """What a job's own `webhook_url` is told in the dialect that it came in; None where that is our own."""
-    dialect = _BY_NAME.get(str(job.parameters.get("dialect")))
+    dialect = _BY_NAME.get(terms.remembered(job).get("name", ""))
     return None if dialect is None else dialect.message(documents, job)

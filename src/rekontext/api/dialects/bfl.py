@@ -15,12 +15,12 @@ from starlette.types import Scope
 
 from rekontext.api import answers, surfaces
 from rekontext.api.auth import OTHER_HEADER
-from rekontext.api.bodies import UnsupportedContentType
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
 from rekontext.api.edits import UnknownModel
 from rekontext.api.errors import Failure
 from rekontext.api.parts import Parts
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.database import JobId
 from rekontext.jobs import Job, JobUnknown, State
 from rekontext.models import SLUG
@@ -47,16 +47,20 @@ class BlackForestLabs:
     """The dialect, as the vendor's package `blackforest` and the AI SDK's provider speak it."""
 
     name: Final = "bfl"
-    names: Final[Mapping[str, str]] = {
-        "input_image": "input_image",
-        "prompt": "prompt",
-        "aspect_ratio": "aspect_ratio",
-        "num_inference_steps": "steps",
-        "guidance": "guidance",
-        "seed": "seed",
-        "output_format": "output_format",
-        "webhook_url": "webhook_url",
-    }
+    vocabulary: Final = Vocabulary(
+        names={
+            "input_image": "input_image",
+            "prompt": "prompt",
+            "aspect_ratio": "aspect_ratio",
+            "num_inference_steps": "steps",
+            "guidance": "guidance",
+            "seed": "seed",
+            "output_format": "output_format",
+            "webhook_url": "webhook_url",
+        },
+        values={"output_format": {"jpeg": "jpg"}},
+        allowed={"output_format": "one of png, jpeg, webp"},
+    )
 
     def is_spoken(self, request: Request) -> bool:
         """Whoever shows a key so, where it means something, and on the one path that nobody else has."""
@@ -87,14 +91,10 @@ class BlackForestLabs:
             if (model := request.path_params["model"]) not in MODELS:
                 raise UnknownModel(model, known=MODELS)
             allowed = await parts.edits.allow(caller)
-            body = await parts.orders.body(request)
-            if not isinstance(body, dict):
-                raise UnsupportedContentType("multipart/form-data", allowed="application/json")
-            given = {**_DEFAULTS, **terms.ours(body, self.names)}
-            if given.get("output_format") == "jpeg":
-                given["output_format"] = "jpg"
-            draft = await parts.orders.draft_of(given, wrong=terms.unheeded(body, _UNHEEDED))
-            submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+            body = await parts.orders.json(request)
+            given, wrong = {**_DEFAULTS, **self.vocabulary.ours(body)}, terms.unheeded(body, _UNHEEDED)
+            draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})
+            submitted = await surfaces.submit(request, caller, draft, parts)
             job = submitted.job.id
             document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}
             return answers.json_answer(document, headers=surfaces.headers(submitted, allowed, parts))
@@ -124,7 +124,7 @@ class BlackForestLabs:
             }
         elif progress is not None:
             document["progress"] = round(int(str(progress["step"])) / int(str(progress["steps"])), 3)
-        why = terms.why(job, self.names)
+        why = terms.why(job, self.vocabulary)
         return document | {"error": why, "details": None if why is None else {"error": why}, "preview": None}
 
 

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp
 from rekontext.accounts import Scope
 from rekontext.api import answers, sse, surfaces
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import UnsupportedContentType
 from rekontext.api.dialects import fal_uploads, terms
 from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
 from rekontext.api.documents import Documents, code, described
@@ -38,7 +37,8 @@ from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.api.parts import Parts
-from rekontext.contract import AspectRatio
+from rekontext.api.vocabulary import Vocabulary
+from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Job, State
 
@@ -75,7 +75,7 @@ _SIZES: Final[Mapping[str, AspectRatio]] = {
     "landscape_4_3": "4:3",
     "landscape_16_9": "16:9",
 }
-_MATCHES_INPUT: Final = ("match_input", "auto")
+_MATCHES_INPUT: Final = "match_input_image"
 _PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
 
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -85,17 +85,27 @@ class Fal:
     """The dialect, as `fal-client` and `@fal-ai/client` speak it."""
 
     name: Final = "fal"
-    names: Final[Mapping[str, str]] = {
-        "input_image": "image_url",
-        "prompt": "prompt",
-        "aspect_ratio": "resolution_mode",
-        "num_inference_steps": "num_inference_steps",
-        "guidance": "guidance_scale",
-        "seed": "seed",
-        "output_format": "output_format",
-        "acceleration": "acceleration",
-        "webhook_url": "fal_webhook",
-    }
+    vocabulary: Final = Vocabulary(
+        names={
+            "input_image": "image_url",
+            "prompt": "prompt",
+            "aspect_ratio": "resolution_mode",
+            "num_inference_steps": "num_inference_steps",
+            "guidance": "guidance_scale",
+            "seed": "seed",
+            "output_format": "output_format",
+            "acceleration": "acceleration",
+            "webhook_url": "fal_webhook",
+        },
+        values={
+            "output_format": {"jpeg": "jpg"},
+            "aspect_ratio": {"match_input": _MATCHES_INPUT, "auto": _MATCHES_INPUT},
+        },
+        allowed={
+            "output_format": "one of png, jpeg, webp",
+            "aspect_ratio": f"one of match_input, {', '.join(ASPECT_RATIOS[1:])}",
+        },
+    )
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
@@ -194,22 +204,17 @@ class Fal:
         caller = await parts.caller(request, "edit")
         _check_app(request.path_params["app"], known=ENDPOINT)
         allowed = await parts.edits.allow(caller)
-        body = await parts.orders.body(request)
-        if not isinstance(body, dict):
-            raise UnsupportedContentType("multipart/form-data", allowed="application/json")
+        body = await parts.orders.json(request)
         wrong = terms.unheeded(body, _UNHEEDED)
-        given = {**_DEFAULTS, **terms.ours(body, self.names)}
         shape = terms.asked_shape(body, "image_size", wrong, named=_SIZES)
-        ratio = given.get("aspect_ratio") or body.get("aspect_ratio") or shape
-        given["aspect_ratio"] = "match_input_image" if ratio in _MATCHES_INPUT else ratio
-        if given.get("output_format") == "jpeg":
-            given["output_format"] = "jpg"
+        ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
+        asked = {**body, "resolution_mode": ratio, "fal_webhook": request.query_params.get("fal_webhook")}
+        given = {**_DEFAULTS, **self.vocabulary.ours(asked)}
         given["disable_safety_checker"] = not _flag(body, "enable_safety_checker", wrong, default=True)
-        is_inline = _flag(body, "sync_mode", wrong, default=False)
         given["priority"] = _PRIORITIES.get(request.headers.get("x-fal-queue-priority", ""), 0)
-        given["webhook_url"] = request.query_params.get("fal_webhook")
-        draft = await parts.orders.draft_of(given, wrong=wrong)
-        submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name, is_inline=is_inline)
+        remembered = {"name": self.name, "is_inline": _flag(body, "sync_mode", wrong, default=False)}
+        draft = await parts.orders.draft_of(given, wrong=wrong, dialect=remembered)
+        submitted = await surfaces.submit(request, caller, draft, parts)
         return caller, submitted, surfaces.headers(submitted, allowed, parts) | _named(submitted.job.id)
 
     async def _status(self, request: Request, caller: Caller, job: JobId, parts: Parts) -> dict[str, object]:
@@ -230,7 +235,7 @@ class Fal:
             estimate = parts.forecast.of_job(found, ahead=standing.ahead)
             place = standing.ahead or 0 if estimate is None else estimate.position
             return document | {"status": "IN_QUEUE", "queue_position": place}
-        why = terms.why(found, self.names)
+        why = terms.why(found, self.vocabulary)
         return document if why is None else document | {"error": why, "error_type": code(found)}
 
     async def _statuses(
@@ -261,9 +266,9 @@ class Fal:
                 return refused(self._failure_of(found), job)
             return await _whole_result(found, request, parts)
         except DatabaseUnavailable:
-            return refused(told(ResultOutOfReach(job), self.names), job)
+            return refused(told(ResultOutOfReach(job), self.vocabulary), job)
         except (FileGone, ResultOutOfReach) as fault:
-            return refused(told(fault, self.names), job)
+            return refused(told(fault, self.vocabulary), job)
 
     async def _until_closing(
         self, frames: AsyncGenerator[bytes, None], job: JobId, parts: Parts
@@ -274,12 +279,12 @@ class Fal:
                 yield frame
         newest = parts.desk.newest(job)
         if newest is None or newest.kind != "ended":
-            yield _frame(refused(told(DeadlineExceeded(job, deadline_s=None), self.names), job))
+            yield _frame(refused(told(DeadlineExceeded(job, deadline_s=None), self.vocabulary), job))
 
     def _failure_of(self, job: Job) -> Failure:
         """Why a job that has ended has no result."""
         fault = JobCancelled(job) if job.state is State.CANCELLED else JobFailed(job)
-        return told(fault, self.names)
+        return told(fault, self.vocabulary)
 
 
 def _patient(handler: _Handler) -> _Handler:
@@ -290,7 +295,7 @@ def _patient(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except DatabaseUnavailable as fault:
-            away = told(fault, {})
+            away = told(fault)
             raise Busy(away.sentence, code=away.code, retry_after_s=1) from fault
 
     return asked_again
@@ -315,8 +320,7 @@ def _flag(body: Mapping[str, object], name: str, wrong: dict[str, Problem], *, d
     if value is None:
         return default
     if not isinstance(value, bool):
-        short = shown(value)
-        wrong[name] = Problem(parameter=name, value=short, reason=f"is {short}", allowed_text="true or false")
+        wrong[name] = terms.problem(name, value, f"is {shown(value)}", allowed="true or false")
         return default
     return value
 
@@ -335,7 +339,7 @@ def _target(url: str | None) -> dict[str, object]:
     if folder is None:
         reason = "is missing" if url is None else "is no URL that is answered here"
         hosts = f"an https URL at {', '.join(_HOSTS)}"
-        raise ParametersRefused([Problem(parameter=TARGET, value=shown(url), reason=reason, allowed_text=hosts)])
+        raise ParametersRefused([terms.problem(TARGET, url, reason, allowed=hosts)])
     path = f"{folder}{parts.path}"
     return {"path": unquote(path), "raw_path": path.encode(), "query_string": parts.query.encode()}
 
@@ -349,7 +353,7 @@ async def _whole_result(job: Job, request: Request, parts: Parts) -> dict[str, o
     if not parts.documents.hands_out(job):
         raise FileGone
     result = result_of(parts.documents, job, parts.origins.of(request))
-    if job.parameters.get("inline") and job.outputs:
+    if terms.remembered(job).get("is_inline") and job.outputs:
         picture = await surfaces.picture_of(job, parts)
         uri = await parts.threads.run(terms.data_uri, picture, job.outputs[0].content_type)
         result["images"] = [{"url": uri, **described(job.outputs[0])}]

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from rekontext.accounts import keys
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller, shown_key
-from rekontext.api.bodies import UnsupportedContentType, read_raw
+from rekontext.api.bodies import read_raw
 from rekontext.api.middleware import note
 from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
@@ -56,9 +56,7 @@ def routes(parts: Parts) -> list[BaseRoute]:
         """Where to put one picture, and where it will be."""
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
-        body = await parts.orders.body(request)
-        if not isinstance(body, dict):
-            raise UnsupportedContentType("multipart/form-data", allowed="application/json")
+        body = await parts.orders.json(request)
         upload, origin = parts.ids(), parts.origins.of(request)
         path = f"{_UPLOADS}/{caller.key.id}/{upload}"
         to = parts.links.to_path(origin, path, until=parts.clock.now() + _OPEN_FOR)

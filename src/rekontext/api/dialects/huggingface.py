@@ -14,13 +14,14 @@ from starlette.routing import BaseRoute, Route
 
 from rekontext.api import answers, surfaces
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import MalformedBody, read_raw
+from rekontext.api.bodies import MalformedBody, is_json, read_raw
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Submitted
 from rekontext.api.errors import Failure
 from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.jobs import Job
 from rekontext.models import SLUG
 
@@ -33,15 +34,17 @@ class HuggingFace:
     """The dialect, as `huggingface_hub`'s and `@huggingface/inference`'s image-to-image speak it."""
 
     name: Final = "huggingface"
-    names: Final[Mapping[str, str]] = {
-        "input_image": "inputs",
-        "prompt": "prompt",
-        "aspect_ratio": "aspect_ratio",
-        "num_inference_steps": "num_inference_steps",
-        "guidance": "guidance_scale",
-        "seed": "seed",
-        "acceleration": "acceleration",
-    }
+    vocabulary: Final = Vocabulary(
+        names={
+            "input_image": "inputs",
+            "prompt": "prompt",
+            "aspect_ratio": "aspect_ratio",
+            "num_inference_steps": "num_inference_steps",
+            "guidance": "guidance_scale",
+            "seed": "seed",
+            "acceleration": "acceleration",
+        }
+    )
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
@@ -73,20 +76,19 @@ class HuggingFace:
         """The job. Nothing of the body outlasts this call, however long the job takes."""
         photo, asked = await _read(request, parts)
         wrong = terms.unheeded(asked, _UNHEEDED)
-        given = terms.ours({**asked, "inputs": photo}, self.names)
+        given = self.vocabulary.ours({**asked, "inputs": photo})
         if (shape := terms.asked_shape(asked, "target_size", wrong)) is not None:
             given["aspect_ratio"] = shape
         given["output_format"] = _format(request.headers.get("accept", ""))
-        draft = await parts.orders.draft_of(given, wrong=wrong)
-        return await surfaces.submit(request, caller, draft, parts, dialect=self.name)
+        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})
+        return await surfaces.submit(request, caller, draft, parts)
 
 
 async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, object]]:
     """The photo, and the parameters beside it."""
-    if not request.headers.get("content-type", "").startswith("application/json"):
+    if not is_json(request):
         return Upload(data=await read_raw(request)), {}
-    body = await parts.orders.body(request)
-    assert isinstance(body, dict), "JSON was read as a form"
+    body = await parts.orders.json(request)
     asked: Any = body.get("parameters") or {}
     if not isinstance(asked, dict):
         raise MalformedBody("parameters is no object; allowed: the edit's parameters by name")

@@ -61,7 +61,7 @@ class OpenAI:
     """The dialect, as the packages `openai` for Python and JavaScript speak it."""
 
     name: Final = "openai"
-    names: Final = openai_order.NAMES
+    vocabulary: Final = openai_order.VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """By its path, or by its client, which shows no other error's sentence."""
@@ -119,10 +119,9 @@ class OpenAI:
     async def _submit(self, request: Request, caller: Caller, parts: Parts) -> tuple[Submitted, Manner]:
         """The job, and how its end is wanted. Nothing of the body outlasts this call, however long that takes."""
         wish = openai_order.read(await parts.orders.body(request))
-        draft = openai_order.with_looks(
-            await parts.orders.draft_of(wish.given, wrong=wish.wrong), looks=wish.manner.looks
-        )
-        return await surfaces.submit(request, caller, draft, parts, dialect=self.name), wish.manner
+        draft = await parts.orders.draft_of(wish.given, wrong=wish.wrong, dialect={"name": self.name})
+        draft = openai_order.with_looks(draft, looks=wish.manner.looks)
+        return await surfaces.submit(request, caller, draft, parts), wish.manner
 
 
 class _Stream(StreamingResponse):
@@ -150,7 +149,7 @@ async def _events(
     except CallerGone:
         return
     except _ENDED_OTHERWISE as fault:
-        yield sse.frame("error", {"type": "error", "error": _error(errors.told(fault, openai_order.NAMES))})
+        yield sse.frame("error", {"type": "error", "error": _error(errors.told(fault, openai_order.VOCABULARY))})
     else:
         yield await parts.threads.run(_completed, done)
     finally:

@@ -15,6 +15,7 @@ from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
 from rekontext.api.orders import Draft
 from rekontext.api.parameters import Problem, from_form, nameless_file, shown
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.models import SLUG
 
@@ -34,7 +35,7 @@ NAMES: Final[Mapping[str, str]] = {
     "deadline_s": "deadline_s",
     "webhook_url": "webhook_url",
 }
-"""Ours -> theirs."""
+VOCABULARY: Final = Vocabulary(names=NAMES)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")

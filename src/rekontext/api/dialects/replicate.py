@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from rekontext.api import answers, sse, surfaces
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import JsonObject, UnsupportedContentType
+from rekontext.api.bodies import JsonObject
 from rekontext.api.connection import unless_gone
 from rekontext.api.dialects import terms
 from rekontext.api.dialects.replicate_catalogue import (
@@ -39,6 +39,7 @@ from rekontext.api.errors import Failure
 from rekontext.api.links import FileGone
 from rekontext.api.orders import Draft
 from rekontext.api.parts import Parts
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
@@ -54,7 +55,7 @@ _HIDDEN: Final = "hidden"
 _METRICS: Final = {"predict_time": "inference_time", "total_time": "total_time"}
 _EVENTS: Final = "webhook_events_filter"
 _COMPLETED: Final = "completed"
-_NAMES: Final[Mapping[str, str]] = {**{name: name for name in INPUT}, "webhook_url": "webhook"}
+_VOCABULARY: Final = Vocabulary(names={**{name: name for name in INPUT}, "webhook_url": "webhook"})
 _UNHEEDED: Final[Mapping[str, object]] = {
     "num_outputs": 1,
     "megapixels": "1",
@@ -71,7 +72,7 @@ class Replicate:
     """The dialect, as the vendor's packages and the AI SDK's provider speak it."""
 
     name: Final = "replicate"
-    names: Final = _NAMES
+    vocabulary: Final = _VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """By its path, or by its client, which shows no other error's sentence."""
@@ -182,36 +183,40 @@ class _Predictions:
         Nothing of the body outlasts this call, however long the answer to it is held.
         """
         parts = self._parts
-        body = await parts.orders.body(request)
+        body = await parts.orders.json(request)
         came_s = parts.clock.monotonic_s()
-        if not isinstance(body, dict):
-            raise UnsupportedContentType("multipart/form-data", allowed="application/json")
         if "name" not in request.path_params:
             check_reference(body, parts)
         draft = await self._draft(body)
-        return await surfaces.submit(request, caller, draft, parts, dialect=self._dialect), came_s
+        return await surfaces.submit(request, caller, draft, parts), came_s
 
     async def _draft(self, body: JsonObject) -> Draft:
         """All of a body but which model is meant.
 
         Raises:
-            ParametersRefused: nothing in it can be an edit's.
+            ParametersRefused: it has no input.
         """
         asked: Any = body.get("input")
         if not isinstance(asked, dict):
             raise refused("input", asked, "is no object", allowed="the edit's parameters by name")
-        if "auth" in asked:  # one client sends itself as the input when it is to send files as data URIs
-            raise refused("auth", None, "has a key in it, which is none of an edit's", allowed="an input without it")
-        events: Any = body.get(_EVENTS)
-        if not (events is None or isinstance(events, list)):
-            raise refused(_EVENTS, events, "is no list", allowed=f'a list, with "{_COMPLETED}" in it to be told')
-        photo = asked.get("input_image")
-        found = {**asked, "input_image": asked.get("image") if photo is None else photo}
-        found["webhook"] = body.get("webhook") if events is None or _COMPLETED in events else None
         wrong = terms.unheeded(asked, _UNHEEDED)
         shape = terms.asked_shape(asked, "size", wrong)
-        given = {**DEFAULTS, "aspect_ratio": shape, **terms.ours(found, _NAMES)}
-        return await self._parts.orders.draft_of(given, wrong=wrong)
+        if "auth" in asked:  # one client sends itself as the input when it is to send files as data URIs
+            reason = "has a key in it, which is none of an edit's"
+            wrong["auth"] = terms.problem("auth", None, reason, allowed="an input without it")
+        events: Any = body.get(_EVENTS)
+        if not (events is None or isinstance(events, list)):
+            allowed = f'a list, with "{_COMPLETED}" in it to be told'
+            wrong[_EVENTS] = terms.problem(_EVENTS, events, "is no list", allowed=allowed)
+        is_told = not isinstance(events, list) or _COMPLETED in events
+        photo = asked.get("input_image")
+        found = {
+            **asked,
+            "input_image": asked.get("image") if photo is None else photo,
+            "webhook": body.get("webhook") if is_told else None,
+        }
+        given = {**DEFAULTS, "aspect_ratio": shape, **_VOCABULARY.ours(found)}
+        return await self._parts.orders.draft_of(given, wrong=wrong, dialect={"name": self._dialect})
 
     async def _answer(self, request: Request, job: Job) -> Response:
         return await self._parts.threads.run(answers.json_answer, await self._document(request, job))
@@ -252,7 +257,7 @@ class _Predictions:
                 yield sse.text_frame("logs", _logs(event.data).encode(), event.id)
             elif event.kind == "ended":
                 ended = await desk.job(job.id, account=job.account)
-                output, why = None, terms.why(ended, _NAMES)
+                output, why = None, terms.why(ended, _VOCABULARY)
                 try:
                     output = await self._output(request, ended)
                 except ResultOutOfReach as fault:
@@ -288,7 +293,7 @@ def _prediction(
         "output": output,
         "data_removed": job.state is State.COMPLETED and output is None,
         "logs": "" if progress is None else _logs(progress),
-        "error": terms.why(job, _NAMES),
+        "error": terms.why(job, _VOCABULARY),
         "metrics": {theirs: measured[ours] for theirs, ours in _METRICS.items() if ours in measured},
         "created_at": moment(job.accepted_at),
         "started_at": moment(job.started_at),

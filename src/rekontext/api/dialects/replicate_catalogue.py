@@ -15,9 +15,10 @@ from rekontext.accounts import Account, registry
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller
 from rekontext.api.bodies import JsonObject, UnsupportedContentType
+from rekontext.api.dialects import terms
 from rekontext.api.edits import NotReady, UnknownModel
 from rekontext.api.links import FileGone
-from rekontext.api.parameters import ParametersRefused, Problem, Upload, nameless_file, schema, shown
+from rekontext.api.parameters import ParametersRefused, Upload, nameless_file, schema
 from rekontext.api.parts import Parts
 from rekontext.contract import ModelCard
 from rekontext.jobs import Asset, assets
@@ -213,7 +214,7 @@ def check_reference(body: JsonObject, parts: Parts) -> None:
 
 def refused(parameter: str, value: object, reason: str, *, allowed: str) -> ParametersRefused:
     """One parameter that is wrong, though it is none of an edit's."""
-    return ParametersRefused([Problem(parameter=parameter, value=shown(value), reason=reason, allowed_text=allowed)])
+    return ParametersRefused([terms.problem(parameter, value, reason, allowed=allowed)])
 
 
 def version_id(title: str) -> str:

@@ -1,11 +1,12 @@
-"""What several dialects say alike: their names for our parameters, shapes by pixels, pictures as data URIs. Pure."""
+"""What several dialects say alike: fields that can't be heeded, shapes by pixels, pictures as data URIs. Pure."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Mapping
-from typing import Final
+from math import log
+from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from rekontext.api.documents import error
 from rekontext.api.errors import Failure
 from rekontext.api.parameters import Problem, shown
+from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.jobs import Job
 
@@ -25,6 +27,8 @@ _SHAPES: Final[Mapping[float, AspectRatio]] = {
     for width, colon, height in [ratio.partition(":")]
     if colon
 }
+_OFF_MAX: Final = 0.07
+"""By so much, relatively, a size may miss its proportions: the model's own size for 5:4 is 1104 x 944."""
 _NONE: Final[Mapping[str, AspectRatio]] = {}
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
 
@@ -34,13 +38,9 @@ def is_sent_by(request: Request, agents: re.Pattern[str]) -> bool:
     return agents.match(request.headers.get("user-agent", "")) is not None
 
 
-def ours(given: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
-    """What was given under a vendor's names, under ours; only what we have a name for.
-
-    Args:
-        names: ours -> theirs, for every parameter that the dialect has.
-    """
-    return {our: given[their] for our, their in names.items() if given.get(their) is not None}
+def problem(name: str, value: object, reason: str, *, allowed: str) -> Problem:
+    """What is wrong with a field that is none of our parameters."""
+    return Problem(parameter=name, value=shown(value), reason=reason, allowed_text=allowed)
 
 
 def unheeded(given: Mapping[str, object], allowed: Mapping[str, object]) -> dict[str, Problem]:
@@ -50,11 +50,11 @@ def unheeded(given: Mapping[str, object], allowed: Mapping[str, object]) -> dict
         allowed: by name, the value that asks for nothing; beside it null and what is empty do too.
     """
     return {
-        name: Problem(
-            parameter=name,
-            value=shown(given[name]),
-            reason="can't be heeded here",
-            allowed_text=f"{orjson.dumps(value).decode()}, or nothing" if value not in ("", None) else "nothing",
+        name: problem(
+            name,
+            given[name],
+            "can't be heeded here",
+            allowed="nothing" if value in ("", None) else f"{orjson.dumps(value).decode()}, or nothing",
         )
         for name, value in allowed.items()
         if given.get(name) not in (None, "", [], value)
@@ -62,7 +62,7 @@ def unheeded(given: Mapping[str, object], allowed: Mapping[str, object]) -> dict
 
 
 def shape_of(size: object) -> AspectRatio | None:
-    """The aspect ratio that a size has, if it is one of ours: WIDTHxHEIGHT, or an object with a width and a height."""
+    """The aspect ratio that a size comes close to, if one: WIDTHxHEIGHT, or an object with a width and a height."""
     match size:
         case {"width": int(width), "height": int(height)}:
             pass
@@ -70,7 +70,10 @@ def shape_of(size: object) -> AspectRatio | None:
             width, height = int(found[1]), int(found[2])
         case _:
             return None
-    return _SHAPES.get(width / height) if height > 0 else None
+    if min(width, height) < 1:
+        return None
+    off, shape = min((abs(log(ratio * height / width)), shape) for ratio, shape in _SHAPES.items())
+    return shape if off <= _OFF_MAX else None
 
 
 def asked_shape(
@@ -87,13 +90,9 @@ def asked_shape(
     shape = named.get(size) if isinstance(size, str) and size in named else shape_of(size)
     if shape is None:
         names = ", ".join(named)
-        allowed = f"a width and a height in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
-        wrong[name] = Problem(
-            parameter=name,
-            value=shown(size),
-            reason="has no shape of ours",
-            allowed_text=f"{allowed}, or one of {names}" if names else allowed,
-        )
+        allowed = f"a width and a height close to one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+        allowed = f"{allowed}, or one of {names}" if names else allowed
+        wrong[name] = problem(name, size, "has no shape of ours", allowed=allowed)
     return shape
 
 
@@ -104,13 +103,16 @@ def status_of(failure: Failure) -> int:
     return _UNPAID if failure.status == _OURS_FOR_UNPAID else failure.status
 
 
-def why(job: Job, names: Mapping[str, str]) -> str | None:
-    """Why a job has no picture, under a vendor's names."""
+def remembered(job: Job) -> Mapping[str, Any]:
+    """What a job knows of the dialect that it came in: its "name", and what that dialect gave it to keep."""
+    found: Any = job.parameters.get("dialect", {})
+    return dict(found)
+
+
+def why(job: Job, vocabulary: Vocabulary) -> str | None:
+    """Why a job has no picture, in a vendor's words."""
     sentence = error(job)
-    if sentence is None:
-        return None
-    first, space, rest = sentence.partition(" ")
-    return f"{names.get(first, first)}{space}{rest}"
+    return None if sentence is None else vocabulary.renamed(sentence)
 
 
 def data_uri(data: bytes, content_type: str) -> str:
