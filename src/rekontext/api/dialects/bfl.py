@@ -34,8 +34,6 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "prompt_upsampling": False,
     "mask": None,
     "negative_prompt": "",
-    "width": None,
-    "height": None,
     "input_image_2": None,
     "input_image_3": None,
     "input_image_4": None,
@@ -92,7 +90,11 @@ class BlackForestLabs:
             given = {**_DEFAULTS, **terms.ours(body, self.names)}
             if given.get("output_format") == "jpeg":
                 given["output_format"] = "jpg"
-            draft = await parts.orders.draft_of(given, wrong=terms.unheeded(body, _UNHEEDED))
+            wrong = terms.unheeded(body, _UNHEEDED)
+            if "aspect_ratio" not in given:  # beside which the AI SDK sends a size
+                size = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
+                given["aspect_ratio"] = terms.asked_shape({"width": size or None}, "width", wrong)
+            draft = await parts.orders.draft_of(given, wrong=wrong)
             submitted = await surfaces.submit(request, caller, draft, parts, dialect=self.name)
             job = submitted.job.id
             document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}

@@ -25,7 +25,7 @@ from rekontext.jobs import Job
 from rekontext.models import SLUG
 
 _FOLDER: Final = "/hf/"
-_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": ""}
+_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": "", "mask": None, "mask_image": None}
 _FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
