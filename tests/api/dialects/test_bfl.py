@@ -65,6 +65,17 @@ async def test_what_is_left_out_is_as_the_vendor_has_it(studio: Studio, client: 
     assert ".jpg" in result["result"]["sample"]
 
 
+async def test_a_size_chooses_the_shape(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """The AI SDK sends it beside the ratio, which goes before it."""
+    size = {"width": 1536, "height": 1024}
+    await ended(client, **size)
+    await ended(client, **size, aspect_ratio="1:1")
+    assert [request.aspect_ratio for request in studio.fleet.requests] == ["3:2", "1:1"]
+    wrong = await client.post(PATH, json={**ASKED, "width": 7, "height": 5})
+    assert "width has no shape of ours" in wrong.json()["detail"]
+    assert (await client.post(PATH, json={**ASKED, "height": 512})).status_code == 422
+
+
 async def test_the_header_tells_it_from_our_own_surface(client: httpx2.AsyncClient) -> None:
     """On the path that both have, and on the one that is only here."""
     key = client.headers.pop("x-key")

@@ -34,8 +34,6 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "prompt_upsampling": False,
     "mask": None,
     "negative_prompt": "",
-    "width": None,
-    "height": None,
     "input_image_2": None,
     "input_image_3": None,
     "input_image_4": None,
@@ -93,6 +91,9 @@ class BlackForestLabs:
             allowed = await parts.edits.allow(caller)
             body = await parts.orders.json(request)
             given, wrong = {**_DEFAULTS, **self.vocabulary.ours(body)}, terms.unheeded(body, _UNHEEDED)
+            if "aspect_ratio" not in given:  # beside which the AI SDK sends a size
+                size = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
+                given["aspect_ratio"] = terms.asked_shape(size or None, "width", wrong)
             draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})
             submitted = await surfaces.submit(request, caller, draft, parts)
             job = submitted.job.id

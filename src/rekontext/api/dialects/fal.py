@@ -206,7 +206,7 @@ class Fal:
         allowed = await parts.edits.allow(caller)
         body = await parts.orders.json(request)
         wrong = terms.unheeded(body, _UNHEEDED)
-        shape = terms.asked_shape(body, "image_size", wrong, named=_SIZES)
+        shape = terms.asked_shape(body.get("image_size"), "image_size", wrong, named=_SIZES)
         ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
         asked = {**body, "resolution_mode": ratio, "fal_webhook": request.query_params.get("fal_webhook")}
         given = {**_DEFAULTS, **self.vocabulary.ours(asked)}

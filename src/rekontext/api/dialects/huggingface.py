@@ -26,7 +26,7 @@ from rekontext.jobs import Job
 from rekontext.models import SLUG
 
 _FOLDER: Final = "/hf/"
-_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": ""}
+_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": "", "mask": None, "mask_image": None}
 _FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
@@ -77,7 +77,7 @@ class HuggingFace:
         photo, asked = await _read(request, parts)
         wrong = terms.unheeded(asked, _UNHEEDED)
         given = self.vocabulary.ours({**asked, "inputs": photo})
-        if (shape := terms.asked_shape(asked, "target_size", wrong)) is not None:
+        if (shape := terms.asked_shape(asked.get("target_size"), "target_size", wrong)) is not None:
             given["aspect_ratio"] = shape
         given["output_format"] = _format(request.headers.get("accept", ""))
         draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})

@@ -16,7 +16,7 @@ from rekontext.api.edits import UnknownModel
 from rekontext.api.orders import Draft
 from rekontext.api.parameters import Problem, from_form, nameless_file, shown
 from rekontext.api.vocabulary import Vocabulary
-from rekontext.contract import ASPECT_RATIOS, AspectRatio
+from rekontext.contract import AspectRatio
 from rekontext.models import SLUG
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ VOCABULARY: Final = Vocabulary(names=NAMES)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
-_SHAPES: Final = f"auto, or WIDTHxHEIGHT in one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+_SIZES: Final = f"auto, or WIDTHxHEIGHT close to {terms.PROPORTIONS}"
 _UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
 _LOOKS_MAX: Final = 3
 _NOTHING: Final = ("", "null")
@@ -174,7 +174,7 @@ class _Asked:
             return None
         shape = terms.shape_of(text)
         if shape is None:
-            self.refuse("size", f"is {text}", allowed=_SHAPES)
+            self.refuse("size", f"is {text}", allowed=_SIZES)
         return shape
 
     def refuse(self, name: str, reason: str, *, allowed: str) -> None:

@@ -45,7 +45,7 @@ from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
 
 _PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)", re.DOTALL)
-_AGENTS: Final = re.compile(r"(?i:(async)?replicate)[/-]|.*\bai-sdk/replicate/")
+_AGENTS: Final = re.compile(r"(?i:(async)?replicate)[/-]")
 _PREDICTIONS: Final = "/v1/predictions"
 _PAGE: Final = 100
 _HELD_S_MAX: Final = 55
@@ -200,7 +200,7 @@ class _Predictions:
         if not isinstance(asked, dict):
             raise refused("input", asked, "is no object", allowed="the edit's parameters by name")
         wrong = terms.unheeded(asked, _UNHEEDED)
-        shape = terms.asked_shape(asked, "size", wrong)
+        shape = terms.asked_shape(asked.get("size"), "size", wrong)
         if "auth" in asked:  # one client sends itself as the input when it is to send files as data URIs
             reason = "has a key in it, which is none of an edit's"
             wrong["auth"] = terms.problem("auth", None, reason, allowed="an input without it")

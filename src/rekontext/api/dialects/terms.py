@@ -29,6 +29,7 @@ _SHAPES: Final[Mapping[float, AspectRatio]] = {
 }
 _OFF_MAX: Final = 0.07
 """By so much, relatively, a size may miss its proportions: the model's own size for 5:4 is 1104 x 944."""
+PROPORTIONS: Final = f"one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
 _NONE: Final[Mapping[str, AspectRatio]] = {}
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
 
@@ -77,20 +78,19 @@ def shape_of(size: object) -> AspectRatio | None:
 
 
 def asked_shape(
-    given: Mapping[str, object], name: str, wrong: dict[str, Problem], *, named: Mapping[str, AspectRatio] = _NONE
+    size: object, name: str, wrong: dict[str, Problem], *, named: Mapping[str, AspectRatio] = _NONE
 ) -> AspectRatio | None:
-    """The aspect ratio of the size in a field, or None, and a new problem if that is none of ours.
+    """The aspect ratio that the size in a field comes close to; None for no size, and a new problem for any other.
 
     Args:
         named: sizes that have names.
     """
-    size = given.get(name)
     if size in (None, ""):
         return None
     shape = named.get(size) if isinstance(size, str) and size in named else shape_of(size)
     if shape is None:
         names = ", ".join(named)
-        allowed = f"a width and a height close to one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
+        allowed = f"a width and a height close to {PROPORTIONS}"
         allowed = f"{allowed}, or one of {names}" if names else allowed
         wrong[name] = problem(name, size, "has no shape of ours", allowed=allowed)
     return shape
