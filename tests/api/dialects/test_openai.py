@@ -324,7 +324,7 @@ async def test_strangers_are_refused_in_the_same_form(refusing: httpx2.AsyncClie
         error(answer, 401, "invalid_api_key", kind="authentication_error")
 
 
-@pytest.mark.parametrize("agent", ["OpenAI/Python 3.57.0", "AsyncOpenAI/JS 6.49.0", "ai/6.0 ai-sdk/openai/3.0.141"])
+@pytest.mark.parametrize("agent", ["OpenAI/Python 3.57.0", "AsyncOpenAI/JS 6.49.0"])
 async def test_its_clients_read_what_is_wrong_at_other_paths(refusing: httpx2.AsyncClient, agent: str) -> None:
     """Below a base URL without /v1, which the sentence shows, and in calls that there are none of here."""
     for path in ("/images/edits", "/v1/chat/completions"):

@@ -38,7 +38,7 @@ _MODELS: Final = "/v1/models"
 _IS_MODELS: Final = re.compile(rf"{_MODELS}(/[^/]*)?")
 _MODEL: Final[Mapping[str, object]] = {"id": SLUG, "object": "model", "created": 0, "owned_by": "rekontext"}
 """`created` must be there; when it was isn't known."""
-_AGENTS: Final = re.compile(r"(Async)?OpenAI/|.*\bai-sdk/openai/")
+_AGENTS: Final = re.compile(r"(Async)?OpenAI/")
 
 _UNKNOWN_MODEL: Final = "unknown_model"
 _CODES: Final[Mapping[str, str]] = {

@@ -44,7 +44,7 @@ from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
 
 _PATHS: Final = re.compile(r"/v1/((predictions|files|account|webhooks)(/.*)?|models/[^/]+/.*)")
-_AGENTS: Final = re.compile(r"(?i:(async)?replicate)[/-]|.*\bai-sdk/replicate/")
+_AGENTS: Final = re.compile(r"(?i:(async)?replicate)[/-]")
 _PREDICTIONS: Final = "/v1/predictions"
 _PAGE: Final = 100
 _HELD_S_MAX: Final = 55
