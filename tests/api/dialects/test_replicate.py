@@ -95,7 +95,7 @@ async def test_a_size_chooses_the_shape(client: httpx2.AsyncClient, given: dict[
 
 @pytest.mark.parametrize(
     "agent",
-    ["replicate-python/1.0.7", "replicate-javascript/1.4.0", "Replicate/Python 2.0.0b4", "ai-sdk/replicate/2.0.57"],
+    ["replicate-python/1.0.7", "replicate-javascript/1.4.0", "Replicate/Python 2.0.0b4"],
 )
 async def test_its_clients_read_what_is_wrong_at_other_paths(client: httpx2.AsyncClient, agent: str) -> None:
     """At the one that is OpenAI's too, and below a wrong base URL, which the sentence shows."""
