@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rekontext.accounts import Balance, usd
 from rekontext.api.links import Links
-from rekontext.contract import Estimate, ModelCard
+from rekontext.contract import Estimate, ModelCard, Progress
 from rekontext.jobs import Job, Output, State
 from rekontext.sources import Clock
 
@@ -49,14 +49,14 @@ class Documents:
         return {"request_id": job.id, "status": job.state.value, **forecast(estimate), **self.urls(job.id, origin)}
 
     def status(
-        self, job: Job, origin: str, *, estimate: Estimate | None, progress: Mapping[str, object] | None
+        self, job: Job, origin: str, *, estimate: Estimate | None, progress: Progress | None
     ) -> dict[str, object]:
         """Where a job stands. Never what it made."""
         return {
             "request_id": job.id,
             "status": job.state.value,
             **forecast(estimate),
-            "progress": None if progress is None else {"step": progress["step"], "steps": progress["steps"]},
+            "progress": None if progress is None else {"step": progress.step, "steps": progress.steps},
             "cancel_requested": job.cancel_requested_at is not None,
             "error": error(job),
             "code": code(job),
@@ -75,7 +75,7 @@ class Documents:
             return document | {"code": code(job), "metrics": metrics(job)}
         images = self.images(job, origin)
         document |= {
-            "output": images[0]["url"] if images else None,
+            "output": self.output_url(job, origin),
             "images": images,
             "seed": (job.made or {}).get("seed"),
             "prompt": job.parameters.get("prompt"),
@@ -93,6 +93,11 @@ class Documents:
             described(output) | {"url": self.links.to_output(origin, output.key, until=until)}
             for output in job.outputs or ()
         ]
+
+    def output_url(self, job: Job, origin: str) -> str | None:
+        """A link to the picture that a job made, while that is kept."""
+        images = self.images(job, origin)
+        return str(images[0]["url"]) if images else None
 
     def hands_out(self, job: Job) -> bool:
         """Whether its pictures' time isn't up."""

@@ -57,8 +57,7 @@ def link_route(parts: Parts) -> Route:
 
     async def file(request: Request) -> Response:
         key = request.path_params["key"]
-        query = request.query_params
-        data = await parts.links.open(key, expires=query.get("expires", ""), signature=query.get("signature", ""))
+        data = await parts.links.open(key, request.query_params)
         kind = sniff(data)
         media_type = _UNKNOWN_TYPE if kind is None else f"image/{kind}"
         headers = _HEADERS | {"etag": f'"{hashlib.sha256(data).hexdigest()[:32]}"'}

@@ -6,8 +6,6 @@ to say of theirs. It asks neither them nor the database, so it takes microsecond
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Final, Protocol
 
 from rekontext.api.workbench import edit_request
@@ -53,10 +51,9 @@ class Forecast:
         """What an edit took lately, in seconds of engine time."""
         return self._works.edit_s
 
-    def progress(self, job: Job) -> Mapping[str, object] | None:
-        """The last step of a running job: step, steps, remaining_s. None where it isn't known."""
-        progress = self._works.progress(job)
-        return None if progress is None else asdict(progress)
+    def progress(self, job: Job) -> Progress | None:
+        """The last step of a running job; None where it isn't known."""
+        return self._works.progress(job)
 
     def of_new(self, request: EditRequest, *, ahead: int = 0) -> Estimate | None:
         """Of an edit submitted now, with `ahead` others that wait in the database. None if nothing can be said.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -53,25 +54,29 @@ class Links:
         """The absolute URL of a path of ours with what `check_path` asks for; it opens until `until`."""
         return f"{origin}/{self.signer.sign(path.removeprefix('/'), until=until)}"
 
-    def check_path(self, path: str, *, expires: str, signature: str) -> None:
-        """Return if a link to this path was made by `to_path`.
+    def check_path(self, path: str, query: Mapping[str, str]) -> None:
+        """Return if a link to this path with this query was made by `to_path`.
 
         Raises:
             LinkRefused: forged or expired.
         """
-        self.signer.verify(path.removeprefix("/"), expires=expires, signature=signature, now=self.clock.now())
+        self._verify(path.removeprefix("/"), query)
+
+    def _verify(self, name: str, query: Mapping[str, str]) -> None:
+        expires, signature = query.get("expires", ""), query.get("signature", "")
+        self.signer.verify(name, expires=expires, signature=signature, now=self.clock.now())
 
     def _signed(self, origin: str, key: str, *, until: datetime) -> str:
         return f"{origin}{FOLDER}{self.signer.sign(key, until=until)}"
 
-    async def open(self, key: str, *, expires: str, signature: str) -> bytes:
-        """The file behind a link's parts.
+    async def open(self, key: str, query: Mapping[str, str]) -> bytes:
+        """The file of this key, for whoever has the query of a link to it.
 
         Raises:
             LinkRefused: forged or expired.
             FileGone: nothing is there any more.
         """
-        self.signer.verify(key, expires=expires, signature=signature, now=self.clock.now())
+        self._verify(key, query)
         try:
             return await self.objects.get(key)
         except ObjectMissing as fault:
@@ -91,10 +96,9 @@ class Links:
             return None
         if not parts.path.startswith(FOLDER):
             return None
-        query = parse_qs(parts.query)
-        expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         try:
-            return await self.open(unquote(parts.path.removeprefix(FOLDER)), expires=expires, signature=signature)
+            return await self.open(unquote(parts.path.removeprefix(FOLDER)), query)
         except (LinkRefused, FileGone) as fault:
             if isinstance(fault, LinkRefused) and not url.startswith(f"{origin}{FOLDER}"):
                 return None

@@ -23,7 +23,10 @@ _WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORE
 _PATH_LOGGED: Final = 200
 """Characters: a stranger's may have as many as a head."""
 _DOING_GETS: Final = frozenset({"/webhook/inactive"})
-_QUIET: Final = frozenset({"healthz", "readyz", "scrape", "status", "fal_status"})
+_QUIET: Final = frozenset(
+    {"healthz", "readyz", "scrape", "status", "fal_get_status", "bfl_get_result", "replicate_get_prediction"}
+)
+"""What is asked again and again: worth a line only where something is wrong."""
 _log = structlog.get_logger("rekontext.http")
 
 Answered = Callable[[str, int, float], None]

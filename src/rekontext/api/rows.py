@@ -81,8 +81,7 @@ class Rows:
 
     def output(self, job: Job) -> str | None:
         """A link to the first picture, while it is kept."""
-        images = self.documents.images(job, self.origin)
-        return str(images[0]["url"]) if images else None
+        return self.documents.output_url(job, self.origin)
 
 
 def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -> dict[str, object]:

@@ -57,12 +57,13 @@ def router(parts: Parts) -> APIRouter:
         headers = surfaces.headers(submitted, allowed, parts)
         done = await surfaces.wait(request, caller, submitted, parts)
         headers |= answers.facts(done.job, done.balance)
+        picture = await surfaces.picture_of(done.job, parts)
         by_key = caller.key.policy.sync_response == "json"
         if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
             origin = parts.origins.of(request)
-            found = (done.job, done.picture, done.balance)
+            found = (done.job, picture, done.balance)
             return await parts.threads.run(answers.inline_answer, parts.documents, *found, origin, headers)
-        return answers.picture_answer(done.job, done.picture, headers)
+        return answers.picture_answer(done.job, picture, headers)
 
     @routes.post(
         f"/v2/{SLUG}",

@@ -29,11 +29,10 @@ _CANCEL_AGAIN_S: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A job that has ended well, with its picture as the store has it, and what its account has then."""
+    """A job that has ended well, and what its account has then."""
 
     job: Job
     balance: Balance
-    picture: bytes
 
 
 async def submit(request: Request, caller: Caller, draft: Draft, parts: Parts) -> Submitted:
@@ -63,7 +62,7 @@ async def wait(request: Request, caller: Caller, submitted: Submitted, parts: Pa
     Raises:
         JobFailed, JobCancelled: how it ended instead.
         DeadlineExceeded: it hasn't, in time; it goes on.
-        ResultOutOfReach, FileGone: it has, but there is no picture (now, or any more).
+        FileGone: it had long ago, and its picture is there no more.
         CallerGone: nobody waits any more.
     """
     job = submitted.job.id
@@ -74,7 +73,7 @@ async def wait(request: Request, caller: Caller, submitted: Submitted, parts: Pa
         raise
     if submitted.replayed and not parts.documents.hands_out(done):
         raise FileGone
-    return Done(job=done, balance=balance, picture=await picture_of(done, parts))
+    return Done(job=done, balance=balance)
 
 
 async def picture_of(job: Job, parts: Parts) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Annotated, Final, Self
 
@@ -143,6 +144,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
 
 def _unfinished(job: Job, ahead: int | None, parts: Parts) -> dict[str, object]:
+    progress = parts.forecast.progress(job)
     return {
         "request_id": job.id,
         "account_id": job.account,
@@ -152,6 +154,6 @@ def _unfinished(job: Job, ahead: int | None, parts: Parts) -> dict[str, object]:
         "worker": job.worker,
         "attempt": job.attempt,
         "steps": job.parameters.get("num_inference_steps"),
-        "progress": parts.forecast.progress(job),
+        "progress": None if progress is None else asdict(progress),
         **forecast(parts.forecast.of_job(job, ahead=ahead)),
     }

@@ -1,6 +1,6 @@
 """Other vendors' dialects of HTTP, so that their clients work here as they are: thin translations into the same order.
 
-A file has one vendor's routes and how its clients are told what went wrong. What each client needs to be told, to come
+A vendor's routes, and how its clients are told what went wrong, are in the file of its name. What each needs, to come
 here, is in docs/clients.md.
 
 A field that would change the picture and that can't be heeded is refused by name; other unknown fields are ignored.

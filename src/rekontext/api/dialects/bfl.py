@@ -21,6 +21,7 @@ from rekontext.api.edits import UnknownModel
 from rekontext.api.errors import Failure
 from rekontext.api.parts import Parts
 from rekontext.api.vocabulary import Vocabulary
+from rekontext.contract import Progress
 from rekontext.database import JobId
 from rekontext.jobs import Job, JobUnknown, State
 from rekontext.models import SLUG
@@ -84,7 +85,7 @@ class BlackForestLabs:
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The vendor's paths."""
 
-        async def bfl_submit(request: Request) -> Response:
+        async def bfl_submit_task(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
             if (model := request.path_params["model"]) not in MODELS:
                 raise UnknownModel(model, known=MODELS)
@@ -100,23 +101,20 @@ class BlackForestLabs:
             document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}
             return answers.json_answer(document, headers=surfaces.headers(submitted, allowed, parts))
 
-        async def bfl_status(request: Request) -> Response:
+        async def bfl_get_result(request: Request) -> Response:
             caller = await parts.caller(request, "read")
             job = await parts.desk.job(JobId(request.query_params.get("id", "")), account=caller.account)
             progress = parts.forecast.progress(job)
             document = self._document(parts.documents, job, parts.origins.of(request), progress=progress)
             return answers.json_answer(document)
 
-        return [_KeyedRoute("/v1/{model}", bfl_submit, methods=["POST"]), Route(_RESULT, bfl_status)]
+        return [_KeyedRoute("/v1/{model}", bfl_submit_task, methods=["POST"]), Route(_RESULT, bfl_get_result)]
 
-    def _document(
-        self, documents: Documents, job: Job, origin: str, *, progress: Mapping[str, object] | None
-    ) -> dict[str, object]:
+    def _document(self, documents: Documents, job: Job, origin: str, *, progress: Progress | None) -> dict[str, object]:
         document: dict[str, object] = {"id": job.id, "status": _status(job), "result": None, "progress": None}
         if job.state is State.COMPLETED:
-            images = documents.images(job, origin)
             document["result"] = {
-                "sample": images[0]["url"] if images else None,
+                "sample": documents.output_url(job, origin),
                 "prompt": job.parameters["prompt"],
                 "seed": job.parameters["seed"],
                 "start_time": job.started_at.timestamp() if job.started_at else None,
@@ -124,7 +122,7 @@ class BlackForestLabs:
                 "duration": job.inference_s,
             }
         elif progress is not None:
-            document["progress"] = round(int(str(progress["step"])) / int(str(progress["steps"])), 3)
+            document["progress"] = round(progress.step / progress.steps, 3)
         why = terms.why(job, self.vocabulary)
         return document | {"error": why, "details": None if why is None else {"error": why}, "preview": None}
 

@@ -35,6 +35,7 @@ from rekontext.api.edits import (
 )
 from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
+from rekontext.api.middleware import note
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.api.parts import Parts
 from rekontext.api.vocabulary import Vocabulary
@@ -131,44 +132,44 @@ class Fal:
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The vendor's paths."""
 
-        async def fal_run(request: Request) -> Response:
+        async def fal_run_edit(request: Request) -> Response:
             caller, submitted, headers = await self._submit(request, parts)
             done = await surfaces.wait(request, caller, submitted, parts)
             result = await _whole_result(done.job, request, parts)
             return answers.json_answer(result, headers=headers | answers.facts(done.job, done.balance))
 
-        async def fal_run_stream(request: Request) -> Response:
+        async def fal_stream_run(request: Request) -> Response:
             caller, submitted, headers = await self._submit(request, parts)
             job = submitted.job.id
             frames = self._until_closing(self._steps(request, caller, job, parts), job, parts)
             hung_up = BackgroundTask(surfaces.abandon, request, caller, job, parts)  # of one that has ended: nothing
             return _stream(frames, headers, afterwards=hung_up)
 
-        async def fal_submit(request: Request) -> Response:
+        async def fal_submit_request(request: Request) -> Response:
             caller, submitted, headers = await self._submit(request, parts)
             return answers.json_answer(await self._status(request, caller, submitted.job.id, parts), headers=headers)
 
-        async def fal_status(request: Request) -> Response:
+        async def fal_get_status(request: Request) -> Response:
             caller, job = await _asked(request, "read", parts)
             return answers.json_answer(await self._status(request, caller, job, parts), headers=_named(job))
 
-        async def fal_status_stream(request: Request) -> Response:
+        async def fal_stream_status(request: Request) -> Response:
             caller, job = await _asked(request, "read", parts)
             await parts.desk.job(job, account=caller.account)  # an unknown one is a 404, not a stream that breaks off
             frames = sse.stream(self._statuses(request, caller, job, parts), closing=parts.closing)
             return _stream(frames, _named(job))
 
-        async def fal_result(request: Request) -> Response:
+        async def fal_get_result(request: Request) -> Response:
             caller, name = await _asked(request, "read", parts)
             job = await parts.desk.job(name, account=caller.account)
             if not job.state.is_terminal:
                 waits = Failure(status=400, code="in_progress", sentence="Request is still in progress.")
-                return self.refusal(waits, job.id)
+                return self._refused(request, waits, job.id)
             if job.state is not State.COMPLETED:
-                return self.refusal(self._failure_of(job), job.id)
+                return self._refused(request, self._failure_of(job), job.id)
             return answers.json_answer(await _whole_result(job, request, parts), headers=_named(job.id))
 
-        async def fal_cancel(request: Request) -> Response:
+        async def fal_cancel_request(request: Request) -> Response:
             caller, name = await _asked(request, "edit", parts)
             job = await parts.desk.job(name, account=caller.account)
             if not job.state.is_terminal:
@@ -180,13 +181,13 @@ class Fal:
             return answers.json_answer(ended | {"status": "ALREADY_COMPLETED"}, status=400, headers=_named(name))
 
         own = [
-            Route(f"{_RUN}/{{app:path}}/stream", fal_run_stream, methods=["POST"]),
-            Route(f"{_RUN}/{{app:path}}", fal_run, methods=["POST"]),
-            Route(f"{_REQUEST}/status/stream", fal_status_stream),
-            Route(f"{_REQUEST}/status", _patient(fal_status)),
-            Route(f"{_REQUEST}/cancel", _patient(fal_cancel), methods=["PUT"]),
-            Route(_REQUEST, _patient(fal_result)),
-            Route(f"{_QUEUE}/{{app:path}}", fal_submit, methods=["POST"]),
+            Route(f"{_RUN}/{{app:path}}/stream", fal_stream_run, methods=["POST"]),
+            Route(f"{_RUN}/{{app:path}}", fal_run_edit, methods=["POST"]),
+            Route(f"{_REQUEST}/status/stream", fal_stream_status),
+            Route(f"{_REQUEST}/status", _patient(fal_get_status)),
+            Route(f"{_REQUEST}/cancel", _patient(fal_cancel_request), methods=["PUT"]),
+            Route(_REQUEST, _patient(fal_get_result)),
+            Route(f"{_QUEUE}/{{app:path}}", fal_submit_request, methods=["POST"]),
             *fal_uploads.routes(parts),
         ]
         called = Router(own, redirect_slashes=False)
@@ -280,6 +281,11 @@ class Fal:
         newest = parts.desk.newest(job)
         if newest is None or newest.kind != "ended":
             yield _frame(refused(told(DeadlineExceeded(job, deadline_s=None), self.vocabulary), job))
+
+    def _refused(self, request: Request, failure: Failure, job: JobId) -> Response:
+        """A failure that is the answer which was asked for."""
+        note(request.scope, code=failure.code)
+        return self.refusal(failure, job)
 
     def _failure_of(self, job: Job) -> Failure:
         """Why a job that has ended has no result."""

@@ -33,7 +33,7 @@ _NAME_CHARACTERS_MAX: Final = 255
 def routes(parts: Parts) -> list[BaseRoute]:
     """Their paths."""
 
-    async def fal_upload_token(request: Request) -> Response:
+    async def fal_create_token(request: Request) -> Response:
         """The caller's own key: it opens what a token would, and is known to who asks."""
         await parts.caller(request, "edit")
         return answers.json_answer(
@@ -45,14 +45,14 @@ def routes(parts: Parts) -> list[BaseRoute]:
             }
         )
 
-    async def fal_upload(request: Request) -> Response:
+    async def fal_upload_file(request: Request) -> Response:
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
         photo = await _read(request, request.headers.get("x-fal-file-name", ""), parts)
         [asset] = await uploads.keep([photo], caller, parts)
         return answers.json_answer({"access_url": parts.links.to_upload(parts.origins.of(request), asset)})
 
-    async def fal_initiate(request: Request) -> Response:
+    async def fal_initiate_upload(request: Request) -> Response:
         """Where to put one picture, and where it will be."""
         caller = await parts.caller(request, "edit")
         await parts.edits.allow(caller)
@@ -69,12 +69,11 @@ def routes(parts: Parts) -> list[BaseRoute]:
             }
         )
 
-    async def fal_put(request: Request) -> Response:
+    async def fal_put_upload(request: Request) -> Response:
         """One picture from whoever has the URL, for the account of the key that it was made for."""
         key, upload = KeyId(request.path_params["key"]), request.path_params["id"]
         query, now = request.query_params, parts.clock.now()
-        expires, signature = query.get("expires", ""), query.get("signature", "")
-        parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
+        parts.links.check_path(request.scope["path"], query)
 
         def look(tx: Connection) -> tuple[Caller, bool]:
             caller = Caller(key=keys.get(tx, key))
@@ -93,10 +92,10 @@ def routes(parts: Parts) -> list[BaseRoute]:
         return Response(status_code=200)
 
     return [
-        Route(f"{REST}/storage/auth/token", fal_upload_token, methods=["POST"]),
-        Route(f"{REST}/storage/upload/initiate", fal_initiate, methods=["POST"]),
-        Route(f"{CDN}/files/upload", fal_upload, methods=["POST"]),
-        Route(f"{_UPLOADS}/{{key}}/{{id}}", fal_put, methods=["PUT"]),
+        Route(f"{REST}/storage/auth/token", fal_create_token, methods=["POST"]),
+        Route(f"{REST}/storage/upload/initiate", fal_initiate_upload, methods=["POST"]),
+        Route(f"{CDN}/files/upload", fal_upload_file, methods=["POST"]),
+        Route(f"{_UPLOADS}/{{key}}/{{id}}", fal_put_upload, methods=["PUT"]),
     ]
 
 

@@ -62,15 +62,16 @@ class HuggingFace:
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The one path."""
 
-        async def huggingface_edit(request: Request) -> Response:
+        async def huggingface_edit_picture(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
             allowed = await parts.edits.allow(caller)
             submitted = await self._submit(request, caller, parts)
             headers = surfaces.headers(submitted, allowed, parts)
             done = await surfaces.wait(request, caller, submitted, parts)
-            return answers.picture_answer(done.job, done.picture, headers | answers.facts(done.job, done.balance))
+            picture = await surfaces.picture_of(done.job, parts)
+            return answers.picture_answer(done.job, picture, headers | answers.facts(done.job, done.balance))
 
-        return [Route(f"{_FOLDER}{SLUG}", huggingface_edit, methods=["POST"])]
+        return [Route(f"{_FOLDER}{SLUG}", huggingface_edit_picture, methods=["POST"])]
 
     async def _submit(self, request: Request, caller: Caller, parts: Parts) -> Submitted:
         """The job. Nothing of the body outlasts this call, however long the job takes."""

@@ -27,7 +27,6 @@ from rekontext.api.edits import DeadlineExceeded, JobCancelled, JobFailed, Resul
 from rekontext.api.errors import Failure
 from rekontext.api.links import FileGone
 from rekontext.api.parts import Parts
-from rekontext.api.surfaces import Done
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Event, Job, JobUnknown
 from rekontext.models import SLUG
@@ -83,7 +82,7 @@ class OpenAI:
     def routes(self, parts: Parts) -> list[BaseRoute]:
         """The vendor's paths."""
 
-        async def openai_edit(request: Request) -> Response:
+        async def openai_edit_picture(request: Request) -> Response:
             caller = await parts.caller(request, "edit")
             allowed = await parts.edits.allow(caller)
             submitted, manner = await self._submit(request, caller, parts)
@@ -95,25 +94,26 @@ class OpenAI:
             done = await surfaces.wait(request, caller, submitted, parts)
             headers |= answers.facts(done.job, done.balance)
             if manner.is_linked:
-                [image] = parts.documents.images(done.job, parts.origins.of(request))
-                return answers.json_answer(_document(done.job, url=image["url"]), headers=headers)
-            return await parts.threads.run(_inline, done, headers)
+                url = parts.documents.output_url(done.job, parts.origins.of(request))
+                return answers.json_answer(_document(done.job, url=url), headers=headers)
+            picture = await surfaces.picture_of(done.job, parts)
+            return await parts.threads.run(_inline, done.job, picture, headers)
 
-        async def openai_models(request: Request) -> Response:
+        async def openai_list_models(request: Request) -> Response:
             await parts.caller(request, None)
             # Replicate's clients ask for their list here, too.
             return answers.json_answer({"object": "list", "data": [_MODEL], **replicate_catalogue.models(parts)})
 
-        async def openai_model(request: Request) -> Response:
+        async def openai_get_model(request: Request) -> Response:
             await parts.caller(request, None)
             if (slug := request.path_params["id"]) != SLUG:
                 raise UnknownModel(slug, known=[SLUG])
             return answers.json_answer(_MODEL)
 
         return [
-            Route(f"{_FOLDER}edits", openai_edit, methods=["POST"]),
-            Route(_MODELS, openai_models),
-            Route(f"{_MODELS}/{{id}}", openai_model),
+            Route(f"{_FOLDER}edits", openai_edit_picture, methods=["POST"]),
+            Route(_MODELS, openai_list_models),
+            Route(f"{_MODELS}/{{id}}", openai_get_model),
         ]
 
     async def _submit(self, request: Request, caller: Caller, parts: Parts) -> tuple[Submitted, Manner]:
@@ -145,13 +145,14 @@ async def _events(
         async with aclosing(sse.stream(_looks(submitted.job, parts, looks, is_over), closing=is_over)) as frames:
             async for frame in frames:
                 yield frame
-        done = await waiting
+        job = (await waiting).job
+        picture = await surfaces.picture_of(job, parts)
     except CallerGone:
         return
     except _ENDED_OTHERWISE as fault:
         yield sse.frame("error", {"type": "error", "error": _error(errors.told(fault, openai_order.VOCABULARY))})
     else:
-        yield await parts.threads.run(_completed, done)
+        yield await parts.threads.run(_completed, job, picture)
     finally:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -186,23 +187,23 @@ def _look(event: Event, index: int, now_s: int) -> bytes:
     return sse.frame(kind, document)
 
 
-def _completed(done: Done) -> bytes:
+def _completed(job: Job, picture: bytes) -> bytes:
     """The last event. Takes milliseconds for a large picture."""
     kind = "image_edit.completed"
     document = {
         "type": kind,
-        "b64_json": base64.b64encode(done.picture).decode(),
-        "created_at": _ended_s(done.job),
-        **_described(done.job),
+        "b64_json": base64.b64encode(picture).decode(),
+        "created_at": _ended_s(job),
+        **_described(job),
         "quality": "auto",
         "usage": None,  # the package's event has no default for it
     }
     return sse.frame(kind, document)
 
 
-def _inline(done: Done, headers: dict[str, str]) -> Response:
+def _inline(job: Job, picture: bytes, headers: dict[str, str]) -> Response:
     """The answer with the picture in it. Takes milliseconds for a large one."""
-    document = _document(done.job, b64_json=base64.b64encode(done.picture).decode())
+    document = _document(job, b64_json=base64.b64encode(picture).decode())
     return answers.json_answer(document, headers=headers)
 
 

@@ -40,6 +40,7 @@ from rekontext.api.links import FileGone
 from rekontext.api.orders import Draft
 from rekontext.api.parts import Parts
 from rekontext.api.vocabulary import Vocabulary
+from rekontext.contract import Progress
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries
 from rekontext.moments import moment
@@ -109,15 +110,15 @@ class _Predictions:
     def routes(self) -> list[Route]:
         one = f"{_PREDICTIONS}/{{id}}"
         return [
-            Route(f"{ONE_MODEL}/predictions", self.replicate_create, methods=["POST"]),
-            Route(_PREDICTIONS, self.replicate_create, methods=["POST"]),
-            Route(_PREDICTIONS, self.replicate_list),
-            Route(one, self.replicate_get),
-            Route(f"{one}/cancel", self.replicate_cancel, methods=["POST"]),
-            Route(f"{one}/stream", self.replicate_stream),
+            Route(f"{ONE_MODEL}/predictions", self.replicate_create_prediction, methods=["POST"]),
+            Route(_PREDICTIONS, self.replicate_create_prediction, methods=["POST"]),
+            Route(_PREDICTIONS, self.replicate_list_predictions),
+            Route(one, self.replicate_get_prediction),
+            Route(f"{one}/cancel", self.replicate_cancel_prediction, methods=["POST"]),
+            Route(f"{one}/stream", self.replicate_stream_prediction),
         ]
 
-    async def replicate_create(self, request: Request) -> Response:
+    async def replicate_create_prediction(self, request: Request) -> Response:
         """Order an edit, and wait for its end as long as the caller prefers to."""
         parts = self._parts
         caller = await parts.caller(request, "edit")
@@ -142,7 +143,7 @@ class _Predictions:
         headers = surfaces.headers(submitted, allowed, parts)
         return await parts.threads.run(partial(answers.json_answer, document, status=201, headers=headers))
 
-    async def replicate_list(self, request: Request) -> Response:
+    async def replicate_list_predictions(self, request: Request) -> Response:
         """The account's, newest first, a page at a time. A cursor is the id of the last one on the page before."""
         parts = self._parts
         caller = await parts.caller(request, "read")
@@ -155,23 +156,22 @@ class _Predictions:
         following = f"{origin}{_PREDICTIONS}?cursor={found[_PAGE - 1].id}" if len(found) > _PAGE else None
         return answers.json_answer(page(rows, following=following))
 
-    async def replicate_get(self, request: Request) -> Response:
+    async def replicate_get_prediction(self, request: Request) -> Response:
         """One of them."""
         caller = await self._parts.caller(request, "read")
         return await self._answer(request, await self._parts.desk.job(_id(request), account=caller.account))
 
-    async def replicate_cancel(self, request: Request) -> Response:
+    async def replicate_cancel_prediction(self, request: Request) -> Response:
         """Stop one; from now on it is free."""
         caller = await self._parts.caller(request, "edit")
         return await self._answer(request, await self._parts.desk.cancel(_id(request), account=caller.account))
 
-    async def replicate_stream(self, request: Request) -> Response:
+    async def replicate_stream_prediction(self, request: Request) -> Response:
         """How far one is, and its end. The URL that its document names needs no key: scripts show none there."""
         parts, query = self._parts, request.query_params
         account: AccountId | None = None
         if "signature" in query:
-            expires, signature = query.get("expires", ""), query["signature"]
-            parts.links.check_path(request.scope["path"], expires=expires, signature=signature)
+            parts.links.check_path(request.scope["path"], query)
         else:
             account = (await parts.caller(request, "read")).account
         job = await parts.desk.job(_id(request), account=account)
@@ -239,7 +239,7 @@ class _Predictions:
         """
         parts = self._parts
         origin = parts.origins.of(request)
-        link = _link(parts.documents, job, origin)
+        link = parts.documents.output_url(job, origin)
         if link is None or origin.startswith("https:"):
             return link
         try:
@@ -254,7 +254,7 @@ class _Predictions:
         desk, after = self._parts.desk, request.headers.get("last-event-id")
         async for event in desk.listen(job.id, account=job.account, after=after):
             if event.kind == "progress":
-                yield sse.text_frame("logs", _logs(event.data).encode(), event.id)
+                yield sse.text_frame("logs", _logs(sse.step(event), sse.steps(event)).encode(), event.id)
             elif event.kind == "ended":
                 ended = await desk.job(job.id, account=job.account)
                 output, why = None, terms.why(ended, _VOCABULARY)
@@ -274,7 +274,7 @@ class _Predictions:
 
 
 def _prediction(
-    documents: Documents, job: Job, origin: str, *, output: str | None, progress: Mapping[str, object] | None = None
+    documents: Documents, job: Job, origin: str, *, output: str | None, progress: Progress | None = None
 ) -> dict[str, object]:
     """A job.
 
@@ -292,7 +292,7 @@ def _prediction(
         "input": {name: job.parameters[name] for name in INPUT if name in job.parameters},
         "output": output,
         "data_removed": job.state is State.COMPLETED and output is None,
-        "logs": "" if progress is None else _logs(progress),
+        "logs": "" if progress is None else _logs(progress.step, progress.steps),
         "error": terms.why(job, _VOCABULARY),
         "metrics": {theirs: measured[ours] for theirs, ours in _METRICS.items() if ours in measured},
         "created_at": moment(job.accepted_at),
@@ -312,17 +312,11 @@ def _prediction(
 
 def _with_link(documents: Documents, job: Job, origin: str) -> dict[str, object]:
     """A prediction among many, or one that is sent: without the picture itself."""
-    return _prediction(documents, job, origin, output=_link(documents, job, origin))
+    return _prediction(documents, job, origin, output=documents.output_url(job, origin))
 
 
-def _link(documents: Documents, job: Job, origin: str) -> str | None:
-    images = documents.images(job, origin)
-    return str(images[0]["url"]) if images else None
-
-
-def _logs(progress: Mapping[str, object]) -> str:
+def _logs(step: int, steps: int) -> str:
     """How far an edit is, as a line that clients find it in."""
-    step, steps = int(str(progress["step"])), int(str(progress["steps"]))
     return f"{100 * step // steps}%|{'#' * (10 * step // steps):<10}| {step}/{steps}"
 
 

@@ -66,31 +66,31 @@ class Catalogue:
     def routes(self) -> list[Route]:
         """To be put into the dialect's own."""
         return [
-            Route(ONE_MODEL, self.replicate_model),
-            Route(f"{ONE_MODEL}/versions", self.replicate_versions),
-            Route(f"{ONE_MODEL}/versions/{{id}}", self.replicate_version),
-            Route("/v1/files", self.replicate_upload, methods=["POST"]),
-            Route("/v1/files", self.replicate_files),
-            Route(_FILE, self.replicate_file),
+            Route(ONE_MODEL, self.replicate_get_model),
+            Route(f"{ONE_MODEL}/versions", self.replicate_list_versions),
+            Route(f"{ONE_MODEL}/versions/{{id}}", self.replicate_get_version),
+            Route("/v1/files", self.replicate_create_file, methods=["POST"]),
+            Route("/v1/files", self.replicate_list_files),
+            Route(_FILE, self.replicate_get_file),
             Route(_FILE, self.replicate_delete_file, methods=["DELETE"]),
-            Route("/v1/webhooks/default/secret", self.replicate_secret),
-            Route("/v1/account", self.replicate_account),
+            Route("/v1/webhooks/default/secret", self.replicate_get_secret),
+            Route("/v1/account", self.replicate_get_account),
         ]
 
-    async def replicate_model(self, request: Request) -> Response:
+    async def replicate_get_model(self, request: Request) -> Response:
         """The one that there is."""
         await self._parts.caller(request, "read")
         check_model(named(request))
         return answers.json_answer(described(self._parts.documents.card()))
 
-    async def replicate_versions(self, request: Request) -> Response:
+    async def replicate_list_versions(self, request: Request) -> Response:
         """The served one; none while it loads."""
         await self._parts.caller(request, "read")
         check_model(named(request))
         card = self._parts.documents.card()
         return answers.json_answer(page([] if card is None else [_version(card)]))
 
-    async def replicate_version(self, request: Request) -> Response:
+    async def replicate_get_version(self, request: Request) -> Response:
         """The served one, if that is what is asked for."""
         await self._parts.caller(request, "read")
         check_model(named(request))
@@ -100,7 +100,7 @@ class Catalogue:
             raise UnknownModel(f"{MODEL}:{wanted}", known=[f"{MODEL}:{version_id(card.title)}"])
         return answers.json_answer(_version(card))
 
-    async def replicate_upload(self, request: Request) -> Response:
+    async def replicate_create_file(self, request: Request) -> Response:
         """Keep a picture, so that edits can name it by its URL."""
         parts = self._parts
         caller = await parts.caller(request, "edit")
@@ -119,13 +119,13 @@ class Catalogue:
         checksums = await parts.threads.run(_checksums, photo.data)
         return answers.json_answer(self._file(request, asset, checksums), status=201)
 
-    async def replicate_files(self, request: Request) -> Response:
+    async def replicate_list_files(self, request: Request) -> Response:
         """The account's newest, without what takes reading each of them."""
         caller = await self._parts.caller(request, "read")
         found = await self._parts.database.read(lambda tx: assets.of_account(tx, caller.account, limit=assets.PAGE_MAX))
         return answers.json_answer(page([self._file(request, asset, {}) for asset in found]))
 
-    async def replicate_file(self, request: Request) -> Response:
+    async def replicate_get_file(self, request: Request) -> Response:
         """One of them."""
         parts = self._parts
         caller = await parts.caller(request, "read")
@@ -143,12 +143,12 @@ class Catalogue:
         await uploads.delete(request.path_params["id"], caller, self._parts)
         return Response(status_code=204)
 
-    async def replicate_secret(self, request: Request) -> Response:
+    async def replicate_get_secret(self, request: Request) -> Response:
         """What messages to a prediction's own webhook are signed with."""
         account = await self._account(await self._parts.caller(request, "edit"))
         return answers.json_answer({"key": account.webhook_secret})
 
-    async def replicate_account(self, request: Request) -> Response:
+    async def replicate_get_account(self, request: Request) -> Response:
         """Whose key it is."""
         account = await self._account(await self._parts.caller(request, "read"))
         return answers.json_answer(
