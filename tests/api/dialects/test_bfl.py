@@ -52,7 +52,7 @@ async def test_a_task_is_pending_until_it_is_ready(studio: Studio, client: httpx
     await followed(client, f"/v2/requests/{task['id']}/events")
     ready = (await client.get(task["polling_url"])).json()
     assert (ready["status"], ready["id"], ready["error"]) == ("Ready", task["id"], None)
-    assert ready["result"]["prompt"] == "invert it"
+    assert (ready["result"]["prompt"], ready["result"]["model"]) == ("invert it", "mini")
     assert 0 <= ready["result"]["end_time"] - ready["result"]["start_time"] < SOON_S
     assert (await client.get(ready["result"]["sample"], headers={"x-key": ""})).headers["content-type"] == "image/png"
 

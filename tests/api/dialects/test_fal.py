@@ -51,7 +51,7 @@ async def test_a_call_that_waits_is_answered_with_the_result(studio: Studio, cli
         "file_name": image["file_name"],
         "file_size": image["file_size"],
     }
-    assert set(result) == {"images", "seed", "prompt", "has_nsfw_concepts", "timings"}
+    assert set(result) == {"images", "seed", "prompt", "has_nsfw_concepts", "timings", "model", "notice"}
     assert (result["seed"], result["prompt"], result["has_nsfw_concepts"]) == (7, "make it night", [False])
     assert result["timings"]["inference"] > 0
     assert answer.headers["x-cost"] == "0.04"

@@ -16,7 +16,7 @@ from starlette.types import Scope
 from rekontext.api import answers, surfaces
 from rekontext.api.auth import OTHER_HEADER
 from rekontext.api.dialects import terms
-from rekontext.api.documents import Documents
+from rekontext.api.documents import Documents, maker
 from rekontext.api.edits import UnknownModel
 from rekontext.api.errors import Failure
 from rekontext.api.parts import Parts
@@ -120,6 +120,7 @@ class BlackForestLabs:
                 "start_time": job.started_at.timestamp() if job.started_at else None,
                 "end_time": job.finished_at.timestamp() if job.finished_at else None,
                 "duration": job.inference_s,
+                **maker(job),  # since the name that it is asked for by may be another model's
             }
         elif progress is not None:
             document["progress"] = round(progress.step / progress.steps, 3)

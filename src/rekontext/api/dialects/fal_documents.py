@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rekontext.api.dialects import terms
-from rekontext.api.documents import Documents
+from rekontext.api.documents import Documents, maker
 from rekontext.api.errors import Failure
 from rekontext.jobs import Job
 
@@ -23,6 +23,7 @@ def result_of(documents: Documents, job: Job, origin: str) -> dict[str, object]:
         "prompt": job.parameters["prompt"],
         "has_nsfw_concepts": [False],  # else it would have been withheld
         "timings": {"inference": job.inference_s},
+        **maker(job),
     }
 
 
