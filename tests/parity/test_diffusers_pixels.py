@@ -69,7 +69,7 @@ def test_real_sizes_agree(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, pipeline = pair
     # A common shape, of which the exact ratio would choose another size.
     case = EditRequest(id="native", prompt="night", photo=PHOTO.resize((1080, 1350)), steps=1, guidance=2.5, seed=4)
-    monkeypatch.setattr(engine, "model", _native(engine))
+    monkeypatch.setattr(engine._core, "model", _native(engine))
     ours = pixels(engine, case)
     _, height, width = ours.shape
     theirs = pipeline(
