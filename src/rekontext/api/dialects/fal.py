@@ -23,6 +23,7 @@ from rekontext.api import answers, sse, surfaces
 from rekontext.api.auth import Caller
 from rekontext.api.dialects import fal_uploads, terms
 from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
+from rekontext.api.dialects.fal_order import VOCABULARY, read
 from rekontext.api.documents import Documents, code, described
 from rekontext.api.edits import (
     Busy,
@@ -36,10 +37,8 @@ from rekontext.api.edits import (
 from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
 from rekontext.api.middleware import note
-from rekontext.api.parameters import ParametersRefused, Problem, shown
+from rekontext.api.parameters import ParametersRefused
 from rekontext.api.parts import Parts
-from rekontext.api.vocabulary import Vocabulary
-from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Job, State
 
@@ -59,26 +58,6 @@ _HOSTS: Final[Mapping[str, str]] = {
     "rest.alpha.fal.ai": fal_uploads.REST,  # of the JavaScript client's older releases
     "v3.fal.media": fal_uploads.CDN,
 }
-_DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
-_UNHEEDED: Final[Mapping[str, object]] = {
-    "num_images": 1,
-    "enhance_prompt": False,
-    "negative_prompt": "",
-    "image_urls": None,
-    "mask_url": None,
-    "loras": None,
-}
-_SIZES: Final[Mapping[str, AspectRatio]] = {
-    "square_hd": "1:1",
-    "square": "1:1",
-    "portrait_4_3": "3:4",
-    "portrait_16_9": "9:16",
-    "landscape_4_3": "4:3",
-    "landscape_16_9": "16:9",
-}
-_MATCHES_INPUT: Final = "match_input_image"
-_PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
-
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -86,27 +65,7 @@ class Fal:
     """The dialect, as `fal-client` and `@fal-ai/client` speak it."""
 
     name: Final = "fal"
-    vocabulary: Final = Vocabulary(
-        names={
-            "input_image": "image_url",
-            "prompt": "prompt",
-            "aspect_ratio": "resolution_mode",
-            "num_inference_steps": "num_inference_steps",
-            "guidance": "guidance_scale",
-            "seed": "seed",
-            "output_format": "output_format",
-            "acceleration": "acceleration",
-            "webhook_url": "fal_webhook",
-        },
-        values={
-            "output_format": {"jpeg": "jpg"},
-            "aspect_ratio": {"match_input": _MATCHES_INPUT, "auto": _MATCHES_INPUT},
-        },
-        allowed={
-            "output_format": "one of png, jpeg, webp",
-            "aspect_ratio": f"one of match_input, {', '.join(ASPECT_RATIOS[1:])}",
-        },
-    )
+    vocabulary: Final = VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
@@ -206,15 +165,13 @@ class Fal:
         _check_app(request.path_params["app"], known=ENDPOINT)
         allowed = await parts.edits.allow(caller)
         body = await parts.orders.json(request)
-        wrong = terms.unheeded(body, _UNHEEDED)
-        shape = terms.asked_shape(body.get("image_size"), "image_size", wrong, named=_SIZES)
-        ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
-        asked = {**body, "resolution_mode": ratio, "fal_webhook": request.query_params.get("fal_webhook")}
-        given = {**_DEFAULTS, **self.vocabulary.ours(asked)}
-        given["disable_safety_checker"] = not _flag(body, "enable_safety_checker", wrong, default=True)
-        given["priority"] = _PRIORITIES.get(request.headers.get("x-fal-queue-priority", ""), 0)
-        remembered = {"name": self.name, "is_inline": _flag(body, "sync_mode", wrong, default=False)}
-        draft = await parts.orders.draft_of(given, wrong=wrong, dialect=remembered)
+        asked = read(
+            body,
+            webhook=request.query_params.get("fal_webhook"),
+            priority=request.headers.get("x-fal-queue-priority", ""),
+        )
+        remembered = {"name": self.name, "is_inline": asked.is_inline}
+        draft = await parts.orders.draft_of(asked.given, wrong=asked.wrong, dialect=remembered)
         submitted = await surfaces.submit(request, caller, draft, parts)
         return caller, submitted, surfaces.headers(submitted, allowed, parts) | _named(submitted.job.id)
 
@@ -318,17 +275,6 @@ async def _asked(request: Request, scope: Scope, parts: Parts) -> tuple[Caller, 
 def _check_app(app: str, *, known: str) -> None:
     if app != known:
         raise UnknownModel(app, known=[known])
-
-
-def _flag(body: Mapping[str, object], name: str, wrong: dict[str, Problem], *, default: bool) -> bool:
-    """A switch of the vendor's, or its default and a new problem."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        wrong[name] = terms.problem(name, value, f"is {shown(value)}", allowed="true or false")
-        return default
-    return value
 
 
 def _target(url: str | None) -> dict[str, object]:

@@ -61,7 +61,7 @@ class Manner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Asked:
     """What a body asks for.
 
     Attributes:
@@ -74,7 +74,7 @@ class Wish:
     manner: Manner
 
 
-def read(body: JsonObject | FormFields) -> Wish:
+def read(body: JsonObject | FormFields) -> Asked:
     """Find all that a body asks for, and all that is wrong with how it does.
 
     Raises:
@@ -91,24 +91,24 @@ def read(body: JsonObject | FormFields) -> Wish:
         given, repeated = from_form([(_OURS[name], value) for name, value in body if name in _OURS])
     if (model := fields.get("model")) not in (None, "", SLUG):
         raise UnknownModel(str(shown(model)), known=[SLUG])
-    asked = _Asked(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
+    others = _Others(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
     if pictures:
         given["input_image"] = pictures[0]
     if len(pictures) > 1:
-        asked.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
-    shape = asked.shape()
+        others.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
+    shape = others.shape()
     if given.get("aspect_ratio") is None:
         given["aspect_ratio"] = shape
-    given["output_format"] = asked.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
-    asked.choice("n", {"1": 1})
-    asked.choice("background", {"auto": None, "opaque": None})
-    is_linked = asked.choice("response_format", {"b64_json": False, "url": True})
-    is_streamed = asked.choice("stream", {"false": False, "true": True})
-    looks = asked.choice("partial_images", {str(count): count for count in range(_LOOKS_MAX + 1)})
+    given["output_format"] = others.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
+    others.choice("n", {"1": 1})
+    others.choice("background", {"auto": None, "opaque": None})
+    is_linked = others.choice("response_format", {"b64_json": False, "url": True})
+    is_streamed = others.choice("stream", {"false": False, "true": True})
+    looks = others.choice("partial_images", {str(count): count for count in range(_LOOKS_MAX + 1)})
     if is_linked and is_streamed:
-        asked.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
+        others.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
     manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
-    return Wish(given=given, wrong=asked.wrong, manner=manner)
+    return Asked(given=given, wrong=others.wrong, manner=manner)
 
 
 def with_looks(draft: Draft, looks: int) -> Draft:
@@ -152,7 +152,7 @@ def _source(value: object) -> object:
     return value
 
 
-class _Asked:
+class _Others:
     """Reads the fields that are no parameters of an edit; `wrong` is what is wrong with any."""
 
     def __init__(self, fields: Mapping[str, object], *, wrong: dict[str, Problem]) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,29 +17,15 @@ from starlette.routing import BaseRoute, Route
 
 from rekontext.api import answers, sse, surfaces
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import JsonObject
 from rekontext.api.connection import unless_gone
-from rekontext.api.dialects import terms
-from rekontext.api.dialects.replicate_catalogue import (
-    DEFAULTS,
-    INPUT,
-    MODEL,
-    ONE_MODEL,
-    Catalogue,
-    check_model,
-    check_reference,
-    named,
-    page,
-    refused,
-    version_id,
-)
+from rekontext.api.dialects import replicate_order, terms
+from rekontext.api.dialects.replicate_catalogue import ONE_MODEL, Catalogue, named, page, served, version_id
+from rekontext.api.dialects.replicate_order import INPUT, MODEL, VOCABULARY, check_model, check_reference
 from rekontext.api.documents import Documents, as_sentence, metrics
 from rekontext.api.edits import ResultOutOfReach, Submitted
 from rekontext.api.errors import Failure
 from rekontext.api.links import FileGone
-from rekontext.api.orders import Draft
 from rekontext.api.parts import Parts
-from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import Progress
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries
@@ -54,26 +40,13 @@ _HELD_S_MAX: Final = 55
 _HIDDEN: Final = "hidden"
 """The vendor's word for a version that isn't told: while the model loads, nobody knows it."""
 _METRICS: Final = {"predict_time": "inference_time", "total_time": "total_time"}
-_EVENTS: Final = "webhook_events_filter"
-_COMPLETED: Final = "completed"
-_VOCABULARY: Final = Vocabulary(names={**{name: name for name in INPUT}, "webhook_url": "webhook"})
-_UNHEEDED: Final[Mapping[str, object]] = {
-    "num_outputs": 1,
-    "megapixels": "1",
-    "width": None,
-    "height": None,
-    "mask": None,
-    "negative_prompt": None,
-    "input_image_2": None,
-    "lora_weights": None,
-}
 
 
 class Replicate:
     """The dialect, as the vendor's packages and the AI SDK's provider speak it."""
 
     name: Final = "replicate"
-    vocabulary: Final = _VOCABULARY
+    vocabulary: Final = VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """By its path, or by its client, which shows no other error's sentence."""
@@ -186,37 +159,10 @@ class _Predictions:
         body = await parts.orders.json(request)
         came_s = parts.clock.monotonic_s()
         if "name" not in request.path_params:
-            check_reference(body, parts)
-        draft = await self._draft(body)
+            check_reference(body, served=lambda: version_id(served(parts).title))
+        given, wrong = replicate_order.read(body)
+        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self._dialect})
         return await surfaces.submit(request, caller, draft, parts), came_s
-
-    async def _draft(self, body: JsonObject) -> Draft:
-        """All of a body but which model is meant.
-
-        Raises:
-            ParametersRefused: it has no input.
-        """
-        asked: Any = body.get("input")
-        if not isinstance(asked, dict):
-            raise refused("input", asked, "is no object", allowed="the edit's parameters by name")
-        wrong = terms.unheeded(asked, _UNHEEDED)
-        shape = terms.asked_shape(asked.get("size"), "size", wrong)
-        if "auth" in asked:  # one client sends itself as the input when it is to send files as data URIs
-            reason = "has a key in it, which is none of an edit's"
-            wrong["auth"] = terms.problem("auth", None, reason, allowed="an input without it")
-        events: Any = body.get(_EVENTS)
-        if not (events is None or isinstance(events, list)):
-            allowed = f'a list, with "{_COMPLETED}" in it to be told'
-            wrong[_EVENTS] = terms.problem(_EVENTS, events, "is no list", allowed=allowed)
-        is_told = not isinstance(events, list) or _COMPLETED in events
-        photo = asked.get("input_image")
-        found = {
-            **asked,
-            "input_image": asked.get("image") if photo is None else photo,
-            "webhook": body.get("webhook") if is_told else None,
-        }
-        given = {**DEFAULTS, "aspect_ratio": shape, **_VOCABULARY.ours(found)}
-        return await self._parts.orders.draft_of(given, wrong=wrong, dialect={"name": self._dialect})
 
     async def _answer(self, request: Request, job: Job) -> Response:
         return await self._parts.threads.run(answers.json_answer, await self._document(request, job))
@@ -257,7 +203,7 @@ class _Predictions:
                 yield sse.text_frame("logs", _logs(sse.step(event), sse.steps(event)).encode(), event.id)
             elif event.kind == "ended":
                 ended = await desk.job(job.id, account=job.account)
-                output, why = None, terms.why(ended, _VOCABULARY)
+                output, why = None, terms.why(ended, VOCABULARY)
                 try:
                     output = await self._output(request, ended)
                 except ResultOutOfReach as fault:
@@ -293,7 +239,7 @@ def _prediction(
         "output": output,
         "data_removed": job.state is State.COMPLETED and output is None,
         "logs": "" if progress is None else _logs(progress.step, progress.steps),
-        "error": terms.why(job, _VOCABULARY),
+        "error": terms.why(job, VOCABULARY),
         "metrics": {theirs: measured[ours] for theirs, ours in _METRICS.items() if ours in measured},
         "created_at": moment(job.accepted_at),
         "started_at": moment(job.started_at),

@@ -14,11 +14,11 @@ from starlette.routing import Route
 from rekontext.accounts import Account, registry
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import JsonObject, UnsupportedContentType
-from rekontext.api.dialects import terms
+from rekontext.api.bodies import UnsupportedContentType
+from rekontext.api.dialects.replicate_order import DEFAULTS, INPUT, MODEL, OWNER, check_model, refused
 from rekontext.api.edits import NotReady, UnknownModel
 from rekontext.api.links import FileGone
-from rekontext.api.parameters import ParametersRefused, Upload, nameless_file, schema
+from rekontext.api.parameters import Upload, nameless_file, schema
 from rekontext.api.parts import Parts
 from rekontext.contract import ModelCard
 from rekontext.jobs import Asset, assets
@@ -26,29 +26,7 @@ from rekontext.models import SLUG
 from rekontext.moments import moment
 from rekontext.pictures import ObjectMissing
 
-OWNER: Final = "black-forest-labs"
-MODEL: Final = f"{OWNER}/{SLUG}"
 ONE_MODEL: Final = "/v1/models/{owner}/{name}"
-INPUT: Final = (
-    "prompt",
-    "input_image",
-    "aspect_ratio",
-    "num_inference_steps",
-    "guidance",
-    "seed",
-    "output_format",
-    "output_quality",
-    "disable_safety_checker",
-    "acceleration",
-)
-"""Our parameters that an input may have; they have the same names there."""
-DEFAULTS: Final[Mapping[str, object]] = {
-    "num_inference_steps": 30,
-    "guidance": 2.5,
-    "output_format": "webp",
-    "output_quality": 80,
-}
-"""Of an input, where they aren't ours."""
 _FILE: Final = "/v1/files/{id}"
 _CONTENT: Final = "content"
 _PUBLISHED: Final = "2025-06-26T00:00:00.000Z"
@@ -94,7 +72,7 @@ class Catalogue:
         """The served one, if that is what is asked for."""
         await self._parts.caller(request, "read")
         check_model(named(request))
-        card = _served(self._parts)
+        card = served(self._parts)
         wanted = request.path_params["id"]
         if wanted != version_id(card.title):
             raise UnknownModel(f"{MODEL}:{wanted}", known=[f"{MODEL}:{version_id(card.title)}"])
@@ -184,39 +162,6 @@ def named(request: Request) -> str:
     return f"{request.path_params['owner']}/{request.path_params['name']}"
 
 
-def check_model(name: str) -> None:
-    """Return if this model is here.
-
-    Raises:
-        UnknownModel: it isn't.
-    """
-    if name != MODEL:
-        raise UnknownModel(name, known=[MODEL])
-
-
-def check_reference(body: JsonObject, parts: Parts) -> None:
-    """Return if a body means the model that is here: owner/name, a version, or both as owner/name:version.
-
-    Raises:
-        UnknownModel: it means another model.
-        ParametersRefused: it means none, or another version.
-        NotReady: which version is here isn't known yet.
-    """
-    parameter = "model" if body.get("version") is None else "version"
-    reference = body.get(parameter)
-    if not isinstance(reference, str):
-        raise refused("version", reference, "names no model", allowed=f"a version, or {MODEL}")
-    model, _, version = reference.partition(":") if "/" in reference else (MODEL, "", reference)
-    check_model(model)
-    if version and version != (here := version_id(_served(parts).title)):
-        raise refused("version", version, "is not the one that is served", allowed=here)
-
-
-def refused(parameter: str, value: object, reason: str, *, allowed: str) -> ParametersRefused:
-    """One parameter that is wrong, though it is none of an edit's."""
-    return ParametersRefused([terms.problem(parameter, value, reason, allowed=allowed)])
-
-
 def version_id(title: str) -> str:
     """The version that a model of this title is."""
     return hashlib.sha256(title.encode()).hexdigest()
@@ -245,7 +190,7 @@ def page(results: Sequence[Mapping[str, object]], *, following: str | None = Non
     return {"results": results, "next": following, "previous": None}
 
 
-def _served(parts: Parts) -> ModelCard:
+def served(parts: Parts) -> ModelCard:
     """The model that versions are told of.
 
     Raises:

@@ -1,0 +1,99 @@
+"""The body of a call of fal's, with what stands beside it, -> our parameters, and how its result is wanted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rekontext.api.bodies import JsonObject
+from rekontext.api.dialects import terms
+from rekontext.api.parameters import Problem, shown
+from rekontext.api.vocabulary import Vocabulary
+from rekontext.contract import ASPECT_RATIOS, AspectRatio
+
+_DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
+_UNHEEDED: Final[Mapping[str, object]] = {
+    "num_images": 1,
+    "enhance_prompt": False,
+    "negative_prompt": "",
+    "image_urls": None,
+    "mask_url": None,
+    "loras": None,
+}
+_SIZES: Final[Mapping[str, AspectRatio]] = {
+    "square_hd": "1:1",
+    "square": "1:1",
+    "portrait_4_3": "3:4",
+    "portrait_16_9": "9:16",
+    "landscape_4_3": "4:3",
+    "landscape_16_9": "16:9",
+}
+_MATCHES_INPUT: Final = "match_input_image"
+_PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
+VOCABULARY: Final = Vocabulary(
+    names={
+        "input_image": "image_url",
+        "prompt": "prompt",
+        "aspect_ratio": "resolution_mode",
+        "num_inference_steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "seed": "seed",
+        "output_format": "output_format",
+        "acceleration": "acceleration",
+        "webhook_url": "fal_webhook",
+    },
+    values={
+        "output_format": {"jpeg": "jpg"},
+        "aspect_ratio": {"match_input": _MATCHES_INPUT, "auto": _MATCHES_INPUT},
+    },
+    allowed={
+        "output_format": "one of png, jpeg, webp",
+        "aspect_ratio": f"one of match_input, {', '.join(ASPECT_RATIOS[1:])}",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a call asks for.
+
+    Attributes:
+        given: the edit's parameters under our names, unchecked.
+        wrong: problems with other fields, by name.
+        is_inline: the result is to have the picture in itself.
+    """
+
+    given: Mapping[str, object]
+    wrong: Mapping[str, Problem]
+    is_inline: bool
+
+
+def read(body: JsonObject, *, webhook: str | None, priority: str) -> Asked:
+    """Find all that a call asks for, and what is wrong with how it does.
+
+    Args:
+        webhook: as its query has it.
+        priority: as its header has it.
+    """
+    wrong = terms.unheeded(body, _UNHEEDED)
+    shape = terms.asked_shape(body.get("image_size"), "image_size", wrong, named=_SIZES)
+    ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
+    given = {
+        **_DEFAULTS,
+        **VOCABULARY.ours({**body, "resolution_mode": ratio, "fal_webhook": webhook}),
+        "disable_safety_checker": not _flag(body, "enable_safety_checker", wrong, default=True),
+        "priority": _PRIORITIES.get(priority, 0),
+    }
+    return Asked(given=given, wrong=wrong, is_inline=_flag(body, "sync_mode", wrong, default=False))
+
+
+def _flag(body: Mapping[str, object], name: str, wrong: dict[str, Problem], *, default: bool) -> bool:
+    """A switch of the vendor's, or its default and a new problem."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        wrong[name] = terms.problem(name, value, f"is {shown(value)}", allowed="true or false")
+        return default
+    return value

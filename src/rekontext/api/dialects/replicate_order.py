@@ -1,0 +1,112 @@
+"""The body of Replicate's predictions -> our parameters, and which model it means. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from rekontext.api.bodies import JsonObject
+from rekontext.api.dialects import terms
+from rekontext.api.edits import UnknownModel
+from rekontext.api.parameters import ParametersRefused, Problem
+from rekontext.api.vocabulary import Vocabulary
+from rekontext.models import SLUG
+
+OWNER: Final = "black-forest-labs"
+MODEL: Final = f"{OWNER}/{SLUG}"
+INPUT: Final = (
+    "prompt",
+    "input_image",
+    "aspect_ratio",
+    "num_inference_steps",
+    "guidance",
+    "seed",
+    "output_format",
+    "output_quality",
+    "disable_safety_checker",
+    "acceleration",
+)
+"""Our parameters that an input may have; they have the same names there."""
+DEFAULTS: Final[Mapping[str, object]] = {
+    "num_inference_steps": 30,
+    "guidance": 2.5,
+    "output_format": "webp",
+    "output_quality": 80,
+}
+"""Of an input, where they aren't ours."""
+VOCABULARY: Final = Vocabulary(names={**{name: name for name in INPUT}, "webhook_url": "webhook"})
+_UNHEEDED: Final[Mapping[str, object]] = {
+    "num_outputs": 1,
+    "megapixels": "1",
+    "width": None,
+    "height": None,
+    "mask": None,
+    "negative_prompt": None,
+    "input_image_2": None,
+    "lora_weights": None,
+}
+_EVENTS: Final = "webhook_events_filter"
+_COMPLETED: Final = "completed"
+
+
+def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem]]:
+    """The edit's parameters under our names, unchecked, and what is wrong with other fields, by name.
+
+    Raises:
+        ParametersRefused: it has no input.
+    """
+    asked: Any = body.get("input")
+    if not isinstance(asked, dict):
+        raise refused("input", asked, "is no object", allowed="the edit's parameters by name")
+    wrong = terms.unheeded(asked, _UNHEEDED)
+    shape = terms.asked_shape(asked.get("size"), "size", wrong)
+    if "auth" in asked:  # one client sends itself as the input when it is to send files as data URIs
+        reason = "has a key in it, which is none of an edit's"
+        wrong["auth"] = terms.problem("auth", None, reason, allowed="an input without it")
+    events: Any = body.get(_EVENTS)
+    if not (events is None or isinstance(events, list)):
+        allowed = f'a list, with "{_COMPLETED}" in it to be told'
+        wrong[_EVENTS] = terms.problem(_EVENTS, events, "is no list", allowed=allowed)
+    is_told = not isinstance(events, list) or _COMPLETED in events
+    photo = asked.get("input_image")
+    found = {
+        **asked,
+        "input_image": asked.get("image") if photo is None else photo,
+        "webhook": body.get("webhook") if is_told else None,
+    }
+    return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong
+
+
+def check_model(name: str) -> None:
+    """Return if this model is here.
+
+    Raises:
+        UnknownModel: it isn't.
+    """
+    if name != MODEL:
+        raise UnknownModel(name, known=[MODEL])
+
+
+def check_reference(body: JsonObject, *, served: Callable[[], str]) -> None:
+    """Return if a body means the model that is here: owner/name, a version, or both as owner/name:version.
+
+    Args:
+        served: the version that is here; asked only where one is meant, since it may not be known yet.
+
+    Raises:
+        UnknownModel: it means another model.
+        ParametersRefused: it means none, or another version.
+    """
+    parameter = "model" if body.get("version") is None else "version"
+    reference = body.get(parameter)
+    if not isinstance(reference, str):
+        raise refused("version", reference, "names no model", allowed=f"a version, or {MODEL}")
+    model, _, version = reference.partition(":") if "/" in reference else (MODEL, "", reference)
+    check_model(model)
+    if version and version != (here := served()):
+        raise refused("version", version, "is not the one that is served", allowed=here)
+
+
+def refused(parameter: str, value: object, reason: str, *, allowed: str) -> ParametersRefused:
+    """One parameter that is wrong, though it is none of an edit's."""
+    return ParametersRefused([terms.problem(parameter, value, reason, allowed=allowed)])
