@@ -7,13 +7,17 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, Timer
+from threading import enumerate as enumerate_threads
 from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from rekontext.cli.serve import _fleet, _heed_hang_up, _let_go, _Server
@@ -21,7 +25,7 @@ from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
 from tests.api.studio import Studio
 from tests.cli.commands import Run
-from tests.surfaces.served import serve
+from tests.surfaces.served import serve, serve_app
 
 
 @pytest.fixture
@@ -95,9 +99,7 @@ def test_without_a_device_there_is_no_fleet() -> None:
 async def test_a_second_signal_hurries_and_nothing_is_left_undone() -> None:
     """uvicorn's way would skip the end of the service. A terminal's end, which is said twice, is no second one."""
     said: list[str] = []
-    server = _Server(
-        uvicorn.Config("none"), bodies_s=1, on_shutdown=lambda: None, on_hurry=lambda: said.append("hurry")
-    )
+    server = _stopping(uvicorn.Config("none"), on_hurry=lambda: said.append("hurry"))
     for number, hurried in ((signal.SIGHUP, 0), (signal.SIGHUP, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)):
         server.handle_exit(number, None)
         await asyncio.sleep(0)
@@ -107,11 +109,8 @@ async def test_a_second_signal_hurries_and_nothing_is_left_undone() -> None:
 def test_a_stop_waits_for_a_slow_body_as_long_as_for_edits_and_answers_nothing(tmp_path: Path) -> None:
     """It held the stop up until its request was cancelled, with a traceback and an answer that no error has."""
 
-    def stopping(config: uvicorn.Config) -> _Server:
-        return _Server(config, bodies_s=0.3, on_shutdown=lambda: None, on_hurry=lambda: None)
-
     with ExitStack() as left_open:
-        with capture_logs() as lines, serve(Studio(folder=tmp_path), answers_s=600, server_of=stopping) as served:
+        with capture_logs() as lines, serve(Studio(folder=tmp_path), answers_s=600, server_of=_stopping) as served:
             place = urlsplit(served.url)
             connection = left_open.enter_context(socket.create_connection((place.hostname or "", place.port or 0)))
             lines_of = ["content-type: application/json", "content-length: 399999", f"x-api-key: {served.key}"]
@@ -126,6 +125,50 @@ def test_a_stop_waits_for_a_slow_body_as_long_as_for_edits_and_answers_nothing(t
             assert connection.recv(4096) == b""
     statuses = [line["status"] for line in lines if line["event"] == "request"]
     assert statuses == [499]
+
+
+def test_a_stop_that_hangs_is_given_up() -> None:
+    """As on a database that takes connections and answers nothing: a process manager would have to kill."""
+    given_up = Event()
+
+    async def hanging(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "lifespan"
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.to_thread(given_up.wait, 30)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    with serve_app(hanging, server_of=partial(_stopping, stop_s_max=0.1, give_up=given_up.set)):
+        pass
+    assert given_up.is_set()
+
+
+def test_a_stop_in_time_is_not_given_up(tmp_path: Path) -> None:
+    """Nor does anything of it go off later."""
+    given_up = Event()
+    with serve(Studio(folder=tmp_path), server_of=partial(_stopping, stop_s_max=60, give_up=given_up.set)):
+        pass
+    timers = [thread for thread in enumerate_threads() if isinstance(thread, Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
+    assert not given_up.is_set()
+
+
+def _stopping(
+    config: uvicorn.Config,
+    *,
+    on_hurry: Callable[[], None] = lambda: None,
+    stop_s_max: float = 60,
+    give_up: Callable[[], None] = lambda: None,
+) -> _Server:
+    return _Server(
+        config,
+        bodies_s=0.3,
+        on_shutdown=lambda: None,
+        on_hurry=on_hurry,
+        stop_s_max=stop_s_max,
+        give_up=give_up,
+    )
 
 
 def _send_on(connection: socket.socket) -> None:

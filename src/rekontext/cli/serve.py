@@ -11,11 +11,13 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import structlog
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
@@ -32,9 +34,12 @@ from rekontext.logs import configure, printable
 from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
 from rekontext.settings import EVERY_GPU, KEY_VARIABLE, Settings, variable
 
+_log = structlog.get_logger(__name__)
 _BACKLOG = 2048
 _LASTING = (FileExistsError, NotADirectoryError)  # something else is where a folder should be
 _LAST_ANSWERS_S = 5
+_STOP_S_MAX: Final = 14
+"""How long a stop may take once the time of grace is over. Process managers are told to wait 15 s."""
 _OUT, _ERR = 1, 2
 _NOT_THERE: Final = "there is no such folder or file, and it is no hub id (owner/name)"
 _GPU_DRIVERS: Final = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
@@ -46,6 +51,8 @@ class _Server(uvicorn.Server):
 
     Args:
         bodies_s: how long bodies may go on to come then.
+        stop_s_max: how long all else may take after that.
+        give_up: called if it takes longer.
     """
 
     def __init__(
@@ -55,11 +62,15 @@ class _Server(uvicorn.Server):
         bodies_s: float,
         on_shutdown: Callable[[], None],
         on_hurry: Callable[[], None],
+        stop_s_max: float,
+        give_up: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._bodies_s = bodies_s
         self._on_shutdown = on_shutdown
         self._on_hurry = on_hurry
+        self._stop_s_max = stop_s_max
+        self._give_up = give_up
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Let what runs end; at a second signal hand it back. uvicorn itself would then leave all as it is.
@@ -88,7 +99,13 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_shutdown()
         asyncio.get_running_loop().call_later(self._bodies_s, self._wait_for_no_body)
-        await super().shutdown(sockets)
+        last = threading.Timer(self._bodies_s + self._stop_s_max, self._give_up)  # the loop may hang, too
+        last.daemon = True
+        last.start()
+        try:
+            await super().shutdown(sockets)
+        finally:
+            last.cancel()
 
 
 def run_serve(
@@ -133,6 +150,8 @@ def run_serve(
             bodies_s=settings.shutdown_grace_s,
             on_shutdown=service.hang_up,
             on_hurry=service.hurry,
+            stop_s_max=_STOP_S_MAX,
+            give_up=_give_up,
         )
         console.print(_greeting(url, service, settings))
         # uvicorn hands a signal on when all is done: let both kinds end as a Ctrl-C does, with nothing amiss.
@@ -150,6 +169,12 @@ def run_serve(
         if out is not None:  # as where it was closed before we were started
             out.flush()
     os._exit(0)
+
+
+def _give_up() -> None:
+    """End now: what is waited for, a database say, doesn't answer. Edits go back when their leases are over."""
+    _log.error("stop_given_up")
+    os._exit(1)
 
 
 def _heed_hang_up(server: uvicorn.Server) -> None:
