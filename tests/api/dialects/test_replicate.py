@@ -1,17 +1,14 @@
-"""Replicate's dialect on the wire: what its clients trip over, and every refusal as they read one."""
+"""Replicate's dialect on the wire: predictions, and what its clients trip over."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import httpx2
 import pytest
-from replicate.webhook import Webhooks, WebhookSigningSecret
-from structlog.testing import capture_logs
 
 from rekontext.api import surfaces
 from rekontext.api.dialects import replicate
@@ -19,54 +16,24 @@ from rekontext.api.edits import Submitted
 from rekontext.contract import EditRefused
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job
-from rekontext.pictures import StoreUnavailable
 from rekontext.sources import SystemClock
 from tests.api.caller import Caller
-from tests.api.conftest import MakeStudio, Receiver
-from tests.api.studio import SOON_S, PillowFleet, Studio
-from tests.pictures.samples import photo_bytes
+from tests.api.conftest import MakeStudio
+from tests.api.dialects.replicate_calls import (
+    CREATE,
+    GOOD,
+    HELD,
+    INPUT,
+    MODEL,
+    PREDICTIONS,
+    away,
+    done,
+    events,
+    running,
+)
+from tests.api.studio import SOON_S, Studio
 
 pytestmark = pytest.mark.anyio
-
-PHOTO: Final = photo_bytes()
-INPUT: Final[dict[str, Any]] = {
-    "prompt": "make it night",
-    "input_image": base64.b64encode(PHOTO).decode(),
-    "num_inference_steps": 4,
-}
-GOOD: Final[dict[str, Any]] = {"input": INPUT}
-MODEL: Final = "black-forest-labs/flux-kontext-dev"
-CREATE: Final = f"/v1/models/{MODEL}/predictions"
-PREDICTIONS: Final = "/v1/predictions"
-HELD: Final = {"prefer": "wait"}
-
-
-async def done(client: httpx2.AsyncClient, **changes: Any) -> dict[str, Any]:
-    """A prediction that has ended."""
-    answer = await client.post(CREATE, json={"input": INPUT | changes}, headers=HELD)
-    assert answer.status_code == 201, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def running(client: httpx2.AsyncClient, studio: Studio, **headers: str) -> dict[str, Any]:
-    """A prediction whose edit stands before its first step."""
-    studio.fleet.may_step.clear()
-    created = await client.post(CREATE, json=GOOD, headers=headers)
-    assert created.status_code == 201, created.text
-    await asyncio.wait_for(studio.fleet.began.wait(), SOON_S)
-    found: dict[str, Any] = created.json()
-    return found
-
-
-def events(stream: str) -> list[dict[str, str]]:
-    """The frames of a stream, each as its fields."""
-    frames = [frame for frame in stream.split("\n\n") if frame]
-    return [dict(line.split(": ", 1) for line in frame.split("\n")) for frame in frames]
-
-
-async def away(_key: str) -> NoReturn:
-    raise StoreUnavailable("the store could not do that")
 
 
 async def test_a_held_create_answers_the_finished_prediction(client: httpx2.AsyncClient) -> None:
@@ -91,19 +58,6 @@ async def test_a_held_create_answers_the_finished_prediction(client: httpx2.Asyn
 async def test_a_size_chooses_the_shape(client: httpx2.AsyncClient, given: dict[str, Any], ratio: str) -> None:
     """The AI SDK's `size`; an aspect ratio goes before it."""
     assert (await done(client, **given))["input"]["aspect_ratio"] == ratio
-
-
-@pytest.mark.parametrize(
-    "agent",
-    ["replicate-python/1.0.7", "replicate-javascript/1.4.0", "Replicate/Python 2.0.0b4"],
-)
-async def test_its_clients_read_what_is_wrong_at_other_paths(client: httpx2.AsyncClient, agent: str) -> None:
-    """At the one that is OpenAI's too, and below a wrong base URL, which the sentence shows."""
-    client.headers["user-agent"] = agent
-    refused = await client.get("/v1/models", headers={"x-api-key": "rk_no"})
-    assert (refused.status_code, refused.json()["title"]) == (401, "Invalid api key")
-    nowhere = await client.post(f"/v1{CREATE}", json=GOOD)
-    assert (nowhere.status_code, f"nothing at /v1{CREATE};" in nowhere.json()["detail"]) == (404, True)
 
 
 async def test_the_picture_stands_in_the_answer_on_plain_http(client: httpx2.AsyncClient) -> None:
@@ -328,264 +282,3 @@ async def test_a_list_is_told_page_by_page(
         assert (await stranger.get(PREDICTIONS)).json() == {"results": [], "next": None, "previous": None}
         assert (await stranger.get(first["next"])).status_code == 404
         assert (await stranger.get(f"{PREDICTIONS}/{ids[1]}")).status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("wrong", "sentence"),
-    [
-        ({"guidance": 99}, "guidance is 99 (allowed: a number from 0 to 10)"),
-        ({"prompt": None}, "prompt is missing"),
-        ({"input_image": 7}, "input_image is 7"),
-        ({"num_outputs": 2}, "num_outputs can't be heeded here (allowed: 1, or nothing)"),
-        ({"megapixels": "0.25"}, 'megapixels can\'t be heeded here (allowed: "1", or nothing)'),
-        ({"mask": "https://a.example/m.png"}, "mask can't be heeded here (allowed: nothing)"),
-        ({"size": "2000x1000"}, "size has no shape of ours"),
-        ({"negative_prompt": "blur"}, "negative_prompt can't be heeded here"),
-    ],
-)
-async def test_a_wrong_input_is_named(client: httpx2.AsyncClient, wrong: dict[str, Any], sentence: str) -> None:
-    """In `detail`, which all clients show, and in no list, on which one of them breaks."""
-    answer = await client.post(CREATE, json={"input": INPUT | wrong}, headers=HELD)
-    document = answer.json()
-    assert (answer.status_code, document["status"], document["code"]) == (422, 422, "invalid_parameters")
-    assert sentence in document["detail"]
-    assert document["title"] == "Invalid parameters"
-    assert document["request_id"] == answer.headers["x-request-id"]
-
-
-@pytest.mark.parametrize(
-    ("body", "sentence"),
-    [
-        ({}, "input is no object"),
-        ({"input": [1]}, "input is no object"),
-        (GOOD | {"webhook_events_filter": "completed"}, "webhook_events_filter is no list"),
-        (GOOD | {"webhook": "ftp://a.example"}, "webhook is"),
-        (GOOD | {"webhook": "http://10.0.0.1/"}, "webhook can't be told"),
-    ],
-)
-async def test_a_wrong_body_is_said(client: httpx2.AsyncClient, body: dict[str, Any], sentence: str) -> None:
-    """What is beside the input, too."""
-    answer = await client.post(CREATE, json=body)
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
-    assert sentence in answer.json()["detail"]
-
-
-async def test_a_key_in_the_input_is_refused_and_never_written(studio: Studio, client: httpx2.AsyncClient) -> None:
-    """One client sends itself as the input, its key included: neither the log nor the answer repeats it."""
-    with capture_logs() as log:
-        answer = await client.post(CREATE, json={"input": {"auth": studio.key, "baseUrl": "x"}}, headers=HELD)
-    assert answer.status_code == 422
-    assert "auth has a key in it" in answer.json()["detail"]
-    assert log
-    assert studio.key not in answer.text + repr(log)
-    assert (await client.get(PREDICTIONS)).json()["results"] == []
-
-
-async def test_another_model_is_not_here(client: httpx2.AsyncClient) -> None:
-    """It is named, whichever way it was asked for."""
-    other = "stability-ai/sdxl"
-    for method, path, body in (
-        ("POST", f"/v1/models/{other}/predictions", GOOD),
-        ("POST", PREDICTIONS, GOOD | {"model": other}),
-        ("POST", PREDICTIONS, GOOD | {"version": f"{other}:1"}),
-        ("GET", f"/v1/models/{other}", None),
-        ("GET", f"/v1/models/{other}/versions", None),
-        ("GET", f"/v1/models/{other}/versions/1", None),
-        ("GET", f"/v1/models/{MODEL}/versions/{other[:4]}", None),
-    ):
-        answer = await client.request(method, path, json=body)
-        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model"), path
-        assert other[:4] in answer.json()["detail"]
-        assert MODEL in answer.json()["detail"]
-
-
-async def test_a_prediction_by_version_or_by_name(client: httpx2.AsyncClient) -> None:
-    """The served model is the one version; a wrong one is refused with the right one."""
-    version = (await client.get(f"/v1/models/{MODEL}")).json()["latest_version"]["id"]
-    for reference in (
-        {"version": version},
-        {"version": f"{MODEL}:{version}"},
-        {"version": MODEL},
-        {"model": MODEL},
-        {"model": MODEL, "version": None},
-    ):
-        answer = await client.post(PREDICTIONS, json=GOOD | reference, headers=HELD)
-        assert (answer.status_code, answer.json()["version"]) == (201, version), reference
-    for wrong in ({"version": "a" * 64}, {"version": f"{MODEL}:latest"}, {"version": 7}, {}):
-        answer = await client.post(PREDICTIONS, json=GOOD | wrong)
-        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
-        assert "version" in answer.json()["detail"]
-    assert version in (await client.post(PREDICTIONS, json=GOOD | {"version": "a"})).json()["detail"]
-
-
-async def test_a_version_is_its_model_s(make_studio: MakeStudio) -> None:
-    """The same on every server that has this model, and another one's where another model is."""
-    versions = []
-    for is_mini in (True, True, False):
-        async with make_studio(PillowFleet(is_mini=is_mini)).open() as client:
-            versions.append((await done(client))["version"])
-    assert versions[0] == versions[1] != versions[2]
-
-
-async def test_while_the_model_loads_no_version_is_told(make_studio: MakeStudio) -> None:
-    """Edits are taken all the same, unless they name one."""
-    fleet = PillowFleet()
-    fleet.may_start.clear()
-    async with make_studio(fleet).open() as client:
-        created = await client.post(CREATE, json=GOOD)
-        assert (created.status_code, created.json()["version"]) == (201, "hidden")
-        assert (await client.get(f"/v1/models/{MODEL}")).json()["latest_version"] is None
-        assert (await client.get(f"/v1/models/{MODEL}/versions")).json()["results"] == []
-        for answer in (
-            await client.post(PREDICTIONS, json=GOOD | {"version": "a"}),
-            await client.get(f"/v1/models/{MODEL}/versions/a"),
-        ):
-            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
-        fleet.may_start.set()
-        await client.get(created.json()["urls"]["stream"])
-        found = (await client.get(created.json()["urls"]["get"])).json()
-        [version] = (await client.get(f"/v1/models/{MODEL}/versions")).json()["results"]
-    assert found["version"] == version["id"]
-
-
-async def test_a_version_says_what_an_input_may_have(client: httpx2.AsyncClient) -> None:
-    """With this vendor's defaults; its output is one URI."""
-    [version] = (await client.get(f"/v1/models/{MODEL}/versions")).json()["results"]
-    assert (await client.get(f"/v1/models/{MODEL}/versions/{version['id']}")).json() == version
-    schemas = version["openapi_schema"]["components"]["schemas"]
-    defaults = {name: each.get("default") for name, each in schemas["Input"]["properties"].items()}
-    assert defaults | {"num_inference_steps": 30, "guidance": 2.5, "output_format": "webp"} == defaults
-    assert (schemas["Output"]["type"], schemas["Output"]["format"]) == ("string", "uri")
-    assert not {"webhook_url", "previews", "priority"} & set(defaults)
-
-
-async def test_who_can_t_pay_is_told_402(studio: Studio) -> None:
-    """On which no client tries again."""
-    async with studio.open(), studio.client(studio.new_account("poor").secret) as poor:
-        answer = await poor.post(CREATE, json=GOOD, headers=HELD)
-    assert (answer.status_code, answer.json()["code"]) == (402, "insufficient_credits")
-    assert answer.json()["status"] == 402
-
-
-async def test_creates_and_uploads_are_counted_and_polls_are_not(make_studio: MakeStudio) -> None:
-    """Clients poll twice a second."""
-    async with make_studio(requests_per_minute=2).open() as client:
-        created = await client.post(CREATE, json=GOOD, headers=HELD)
-        assert created.headers["ratelimit-limit"] == "2"
-        assert (await client.post("/v1/files", files={"content": ("a.jpg", PHOTO)})).status_code == 201
-        for refused in (
-            await client.post(CREATE, json=GOOD),
-            await client.post("/v1/files", files={"content": ("a.jpg", PHOTO)}),
-        ):
-            assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-            assert refused.headers["retry-after"].isdecimal()
-        for path in (created.json()["urls"]["get"], PREDICTIONS, "/v1/files", "/v1/account"):
-            assert (await client.get(path)).status_code == 200
-
-
-async def test_other_failures_have_the_same_form(client: httpx2.AsyncClient) -> None:
-    """Also of what no route answers."""
-    form = {"prompt": (None, "x")}
-    for answer, status, code in (
-        (await client.post(CREATE, files=form), 415, "unsupported_content_type"),
-        (await client.post("/v1/files", json={}), 415, "unsupported_content_type"),
-        (await client.post(CREATE, content=b"{", headers={"content-type": "application/json"}), 400, "malformed_body"),
-        (await client.get(f"{PREDICTIONS}/nobody-s"), 404, "request_not_found"),
-        (await client.get("/v1/files/nobody-s"), 404, "file_unknown"),
-        (await client.delete("/v1/account/x"), 404, "not_found"),
-        (await client.get(f"{PREDICTIONS}/x", headers={"x-api-key": "rk_no"}), 401, "invalid_api_key"),
-    ):
-        document = answer.json()
-        assert (answer.status_code, document["status"]) == (status, status), answer.text
-        assert set(document) == {"title", "detail", "status", "code", "request_id"}
-        assert document["code"] == code
-
-
-async def test_a_file_is_kept_for_edits(studio: Studio, client: httpx2.AsyncClient) -> None:
-    """Its type is seen from its bytes, whatever its sender calls it, and it can be used, looked at and deleted."""
-    sent = {
-        "content": ("upload", PHOTO, "application/octet-stream"),
-        "metadata": ("blob", b'{"a":1}', "application/json"),
-    }
-    answer = await client.post("/v1/files", files=sent)
-    file = answer.json()
-    assert (answer.status_code, file["content_type"], file["size"]) == (201, "image/jpeg", len(PHOTO))
-    assert file["checksums"] == {
-        "sha256": hashlib.sha256(PHOTO).hexdigest(),
-        "md5": hashlib.md5(PHOTO, usedforsecurity=False).hexdigest(),
-    }
-    assert (file["name"], file["metadata"]) == ("upload", {})
-    assert file["expires_at"] > file["created_at"]
-    assert (await client.get(f"/v1/files/{file['id']}")).json() == file
-    [row] = (await client.get("/v1/files")).json()["results"]
-    assert row == file | {"checksums": {}}
-    async with studio.client("") as stranger:
-        assert (await stranger.get(file["urls"]["get"])).content == PHOTO
-    assert (await done(client, input_image=file["urls"]["get"]))["status"] == "succeeded"
-    async with studio.client(studio.new_account("stranger").secret) as stranger:
-        for method in ("GET", "DELETE"):
-            assert (await stranger.request(method, f"/v1/files/{file['id']}")).status_code == 404
-    deleted = await client.delete(f"/v1/files/{file['id']}")
-    assert (deleted.status_code, deleted.content) == (204, b"")
-    assert (await client.get(file["urls"]["get"])).status_code == 404
-
-
-async def test_a_file_that_is_gone_from_the_store(studio: Studio, client: httpx2.AsyncClient) -> None:
-    """Is gone, though it stands in the list."""
-    file = (await client.post("/v1/files", files={"content": ("a.jpg", PHOTO)})).json()
-    await studio.service.parts.objects.delete(f"assets/{file['id']}")
-    answer = await client.get(f"/v1/files/{file['id']}")
-    assert (answer.status_code, answer.json()["code"]) == (404, "file_gone")
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ([("other", ("a.jpg", PHOTO))], "content is there 0 times"),
-        ([("content", ("a.jpg", PHOTO)), ("content", ("b.jpg", PHOTO))], "content is there 2 times"),
-        ([("content", (None, b"a text"))], "content is no file"),
-        ([("content", ("a.jpg", b"no picture"))], "content can't be used"),
-    ],
-)
-async def test_what_is_no_file_of_ours(client: httpx2.AsyncClient, fields: list[Any], sentence: str) -> None:
-    """Pictures only, one at a time."""
-    answer = await client.post("/v1/files", files=fields)
-    assert answer.status_code == 422
-    assert sentence in answer.json()["detail"]
-
-
-async def test_the_account_tells_whose_key_it_is(client: httpx2.AsyncClient) -> None:
-    """By its name."""
-    document = (await client.get("/v1/account")).json()
-    assert (document["type"], document["name"]) == ("organization", "owner")
-
-
-async def test_a_webhook_is_told_the_prediction(make_studio: MakeStudio, receiver: Receiver) -> None:
-    """The vendor's own validator takes its signature; its picture is a link, on plain http too."""
-    async with make_studio(webhook_allow="127.0.0.1/32").open() as client:
-        secret = WebhookSigningSecret(**(await client.get("/v1/webhooks/default/secret")).json())
-        for events_filter in ({}, {"webhook_events_filter": ["start", "completed"]}):
-            answer = await client.post(CREATE, json=GOOD | {"webhook": receiver.url} | events_filter, headers=HELD)
-            headers, body = await receiver.next()
-            Webhooks.validate(headers=headers, body=body.decode(), secret=secret, tolerance=60)
-            told = json.loads(body)
-            assert told["output"].startswith("http://studio/files/outputs/")
-            assert told | {"output": answer.json()["output"]} == answer.json()
-
-
-async def test_a_webhook_that_isn_t_to_hear_of_ends_hears_nothing(make_studio: MakeStudio, receiver: Receiver) -> None:
-    """What happens before isn't sent, so the next message is another edit's."""
-    async with make_studio(webhook_allow="127.0.0.1/32").open() as client:
-        hook = {"webhook": receiver.url}
-        await client.post(CREATE, json=GOOD | hook | {"webhook_events_filter": ["start", "output"]}, headers=HELD)
-        heard = await client.post(CREATE, json=GOOD | hook, headers=HELD)
-        _, body = await receiver.next()
-        assert json.loads(body)["id"] == heard.json()["id"]
-        assert receiver.got.empty()
-
-
-async def test_models_has_the_one_model(client: httpx2.AsyncClient) -> None:
-    """As it is told by itself, for the list whose path is another vendor's too."""
-    listed = (await client.get("/v1/models")).json()
-    assert listed["results"] == [(await client.get(f"/v1/models/{MODEL}")).json()]
-    assert [each["id"] for each in listed["data"]] == ["flux-kontext-dev"]
