@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from types import TracebackType
 from typing import Final, Self
@@ -61,9 +62,8 @@ class AllowList:
     def refusal(self, host: str) -> str | None:
         """Why a host won't be dialled, where its name alone tells: an address written out, or this machine."""
         name = host.lower().rstrip(".")
-        try:
-            address = ip_address(_LOOPBACK if name == "localhost" or name.endswith(".localhost") else name)
-        except ValueError:
+        address = _written_out(_LOOPBACK if name == "localhost" or name.endswith(".localhost") else name)
+        if address is None:
             return None
         if self.has_host(host) or self.has_address(address) or is_public(address):
             return None
@@ -71,6 +71,16 @@ class AllowList:
 
     def has_address(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _written_out(name: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name is, also as resolvers read "127.1" and "0x7f000001"."""
+    try:
+        return ip_address(name)
+    except ValueError:
+        with suppress(OSError, ValueError):  # ValueError for what isn't ASCII, or has NUL in it
+            return IPv4Address(socket.inet_aton(name))
+    return None
 
 
 def _guarded_connector(allow: AllowList) -> aiohttp.TCPConnector:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from typing import Any, Final
 
 import pytest
@@ -126,11 +127,19 @@ async def _delivered(client: Any, endpoint: str) -> dict[str, Any]:
                 return found
 
 
-async def test_an_address_inside_is_not_called(make_studio: MakeStudio, receiver: Receiver) -> None:
+async def test_an_address_inside_is_not_called(
+    make_studio: MakeStudio, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unless an operator opened it; the log says why, where the name alone didn't."""
+    asked = socket.getaddrinfo
+
+    def resolved(host: Any, *args: Any, **how: Any) -> Any:
+        return asked("127.0.0.1" if host == "inside.example" else host, *args, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     studio = make_studio()
     async with studio.open() as client:
-        url = receiver.url.replace("127.0.0.1", "0x7f000001")
+        url = receiver.url.replace("127.0.0.1", "inside.example")
         endpoint = (await client.post("/console/api/webhooks", json={"url": url})).json()["webhook"]["id"]
         await client.post(f"/console/api/webhooks/{endpoint}/test")
         async with asyncio.timeout(10):
@@ -142,7 +151,10 @@ async def test_an_address_inside_is_not_called(make_studio: MakeStudio, receiver
     assert receiver.got.empty()
 
 
-INSIDE = ["http://127.0.0.1:9/", "http://localhost/", "http://a.localhost./x", "http://192.168.1.5/", "http://[::1]/h"]
+INSIDE = [
+    *("http://127.0.0.1:9/", "http://localhost/", "http://a.localhost./x", "http://192.168.1.5/", "http://[::1]/h"),
+    *("http://127.1/", "http://0x7f000001/", "http://2130706433/x"),  # as resolvers read them
+]
 
 
 @pytest.mark.parametrize("url", INSIDE)
