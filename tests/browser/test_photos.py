@@ -38,6 +38,23 @@ def test_the_photo_chosen_last_stays(open_page: OpenPage, site: Site, photo: Pat
     expect(page.locator("#drop-full")).to_contain_text("my photo.jpg")
 
 
+def test_a_photo_that_is_still_being_read_is_waited_for(open_page: OpenPage, photo: Path) -> None:
+    """Whoever chooses a file and runs it at once needn't press twice."""
+    page = open_page()
+    page.evaluate(
+        """() => {
+            const read = Blob.prototype.arrayBuffer;
+            const pressed = new Promise((then) => document.addEventListener("keyup", then, { once: true }));
+            Blob.prototype.arrayBuffer = async function () { await pressed; return read.call(this); };
+        }"""
+    )
+    page.set_input_files("#file", photo)
+    page.fill("#prompt", "make it night")
+    run(page)
+    expect(page.locator(".facts")).to_be_visible()
+    expect(page.locator("#refusal")).to_be_empty()
+
+
 def test_of_several_dropped_files_a_picture_is_taken(open_page: OpenPage) -> None:
     """And the page says which."""
     page = open_page()

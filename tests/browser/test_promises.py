@@ -19,10 +19,16 @@ FIRST_LOAD_BYTES_MAX = 150_000
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DARK_RULES = ("color-contrast", "link-in-text-block")
 """What can go wrong by night only."""
-SETTLED = """() => Promise.allSettled(
-    document.getAnimations().filter(each => each instanceof CSSTransition).map(each => each.finished)
-).then(() => null)"""
-"""Colours have changed to what they are to be."""
+SETTLED = """async () => {
+    const changing = () => document.getAnimations().filter(each => each instanceof CSSTransition);
+    const frame = () => new Promise(then => requestAnimationFrame(then));
+    for (let quiet = 0; quiet < 3; await frame()) {
+        const running = changing();
+        quiet = running.length ? 0 : quiet + 1;
+        await Promise.allSettled(running.map(each => each.finished));
+    }
+}"""
+"""Colours have changed to what they are to be, those too that begin to when what they are inherited from has."""
 DRAWN = "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(() => then(null))))"
 """What follows a change of the window's size or colours has been drawn."""
 VIEWS = ("overview", "requests", "keys", "webhooks", "files", "accounts", "queue", "all-requests", "audit")

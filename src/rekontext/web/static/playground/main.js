@@ -24,12 +24,14 @@ import { Strip } from "./strip.js";
 
 const LOADING_LOOK_MS = 2000;
 const FETCHING_LOOK_MS = 200;
+const ARRIVES_SOON_MS = 2000;
 const COUNT_DOWN_MS = 1000;
 const state = {
   photo: null,
   photosAsked: 0,
   isSubmitting: false,
   fetching: null, // the timer of a photo that is on its way
+  arrival: null, // of that photo: a promise, and what keeps it
   me: null,
   awaitsMe: false,
   price: null,
@@ -124,8 +126,16 @@ function awaitPhoto(isOnItsWay) {
   clearTimeout(state.fetching);
   state.fetching = isOnItsWay ? setTimeout(() => $("#fetching").removeAttribute("hidden"), FETCHING_LOOK_MS) : null;
   if (!isOnItsWay) $("#fetching").hidden = true;
+  state.arrival?.keep();
+  state.arrival = isOnItsWay ? arrival() : null;
   $("#take-link").disabled = isOnItsWay;
   return (state.photosAsked += 1);
+}
+
+function arrival() {
+  let keep;
+  const promise = new Promise((resolve) => (keep = resolve));
+  return { promise, keep };
 }
 
 /** Free what a photo holds of the browser, unless it is the one to be edited or an edit's. */
@@ -175,6 +185,10 @@ async function prepared() {
   if (!$("#view-json").hidden && !json.isRight) {
     json.blame();
     return;
+  }
+  // A file takes moments to be read, and whoever chose it may have run it by then.
+  if (state.arrival) {
+    await Promise.race([state.arrival.promise, new Promise((resolve) => setTimeout(resolve, ARRIVES_SOON_MS))]);
   }
   if (state.fetching) {
     refuse("The photo is still being fetched.", { isFault: false });
