@@ -13,7 +13,7 @@ from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Asset, UploadsFull, asset_key, assets, clear_away
 from rekontext.pictures import ObjectExists, ObjectMissing, Photo, PictureRefused
 
-_NAME_CHARACTERS_MAX: Final = 255
+NAME_CHARACTERS_MAX: Final = 255
 
 
 async def read(where: str, source: str | Upload, parts: Parts) -> tuple[Photo, str]:
@@ -104,4 +104,4 @@ def _asset(asset_id: str, photo: Photo, name: str, caller: Caller, parts: Parts)
 
 def _plain(name: str) -> str:
     """A file's name without its folders, which are the sender's business, and without what no screen can show."""
-    return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-_NAME_CHARACTERS_MAX:]
+    return "".join(each for each in PureWindowsPath(name).name if each.isprintable())[-NAME_CHARACTERS_MAX:]

@@ -27,7 +27,6 @@ CDN: Final = "/fal/cdn"
 _UPLOADS: Final = "/fal/uploads"
 _OPEN_FOR: Final = timedelta(minutes=30)
 """How long a token is good, and a URL for a PUT."""
-_NAME_CHARACTERS_MAX: Final = 255
 
 
 def routes(parts: Parts) -> list[BaseRoute]:
@@ -61,7 +60,7 @@ def routes(parts: Parts) -> list[BaseRoute]:
         path = f"{_UPLOADS}/{caller.key.id}/{upload}"
         to = parts.links.to_path(origin, path, until=parts.clock.now() + _OPEN_FOR)
         called: Any = body.get("file_name")
-        name = quote(called[-_NAME_CHARACTERS_MAX:]) if isinstance(called, str) else ""
+        name = quote(called[-uploads.NAME_CHARACTERS_MAX :]) if isinstance(called, str) else ""
         return answers.json_answer(
             {
                 "upload_url": f"{to}&name={name}",  # only what it is called, so it needs no signature
