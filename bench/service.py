@@ -78,6 +78,7 @@ class InstantFleet:
     card = ModelCard(name="instant", canvas_area=2**20, parameters=0, device="none", dtype="none", is_mini=True)
     is_ready = True
     devices: ClassVar[Mapping[str, DeviceState]] = {"none": "ready"}
+    offers = ()
 
     @staticmethod
     @cache

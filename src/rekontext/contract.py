@@ -6,7 +6,7 @@ knows neither: plain frozen values, one protocol, and the two kinds of failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import index
@@ -33,6 +33,10 @@ STEPS_DEFAULT: Final = 35
 GUIDANCE_MIN: Final = 0.0
 GUIDANCE_MAX: Final = 10.0
 GUIDANCE_DEFAULT: Final = 7.0
+LORAS_MAX: Final = 4
+"""Of one edit."""
+LORA_STRENGTH_MAX: Final = 4.0
+"""Either way: below 0 a LoRA is taken out of what the model knows."""
 PRIORITY_MIN: Final = -2
 PRIORITY_MAX: Final = 2
 SEED_MAX: Final = 2**63 - 1
@@ -51,6 +55,8 @@ class EditRequest:
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
         aspect_ratio: one of `ASPECT_RATIOS`; without a photo "match_input_image" means 1:1.
         acceleration: one of `ACCELERATIONS`.
+        loras: names of those that are on offer, each once, and their strengths, neither 0 nor beyond
+            `LORA_STRENGTH_MAX`; in the order of their names, in which they are merged.
         preview_every: steps between two previews; None for no previews.
         account: whose share of the device this edit uses up.
         priority: `PRIORITY_MIN`..`PRIORITY_MAX`; each level counts as half or double the length.
@@ -71,6 +77,7 @@ class EditRequest:
     guidance: float = GUIDANCE_DEFAULT
     aspect_ratio: AspectRatio = "match_input_image"
     acceleration: Acceleration = "none"
+    loras: tuple[tuple[str, float], ...] = ()
     preview_every: int | None = None
     account: str = ""
     priority: int = 0
@@ -98,6 +105,7 @@ class EditRequest:
             raise EditRefused(f"aspect_ratio is {self.aspect_ratio!r}: it must be one of {', '.join(ASPECT_RATIOS)}")
         if self.acceleration not in ACCELERATIONS:
             raise EditRefused(f"acceleration is {self.acceleration!r}: it must be one of {', '.join(ACCELERATIONS)}")
+        object.__setattr__(self, "loras", _loras(self.loras))
         if self.preview_every is not None and self.preview_every < 1:
             raise EditRefused(f"preview_every is {self.preview_every}: it must be at least 1")
         if not PRIORITY_MIN <= self.priority <= PRIORITY_MAX:
@@ -119,6 +127,21 @@ def _number(name: str, value: object) -> float:
         with suppress(TypeError, ValueError, OverflowError):
             return float(value)
     raise EditRefused(f"{name} is {value!r}: it must be a number")
+
+
+def _loras(given: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    loras = tuple(sorted((name, _number(f"the strength of {name}", strength)) for name, strength in given))
+    if len(loras) > LORAS_MAX:
+        raise EditRefused(f"loras has {len(loras)} entries: it must be at most {LORAS_MAX}")
+    for i, (name, strength) in enumerate(loras):
+        if not abs(strength) <= LORA_STRENGTH_MAX or strength == 0:
+            raise EditRefused(
+                f"the strength of {name} is {strength}: it must be from {-LORA_STRENGTH_MAX:g} to "
+                f"{LORA_STRENGTH_MAX:g}, and not 0"
+            )
+        if i and loras[i - 1][0] == name:
+            raise EditRefused(f"loras has {name} twice")
+    return loras
 
 
 _KINDS: Final[Mapping[str, Callable[[str, object], float]]] = {
@@ -180,7 +203,7 @@ class EditResult:
 
     Attributes:
         picture: RGB, of the size that `aspect_ratio` stands for on the model's canvas.
-        seed, steps, acceleration: as really used.
+        seed, steps, acceleration, loras: as really used.
         passes: times that the transformer really ran; fewer than `steps` only with acceleration.
         inference_s: seconds that the device worked on this edit; waiting between steps doesn't count.
         timings: the same by stage: "prepare", "denoise", "decode" (seconds).
@@ -192,6 +215,7 @@ class EditResult:
     inference_s: float
     passes: int
     acceleration: Acceleration = "none"
+    loras: tuple[tuple[str, float], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -220,7 +244,16 @@ class ModelCard:
     @property
     def title(self) -> str:
         """What made a picture: the model's name, and what was merged into it."""
-        return " + ".join((self.name, *self.loras))
+        return self.title_with(())
+
+    def title_with(self, loras: Iterable[tuple[str, float]]) -> str:
+        """The same with what was merged into it for one edit."""
+        return " + ".join((self.name, *self.loras, *(with_strength(name, by) for name, by in loras)))
+
+
+def with_strength(lora: str, strength: float) -> str:
+    """How a LoRA at a strength is told: its name, and after a colon its strength where that isn't 1."""
+    return lora if strength == 1 else f"{lora}:{strength:g}"
 
 
 OnProgress = Callable[[Progress | Preview], None]
@@ -247,6 +280,11 @@ class Fleet(Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether the model is loaded and edits would run."""
+        ...
+
+    @property
+    def offers(self) -> Sequence[str]:
+        """Names of the LoRAs that an edit may ask for, in their order. They may change while it runs."""
         ...
 
     def profile(self) -> Mapping[str, object]:
@@ -305,6 +343,12 @@ class DeadlineUnmeetable(EditRefused):
         super().__init__(f"the edit is expected to be done in {finish_s:.1f} s, and deadline_s is {deadline_s:g}")
         self.deadline_s = deadline_s
         self.finish_s = finish_s
+
+
+class LoRARefused(EditRefused):
+    """A LoRA that an edit asks for isn't on offer, or can't be merged into the model."""
+
+    code: ClassVar[str] = "lora_refused"
 
 
 class EngineFault(RuntimeError):

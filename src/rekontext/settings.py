@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     lora: Entries = Field(
         default=(), description="files, or hub ids, merged into the model, as FILE:STRENGTH, separated by commas"
     )
+    lora_folder: Path | None = Field(
+        default=None, description="folder whose .safetensors files an edit may ask for by name, to have them merged"
+    )
     device: Entries = Field(
         default=(),
         description="where to compute: cpu, cuda, cuda:N, several separated by commas, all, or none; empty picks one",
@@ -158,11 +161,11 @@ class Settings(BaseSettings):
     )
     webhook_allow: Entries = Field(default=(), description="the same for the receivers of webhooks")
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "lora_folder")
     @classmethod
-    def _at_home(cls, value: Path) -> Path:
+    def _at_home(cls, value: Path | None) -> Path | None:
         # No shell has read what stands in .env. Path's own raises for a "~name" whose home isn't known.
-        return Path(os.path.expanduser(value))  # noqa: PTH111
+        return None if value is None else Path(os.path.expanduser(value))  # noqa: PTH111
 
     @field_validator("lora", "device", "fetch_allow", "webhook_allow", "trusted_proxies", mode="before")
     @classmethod

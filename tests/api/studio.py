@@ -70,9 +70,11 @@ class PillowFleet:
 
     Args:
         step_s: how long it says that a step takes.
+        loras: that are on offer.
     """
 
-    def __init__(self, *, is_mini: bool = True, step_s: float = 0.5) -> None:
+    def __init__(self, *, is_mini: bool = True, step_s: float = 0.5, loras: tuple[str, ...] = ()) -> None:
+        self.loras = loras
         self._card = ModelCard(
             name="mini" if is_mini else "kontext-dev",
             canvas_area=256 * 256,
@@ -108,9 +110,13 @@ class PillowFleet:
             raise EngineFault("the model isn't loaded")
         return self._card
 
+    @property
+    def offers(self) -> tuple[str, ...]:
+        return self.loras
+
     def profile(self) -> Mapping[str, object]:
         costs = CostModel(seconds={"step": {1: self._step_s}, "prepare": {1: 0.0}, "decode": {1: 0.0}})
-        return to_profile(self._card, Outlook(canvas=Canvas(area=256 * 256), text_tokens=1, costs=costs))
+        return to_profile(self._card, Outlook(canvas=Canvas(area=256 * 256), text_tokens=1, costs=costs), self.loras)
 
     async def start(self) -> None:
         await self.may_start.wait()

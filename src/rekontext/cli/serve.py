@@ -227,6 +227,7 @@ def _fleet(settings: Settings) -> Fleet | None:
         compiled=settings.compiled,
         batch=settings.batch,
         loras=settings.lora,
+        lora_folder=settings.lora_folder,
     )
     if is_cpu and settings.idle_s is None:
         return LocalFleet(opening)

@@ -80,6 +80,7 @@ class Engine:
         compile_cache: Path | None = None,
         attention: str | None = None,
         loras: Sequence[str] = (),
+        lora_folder: Path | None = None,
     ) -> Engine:
         """Load a model.
 
@@ -103,6 +104,7 @@ class Engine:
                 in `costs_file`, so that the next start takes the same one.
             loras: merged into the weights, so that steps take no longer: each a .safetensors file, a folder with one
                 in it or a hub id, and after a colon its strength ("watercolour.safetensors:0.8").
+            lora_folder: whose .safetensors files edits may ask for by name, to be merged for them alone.
 
         Raises:
             CheckpointError: the model or a LoRA can't be found, isn't complete or doesn't belong to the other, or the

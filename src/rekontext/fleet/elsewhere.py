@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -40,7 +40,7 @@ class ElsewhereFleet:
     def __init__(self, *, look: Look, every_s: float = LOOK_EVERY_S) -> None:
         self._look = look
         self._every_s = every_s
-        self._known: tuple[ModelCard, Outlook] | None = None
+        self._known: tuple[ModelCard, Outlook, tuple[str, ...]] | None = None
         self._profile: Mapping[str, Any] = {}
         self._fault = ""
 
@@ -58,6 +58,11 @@ class ElsewhereFleet:
     def is_ready(self) -> bool:
         """Whether it is known what edits are accepted for."""
         return self._known is not None
+
+    @property
+    def offers(self) -> Sequence[str]:
+        """As they were told."""
+        return self._told()[2] if self.is_ready else ()
 
     def profile(self) -> Mapping[str, Any]:
         """As it was told."""
@@ -102,7 +107,7 @@ class ElsewhereFleet:
                 _log.error("profile_unknown", fault=self._fault)
         return self.is_ready
 
-    def _told(self) -> tuple[ModelCard, Outlook]:
+    def _told(self) -> tuple[ModelCard, Outlook, tuple[str, ...]]:
         if self._known is None:
             raise EngineFault("no process with a device has been up yet")
         return self._known

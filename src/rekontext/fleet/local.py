@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -25,6 +25,7 @@ from rekontext.contract import (
 )
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.profile import to_profile
+from rekontext.models import offered_loras
 
 if TYPE_CHECKING:
     from rekontext.engine import Engine, Ticket
@@ -62,9 +63,14 @@ class LocalFleet:
         """Whether `start` has returned, `close` was not called, and the engine goes on."""
         return self._engine is not None and not self._engine.broken.done()
 
+    @property
+    def offers(self) -> Sequence[str]:
+        """As `Fleet.offers`."""
+        return tuple(offered_loras(self._opening.lora_folder))
+
     def profile(self) -> Mapping[str, object]:
         """As `Fleet.profile`."""
-        return to_profile(self.card, self._started().outlook())
+        return to_profile(self.card, self._started().outlook(), self.offers)
 
     async def start(self) -> None:
         """Load the model.
@@ -152,6 +158,7 @@ class LocalFleet:
             compile_cache=folder and folder / "compiled.bin",
             batch=opening.batch,
             loras=opening.loras,
+            lora_folder=opening.lora_folder,
         )
 
     def _started(self) -> Engine:

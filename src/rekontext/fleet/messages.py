@@ -37,7 +37,7 @@ class Opening:
     """What an engine is opened with.
 
     Attributes:
-        model, device, dtype, batch, loras: as `rekontext.engine.Engine.open` takes them.
+        model, device, dtype, batch, loras, lora_folder: as `rekontext.engine.Engine.open` takes them.
         cache_folder: where measured step times and compiled code are kept between runs.
         compiled: whether to compile the transformer before the first edit.
     """
@@ -49,6 +49,7 @@ class Opening:
     compiled: bool = False
     batch: BatchMode = "exact"
     loras: tuple[str, ...] = ()
+    lora_folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess, Released
 from rekontext.fleet.profile import to_profile
+from rekontext.models import offered_loras
 from rekontext.photos import stretch
 
 FAILURES_MAX: Final = 5
@@ -63,6 +64,7 @@ class ProcessFleet:
         command: Sequence[str] = WORKER,
     ) -> None:
         self._idle_s = idle_s
+        self._lora_folder = opening.lora_folder
         self._processes = [
             EngineProcess(
                 name,
@@ -103,13 +105,18 @@ class ProcessFleet:
         is_at_its_end = self._broken is not None and self._broken.done()
         return self._card is not None and not self._is_closed and not is_at_its_end and any(self._usable())
 
+    @property
+    def offers(self) -> Sequence[str]:
+        """As `Fleet.offers`."""
+        return tuple(offered_loras(self._lora_folder))
+
     def profile(self) -> Mapping[str, object]:
         """As `Fleet.profile`; by what the first device has measured that was up."""
         outlooks = (process.outlook for process in self._processes)
         outlook = next((each for each in outlooks if each is not None), None)
         if outlook is None:
             raise EngineFault("the model isn't loaded")
-        return to_profile(self.card, outlook)
+        return to_profile(self.card, outlook, self.offers)
 
     async def start(self) -> None:
         """Load the model on one device, then on the others, unless those are to sleep.

@@ -5,7 +5,7 @@ As JSON values, since it goes through the database. Loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -15,10 +15,11 @@ from rekontext.engine.costs import CostModel
 from rekontext.engine.outlook import Outlook
 
 
-def to_profile(card: ModelCard, outlook: Outlook) -> dict[str, Any]:
-    """The model, and its outlook without the edits in it."""
+def to_profile(card: ModelCard, outlook: Outlook, offers: Sequence[str]) -> dict[str, Any]:
+    """The model, its outlook without the edits in it, and the LoRAs on offer."""
     return {
         "card": asdict(card),
+        "offers": list(offers),
         "text_tokens": outlook.text_tokens,
         "costs": outlook.costs.seconds,
         "token_s": outlook.costs.token_s,
@@ -29,7 +30,7 @@ class ProfileUnknown(ValueError):
     """What was told isn't a profile as this version knows them."""
 
 
-def from_profile(profile: Mapping[str, Any]) -> tuple[ModelCard, Outlook]:
+def from_profile(profile: Mapping[str, Any]) -> tuple[ModelCard, Outlook, tuple[str, ...]]:
     """What `to_profile` was given. What a newer version tells besides is passed over.
 
     Raises:
@@ -41,6 +42,7 @@ def from_profile(profile: Mapping[str, Any]) -> tuple[ModelCard, Outlook]:
         card = ModelCard(**{**told, **lists, "canvas_area": int(told["canvas_area"])})
         seconds = {stage: {int(n): float(s) for n, s in known.items()} for stage, known in profile["costs"].items()}
         costs = CostModel(seconds=seconds, token_s=float(profile["token_s"]))
-        return card, Outlook(canvas=Canvas(area=card.canvas_area), text_tokens=int(profile["text_tokens"]), costs=costs)
+        outlook = Outlook(canvas=Canvas(area=card.canvas_area), text_tokens=int(profile["text_tokens"]), costs=costs)
+        return card, outlook, tuple(profile.get("offers", ()))  # none of an older version
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise ProfileUnknown(f"{type(fault).__name__}: {fault}") from fault

@@ -116,7 +116,7 @@ class Attempts:
                 "steps": result.steps,
                 "passes": result.passes,
                 "acceleration": result.acceleration,
-                "model": card.title,
+                "model": card.title_with(result.loras),
                 "is_mini": card.is_mini,
             },
             inference_s=result.inference_s,

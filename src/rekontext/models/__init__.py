@@ -12,6 +12,8 @@ SLUG: Final = "flux-kontext-dev"
 
 MINI: Final = "mini"
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
+LORA_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+"""Of one that is on offer: neither commas nor colons, which stand between names and before strengths."""
 _HUB_ID: Final = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?")
 
 
@@ -57,3 +59,17 @@ def lora_and_strength(entry: str) -> tuple[str, float]:
             "strength where FILE has a colon in it"
         )
     return name, by
+
+
+def offered_loras(folder: Path | None) -> dict[str, Path]:
+    """The LoRAs that edits may ask for, by name: the .safetensors files of a folder as they are now.
+
+    Files whose names aren't `LORA_NAME` are left out; all are, where the folder can't be read.
+    """
+    if folder is None:
+        return {}
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+    except OSError:
+        return {}
+    return {file.stem: file for file in files if LORA_NAME.fullmatch(file.stem) and file.is_file()}
