@@ -27,7 +27,7 @@ from rekontext.engine.fp8 import (
     quantised_names,
     relative_error,
 )
-from rekontext.engine.loading import load_transformer
+from rekontext.engine.loading import StoredWeights, load_transformer
 from rekontext.engine.memory import Placement
 from rekontext.engine.precision import choose_dtype
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
@@ -198,7 +198,8 @@ def test_weights_that_are_stored_in_e4m3_are_taken_as_they_are(tmp_path: Path, s
     state[f"{name}.scale_weight"] = scale
     save_file(state, tmp_path / "model.safetensors")
     source = TensorSource([tmp_path / "model.safetensors"])
-    model = load_transformer(source, config, device=CPU, dtype=torch.bfloat16, placement=Placement(fp8=True))
+    stored = StoredWeights(source, config, dtype=torch.bfloat16)
+    model = load_transformer(stored, device=CPU, placement=Placement(fp8=True))
     layer, other = model.get_submodule(name), model.get_submodule("single_blocks.0.linear2")
     assert isinstance(layer, Fp8Linear)
     assert torch.equal(layer.weight.float(), state[f"{name}.weight"].float())

@@ -35,7 +35,7 @@ from rekontext.engine.layouts import (
     is_diffusers,
     original_part,
 )
-from rekontext.engine.loading import load_transformer
+from rekontext.engine.loading import StoredWeights, load_transformer
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement, Sizes
 from rekontext.engine.pretrained import (
@@ -151,6 +151,7 @@ class Parts:
     Attributes:
         placement: in which form and where its parts are held.
         loras: names and strengths of those that were merged into it.
+        stored: where the transformer's weights were read from, if they were.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Parts:
     t5_tokenizer: T5Tokenizer
     placement: Placement = field(default_factory=Placement)
     loras: tuple[str, ...] = ()
+    stored: StoredWeights | None = None
 
 
 def open_model(
@@ -281,16 +283,18 @@ def _open_folder(
     text = open_text(TextFiles(home=folder), device, dtype, placement, loras)
     autoencoder = open_autoencoder(folder / "vae", dtype)
     _agree(source, config, text, autoencoder)
+    stored = StoredWeights(source, config, dtype=dtype, loras=loras)
     return Parts(
         name=facts.name or name,
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(source, config, device=device, dtype=dtype, placement=placement, loras=loras),
+        transformer=load_transformer(stored, device=device, placement=placement),
         autoencoder=laid_out(autoencoder, device),
         placement=placement,
         loras=tuple(loras.names),
+        stored=stored,
         **text,
     )
 
@@ -313,16 +317,18 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
     text = open_text(TextFiles.beside(path).fetched(path), device, dtype, placement, loras)
     autoencoder = open_original_autoencoder(find_autoencoder(path), facts.autoencoder, dtype)
     _agree(original, config, text, autoencoder)
+    stored = StoredWeights(original, config, dtype=dtype, loras=loras)
     return Parts(
         name=facts.name or path.stem,
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
         text_tokens=facts.text_tokens,
         knows=tuple(facts.knows),
-        transformer=load_transformer(original, config, device=device, dtype=dtype, placement=placement, loras=loras),
+        transformer=load_transformer(stored, device=device, placement=placement),
         autoencoder=laid_out(autoencoder, device),
         placement=placement,
         loras=tuple(loras.names),
+        stored=stored,
         **text,
     )
 

@@ -28,6 +28,7 @@ from rekontext.contract import (
     EditRequest,
     EditResult,
     Estimate,
+    LoRARefused,
     ModelCard,
     OnProgress,
     Preview,
@@ -40,6 +41,7 @@ from rekontext.engine.checkpoint import Parts
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
+from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.memory import STARTED_EDITS_MAX, MemoryPlan
 from rekontext.engine.outlook import Outlook
 from rekontext.engine.placement import Holding, free_memory, is_out_of_memory
@@ -51,6 +53,8 @@ from rekontext.engine.tuning import best_effort, costs_file_of
 
 _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
 """Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `load_costs` does."""
+_SWAPPING_MAX: Final = 0.1
+"""Part of the device's time that merging LoRAs may take while edits wait that need no other ones."""
 _log = logging.getLogger(__name__)
 
 
@@ -89,6 +93,7 @@ class EngineCore:
         costs_file: Path | None,
         batch: BatchMode,
         plans: Sequence[MemoryPlan],
+        lora_folder: Path | None = None,
     ) -> None:
         self.model = Model.of(parts)
         self._holding = Holding(parts, plans)
@@ -103,6 +108,8 @@ class EngineCore:
             knows=parts.knows,
             loras=parts.loras,
         )
+        self._hotswap = Hotswap(parts, lora_folder)
+        self._worn_until_s = 0.0
         self.broken: Future[None] = Future()
         self._scheduler = Scheduler(policy=policy, weight=weight)
         self._outlook = Outlook(canvas=parts.canvas, text_tokens=self.model.prompts.tokens, scheduler=self._scheduler)
@@ -130,6 +137,7 @@ class EngineCore:
         """Queue an edit, as `Engine.submit`."""
         if self._process != os.getpid():  # its thread is there, not here: this edit would wait for ever
             raise RuntimeError("this engine was opened before a fork, by the parent: open one in this process")
+        adaptation = self._hotswap.find(request.loras)
         parked = park(request.photo, plan, waits=bool(self._tickets))
         with self._changed:
             if self._is_closing:
@@ -149,6 +157,7 @@ class EngineCore:
                 number=number,
                 request=replace(request, photo=None),
                 plan=plan,
+                adaptation=adaptation,
                 parked=parked,
                 on_progress=on_progress,
                 changed=self._changed,
@@ -208,7 +217,7 @@ class EngineCore:
         """The thread's work: drop what was cancelled, start what is due, run one step, again."""
         while True:
             if self._short_of_memory:
-                self._fall()
+                self._give_way()
             while self.device.between:
                 self.device.between.popleft()()
             with self._changed:
@@ -221,9 +230,13 @@ class EngineCore:
                     self._drop_cancelled()
                     ticket = self._next_step()
                 # What waits between steps may turn out to be shorter than the edit whose turn it would be.
-                group = [] if ticket is None or self.device.between else self._group(ticket)
+                if ticket is None or self.device.between:
+                    continue
+                group = self._group(ticket) if self._wears(ticket) else []
             if group:
                 self._step(group)
+            else:
+                self._swap(ticket)
 
     def _group(self, ticket: Ticket) -> list[Ticket]:
         """The edit whose turn it is, and those that share its pass."""
@@ -234,38 +247,91 @@ class EngineCore:
         mates = {
             other.number
             for other in self._tickets.values()
-            if other.plan.shape == shape and other.edit is not None and not other.is_beside and other.edit.runs_next
+            if other.plan.shape == shape
+            and other.edit is not None
+            and not other.is_beside
+            and other.edit.runs_next
+            and self._wears(other)
         }
         size = self.batching.wanted(shape, len(mates), tokens=tokens) or self.batching.shared(shape, len(mates))
         order = self._scheduler.order(time.monotonic(), among=mates - {ticket.number})
         return [ticket, *(self._tickets[number] for number in order[: size - 1] if isinstance(number, int))]
 
     def _next_step(self) -> Ticket | None:
-        """The edit whose step is next. On the way, edits that come before it but aren't prepared are sent to be."""
+        """The edit whose step is next, or for which other LoRAs must be merged first. On the way, edits that come
+        before it but aren't prepared are sent to be."""
         waiting = {number for number, ticket in self._tickets.items() if not ticket.is_beside}
-        while waiting:
-            number = self._scheduler.next(time.monotonic(), among=waiting)
+        while among := self._served_as_they_are(waiting):
+            number = self._scheduler.next(time.monotonic(), among=among)
             assert isinstance(number, int)
             ticket = self._tickets[number]
-            if ticket.edit is not None:
-                self._prepare_ahead()
-                return ticket
-            if sum(other.is_started for other in self._tickets.values()) < STARTED_EDITS_MAX:
+            if ticket.edit is not None or self._has_place:
+                if not self._wears(ticket):
+                    return ticket
+                if ticket.edit is not None:
+                    self._prepare_ahead()
+                    return ticket
                 self._beside(ticket, self._prepare)
             # One newcomer at a time: by when it is prepared another may have come that is shorter.
             waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
+
+    @property
+    def _has_place(self) -> bool:
+        return sum(ticket.is_started for ticket in self._tickets.values()) < STARTED_EDITS_MAX
+
+    def _wears(self, ticket: Ticket) -> bool:
+        """Whether exactly what the edit asks for is merged into the weights."""
+        return self._hotswap.worn == ticket.adaptation
+
+    def _served_as_they_are(self, waiting: set[int]) -> set[int]:
+        """Whose turn it may be, of edits that wait. While weights are read by an edit that is being prepared they can't
+        be changed; and as long as it can be helped, merging takes no more than `_SWAPPING_MAX` of the device's time."""
+        served = {number for number in waiting if self._wears(self._tickets[number])}
+        if any(ticket.is_preparing for ticket in self._tickets.values()):
+            return served
+        return served if served and time.monotonic() < self._worn_until_s else waiting
+
+    def _swap(self, ticket: Ticket) -> None:
+        """Merge what this edit asks for, and nothing else. Nothing is being prepared."""
+        started = time.perf_counter()
+        try:
+            is_other_text = self._hotswap.wear(ticket.adaptation)
+            self.device.synchronize()
+        except Exception as error:
+            is_short = is_out_of_memory(error)
+            if not is_short and not isinstance(error, LoRARefused):
+                raise  # what weights there are now nobody knows
+            with self._changed:
+                if is_short and self._can_give_way:
+                    self._short_of_memory.append(lambda: None)
+                else:
+                    self._fail(ticket, error)
+            traceback.clear_frames(error.__traceback__)
+            return
+        if is_other_text:
+            self.model.prompts.forget()
+        took_s = time.perf_counter() - started
+        self._worn_until_s = time.monotonic() + took_s * (1 - _SWAPPING_MAX) / _SWAPPING_MAX
+        with self._changed:
+            self.costs.learn("swap", 1, took_s)
+            self._outlook.worn = ticket.plan.loras
+            if ticket.plan.loras:  # whoever asks for none isn't at fault that others did
+                ticket.took("swap", took_s)
+                remaining_s = self._outlook.work_s(ticket.plan, step=None if ticket.edit is None else ticket.edit.step)
+                now_s = time.monotonic()
+                self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
 
     def _prepare_ahead(self) -> None:
         """On a GPU: prepare who comes after, while steps run; one at a time, and a place stays free for a newcomer."""
         tickets = self._tickets.values()
         if (
             not self.device.has_second
-            or any(each.is_beside and each.edit is None for each in tickets)
+            or any(each.is_preparing for each in tickets)
             or sum(each.is_started for each in tickets) >= STARTED_EDITS_MAX - 1
         ):
             return
-        waiting = {number for number, each in self._tickets.items() if not each.is_started}
+        waiting = {number for number, each in self._tickets.items() if not each.is_started and self._wears(each)}
         if waiting:
             number = self._scheduler.next(time.monotonic(), among=waiting)
             assert isinstance(number, int)
@@ -288,7 +354,7 @@ class EngineCore:
                 if len(group) > 1:
                     # Nobody knows whose fault it was; nothing has advanced yet, so each tries again among fewer.
                     self.batching.forbid(edits[0].plan.shape, len(group))
-                elif is_short and self._holding.can_fall:
+                elif is_short and self._can_give_way:
                     self._short_of_memory.append(lambda: None)
                 else:
                     self._fail(group[0], error)
@@ -384,6 +450,7 @@ class EngineCore:
             steps=edit.step,
             passes=edit.passes,
             acceleration=edit.request.acceleration,
+            loras=edit.request.loras,
             inference_s=sum(ticket.timings.values()),
             timings=dict(ticket.timings),
         )
@@ -413,7 +480,7 @@ class EngineCore:
                     work(ticket)
             except Exception as error:
                 with self._changed:
-                    if is_out_of_memory(error) and self._holding.can_fall:
+                    if is_out_of_memory(error) and self._can_give_way:
                         self._short_of_memory.append(lambda: self._beside(ticket, work))
                         self._changed.notify_all()
                         return
@@ -427,11 +494,27 @@ class EngineCore:
 
         self.device.beside(run)
 
-    def _fall(self) -> None:
-        """Memory ran out: hold the model as the next plan says, and do again what failed."""
+    @property
+    def _can_give_way(self) -> bool:
+        """Whether there is anything left to do where memory runs out."""
+        return self._hotswap.has_copies or self._holding.can_fall
+
+    def _give_way(self) -> None:
+        """Memory ran out: give back what can be done without, else hold the model as the next plan says; and do again
+        what failed."""
         with self._changed:
             again, self._short_of_memory = self._short_of_memory, []
         self.device.synchronize()
+        if self._hotswap.has_copies:
+            self._hotswap.release()
+            free_memory(self.model.transformer.device)
+        else:
+            self._fall()
+        with self._changed:
+            for retry in again:
+                retry()
+
+    def _fall(self) -> None:
         # Text encoders are moved by the thread that encodes, so that nothing is encoding meanwhile.
         self._holding.fall(beside=self.device.while_second_waits)
         if self._holding.dtype != self.card.dtype:
@@ -440,9 +523,6 @@ class EngineCore:
             self.load_costs()
             # Which passes may be shared was measured on other kernels: neither bits nor times need be as they were.
             self.batching = Batching(mode=self.batching.mode)
-        with self._changed:
-            for retry in again:
-                retry()
 
     def _drop_cancelled(self) -> None:
         for ticket in [t for t in self._tickets.values() if t.is_cancelled and not t.is_beside]:

@@ -17,7 +17,7 @@ _WEIGHT: Final = 0.2
 """Of a new measurement in the running mean: the machine's speed may drift, one slow step should not count for much."""
 
 Stage = str
-"""What was timed: "step", "prepare" or "decode"."""
+"""What was timed: "step", "prepare", "decode", or "swap", which hangs on no tokens and counts as of one."""
 
 
 @dataclass(kw_only=True)

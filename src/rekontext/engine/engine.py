@@ -6,9 +6,10 @@ Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -54,6 +55,7 @@ class Engine:
         costs_file: Path | None = None,
         batch: BatchMode = "exact",
         plans: Sequence[MemoryPlan] = (),
+        lora_folder: Path | None = None,
     ) -> None:
         self._core = EngineCore(
             parts,
@@ -63,6 +65,7 @@ class Engine:
             costs_file=costs_file,
             batch=batch,
             plans=plans,
+            lora_folder=lora_folder,
         )
 
     @classmethod
@@ -116,7 +119,14 @@ class Engine:
         # The compiler reads weights as they were stored.
         parts, plans = open_placed(model, device=torch_device, dtype=dtype, packed=not compiled, loras=loras)
         engine = cls(
-            parts, is_mini=model == MINI, policy=policy, weight=weight, costs_file=costs_file, batch=batch, plans=plans
+            parts,
+            is_mini=model == MINI,
+            policy=policy,
+            weight=weight,
+            costs_file=costs_file,
+            batch=batch,
+            plans=plans,
+            lora_folder=lora_folder,
         )
         try:
             warming.tune(engine._core, attention, compiled=compiled, compile_cache=compile_cache)
@@ -161,6 +171,7 @@ class Engine:
         seed: int | None = None,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
+        loras: Mapping[str, float] = MappingProxyType({}),
         on_step: OnProgress | None = None,
     ) -> Image.Image:
         """Edit a picture as the prompt says, and wait for it.
@@ -173,6 +184,7 @@ class Engine:
             seed: the same seed gives the same picture; None draws one.
             aspect_ratio: one of `rekontext.contract.ASPECT_RATIOS`.
             acceleration: "none" is exact; "regular" and "high" leave out transformer passes.
+            loras: names of files in the folder that the engine was opened with, and their strengths.
             on_step: called from the engine's threads after preparing and after every step.
 
         Returns:
@@ -180,6 +192,7 @@ class Engine:
 
         Raises:
             EditRefused: a value is of the wrong kind or out of its range, or `photo` is no picture or can't be read.
+            LoRARefused: as `submit`.
             RuntimeError, EngineBroken: as `submit`.
         """
         if photo is not None and not isinstance(photo, Image.Image):
@@ -195,6 +208,7 @@ class Engine:
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
+            loras=tuple(loras.items()),
         )
         ticket = self.submit(request, on_progress=on_step)
         try:
@@ -211,6 +225,7 @@ class Engine:
 
         Raises:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
+            LoRARefused: one isn't in the folder, can't be read, or was made for another model.
             EngineBroken: the device failed at an earlier edit.
             RuntimeError: the engine is closed, or is another process's.
         """

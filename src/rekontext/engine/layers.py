@@ -374,6 +374,18 @@ def on_host(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
+def hold(parameter: Tensor, tensor: Tensor) -> None:
+    """Give a parameter other values, rounded to its dtype.
+
+    Where the old ones lie, so that nothing that was made for them has to be made again. But on the host, unless they
+    were put there by `on_host`, they may be the memory of a file, and would be read from it again as they are now.
+    """
+    if parameter.device.type == "cuda" or parameter.is_pinned():
+        parameter.copy_(tensor)
+    else:
+        parameter.data = tensor.to("cpu", parameter.dtype)
+
+
 class FinalLayer(nn.Module):
     """Norm, modulation and projection to latent tokens."""
 

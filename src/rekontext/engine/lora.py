@@ -26,6 +26,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from rekontext.contract import with_strength
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.tensors import CheckpointError, TensorSource, first_of, read_json
 from rekontext.models import is_lora_on_hub, local_path, lora_and_strength
@@ -155,6 +156,9 @@ class Changes:
     def __contains__(self, name: str) -> bool:
         return name in self._layers
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
     def merged(self, name: str, wide: Tensor) -> Tensor:
         """The parameter `name` with every change of it, computed where it is.
 
@@ -199,9 +203,13 @@ class LoRAs:
         for entry in entries:
             given, strength = lora_and_strength(entry)
             path, name = _find(given)
-            self.names.append(name if strength == 1 else f"{name}:{strength:g}")
-            for part, layer in _layers_of(TensorSource([path]), strength):
-                self._layers[part].append(layer)
+            self.add(TensorSource([path]), name, strength)
+
+    def add(self, source: TensorSource, name: str, strength: float) -> None:
+        """One more. Raises as the class does for a file that can be read."""
+        self.names.append(with_strength(name, strength))
+        for part, layer in _layers_of(source, strength):
+            self._layers[part].append(layer)
 
     def of_transformer(self, parameters: Mapping[str, Tensor]) -> Changes:
         """What is changed in a transformer.

@@ -24,12 +24,14 @@ class Outlook:
 
     Attributes:
         text_tokens: tokens of every prompt.
+        worn: the LoRAs that are merged now; an edit that wants others has to wait until these are.
     """
 
     canvas: Canvas
     text_tokens: int
     costs: CostModel = field(default_factory=CostModel)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    worn: tuple[tuple[str, float], ...] = ()
 
     def plan(self, request: EditRequest) -> Plan:
         """Sizes and passes of an edit."""
@@ -39,7 +41,10 @@ class Outlook:
         """Predicted device seconds that a plan still needs; None for `step` is before preparing."""
         work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
         work_s += self.costs.predict("decode", plan.output_tokens)
-        return work_s + self.costs.predict("prepare", plan.tokens) if step is None else work_s
+        if step is None:
+            work_s += self.costs.predict("prepare", plan.tokens)
+            work_s += self.costs.predict("swap", 1) if plan.loras != self.worn else 0.0
+        return work_s
 
     def estimate(self, request: EditRequest, *, now_s: float) -> Estimate:
         """When an edit would be done if it came now."""
@@ -57,4 +62,5 @@ class Outlook:
 
     def emptied(self) -> Outlook:
         """The same device without its edits."""
-        return replace(self, scheduler=Scheduler(policy=self.scheduler.policy, weight=self.scheduler.weight))
+        scheduler = Scheduler(policy=self.scheduler.policy, weight=self.scheduler.weight)
+        return replace(self, scheduler=scheduler, worn=())

@@ -43,6 +43,14 @@ class PackedLinear(nn.Module):
                 nn.Parameter(linear.bias[start:stop].clone(), requires_grad=False) for start, stop in self._parts
             )
 
+    def hold(self, kind: str, tensor: Tensor) -> None:
+        """Another "weight" (o, d) or "bias" (o,) instead, of the same dtype."""
+        for i, (start, stop) in enumerate(self._parts):
+            if kind == "weight":
+                self.weights[i] = nn.Parameter(_packed(tensor[start:stop]), requires_grad=False)
+            else:
+                self.biases[i].copy_(tensor[start:stop])  # a copy, of whatever it was made from
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., o), for a weight that wasn't cut."""
         (weight,), (bias,) = self.weights, self.biases

@@ -17,6 +17,7 @@ class Plan:
         size, reference_size: in pixels; no reference for text-to-image.
         output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
         runs: which steps run the transformer; the others are extrapolated.
+        loras: names and strengths of those that must be merged for it.
     """
 
     size: Size
@@ -24,6 +25,7 @@ class Plan:
     output_tokens: int
     tokens: int
     runs: tuple[bool, ...]
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -48,6 +50,7 @@ def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
         output_tokens=tokens[0],
         tokens=text_tokens + sum(tokens),
         runs=step_map(request.steps, request.acceleration),
+        loras=request.loras,
     )
 
 

@@ -25,6 +25,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -177,6 +178,15 @@ def open_text(
 def offload_encoder(encoder: Any, device: torch.device) -> None:
     """Keep a text encoder on the host; each layer passes through `device` when it is used."""
     cpu_offload(encoder.to("cpu"), execution_device=device)
+
+
+def encoder_weight(encoder: nn.Module, name: str) -> Tensor:
+    """One of a text encoder's weights where it is held: also if its layers pass through a device."""
+    path, _, last = name.rpartition(".")
+    module = encoder.get_submodule(path)
+    on_host = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    weight: Tensor = getattr(module, last) if on_host is None else on_host[last]
+    return weight
 
 
 def open_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

@@ -8,13 +8,15 @@ they make pictures of noise.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from rekontext.engine.gguf_file import GGUFFile
@@ -29,6 +31,7 @@ _OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
 _CAN_BE_OPENED: Final = (
     "bfloat16, float16, float32, e4m3 or e5m2 with one scale or one for each row, and GGUF's Q2 to Q8 can be opened"
 )
+_MARKS_OF: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale", "weight_scale_2")
 # Marks that quantised files carry for their own loaders; the weights are complete without them.
 _MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
@@ -44,6 +47,8 @@ class TensorSource:
     Args:
         paths: the files; later ones must not repeat a name of earlier ones.
         prefix: cut off from every name; tensors without it are left out.
+        whole: safetensors files are read into memory at once. Of one that is overwritten while it is only mapped,
+            reading a page that isn't there any more ends the process.
 
     Attributes:
         metadata: what stands in the files' headers beside the tensors.
@@ -52,9 +57,10 @@ class TensorSource:
         CheckpointError: a file is missing, is a pickle, or is neither a safetensors nor a GGUF file.
     """
 
-    def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
+    def __init__(self, paths: Iterable[Path], *, prefix: str = "", whole: bool = False) -> None:
         self.prefix = prefix
         self._files: dict[str, tuple[Path, Any]] = {}
+        self._mapped: dict[Path, os.stat_result] = {}
         self.paths = tuple(paths)
         self.metadata: dict[str, str] = {}
         for path in self.paths:
@@ -63,10 +69,15 @@ class TensorSource:
                 raise CheckpointError(f"{path} is missing")
             is_gguf = path.suffix == GGUF_SUFFIX
             try:
-                file = GGUFFile(path) if is_gguf else safe_open(path, framework="pt", device="cpu")
+                if is_gguf:
+                    file: Any = GGUFFile(path)
+                else:
+                    file = _InMemory(path) if whole else safe_open(path, framework="pt", device="cpu")
             except (SafetensorError, OSError, ValueError) as error:
                 kind = "GGUF" if is_gguf else "safetensors"
                 raise CheckpointError(f"{path} is not a readable {kind} file: {error}") from error
+            if not isinstance(file, _InMemory):
+                self._mapped[path] = path.stat()
             self.metadata |= file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name.startswith(prefix):
@@ -151,6 +162,10 @@ class TensorSource:
             )
         return float(self._tensor(name, (*_OPENED, *_INTEGERS)).item())
 
+    def is_stored_in(self, name: str, dtype: torch.dtype) -> bool:
+        """Whether reading the tensor in this format changes nothing about it. Raises as `read`."""
+        return _MARKS_OF.get(self._stored(name).get_dtype()) == dtype and not self._scales(name)
+
     def require_opened(self, name: str) -> None:
         """Raise CheckpointError for a tensor that isn't there or whose format can't be read, without reading it."""
         if (found := self._stored(name).get_dtype()) not in (*_OPENED, *_INTEGERS):
@@ -198,7 +213,10 @@ class TensorSource:
         """As it is stored, if that is in one of `formats`."""
         if (found := self._stored(name).get_dtype()) not in formats:
             raise self._refused(name, f"is stored as {found}")
-        tensor: Tensor = self._files[name][1].get_tensor(self.prefix + name)
+        path, file = self._files[name]
+        if path in self._mapped and _is_overwritten(path, self._mapped[path]):
+            raise CheckpointError(f"{path} was changed since it was opened, and can't be read any more")
+        tensor: Tensor = file.get_tensor(self.prefix + name)
         return tensor
 
     def _stored(self, name: str) -> Any:
@@ -209,6 +227,49 @@ class TensorSource:
 
     def _refused(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} {why}: only {_CAN_BE_OPENED}")
+
+
+class _InMemory:
+    """A safetensors file that was read whole, as `safe_open` would show it."""
+
+    def __init__(self, path: Path) -> None:
+        data = path.read_bytes()
+        self._tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        self._metadata: dict[str, str] | None = header.pop("__metadata__", None)
+        self._slices = {name: _Slice(told["dtype"], tuple(told["shape"])) for name, told in header.items()}
+
+    def metadata(self) -> dict[str, str] | None:
+        return self._metadata
+
+    def keys(self) -> Iterable[str]:
+        return self._slices
+
+    def get_slice(self, name: str) -> _Slice:
+        return self._slices[name]
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+class _Slice(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+
+    def get_dtype(self) -> str:
+        return self.dtype
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
+def _is_overwritten(path: Path, before: os.stat_result) -> bool:
+    """Whether what was mapped is another by now. Of a file that was removed or replaced what was mapped stays."""
+    try:
+        now = path.stat()
+    except OSError:
+        return False
+    return now.st_ino == before.st_ino and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 def first_of(names: Iterable[str]) -> str:

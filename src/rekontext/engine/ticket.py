@@ -12,6 +12,7 @@ from PIL import Image
 
 from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Progress
 from rekontext.engine.edit import Edit
+from rekontext.engine.hotswap import Adaptation
 from rekontext.engine.plan import Plan
 from rekontext.photos import stretch
 
@@ -29,6 +30,7 @@ class Ticket:
 
     Attributes:
         request: without its photo, which is parked until the edit is prepared.
+        adaptation: what must be merged while it is prepared and stepped.
         edit: the state between first and last step.
         is_beside: it is being prepared or finished, or waits for that.
         timings: device seconds by stage.
@@ -37,6 +39,7 @@ class Ticket:
     number: int
     request: EditRequest
     plan: Plan
+    adaptation: Adaptation
     parked: Parked
     on_progress: OnProgress | None
     changed: Condition
@@ -45,6 +48,11 @@ class Ticket:
     is_cancelled: bool = False
     timings: dict[str, float] = field(default_factory=dict)
     future: Future[EditResult] = field(default_factory=Future)
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether it is being prepared, or waits for that."""
+        return self.is_beside and self.edit is None
 
     @property
     def is_started(self) -> bool:

@@ -1,0 +1,313 @@
+"""LoRAs that an edit asks for: its bytes are those of a model opened with them, whatever else is drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rekontext.contract import EditRequest, LoRARefused
+from rekontext.engine import Engine, EngineBroken, hotswap
+from rekontext.engine.checkpoint import Parts, open_model
+from rekontext.engine.hotswap import Hotswap
+from rekontext.engine.memory import Placement
+from rekontext.engine.packed import can_pack
+from tests.engine.test_memory import ladder, run_out_of_memory
+from tests.parity.loras import factors, trained, weights
+from tests.parity.with_peft import EDIT
+from tests.small_model import SHAPES, build
+
+CPU: Final = torch.device("cpu")
+INK: Final = (("ink", 0.7),)
+BOTH: Final = (("ink", 0.7), ("wash", -0.5))
+SETS: Final[tuple[tuple[tuple[str, float], ...], ...]] = ((), INK, BOTH, (("wash", 1.0),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hotswap")
+    build(folder, SHAPES["deep"])
+    return folder
+
+
+@pytest.fixture
+def shelf(folder: Path, tmp_path: Path) -> Path:
+    """`ink` changes most kinds of the transformer's weights, and CLIP; `wash` one of these, and a bias."""
+    shelf = tmp_path / "loras"
+    shelf.mkdir()
+    first, header = trained(folder, lora_alpha=4)
+    save_file(first, shelf / "ink.safetensors", metadata=header)
+    second = factors(weights(folder, "transformer"), "transformer_blocks.0.attn.to_q", seed=7)
+    bias = torch.ones(len(weights(folder, "transformer")["transformer_blocks.0.ff.net.2.bias"]))
+    second = {f"transformer.{name}": tensor for name, tensor in second.items()}
+    save_file(second | {"transformer.double_blocks.0.img_mlp.2.diff_b": bias}, shelf / "wash.safetensors")
+    return shelf
+
+
+Opening = Callable[[Path, tuple[str, ...]], Parts]
+
+
+def opening(dtype: torch.dtype, *, packed: bool = False, **placement: bool) -> Opening:
+    def opened(folder: Path, loras: tuple[str, ...]) -> Parts:
+        parts = open_model(str(folder), device=CPU, dtype=dtype, placement=Placement(**placement), loras=loras)
+        if packed:
+            parts.transformer.pack()
+        return parts
+
+    return opened
+
+
+WAYS: Final = {
+    "float32": opening(torch.float32),
+    "bfloat16": opening(torch.bfloat16),
+    "packed": opening(torch.float32, packed=True),
+    "fp8": opening(torch.bfloat16, fp8=True),
+    "on the host": opening(torch.bfloat16, fp8=True, text_on_host=True, modulation_on_host=True),
+}
+
+
+def drawn(engine: Engine, loras: tuple[tuple[str, float], ...] = ()) -> bytes:
+    return engine.submit(replace(EDIT, loras=loras)).result().picture.tobytes()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edit_gets_the_bytes_of_a_model_opened_with_its_loras(way: str, folder: Path, shelf: Path) -> None:
+    """One after the other, there and back, in every way of holding weights; also where copies are set aside."""
+    if way == "packed" and not can_pack(torch.float32):
+        pytest.skip("this CPU's library packs nothing")
+    expected = {}
+    for loras in SETS:
+        entries = tuple(f"{shelf / name}.safetensors:{strength}" for name, strength in loras)
+        with Engine(WAYS[way](folder, entries)) as engine:
+            expected[loras] = drawn(engine)
+    assert len(set(expected.values())) == len(SETS), "LoRAs that change nothing would agree, too"
+    with Engine(WAYS[way](folder, ()), lora_folder=shelf) as engine:
+        for loras in (BOTH, (), INK, BOTH, SETS[3], ()):
+            assert drawn(engine, loras) == expected[loras], loras
+            assert engine.submit(replace(EDIT, loras=loras)).result().loras == loras
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_that_are_set_aside_give_the_same_bytes_as_the_file(
+    dtype: torch.dtype, folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that has room for them. In bfloat16 the file has more digits than they, and is read again."""
+    monkeypatch.setattr(hotswap._Transformer, "_has_room", lambda *_: True)
+    for fp8 in (False, True):
+        expected = {}
+        for loras in SETS:
+            entries = tuple(f"{shelf / name}.safetensors:{strength}" for name, strength in loras)
+            expected[loras] = opening(dtype, fp8=fp8)(folder, entries).transformer.state_dict()
+        parts = opening(dtype, fp8=fp8)(folder, ())
+        swap = Hotswap(parts, shelf)
+        for loras in (BOTH, INK, (), SETS[3], ()):
+            swap.wear(swap.find(loras))
+            assert swap.has_copies or loras != BOTH
+            for name, tensor in parts.transformer.state_dict().items():
+                assert torch.equal(tensor.float(), expected[loras][name].float()), (loras, name)
+            if loras == INK:
+                swap.release()
+                assert not swap.has_copies
+    # A model that was read from no file has nothing but its copies.
+    parts = replace(opening(dtype)(folder, ()), stored=None)
+    swap, before = Hotswap(parts, shelf), {n: t.clone() for n, t in parts.transformer.state_dict().items()}
+    for loras in (BOTH, ()):
+        swap.wear(swap.find(loras))
+        same = all(torch.equal(t, before[n]) for n, t in parts.transformer.state_dict().items())
+        assert same == (loras == ())
+    assert not swap.has_copies, "what can't be done without isn't given back"
+
+
+def test_edits_side_by_side_each_get_their_own(folder: Path, shelf: Path) -> None:
+    """Steps of one between steps of another, as they come and are overtaken."""
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        alone = {loras: drawn(engine, loras) for loras in SETS}
+        tickets = [
+            (loras, engine.submit(replace(EDIT, id=str(i), account=str(i), steps=EDIT.steps, loras=loras)))
+            for i, loras in enumerate(SETS * 4)
+        ]
+        for loras, ticket in tickets:
+            assert ticket.result(60).picture.tobytes() == alone[loras]
+
+
+def test_weights_are_changed_no_oftener_than_pays(folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two accounts in turns, each with a LoRA of its own: the device isn't kept busy by changing to and fro."""
+    worn: list[str] = []
+    honest = Hotswap.wear
+
+    def slow(self: Hotswap, wanted: hotswap.Adaptation) -> bool:
+        worn.append(wanted.name)
+        assert not threading.Event().wait(0.2)
+        return honest(self, wanted)
+
+    monkeypatch.setattr(Hotswap, "wear", slow)
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        tickets = [
+            engine.submit(replace(EDIT, id=str(i), account=name, loras=((name, 1.0),), steps=4 + i % 3))
+            for i in range(8)
+            for name in ("ink", "wash")
+        ]
+        for ticket in tickets:
+            ticket.result(60)
+    assert worn[:2] in (["ink", "wash"], ["wash", "ink"])
+    assert len(worn) == 2, "all of one, then all of the other: they are done within the time that one change holds"
+
+
+def test_what_changing_takes_is_in_the_estimate_and_in_the_result(folder: Path, shelf: Path) -> None:
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        result = engine.submit(replace(EDIT, loras=INK)).result()
+        assert set(result.timings) == {"swap", "prepare", "denoise", "decode"}
+        assert result.inference_s == pytest.approx(sum(result.timings.values()))
+        same, other, none = (engine.estimate(replace(EDIT, loras=loras)).finish_s for loras in (INK, BOTH, ()))
+        assert other - same == none - same == pytest.approx(engine.costs.predict("swap", 1))
+        assert set(engine.submit(EDIT).result().timings) == {"prepare", "denoise", "decode"}
+
+
+def test_what_cannot_be_merged_is_refused_and_harms_nobody(
+    folder: Path, shelf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By name, never by where it lies; why is in the log."""
+    state = weights(folder, "transformer")
+    broken = factors(state, "transformer_blocks.0.attn.to_q")
+    broken["transformer_blocks.0.attn.to_q.lora_B.weight"][0, 0] = torch.nan
+    save_file({f"transformer.{name}": tensor for name, tensor in broken.items()}, shelf / "nan.safetensors")
+    save_file(
+        {"unet.mid.lora_A.weight": torch.ones(1, 2), "unet.mid.lora_B.weight": torch.ones(2, 1)},
+        shelf / "sdxl.safetensors",
+    )
+    (shelf / "half.safetensors").write_bytes((shelf / "ink.safetensors").read_bytes()[:1000])
+    (shelf / "empty.safetensors").touch()
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        expected = {loras: drawn(engine, loras) for loras in ((), INK)}
+        for name in ("sdxl", "half", "empty"):
+            with pytest.raises(
+                LoRARefused, match=rf"^the LoRA {name} can't be merged into this model; the server's log"
+            ):
+                engine.submit(replace(EDIT, loras=((name, 1.0),)))
+        with pytest.raises(
+            LoRARefused, match=r"^the LoRA x isn't on offer here; on offer: empty, half, ink, nan, sdxl and"
+        ):
+            engine.edit(None, "night", loras={"x": 1})
+        with pytest.raises(LoRARefused, match=r"^the LoRA \.\./loras/ink isn't on offer"):
+            engine.edit(None, "night", loras={"../loras/ink": 1})
+        waiting = [engine.submit(replace(EDIT, id=name, loras=((name, 1.0),))) for name in ("nan", "ink", "nan")]
+        for ticket in (waiting[0], waiting[2]):
+            with pytest.raises(LoRARefused, match=r"^the LoRA nan can't be merged"):
+                ticket.result(60)
+        assert waiting[1].result(60).loras == (("ink", 1.0),)
+        for loras, picture in expected.items():
+            assert drawn(engine, loras) == picture
+    assert "what it adds to transformer_blocks.0.attn.to_q is NaN or infinite" in caplog.text
+    with Engine.open(str(folder), device="cpu") as engine, pytest.raises(LoRARefused, match="on offer: none"):
+        engine.edit(None, "night", loras={"ink": 1})
+
+
+def test_where_memory_runs_out_copies_go_before_precision_does(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is merged stays merged through a fall, and afterwards all is as if it had been opened that way."""
+    smallest = {"fp8": True, "text_on_host": True, "modulation_on_host": True}
+    expected = {}
+    for loras in (INK, BOTH, ()):
+        entries = tuple(f"{shelf / name}.safetensors:{strength}" for name, strength in loras)
+        with Engine(opening(torch.bfloat16, **smallest)(folder, entries)) as engine:
+            expected[loras] = drawn(engine, loras=())
+    monkeypatch.setattr(hotswap._Transformer, "_has_room", lambda *_: True)
+    again = run_out_of_memory(monkeypatch)
+    parts = opening(torch.bfloat16)(folder, ())
+    with Engine(parts, plans=ladder(Placement(), Placement(**smallest)), lora_folder=shelf) as engine:
+        drawn(engine, INK)
+        assert engine.card.dtype == "bfloat16"
+        again()
+        drawn(engine, INK)
+        assert engine.card.dtype == "fp8"
+        for loras, picture in expected.items():
+            assert drawn(engine, loras) == picture
+
+
+def test_a_lora_that_is_put_in_its_folder_is_on_offer_at_once(folder: Path, shelf: Path) -> None:
+    """Also one that overwrites another, in the middle of its use: what was read stays as it was."""
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        ink, wash = (drawn(engine, ((name, 1.0),)) for name in ("ink", "wash"))
+        (shelf / "new.safetensors").write_bytes((shelf / "ink.safetensors").read_bytes())
+        assert drawn(engine, (("new", 1.0),)) == ink
+        with (shelf / "new.safetensors").open("r+b") as file:  # not another file: the same, cut and written anew
+            file.truncate(0)
+            assert drawn(engine, (("ink", 1.0),)) == ink
+            file.write((shelf / "wash.safetensors").read_bytes())
+        assert drawn(engine, (("new", 1.0),)) == wash
+
+
+def test_a_file_that_is_no_lora_by_its_size_is_not_read(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole model, say, that somebody put there."""
+    swap = Hotswap(opening(torch.float32)(folder, ()), shelf)
+    with (shelf / "model.safetensors").open("wb") as file:
+        file.truncate(hotswap.FILE_BYTES_MAX + 1)
+    with pytest.raises(LoRARefused):
+        swap.find((("model", 1.0),))
+    assert "a LoRA has at most" in caplog.text
+
+
+def test_no_more_files_are_kept_in_memory_than_fit(folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last that was asked for always is."""
+    swap = Hotswap(opening(torch.float32)(folder, ()), shelf)
+    monkeypatch.setattr(hotswap, "_KEPT_BYTES_MAX", (shelf / "ink.safetensors").stat().st_size)
+    for loras, kept in ((INK, ["ink"]), (BOTH, ["wash"]), (INK, ["ink"])):
+        swap.find(loras)
+        assert [Path(file).stem for file, *_ in swap._sources] == kept
+
+
+@contextmanager
+def overwritten(file: Path) -> Iterator[None]:
+    before = file.read_bytes()
+    with file.open("r+b") as mapped:
+        mapped.truncate(4096)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_model_that_was_overwritten_is_not_read_again(tmp_path: Path, shelf: Path) -> None:
+    """It is mapped: reading what isn't there any more would end the process. What computes still is whole, and a new
+    start has the new model; but which weights this one had can't be known."""
+    build(tmp_path / "model", SHAPES["deep"])
+    weights_file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    with Engine.open(str(tmp_path / "model"), device="cpu", dtype="bfloat16", lora_folder=shelf) as engine:
+        before = drawn(engine)
+        with overwritten(weights_file):
+            assert drawn(engine) == before
+            with pytest.raises(EngineBroken, match=r"was changed since it was opened"):
+                drawn(engine, INK)
+        with pytest.raises(EngineBroken):
+            engine.submit(EDIT)
+
+
+def test_a_model_that_was_replaced_is_still_there(tmp_path: Path, shelf: Path) -> None:
+    """A file that another took the name of, or that was removed, is mapped for as long as it is used."""
+    build(tmp_path / "model", SHAPES["deep"])
+    weights_file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    with Engine.open(str(tmp_path / "model"), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        expected = drawn(engine, INK)
+        other = tmp_path / "other.safetensors"
+        other.write_bytes(b"other")
+        other.replace(weights_file)
+        drawn(engine)
+        assert drawn(engine, INK) == expected
+        weights_file.unlink()
+        drawn(engine)
+        assert drawn(engine, INK) == expected
+
+
+def test_loras_of_a_request_have_one_order_and_one_strength_each() -> None:
+    request = EditRequest(id="", prompt="", seed=0, loras=(("b", 1), ("a", -0.5)))
+    assert request.loras == (("a", -0.5), ("b", 1.0))
