@@ -11,6 +11,7 @@ import sys
 PARTS = {
     "engine": ["-m", "bench.engine"],
     "scheduler": ["-m", "rekontext.cli", "bench", "scheduler", "--engine"],
+    "lora": ["-m", "bench.lora"],
     "service": ["-m", "bench.service"],
     "fleet": ["-m", "bench.fleet"],
 }

@@ -56,6 +56,7 @@ PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
     "edits-fp8": (gpu_parts.edits_fp8, 50),
     "errors": (gpu_parts.errors, 40),
+    "loras": (gpu_parts.loras, 30),
     "profile": (gpu_parts.profile, 40),
     "load": (gpu_parts.load, 60),
     "compiled": (gpu_parts.compiled, 90),

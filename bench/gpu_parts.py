@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -20,7 +21,7 @@ from torch.profiler import ProfilerActivity
 
 from bench.ceilings import Ceilings, attention_rate, attention_rates, copy_rate, linear_rate
 from bench.gpu_bench import Bench, Step
-from bench.random_model import diffusers_pipeline, diffusers_twin, random_transformer
+from bench.random_model import diffusers_pipeline, diffusers_twin, random_lora, random_transformer
 from rekontext.contract import EditRequest
 from rekontext.engine import Engine
 from rekontext.engine import edit as stages
@@ -28,6 +29,7 @@ from rekontext.engine.attention import DEFAULT
 from rekontext.engine.edit import Model
 from rekontext.engine.fidelity import compare
 from rekontext.engine.fp8 import quantise, relative_error
+from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.tensors import TensorSource
 from rekontext.engine.timing import once, seconds
 from rekontext.engine.transformer import KontextTransformer
@@ -237,6 +239,22 @@ def load(bench: Bench) -> None:
         took_s = time.perf_counter() - began
         del loaded, source
     bench.figures |= {"load_gb": size_bytes / 1e9, "load_s": took_s, "load_gb_per_s": size_bytes / 1e9 / took_s}
+
+
+def loras(bench: Bench) -> None:
+    """Changing from one LoRA to another between two edits, and back to none; each changes every matrix of the blocks.
+
+    The first time the weights are set aside as well. No file is read but the LoRAs': in fp8 an engine does read the
+    model's, which this random one has none of.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("one", "other"):
+            save_file(random_lora(bench.size.transformer), Path(folder) / f"{name}.safetensors")
+        for precision, transformer in (("bf16", bench.transformer), ("fp8", bench.narrow)):
+            swap = Hotswap(replace(bench.parts, transformer=transformer), Path(folder))
+            for figure, wanted in (("first", "one"), ("change", "other"), ("back", None)):
+                wear = partial(swap.wear, swap.find([(wanted, 1.0)] if wanted else []))
+                bench.figures[f"lora_{figure}_{precision}_s"] = once(wear, bench.device)
 
 
 def profile(bench: Bench) -> None:

@@ -113,6 +113,20 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
                 parameter.add_(1)
 
 
+def random_lora(config: TransformerConfig, *, rank: int = 16) -> dict[str, torch.Tensor]:
+    """A LoRA, in bfloat16 on the host, of every matrix in the blocks; it changes each by about a tenth."""
+    with torch.device("meta"):
+        transformer = KontextTransformer(config)
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim == 2 and "_blocks." in name:
+            module = f"transformer.{name.removesuffix('.weight')}"
+            o, d = parameter.shape
+            state[f"{module}.lora_A.weight"] = torch.randn(rank, d, dtype=torch.bfloat16) / d**0.5
+            state[f"{module}.lora_B.weight"] = torch.randn(o, rank, dtype=torch.bfloat16) * (0.1 / rank**0.5)
+    return state
+
+
 def random_parts(size: Size, transformer: KontextTransformer) -> Parts:
     """Everything that opening a checkpoint gives, around a transformer: where it is, and in its format."""
     device, dtype = transformer.device, transformer.dtype

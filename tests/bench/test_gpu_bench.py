@@ -94,6 +94,7 @@ def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys
     assert 0 < results["bf16_error_few_blocks_end"] < 0.05
     assert 0 < results["fp8_error_few_blocks_end"] < 0.1
     assert results["edit_35_fp8_s"] > results["edit_35_fp8_denoise_s"] > 0
+    assert results["lora_change_bf16_s"] > 0 < results["lora_back_fp8_s"]
     assert results["difference_to_diffusers"] < 0.05
     assert sum(results["kernels_bf16_ms"].values()) > 0
     (file,) = tmp_path.iterdir()
