@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from rekontext.contract import EditRequest, LoRARefused
 from rekontext.engine import Engine, EngineBroken, hotswap
 from rekontext.engine.checkpoint import Parts, open_model
+from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.memory import Placement
 from rekontext.engine.packed import can_pack
@@ -54,11 +55,13 @@ def shelf(folder: Path, tmp_path: Path) -> Path:
 Opening = Callable[[Path, tuple[str, ...]], Parts]
 
 
-def opening(dtype: torch.dtype, *, packed: bool = False, **placement: bool) -> Opening:
+def opening(dtype: torch.dtype, *, packed: bool = False, traced: bool = False, **placement: bool) -> Opening:
     def opened(folder: Path, loras: tuple[str, ...]) -> Parts:
         parts = open_model(str(folder), device=CPU, dtype=dtype, placement=Placement(**placement), loras=loras)
         if packed:
             parts.transformer.pack()
+        if traced:
+            compile_blocks(parts.transformer, backend="eager")
         return parts
 
     return opened
@@ -68,6 +71,7 @@ WAYS: Final = {
     "float32": opening(torch.float32),
     "bfloat16": opening(torch.bfloat16),
     "packed": opening(torch.float32, packed=True),
+    "traced by the compiler": opening(torch.float32, traced=True),
     "fp8": opening(torch.bfloat16, fp8=True),
     "on the host": opening(torch.bfloat16, fp8=True, text_on_host=True, modulation_on_host=True),
 }
