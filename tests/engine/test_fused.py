@@ -216,6 +216,20 @@ def test_a_pass_in_fp8_is_that_of_the_blocks(transformer: KontextTransformer) ->
     assert 5e-3 < relative_error(found, wide) < 0.1
 
 
+def test_a_pass_follows_its_weights(shallow: KontextTransformer) -> None:
+    """Each of them, where LoRAs are merged while it is in use."""
+    shallow.use_pass(FusedPass(shallow))
+    given = inputs(shallow)
+    before = shallow(*given)
+    for name, parameter in shallow.named_parameters():
+        of_norm = name.endswith("_norm.scale")  # all near 1
+        parameter.copy_(torch.linspace(-2, 2, len(parameter)) if of_norm else parameter.roll(1, 0))
+    shallow.weights_changed()
+    found = shallow(*given)
+    shallow.use_pass(None)
+    assert relative_error(found, shallow(*given)) < 1.5e-2 < relative_error(found, before)
+
+
 @pytest.fixture
 def shallow() -> KontextTransformer:
     """A block of each kind: enough to choose by, and half of what the interpreter has to run."""

@@ -72,6 +72,10 @@ class FusedPass:
     """Stands in for a transformer's `forward`. Layers may be quantised later; the scales of norms are copied here."""
 
     def __init__(self, transformer: KontextTransformer) -> None:
+        self.weights_changed(transformer)
+
+    def weights_changed(self, transformer: KontextTransformer) -> None:
+        """As `Pass.weights_changed`."""
         norms = (module for module in transformer.modules() if isinstance(module, QKNorm))
         self._scales = {norm: torch.stack([norm.query_norm.scale, norm.key_norm.scale]) for norm in norms}
 

@@ -252,6 +252,13 @@ class _Transformer(_Held):
         """Forget what was set aside."""
         self._originals.clear()
 
+    def wear(self, changes: Changes, *, of: str) -> bool:
+        """As `_Held.wear`."""
+        is_other = super().wear(changes, of=of)
+        if is_other:
+            self._transformer.weights_changed()
+        return is_other
+
     def _set_aside(self, name: str) -> None:
         if name in self._changed or name in self._originals:
             return

@@ -10,8 +10,9 @@ not on the tokens is computed for all steps in one small batch (`modulation`). A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,16 @@ class Conditioning:
     rotation: Rotation
 
 
-Pass = Callable[["KontextTransformer", Tensor, Conditioning, Tensor], Tensor]
-"""Another way of computing `KontextTransformer.forward`. Handed the transformer, since it must not keep it alive."""
+class Pass(Protocol):
+    """Another way of computing `KontextTransformer.forward`. Handed the transformer, which it must not keep alive."""
+
+    def __call__(
+        self, transformer: KontextTransformer, latents_bnc: Tensor, conditioning: Conditioning, modulation_bw: Tensor, /
+    ) -> Tensor: ...
+
+    def weights_changed(self, transformer: KontextTransformer) -> None:
+        """Make anew what it has made of the weights."""
+        ...
 
 
 class KontextTransformer(nn.Module):
@@ -120,6 +129,11 @@ class KontextTransformer(nn.Module):
     def use_pass(self, own: Pass | None) -> None:
         """Have `forward` computed another way, or by the blocks again. See `fused.py`."""
         self.own_pass = own
+
+    def weights_changed(self) -> None:
+        """Say that parameters have other values now."""
+        if self.own_pass is not None:
+            self.own_pass.weights_changed(self)
 
     @property
     def can_have_gelu_within(self) -> bool:
