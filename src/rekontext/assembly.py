@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -212,6 +212,7 @@ def assemble(
                 draw_seed=seeds,
                 body_bytes_max=settings.body_bytes_max,
                 receivers=receivers,
+                offers=partial(_offers, fleet),
             ),
             photos=photos,
             threads=threads,
@@ -301,6 +302,11 @@ def safety_of(settings: Settings) -> SafetyCheck | None:
         timeout_s=settings.safety_timeout_s,
         agent=AGENT,
     )
+
+
+def _offers(fleet: Fleet) -> Sequence[str] | None:
+    """The LoRAs on offer; None while only another process could say, and none has been up yet."""
+    return None if isinstance(fleet, ElsewhereFleet) and not fleet.is_ready else fleet.offers
 
 
 async def _latest_profile(database: Database) -> Mapping[str, object] | None:

@@ -157,6 +157,7 @@ class PillowFleet:
             steps=request.steps,
             passes=request.steps,
             acceleration=request.acceleration,
+            loras=request.loras,
             inference_s=time.perf_counter() - started,
             timings={"denoise": time.perf_counter() - started},
         )

@@ -358,6 +358,9 @@ TABLE = [
         json=GOOD | {"guidance": 99, "input_image": "cat.jpg"},
     ),
     wrong("acceleration", "turbo", "none, regular, high"),
+    wrong("loras", 7, "loras is 7"),
+    wrong("loras", ["ink"], 'loras asks for "ink", and this server offers none'),
+    wrong("loras", [{"name": "ink", "scale": 1}], 'loras has an entry with "scale" in it'),
     wrong("priority", 3, "from -2 to 2"),
     wrong("deadline_s", 0, "above 0"),
     wrong("deadline_s", "10", "above 0"),
@@ -390,6 +393,8 @@ TABLE = [
     wrong_form("prompt", "", "prompt"),
     wrong_form("aspect_ratio", "wide", "one of"),
     wrong_form("seed", "-5", "random"),
+    wrong_form("loras", "ink:0", "from -4 to 4, and not 0"),
+    wrong_form("loras", '["ink", 7]', "loras has 7 in it"),
     Bad(
         name="a field given twice",
         says="more than once",

@@ -1,4 +1,4 @@
-"""`--lora`: a model with LoRAs, on the command line and in what the service says of itself."""
+"""`--lora` and `--lora-folder`: a model with LoRAs, and LoRAs on offer, on the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from rekontext.cli.doctor import Finding, examine
 from rekontext.contract import ModelCard
 from rekontext.engine.checkpoint import open_model
+from rekontext.models import offered_loras
 from rekontext.settings import Settings, SettingsError, load_settings
 from tests.cli.commands import forget_settings, outcome_of
 
@@ -71,6 +72,75 @@ def test_doctor_says_whether_it_fits(lora: Path, folder: Path) -> None:
         "note",
         "owner/name isn't here, so it is of the hub: the first start downloads it",
     )
+
+
+def test_doctor_says_what_is_on_offer_and_whether_it_fits(
+    lora: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names that edits ask for; and what has a name that none can."""
+
+    def found() -> list[tuple[str, str]]:
+        return [(each.verdict, each.says) for each in examine(None) if each.subject in ("loras on offer", "lora")]
+
+    assert found() == []
+    offers = folder / "offers"
+    monkeypatch.setenv("REKONTEXT_LORA_FOLDER", str(offers))
+    [(verdict, says)] = found()
+    assert (verdict, says) == (
+        "broken",
+        f"{offers} can't be read: No such file or directory; make it, or change REKONTEXT_LORA_FOLDER",
+    )
+    offers.mkdir()
+    (offers / "README.md").write_text("no LoRA")
+    assert found() == [("note", f"none: {offers} has no .safetensors file to be asked for")]
+    for name in ("warm", "warm and cold", "a,b"):
+        (offers / f"{name}.safetensors").write_bytes(lora.read_bytes())
+    save_file({"transformer.nowhere.lora_A.weight": torch.ones(1, 2)}, offers / "half.safetensors")
+    count, half, warm, nameless = found()
+    assert count == ("ok", f"2 in {offers}: half, warm")
+    assert (half[0], "nowhere lacks a factor" in half[1]) == ("broken", True)
+    assert warm == ("ok", "warm fits the transformer of mini, for edits that ask for it")
+    assert nameless[0] == "note"
+    assert nameless[1].startswith("a,b.safetensors, warm and cold.safetensors can't be asked for by name: allowed are")
+
+
+def test_what_can_be_asked_for_is_what_doctor_names(lora: Path, folder: Path) -> None:
+    """The flag is the setting; a folder of a file's name is none."""
+    (folder / "sub.safetensors").mkdir()
+    assert offered_loras(folder) == {"warm": lora}
+    [count, fits] = [each for each in examine("/nowhere/model", lora_folder=folder) if "lora" in each.subject]
+    assert count.says == f"1 in {folder}: warm"
+    assert (fits.verdict, fits.says) == ("ok", "warm can be read, for edits that ask for it")
+
+
+def test_a_folder_that_this_user_may_not_look_into_offers_nothing(
+    lora: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is asked for what it offers then says none, and doesn't fail."""
+
+    def refuse(_self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert offered_loras(folder) == {}
+
+
+@pytest.mark.parametrize("flags", [["--lora-folder", "gone"], ["--lora-folder", "photo.png"]])
+def test_serve_stops_where_there_is_no_folder_of_loras(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    """Nothing would be on offer, and nobody told why."""
+    outcome = outcome_of(["serve", "--port", "0", *flags], capsys)
+    assert outcome.code == 2
+    assert f"the folder of LoRAs {flags[1]} can't be read: " in outcome.err
+    assert not (folder / "data").exists()
+
+
+def test_a_front_needs_no_folder_of_loras(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns of the others' what they offer, so doctor doesn't look here."""
+    monkeypatch.setenv("REKONTEXT_DEVICE", "none")
+    monkeypatch.setenv("REKONTEXT_LORA_FOLDER", str(folder / "gone"))
+    assert [each for each in examine(None) if "lora" in each.subject] == []
 
 
 def test_serve_stops_before_it_makes_a_key(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,18 @@ def test_run_brings_the_result(client: fal_client.SyncClient, photo: Path) -> No
     assert opened(result).size == (48, 32)
 
 
+def test_loras_are_named_by_their_paths(
+    client: fal_client.SyncClient, served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which at the vendor lead to files."""
+    monkeypatch.setattr(served.studio.fleet, "loras", ("ink", "watercolour"))
+    asked = {"prompt": "invert it", "image_url": fal_client.encode_file(photo), **FAST}
+    result = client.run(APP, asked | {"loras": [{"path": "watercolour", "scale": 0.5}, {"path": "ink"}]})
+    assert result["model"] == "mini + ink + watercolour:0.5"
+    with pytest.raises(fal_client.FalClientHTTPError, match="this server offers ink, watercolour"):
+        client.run(APP, asked | {"loras": [{"path": "https://a.example/ink.safetensors", "scale": 1}]})
+
+
 def test_a_file_is_uploaded_and_edited(client: fal_client.SyncClient, photo: Path) -> None:
     """As the vendor's own examples begin."""
     result = client.run(APP, {"prompt": "invert it", "image_url": client.upload_file(photo), **FAST})

@@ -28,6 +28,15 @@ def test_image_to_image_brings_the_picture(client: InferenceClient, photo: Path)
     assert (picture.format, picture.size) == ("PNG", (312, 208))
 
 
+def test_loras_are_sent_on(
+    client: InferenceClient, served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any argument that the client doesn't know."""
+    monkeypatch.setattr(served.studio.fleet, "loras", ("ink",))
+    client.image_to_image(str(photo), prompt="invert it", num_inference_steps=4, loras=["ink:0.5"])
+    assert served.studio.fleet.requests[-1].loras == (("ink", 0.5),)
+
+
 def test_what_is_wrong_is_said_by_the_client(client: InferenceClient, photo: Path) -> None:
     """In its own names."""
     with pytest.raises(HfHubHTTPError, match="guidance_scale is 99"):

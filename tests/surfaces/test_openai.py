@@ -95,6 +95,19 @@ def test_the_fields_of_both_apis_are_heeded(client: openai.OpenAI, served: Serve
     assert (asked.guidance, asked.acceleration, asked.aspect_ratio, asked.seed) == (2.5, "high", "3:2", 7)
 
 
+@pytest.mark.parametrize("loras", ["ink,watercolour:0.5", ["ink", "watercolour:0.5"]])
+def test_loras_as_a_text_or_a_list(
+    client: openai.OpenAI, served: Served, photo: Path, loras: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the list the client makes fields."""
+    monkeypatch.setattr(served.studio.fleet, "loras", ("ink", "watercolour"))
+    client.images.edit(image=photo, prompt="invert it", extra_body=FAST | {"loras": loras})
+    assert served.studio.fleet.requests[-1].loras == (("ink", 1.0), ("watercolour", 0.5))
+    with pytest.raises(openai.BadRequestError, match="this server offers ink, watercolour") as caught:
+        client.images.edit(image=photo, prompt="x", extra_body={"loras": "owner/name"})
+    assert caught.value.param == "loras"
+
+
 def test_a_link_instead_of_the_picture(client: openai.OpenAI, photo: Path) -> None:
     """It opens without a key."""
     answer = client.images.edit(image=photo, prompt="invert it", response_format="url", extra_body=FAST)

@@ -73,6 +73,20 @@ def test_run_waits_for_an_edit_that_takes_longer(
     assert seen(output) == ("WEBP", (48, 32))
 
 
+def test_a_lora_is_named_by_its_weights(
+    client: Client, served: Served, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the version stays one that the client can look up."""
+    monkeypatch.setattr(served.studio.fleet, "loras", ("ink",))
+    with photo.open("rb") as file:
+        asked = {**FAST, "input_image": file, "lora_weights": "ink", "lora_strength": 0.5}
+        made = client.models.predictions.create(MODEL, input=asked, wait=True)
+    assert (made.status, served.studio.fleet.requests[-1].loras) == ("succeeded", (("ink", 0.5),))
+    assert client.models.get(MODEL).versions.get(made.version).id == made.version
+    with pytest.raises(ReplicateError, match=r"lora_weights asks for .* this server offers ink"):
+        client.run(MODEL, input={**FAST, "input_image": photo, "lora_weights": "owner/name"})
+
+
 def test_run_takes_a_version(client: Client, photo: Path) -> None:
     """The model's own, with which the client reads what its output is."""
     model = client.models.get(MODEL)

@@ -117,6 +117,13 @@ def test_run_polls_until_the_picture_is_there(client: Any, asset: str) -> None:
     assert len(picture.content) == result["images"][0]["file_size"]
 
 
+def test_loras_are_sent_on(client: Any, served: Served, asset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any argument that the client doesn't know."""
+    monkeypatch.setattr(served.studio.fleet, "loras", ("ink",))
+    result = client.run(SLUG, prompt="invert it", input_image=asset, loras=[{"name": "ink", "strength": 0.5}], **FAST)
+    assert result["model"] == "mini + ink:0.5"
+
+
 def test_submit_async_and_wait(client: Any, asset: str) -> None:
     """The handle's own calls: submit, status, wait, result."""
     job = client.submit_async(SLUG, prompt="invert it", input_image=asset, **FAST)

@@ -58,7 +58,7 @@ from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.parameters import ParametersRefused, Problem, shown
 from rekontext.api.vocabulary import Vocabulary
-from rekontext.contract import EditRefused, EngineFault
+from rekontext.contract import EditRefused, EngineFault, LoRARefused
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import (
     AssetUnknown,
@@ -296,7 +296,7 @@ def _failed_job(fault: JobFailed) -> Failure:
             reason = str(fault).removeprefix("input_image ").rstrip(".")
             problem = Problem(parameter="input_image", value=None, reason=reason, says_allowed=True, code=code)
             return _parameters(ParametersRefused([problem]))
-        case EditRefused.code:
+        case EditRefused.code | LoRARefused.code:
             return Failure(status=400, code=code, sentence=sentence)
         case PictureWithheld.code:
             return Failure(status=422, code=code, sentence=sentence)

@@ -7,7 +7,7 @@ Between them the caller may find that the same request came before, and then not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,7 +22,9 @@ from rekontext.api.parameters import (
     Problem,
     Upload,
     from_form,
+    loras_of,
     parse,
+    quoted,
     shown,
 )
 from rekontext.api.workbench import EditOrder
@@ -32,6 +34,7 @@ from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused,
 
 _NONE: Final[Mapping[str, Problem]] = {}
 _NOTHING: Final[Mapping[str, object]] = {}
+_OFFERS_SHOWN_MAX: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class OrderReader:
         draw_seed: makes the seed of an order that comes without one.
         body_bytes_max: also the most that one field of a form may hold.
         receivers: what of webhooks' addresses that aren't public may be dialled all the same.
+        offers: names of the LoRAs that an edit may ask for; None while nobody can say, and then any are accepted.
     """
 
     def __init__(
@@ -70,12 +74,14 @@ class OrderReader:
         draw_seed: Callable[[], int],
         body_bytes_max: int,
         receivers: AllowList,
+        offers: Callable[[], Sequence[str] | None],
     ) -> None:
         self._photos = photos
         self._threads = threads
         self._draw_seed = draw_seed
         self._body_bytes_max = body_bytes_max
         self._receivers = receivers
+        self._offers = offers
 
     async def draft(self, request: Request) -> Draft:
         """Read the body and check every parameter but the picture. Finds problems, raises none of them.
@@ -112,6 +118,9 @@ class OrderReader:
         unreachable = self._unreachable(given.get("webhook_url"))
         if unreachable is not None and "webhook_url" not in {each.parameter for each in found}:
             parameters, found = None, [*found, unreachable]
+        # It keeps its digest: what was on offer when the same request came before has made an edit, whatever is now.
+        if (unoffered := self._unoffered(given.get("loras"))) is not None:
+            found = [*(each for each in found if each.parameter != "loras"), unoffered]
         return Draft(
             parameters=parameters,
             source=given.get("input_image"),
@@ -147,6 +156,7 @@ class OrderReader:
             output_quality=parameters.output_quality,
             has_safety_checker=not parameters.disable_safety_checker,
             acceleration=parameters.acceleration,
+            loras=parameters.loras,
             priority=parameters.priority,
             deadline_s=parameters.deadline_s,
             preview_every=parameters.previews or None,
@@ -165,6 +175,20 @@ class OrderReader:
         if why is None:
             return None
         return Problem(parameter="webhook_url", value=shown(webhook_url), reason=f"can't be told: {why}")
+
+    def _unoffered(self, loras: object) -> Problem | None:
+        """What is wrong with LoRAs that can be read, and aren't all on offer."""
+        try:
+            names = [name for name, _ in loras_of(loras)]
+        except ParametersRefused:  # as `parse` has found, too
+            return None
+        offers = self._offers() if names else None
+        strange = [] if offers is None else [quoted(name) for name in names if name not in offers]
+        if offers is None or not strange:
+            return None
+        told = f"this server offers {_named(offers)}"
+        reason = f"asks for {' and '.join(strange)}, and {told}"
+        return Problem(parameter="loras", value=shown(loras), reason=reason, says_allowed=True, allowed_text=told)
 
     async def _photo(
         self, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None
@@ -188,6 +212,12 @@ def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
     return Problem(parameter="input_image", value=shown(source), reason=reason, says_allowed=True, code=fault.code)
 
 
+def _named(offers: Sequence[str]) -> str:
+    more = len(offers) - _OFFERS_SHOWN_MAX
+    shown_names = ", ".join(offers[:_OFFERS_SHOWN_MAX])
+    return f"{shown_names} and {more} more" if more > 0 else shown_names or "none"
+
+
 def _digest(parameters: KontextParameters) -> str:
     """The same for two requests that ask for the same: what is null, unknown, or the default asks for nothing.
 
@@ -195,6 +225,8 @@ def _digest(parameters: KontextParameters) -> str:
     """
     plain = {name: getattr(parameters, name) for name in KontextParameters.model_fields}
     plain["guidance"] += 0.0  # of -0.0 too it makes 0.0
+    if not parameters.loras:  # which earlier versions, whose digests are known for a day, had no name for
+        del plain["loras"]
     if isinstance(parameters.input_image, Upload):
         plain["input_image"] = {"sha256": hashlib.sha256(parameters.input_image.data).hexdigest()}
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal
@@ -26,6 +27,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -36,6 +38,8 @@ from rekontext.contract import (
     GUIDANCE_DEFAULT,
     GUIDANCE_MAX,
     GUIDANCE_MIN,
+    LORA_STRENGTH_MAX,
+    LORAS_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
     SEED_MAX,
@@ -47,6 +51,7 @@ from rekontext.contract import (
 )
 from rekontext.jobs import WebhookRefused
 from rekontext.jobs.endpoints import URL_CHARACTERS_MAX, check_url
+from rekontext.models import LORA_NAME, lora_and_strength
 from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat, sniff
 
 PROMPT_CHARACTERS_MAX: Final = 10_000
@@ -55,6 +60,11 @@ FILES_MAX: Final = 16
 """Uploads in one request."""
 _SHOWN_CHARACTERS: Final = 80
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_JSON_LIST_CHARACTERS_MAX: Final = 4096
+"""In a field of a form."""
+_PIECES_MAX: Final = 16
+"""Of a text that names LoRAs: it is taken apart at so many commas."""
+_LORAS_UNREAD: Final = "loras_unread"
 
 ALLOWED: Final[Mapping[str, str]] = {
     "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
@@ -67,6 +77,9 @@ ALLOWED: Final[Mapping[str, str]] = {
     "output_quality": f"an integer from {QUALITY_MIN} to {QUALITY_MAX}",
     "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
     "acceleration": "one of " + ", ".join(ACCELERATIONS),
+    "loras": f"at most {LORAS_MAX} that are on offer, each once, in a list or separated by commas: NAME, "
+    f'NAME:STRENGTH or, in a list, {{"name": NAME, "strength": NUMBER}}; '
+    f"a strength is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
     "priority": f"an integer from {PRIORITY_MIN} to {PRIORITY_MAX}",
     "deadline_s": f"a number of seconds above 0, at most {DEADLINE_S_MAX}",
     "previews": f"an integer from 0 to {STEPS_MAX}: steps between two previews, 0 for none",
@@ -160,6 +173,82 @@ def _no_number(kind: Literal["date", "datetime"]) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
+Loras = tuple[tuple[str, float], ...]
+"""Names and strengths, in the order of the names: two spellings of one request are one."""
+
+
+def loras_of(given: object) -> Loras:
+    """LoRAs, in whichever way they are asked for. Of their names it is only looked whether they are texts.
+
+    Raises:
+        ParametersRefused: they can't be read.
+    """
+    try:
+        return () if given is None else _loras(given)
+    except PydanticCustomError as fault:
+        raise ParametersRefused([_problem("loras", given, fault.message())]) from fault
+
+
+def _loras(given: object) -> Loras:
+    entries = given
+    if isinstance(given, str):  # as in the setting, nothing between two commas asks for nothing
+        entries = [part.strip() for part in given.split(",", _PIECES_MAX) if part.strip()]
+    if not isinstance(entries, list):
+        raise _loras_unread(f"is {quoted(given)}")
+    if len(entries) > LORAS_MAX:
+        raise _loras_unread(f"has more than {LORAS_MAX} entries")
+    found: dict[str, float] = {}
+    for name, strength in map(_lora, entries):
+        if name in found:
+            raise _loras_unread(f"has {quoted(name)} twice")
+        found[name] = strength
+    return tuple(sorted(found.items()))
+
+
+def lora_strength(value: object) -> float | None:
+    """The strength at which a LoRA is to be merged; None for what can't be one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 < abs(value) <= LORA_STRENGTH_MAX else None
+
+
+def _lora(entry: object) -> tuple[str, float]:
+    name: object
+    strength: object
+    match entry:
+        case str() if "/" in entry:  # a path, or a URL, whose colon stands before no strength
+            name, strength = entry, None
+        case str():
+            try:
+                name, strength = lora_and_strength(entry)
+            except ValueError as fault:
+                raise _loras_unread(f"has {quoted(entry)} in it") from fault
+        case dict():
+            if strange := entry.keys() - {"name", "strength"}:
+                raise _loras_unread(f"has an entry with {quoted(min(strange))} in it")
+            name, strength = entry.get("name"), entry.get("strength")
+        case _:
+            raise _loras_unread(f"has {quoted(entry)} in it")
+    if not isinstance(name, str) or not name:
+        raise _loras_unread(f"has an entry whose name is {quoted(name)}")
+    by = lora_strength(1 if strength is None else strength)
+    if by is None:
+        raise _loras_unread(f"has {quoted(name)} with a strength of {quoted(strength)}")
+    return name, by
+
+
+def _named(loras: Loras) -> Loras:
+    for name, _ in loras:
+        if not LORA_NAME.fullmatch(name):
+            raise _loras_unread(f"has {quoted(name)}, which is no name of one")
+    return loras
+
+
+def _loras_unread(reason: str) -> PydanticCustomError:
+    """Its message is the reason of a `Problem`."""
+    return PydanticCustomError(_LORAS_UNREAD, "{reason}", {"reason": reason})
+
+
 def _in_utc(when: datetime) -> datetime:
     try:
         return when.astimezone(UTC)
@@ -172,6 +261,33 @@ Storable = AfterValidator(_without_nul)
 """Of a text; PostgreSQL keeps none with NUL in it."""
 Day = Annotated[date, _no_number("date")]
 Moment = Annotated[AwareDatetime, _no_number("datetime"), AfterValidator(_in_utc)]
+
+
+_ONE_LORA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
+        "strength": {
+            "type": "number",
+            "minimum": -LORA_STRENGTH_MAX,
+            "maximum": LORA_STRENGTH_MAX,
+            "not": {"const": 0},
+            "default": 1,
+        },
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+_LORAS: Final[dict[str, Any]] = {
+    "anyOf": [
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string", "description": "NAME or NAME:STRENGTH."}, _ONE_LORA]},
+            "maxItems": LORAS_MAX,
+        },
+        {"type": "string", "description": "The same, separated by commas."},
+    ]
+}
 
 
 class KontextParameters(BaseModel):
@@ -202,6 +318,9 @@ class KontextParameters(BaseModel):
         default=None, description="The same seed gives the same picture; -1 or nothing is random."
     )
     acceleration: Acceleration = Field(default="none", description="Leave transformer passes out; none is exact.")
+    loras: Annotated[Loras, BeforeValidator(_loras), AfterValidator(_named), WithJsonSchema(_LORAS)] = Field(
+        default=(), description="Of the LoRAs on offer, those to be merged into the model for this edit."
+    )
     priority: Annotated[int, Whole] = Field(
         default=0, ge=PRIORITY_MIN, le=PRIORITY_MAX, description="Above 0 needs a key with the scope admin."
     )
@@ -230,8 +349,12 @@ def parse(given: Mapping[str, object]) -> tuple[KontextParameters | None, list[P
     try:
         return KontextParameters.model_validate(given), []
     except ValidationError as fault:
-        names = dict.fromkeys(str(error["loc"][0]) for error in fault.errors(include_url=False, include_input=False))
-        return None, [_problem(name, given.get(name)) for name in names]
+        found: dict[str, Problem] = {}
+        for error in fault.errors(include_url=False, include_input=False):
+            name = str(error["loc"][0])
+            reason = error["msg"] if error["type"] == _LORAS_UNREAD else None
+            found.setdefault(name, _problem(name, given.get(name), reason))
+        return None, list(found.values())
 
 
 def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, object], dict[str, Problem]]:
@@ -280,12 +403,16 @@ def _spelled(value: object) -> str:
         return "(nested too deeply)"
 
 
-def _problem(name: str, value: object) -> Problem:
+def quoted(value: object) -> str:
+    """A caller's value in a sentence: as `shown`, and a text in quotes."""
+    short = shown(value)
+    return orjson.dumps(short).decode() if value is None or isinstance(value, (str, bool, float)) else str(short)
+
+
+def _problem(name: str, value: object, reason: str | None = None) -> Problem:
     if value is None:
         return Problem(parameter=name, value=None, reason="is missing")
-    short = shown(value)
-    spelled = orjson.dumps(short).decode() if isinstance(value, (str, bool, float)) else short
-    return Problem(parameter=name, value=short, reason=f"is {spelled}")
+    return Problem(parameter=name, value=shown(value), reason=reason or f"is {quoted(value)}")
 
 
 def _from_text(name: str, text: str) -> object:
@@ -296,9 +423,19 @@ def _from_text(name: str, text: str) -> object:
         return None
     if name in _TEXTS:
         return text
+    if name == "loras":
+        return _list(plain)
     if name == "disable_safety_checker":
         return {"true": True, "false": False}.get(plain.lower(), text)
     return _number(plain) if _JSON_NUMBER.fullmatch(plain) else text
+
+
+def _list(text: str) -> object:
+    """What a text says if it is the JSON of a list, else the text itself."""
+    if text.startswith("[") and len(text) <= _JSON_LIST_CHARACTERS_MAX:
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(text)
+    return text
 
 
 def _number(digits: str) -> object:
@@ -325,6 +462,9 @@ def schema(*, as_form: bool) -> dict[str, Any]:
     document["properties"]["webhook_url"]["anyOf"][0] |= {"format": "uri", "maxLength": URL_CHARACTERS_MAX}
     document["properties"]["seed"]["anyOf"][0]["minimum"] = -1  # taken for a missing one before ranges are looked at
     if as_form:  # else the page that tries it out makes values up, and sends them: a deadline of a second
-        for optional in ("deadline_s", "webhook_url"):
+        loras = {name: document["properties"]["loras"][name] for name in ("title", "description")}
+        loras["description"] += " NAME or NAME:STRENGTH, separated by commas, or the JSON of a list."
+        document["properties"]["loras"] = {"type": "string", **loras}
+        for optional in ("deadline_s", "loras", "webhook_url"):
             document["properties"][optional]["example"] = ""
     return document

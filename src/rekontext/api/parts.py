@@ -50,7 +50,7 @@ class Parts:
     """Everything that answers are made from. Lives as long as the app.
 
     Attributes:
-        fleet: asked only what model it serves, whether it is ready and how its devices are.
+        fleet: asked only what model it serves, with which LoRAs on offer, whether it is ready and how its devices are.
         receivers: what of webhooks' addresses that aren't public may be dialled all the same.
         pepper: under which keys are hashed.
         closing: set when the server goes down: answers that could go on for long end then.

@@ -56,6 +56,7 @@ class Rows:
             "seed": (job.made or job.parameters).get("seed"),
             "steps": job.parameters.get("num_inference_steps"),
             "aspect_ratio": job.parameters.get("aspect_ratio"),
+            "loras": job.parameters.get("loras", []),
             "cost": _cost(job),
             "queue_ms": _ms(job.queue_s),
             "latency_ms": _ms(job.total_s),

@@ -34,7 +34,7 @@ class Vocabulary:
     def theirs(self, problem: Problem) -> Problem:
         """What is wrong with a parameter of ours, in its words."""
         name = problem.parameter
-        allowed = self.allowed.get(name, problem.allowed)
+        allowed = problem.allowed_text or self.allowed.get(name, problem.allowed)
         return replace(problem, parameter=self.names.get(name, name), allowed_text=allowed)
 
     def renamed(self, sentence: str) -> str:

@@ -61,6 +61,7 @@ class EditOrder:
     body_digest: str
     photo_url: str | None = None
     acceleration: Acceleration = "none"
+    loras: tuple[tuple[str, float], ...] = ()
     priority: int = 0
     deadline_s: float | None = None
     preview_every: int | None = None
@@ -71,6 +72,7 @@ class EditOrder:
 def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
     """All of an order but its picture, under the names of the wire."""
     photo = order.photo
+    loras = [{"name": name, "strength": strength} for name, strength in order.loras]
     return {
         "prompt": order.prompt,
         "input_image": _shown_source(order),
@@ -88,7 +90,9 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
-    } | ({"dialect": dict(order.dialect)} if order.dialect else {})
+        **({"loras": loras} if loras else {}),
+        **({"dialect": dict(order.dialect)} if order.dialect else {}),
+    }
 
 
 def edit_request(
@@ -110,6 +114,7 @@ def edit_request(
         guidance=parameters["guidance"],
         aspect_ratio=parameters["aspect_ratio"],
         acceleration=parameters["acceleration"],
+        loras=tuple((each["name"], each["strength"]) for each in parameters.get("loras", ())),
         preview_every=parameters["previews"] or None,
         account=account,
         priority=parameters["priority"],

@@ -24,7 +24,7 @@ from rich.table import Table
 from rekontext import __version__
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.contract import EditRefused
-from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength
+from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength, offered_loras
 from rekontext.settings import EVERY_GPU, Settings, SettingsError, load_settings, variable
 
 if TYPE_CHECKING:
@@ -55,13 +55,15 @@ class Finding:
     says: str
 
 
-def run_doctor(*, model: str | None, lora: Sequence[str] | None, data_dir: Path | None, books: bool) -> None:
+def run_doctor(
+    *, model: str | None, lora: Sequence[str] | None, lora_folder: Path | None, data_dir: Path | None, books: bool
+) -> None:
     """Print what was found; of the books only if asked to.
 
     Raises:
         CommandFailed: something is broken (exit code 1).
     """
-    findings = list(examine(model, data_dir, lora=lora, books=books))
+    findings = list(examine(model, data_dir, lora=lora, lora_folder=lora_folder, books=books))
     table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "what was found"):
         table.add_column(heading, overflow="fold")
@@ -74,12 +76,17 @@ def run_doctor(*, model: str | None, lora: Sequence[str] | None, data_dir: Path 
 
 
 def examine(
-    model: str | None, data_dir: Path | None = None, *, lora: Sequence[str] | None = None, books: bool = False
+    model: str | None,
+    data_dir: Path | None = None,
+    *,
+    lora: Sequence[str] | None = None,
+    lora_folder: Path | None = None,
+    books: bool = False,
 ) -> Iterator[Finding]:
     """Look at everything; each finding stands by itself."""
     yield Finding(subject="python", verdict="ok", says=f"{platform.python_version()} at {sys.executable}")
     try:
-        settings = load_settings(model=model, lora=lora, data_dir=data_dir)
+        settings = load_settings(model=model, lora=lora, lora_folder=lora_folder, data_dir=data_dir)
     except SettingsError as fault:
         yield Finding(subject="settings", verdict="broken", says=str(fault))
         return
@@ -92,6 +99,8 @@ def examine(
             yield _told("model", _model, settings)
             for entry in settings.lora:
                 yield _told("lora", partial(_lora, entry), settings)
+            if settings.lora_folder is not None:
+                yield from _lora_folder(settings.lora_folder, settings)
     else:
         says = "none here: processes with devices that share the database run the edits"
         yield Finding(subject="device", verdict="ok", says=says)
@@ -202,24 +211,50 @@ def _large_model(name: str) -> Finding:
 
 
 def _lora(entry: str, settings: Settings) -> Finding:
-    """Whether it fits the model, as far as both are here."""
-    from rekontext.engine import CheckpointError
-    from rekontext.engine.checkpoint import require_loras
-
-    subject, (name, strength) = "lora", lora_and_strength(entry)
+    name, strength = lora_and_strength(entry)
     if not local_path(name).exists() and is_lora_on_hub(name):
         return Finding(
-            subject=subject,
+            subject="lora",
             verdict="note",
             says=f"{name} isn't here, so it is of the hub: the first start downloads it",
         )
+    return _fit(entry, settings, called=name, what_for=f"to be merged at strength {strength:g}")
+
+
+def _lora_folder(folder: Path, settings: Settings) -> Iterator[Finding]:
+    """What is on offer, each with whether it fits, and what would be if it were called otherwise."""
+    subject = "loras on offer"
+    try:
+        there = [file for file in sorted(folder.iterdir()) if file.suffix == ".safetensors" and not file.is_dir()]
+    except OSError as fault:
+        says = f"{folder} can't be read: {fault.strerror}; make it, or change {variable('lora_folder')}"
+        yield Finding(subject=subject, verdict="broken", says=says)
+        return
+    offers = offered_loras(folder)
+    if offers:
+        yield Finding(subject=subject, verdict="ok", says=f"{len(offers)} in {folder}: {', '.join(offers)}")
+    else:
+        yield Finding(subject=subject, verdict="note", says=f"none: {folder} has no .safetensors file to be asked for")
+    for name, file in offers.items():
+        yield _told("lora", partial(_fit, f"{file}:1", called=name, what_for="for edits that ask for it"), settings)
+    if nameless := [file.name for file in there if file not in offers.values()]:
+        allowed = "allowed are 1 to 100 letters, digits, _, . and -, a letter or a digit first"
+        says = f"{', '.join(nameless)} can't be asked for by name: {allowed}; rename what is to be on offer"
+        yield Finding(subject=subject, verdict="note", says=says)
+
+
+def _fit(entry: str, settings: Settings, *, called: str, what_for: str) -> Finding:
+    """Whether a LoRA that is here fits the model, as far as that is here too."""
+    from rekontext.engine import CheckpointError
+    from rekontext.engine.checkpoint import require_loras
+
     is_here = settings.model == MINI or local_path(settings.model).exists()
     try:
         require_loras(settings.model if is_here else None, [entry])
     except CheckpointError as fault:
-        return Finding(subject=subject, verdict="broken", says=str(fault))
+        return Finding(subject="lora", verdict="broken", says=str(fault))
     fits = f"fits the transformer of {settings.model}" if is_here else "can be read"
-    return Finding(subject=subject, verdict="ok", says=f"{name} {fits}, to be merged at strength {strength:g}")
+    return Finding(subject="lora", verdict="ok", says=f"{called} {fits}, {what_for}")
 
 
 def _gpu_memory(settings: Settings, gpu: torch.device | None) -> Finding:

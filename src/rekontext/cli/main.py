@@ -46,6 +46,14 @@ Lora = Annotated[
 ]
 
 
+LoraFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder whose .safetensors files edits may ask for by name, to have them merged.", show_default="none"
+    ),
+]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it did what was asked, 2 for bad input, 1 for anything else."""
     try:
@@ -120,6 +128,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
     model: Model = None,
     lora: Lora = None,
+    lora_folder: LoraFolder = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder for everything that is kept.", show_default="data")
     ] = None,
@@ -127,7 +136,7 @@ def serve(
     """Serve the API. Every other setting is a REKONTEXT_* variable or a line in .env."""
     from rekontext.cli.serve import run_serve
 
-    run_serve(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
+    run_serve(host=host, port=port, model=model, lora=lora, lora_folder=lora_folder, data_dir=data_dir)
 
 
 @app.command()
@@ -162,13 +171,14 @@ def gallery(
 def doctor(
     model: Model = None,
     lora: Lora = None,
+    lora_folder: LoraFolder = None,
     data_dir: operate.DataDir = None,
     books: Annotated[bool, typer.Option("--books", help="Add up the whole ledger, too.")] = False,
 ) -> None:
     """Check whether this machine is ready, and say what to do where it is not."""
     from rekontext.cli.doctor import run_doctor
 
-    run_doctor(model=model, lora=lora, data_dir=data_dir, books=books)
+    run_doctor(model=model, lora=lora, lora_folder=lora_folder, data_dir=data_dir, books=books)
 
 
 @app.command()

@@ -109,17 +109,24 @@ class _Server(uvicorn.Server):
 
 
 def run_serve(
-    *, host: str | None, port: int | None, model: str | None, lora: Sequence[str] | None, data_dir: Path | None
+    *,
+    host: str | None,
+    port: int | None,
+    model: str | None,
+    lora: Sequence[str] | None,
+    lora_folder: Path | None,
+    data_dir: Path | None,
 ) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; running edits then get `shutdown_grace_s` to end, until a second signal.
 
     Raises:
         CommandFailed: a setting is wrong, the address is taken, or the model or a LoRA isn't there or can't be loaded.
     """
-    settings = settings_of(host=host, port=port, model=model, lora=lora, data_dir=data_dir)
+    settings = settings_of(host=host, port=port, model=model, lora=lora, lora_folder=lora_folder, data_dir=data_dir)
     if settings.has_device:
         _require_model(settings.model)
         _require_loras(settings.lora)
+        _require_lora_folder(settings.lora_folder)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     broken: list[Exception] = []
     loaded: list[ModelCard] = []
@@ -266,6 +273,15 @@ def _require_loras(entries: Sequence[str]) -> None:
         name, _ = lora_and_strength(entry)
         if not (local_path(name).exists() or is_lora_on_hub(name)):
             raise CommandFailed(f"the LoRA {name} can't be loaded: {_NOT_THERE}")
+
+
+def _require_lora_folder(folder: Path | None) -> None:
+    """Stop where it can't be looked into: nothing would be on offer, and nobody told why."""
+    try:
+        with os.scandir(folder) if folder is not None else contextlib.nullcontext():
+            return
+    except OSError as fault:
+        raise CommandFailed(f"the folder of LoRAs {folder} can't be read: {fault.strerror}") from fault
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -118,6 +118,7 @@ class Attempts:
                 "acceleration": result.acceleration,
                 "model": card.title_with(result.loras),
                 "is_mini": card.is_mini,
+                **({"served": card.title} if result.loras else {}),
             },
             inference_s=result.inference_s,
             timings={"wait": max(0.0, waited_s), **result.timings},

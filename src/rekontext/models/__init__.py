@@ -69,7 +69,7 @@ def offered_loras(folder: Path | None) -> dict[str, Path]:
     if folder is None:
         return {}
     try:
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     except OSError:
         return {}
-    return {file.stem: file for file in files if LORA_NAME.fullmatch(file.stem) and file.is_file()}
+    return {file.stem: file for file in files if LORA_NAME.fullmatch(file.stem)}

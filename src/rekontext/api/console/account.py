@@ -101,7 +101,7 @@ def described_for(caller: ApiKey, key: ApiKey) -> dict[str, object]:
 
 
 def described_model(parts: Parts) -> dict[str, Any]:
-    """The model that is served, or that it is still loading."""
+    """The model that is served, or that it is still loading, and the LoRAs that edits may ask for."""
     card = parts.fleet.card if parts.fleet.is_ready else None
     return {
         "slug": SLUG,
@@ -109,6 +109,7 @@ def described_model(parts: Parts) -> dict[str, Any]:
         "is_mini": None if card is None else card.is_mini,
         "ready": card is not None,
         "knows": [] if card is None else list(card.knows),
+        "loras": list(parts.fleet.offers),
         "device": None if card is None else card.device,
     }
 

@@ -13,7 +13,7 @@ from rekontext.accounts import usd
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Anybody, Editor
 from rekontext.api.orders import picture_problem
-from rekontext.api.parameters import ParametersRefused
+from rekontext.api.parameters import ParametersRefused, loras_of
 from rekontext.api.parts import Parts
 from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio, EditRequest
 from rekontext.jobs import queries
@@ -40,10 +40,11 @@ def add(routes: APIRouter, parts: Parts) -> None:
         num_inference_steps: Annotated[int, Query(ge=STEPS_MIN, le=STEPS_MAX)] = STEPS_DEFAULT,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
+        loras: str = "",
         width: Side = 1024,
         height: Side = 1024,
     ) -> dict[str, object]:
-        """Of an edit submitted now. Times are null while the model is loading or no device is up."""
+        """Of an edit submitted now; `loras` as text. Times are null while the model is loading or no device is up."""
         ahead = await parts.database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
         request = EditRequest(
             id="",
@@ -53,6 +54,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             steps=num_inference_steps,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
+            loras=loras_of(loras),
             account=caller.account,
         )
         expected = parts.forecast.of_new(request, ahead=ahead)

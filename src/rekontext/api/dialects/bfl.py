@@ -53,6 +53,7 @@ class BlackForestLabs:
             "aspect_ratio": "aspect_ratio",
             "num_inference_steps": "steps",
             "guidance": "guidance",
+            "loras": "loras",
             "seed": "seed",
             "output_format": "output_format",
             "webhook_url": "webhook_url",

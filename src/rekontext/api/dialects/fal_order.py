@@ -10,7 +10,7 @@ from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.parameters import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
-from rekontext.contract import ASPECT_RATIOS, AspectRatio
+from rekontext.contract import ASPECT_RATIOS, LORA_STRENGTH_MAX, LORAS_MAX, AspectRatio
 
 _DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
 _UNHEEDED: Final[Mapping[str, object]] = {
@@ -19,8 +19,9 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "negative_prompt": "",
     "image_urls": None,
     "mask_url": None,
-    "loras": None,
 }
+_OF_A_LORA: Final[Mapping[str, str]] = {"path": "name", "scale": "strength"}
+"""In an entry of `loras`, theirs -> ours. Of a path only the name of what is on offer will do."""
 _SIZES: Final[Mapping[str, AspectRatio]] = {
     "square_hd": "1:1",
     "square": "1:1",
@@ -41,6 +42,7 @@ VOCABULARY: Final = Vocabulary(
         "seed": "seed",
         "output_format": "output_format",
         "acceleration": "acceleration",
+        "loras": "loras",
         "webhook_url": "fal_webhook",
     },
     values={
@@ -50,6 +52,8 @@ VOCABULARY: Final = Vocabulary(
     allowed={
         "output_format": "one of png, jpeg, webp",
         "aspect_ratio": f"one of match_input, {', '.join(ASPECT_RATIOS[1:])}",
+        "loras": f'a list of at most {LORAS_MAX} that are on offer, each once, as {{"path": NAME, "scale": NUMBER}}; '
+        f"a scale is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
     },
 )
 
@@ -81,11 +85,26 @@ def read(body: JsonObject, *, webhook: str | None, priority: str) -> Asked:
     ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
     given = {
         **_DEFAULTS,
-        **VOCABULARY.ours({**body, "resolution_mode": ratio, "fal_webhook": webhook}),
+        **VOCABULARY.ours(
+            {**body, "resolution_mode": ratio, "loras": _in_ours(body.get("loras")), "fal_webhook": webhook}
+        ),
         "disable_safety_checker": not _flag(body, "enable_safety_checker", wrong, default=True),
         "priority": _PRIORITIES.get(priority, 0),
     }
     return Asked(given=given, wrong=wrong, is_inline=_flag(body, "sync_mode", wrong, default=False))
+
+
+def _in_ours(loras: object) -> object:
+    """LoRAs with the names in each entry as we have them. What an entry has under both is left to be refused."""
+    if not isinstance(loras, list):
+        return loras
+    return [_renamed(each) if isinstance(each, dict) else each for each in loras]
+
+
+def _renamed(entry: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name if _OF_A_LORA.get(name) in entry else _OF_A_LORA.get(name, name): value for name, value in entry.items()
+    }
 
 
 def _flag(body: Mapping[str, object], name: str, wrong: dict[str, Problem], *, default: bool) -> bool:

@@ -43,6 +43,7 @@ class HuggingFace:
             "guidance": "guidance_scale",
             "seed": "seed",
             "acceleration": "acceleration",
+            "loras": "loras",
         }
     )
 

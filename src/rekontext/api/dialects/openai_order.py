@@ -30,6 +30,7 @@ NAMES: Final[Mapping[str, str]] = {
     "seed": "seed",
     "output_quality": "output_compression",
     "acceleration": "acceleration",
+    "loras": "loras",
     "disable_safety_checker": "disable_safety_checker",
     "priority": "priority",
     "deadline_s": "deadline_s",
@@ -39,6 +40,7 @@ VOCABULARY: Final = Vocabulary(names=NAMES)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
+_LORA: Final = re.compile(r"loras\[\d*\]")
 _SIZES: Final = f"auto, or WIDTHxHEIGHT close to {terms.PROPORTIONS}"
 _UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
 _LOOKS_MAX: Final = 3
@@ -89,6 +91,7 @@ def read(body: JsonObject | FormFields) -> Asked:
         fields = dict(body)
         pictures = _pictures(body)
         given, repeated = from_form([(_OURS[name], value) for name, value in body if name in _OURS])
+        _put_together(body, given, repeated)
     if (model := fields.get("model")) not in (None, "", SLUG):
         raise UnknownModel(str(shown(model)), known=[SLUG])
     others = _Others(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
@@ -109,6 +112,22 @@ def read(body: JsonObject | FormFields) -> Asked:
         others.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
     manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
     return Asked(given=given, wrong=others.wrong, manner=manner)
+
+
+def _put_together(body: FormFields, given: dict[str, object], wrong: dict[str, Problem]) -> None:
+    """Add the LoRAs of a list that a client has made fields of, one for each; of an entry that isn't text it makes
+    several, in which it can't be found again."""
+    fields = [(name, value) for name, value in body if name.startswith("loras[")]
+    if not fields:
+        return
+    if "loras" in given:
+        wrong["loras"] = Problem(parameter="loras", value=shown(given["loras"]), reason="is given more than once")
+    elif all(_LORA.fullmatch(name) and isinstance(value, str) for name, value in fields):
+        given["loras"] = [value for _, value in fields]
+    else:
+        reason = f"is in pieces, {shown(fields[0][0])} for one"
+        allowed = "in a form, a list of texts, each NAME or NAME:STRENGTH, or one text with commas between them"
+        wrong["loras"] = terms.problem("loras", None, reason, allowed=allowed)
 
 
 def with_looks(draft: Draft, looks: int) -> Draft:

@@ -20,7 +20,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.connection import unless_gone
 from rekontext.api.dialects import replicate_order, terms
 from rekontext.api.dialects.replicate_catalogue import ONE_MODEL, Catalogue, named, page, served, version_id
-from rekontext.api.dialects.replicate_order import INPUT, MODEL, VOCABULARY, check_model, check_reference
+from rekontext.api.dialects.replicate_order import INPUT, MODEL, VOCABULARY, check_model, check_reference, loras_told
 from rekontext.api.documents import Documents, as_sentence, metrics
 from rekontext.api.edits import ResultOutOfReach, Submitted
 from rekontext.api.errors import Failure
@@ -229,13 +229,14 @@ def _prediction(
         progress: of one that runs.
     """
     path, measured, links = f"{_PREDICTIONS}/{job.id}", metrics(job), documents.links
-    title = (job.made or documents.model()).get("model")
+    made = job.made or documents.model()
+    title = made.get("served", made.get("model"))  # what a version is of, without what was merged for one edit
     return {
         "id": job.id,
         "model": MODEL,
         "version": _HIDDEN if title is None else version_id(str(title)),
         "status": _status(job),
-        "input": {name: job.parameters[name] for name in INPUT if name in job.parameters},
+        "input": {name: job.parameters[name] for name in INPUT if name in job.parameters} | loras_told(job.parameters),
         "output": output,
         "data_removed": job.state is State.COMPLETED and output is None,
         "logs": "" if progress is None else _logs(progress.step, progress.steps),

@@ -15,12 +15,21 @@ from rekontext.accounts import Account, registry
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller
 from rekontext.api.bodies import UnsupportedContentType
-from rekontext.api.dialects.replicate_order import DEFAULTS, INPUT, MODEL, OWNER, check_model, refused
+from rekontext.api.dialects.replicate_order import (
+    DEFAULTS,
+    INPUT,
+    LORA,
+    LORA_STRENGTH,
+    MODEL,
+    OWNER,
+    check_model,
+    refused,
+)
 from rekontext.api.edits import NotReady, UnknownModel
 from rekontext.api.links import FileGone
 from rekontext.api.parameters import Upload, nameless_file, schema
 from rekontext.api.parts import Parts
-from rekontext.contract import ModelCard
+from rekontext.contract import LORA_STRENGTH_MAX, ModelCard
 from rekontext.jobs import Asset, assets
 from rekontext.models import SLUG
 from rekontext.moments import moment
@@ -31,6 +40,21 @@ _FILE: Final = "/v1/files/{id}"
 _CONTENT: Final = "content"
 _PUBLISHED: Final = "2025-06-26T00:00:00.000Z"
 """FLUX.1 Kontext [dev]. Clients need some moment, and a version is the same on every server."""
+_LORA: Final[Mapping[str, Mapping[str, object]]] = {
+    LORA: {
+        "type": "string",
+        "title": "Lora Weights",
+        "description": "The name of a LoRA on offer, merged into the model for this edit.",
+    },
+    LORA_STRENGTH: {
+        "type": "number",
+        "title": "Lora Strength",
+        "description": "How strongly that LoRA is merged.",
+        "minimum": -LORA_STRENGTH_MAX,
+        "maximum": LORA_STRENGTH_MAX,
+        "default": 1,
+    },
+}
 _SCHEMA_FORMAT: Final = "0.3.9"
 """The first version of the vendor's packager whose schemas clients read as they stand."""
 
@@ -203,10 +227,10 @@ def served(parts: Parts) -> ModelCard:
 
 
 def _version(card: ModelCard) -> dict[str, object]:
-    ours = schema(as_form=False)["properties"]
+    ours = schema(as_form=False)["properties"] | _LORA
     properties = {
         name: ours[name] | ({"default": DEFAULTS[name]} if name in DEFAULTS else {}) | {"x-order": place}
-        for place, name in enumerate(INPUT)
+        for place, name in enumerate((*INPUT, *_LORA))
     }
     required = ["prompt", "input_image"]
     schemas = {

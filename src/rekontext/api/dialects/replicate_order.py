@@ -8,8 +8,9 @@ from typing import Any, Final
 from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
-from rekontext.api.parameters import ParametersRefused, Problem
+from rekontext.api.parameters import ParametersRefused, Problem, lora_strength, quoted
 from rekontext.api.vocabulary import Vocabulary
+from rekontext.contract import LORA_STRENGTH_MAX
 from rekontext.models import SLUG
 
 OWNER: Final = "black-forest-labs"
@@ -34,7 +35,13 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "output_quality": 80,
 }
 """Of an input, where they aren't ours."""
-VOCABULARY: Final = Vocabulary(names={**{name: name for name in INPUT}, "webhook_url": "webhook"})
+LORA: Final = "lora_weights"
+LORA_STRENGTH: Final = "lora_strength"
+"""An input may have one LoRA, in two parameters."""
+VOCABULARY: Final = Vocabulary(
+    names={**{name: name for name in INPUT}, "loras": LORA, "webhook_url": "webhook"},
+    allowed={"loras": "the name of a LoRA that is on offer"},
+)
 _UNHEEDED: Final[Mapping[str, object]] = {
     "num_outputs": 1,
     "megapixels": "1",
@@ -43,7 +50,6 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "mask": None,
     "negative_prompt": None,
     "input_image_2": None,
-    "lora_weights": None,
 }
 _EVENTS: Final = "webhook_events_filter"
 _COMPLETED: Final = "completed"
@@ -72,9 +78,38 @@ def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem]]:
     found = {
         **asked,
         "input_image": asked.get("image") if photo is None else photo,
+        LORA: _lora(asked, wrong),
         "webhook": body.get("webhook") if is_told else None,
     }
     return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong
+
+
+def loras_told(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """What the LoRAs in a job's parameters are in an input; more than one, which none can have, under our name."""
+    match parameters.get("loras", []):
+        case []:
+            return {}
+        case [{"name": name, "strength": strength}]:
+            return {LORA: name, LORA_STRENGTH: strength}
+        case several:
+            return {"loras": several}
+
+
+def _lora(asked: Mapping[str, object], wrong: dict[str, Problem]) -> object:
+    """The LoRA of an input, in our words, and new problems: for a strength that is none, and for several."""
+    name, strength = asked.get(LORA), asked.get(LORA_STRENGTH)
+    if asked.get("loras") not in (None, "", []):
+        several = "input.loras"  # under our own name it would be told as what stands for it here
+        wrong[several] = terms.problem(
+            several, asked["loras"], "can't be heeded here", allowed=f"one LoRA, as {LORA} and {LORA_STRENGTH}"
+        )
+    if name in (None, ""):
+        return None
+    if strength is not None and lora_strength(strength) is None:
+        allowed = f"a number from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0"
+        wrong[LORA_STRENGTH] = terms.problem(LORA_STRENGTH, strength, f"is {quoted(strength)}", allowed=allowed)
+        strength = None
+    return [{"name": name, "strength": strength}]
 
 
 def check_model(name: str) -> None:
