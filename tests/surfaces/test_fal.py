@@ -75,7 +75,8 @@ def test_loras_are_named_by_their_paths(
     """Which at the vendor lead to files."""
     monkeypatch.setattr(served.studio.fleet, "loras", ("ink", "watercolour"))
     asked = {"prompt": "invert it", "image_url": fal_client.encode_file(photo), **FAST}
-    result = client.run(APP, asked | {"loras": [{"path": "watercolour", "scale": 0.5}, {"path": "ink"}]})
+    given = asked | {"loras": [{"path": "watercolour", "scale": 0.5}, {"path": "ink"}]}
+    result = client.subscribe("fal-ai/flux-kontext-lora", given)
     assert result["model"] == "mini + ink + watercolour:0.5"
     with pytest.raises(fal_client.FalClientHTTPError, match="this server offers ink, watercolour"):
         client.run(APP, asked | {"loras": [{"path": "https://a.example/ink.safetensors", "scale": 1}]})

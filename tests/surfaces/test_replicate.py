@@ -80,7 +80,7 @@ def test_a_lora_is_named_by_its_weights(
     monkeypatch.setattr(served.studio.fleet, "loras", ("ink",))
     with photo.open("rb") as file:
         asked = {**FAST, "input_image": file, "lora_weights": "ink", "lora_strength": 0.5}
-        made = client.models.predictions.create(MODEL, input=asked, wait=True)
+        made = client.models.predictions.create(f"{MODEL}-lora", input=asked, wait=True)
     assert (made.status, served.studio.fleet.requests[-1].loras) == ("succeeded", (("ink", 0.5),))
     assert client.models.get(MODEL).versions.get(made.version).id == made.version
     with pytest.raises(ReplicateError, match=r"lora_weights asks for .* this server offers ink"):

@@ -45,6 +45,8 @@ from rekontext.jobs import Job, State
 APP: Final = "fal-ai/flux-kontext"
 """By which its requests are asked for; its clients leave out what follows in the name of the endpoint."""
 ENDPOINT: Final = f"{APP}/dev"
+WITH_LORAS: Final = f"{APP}-lora"
+"""The vendor's endpoint that takes them, and its app; here they are the same."""
 REQUEST_ID: Final = "x-fal-request-id"
 _ROOT: Final = "/fal/"
 _RUN: Final = "/fal/run"
@@ -273,7 +275,7 @@ async def _asked(request: Request, scope: Scope, parts: Parts) -> tuple[Caller, 
 
 
 def _check_app(app: str, *, known: str) -> None:
-    if app != known:
+    if app not in (known, WITH_LORAS):
         raise UnknownModel(app, known=[known])
 
 

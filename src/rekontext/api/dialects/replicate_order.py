@@ -15,6 +15,8 @@ from rekontext.models import SLUG
 
 OWNER: Final = "black-forest-labs"
 MODEL: Final = f"{OWNER}/{SLUG}"
+WITH_LORAS: Final = f"{MODEL}-lora"
+"""What the vendor calls the one that takes them; here it is the same."""
 INPUT: Final = (
     "prompt",
     "input_image",
@@ -118,7 +120,7 @@ def check_model(name: str) -> None:
     Raises:
         UnknownModel: it isn't.
     """
-    if name != MODEL:
+    if name not in (MODEL, WITH_LORAS):
         raise UnknownModel(name, known=[MODEL])
 
 
