@@ -20,7 +20,9 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 DARK_RULES = ("color-contrast", "link-in-text-block")
 """What can go wrong by night only."""
 SETTLED = """async () => {
-    const changing = () => document.getAnimations().filter(each => each instanceof CSSTransition);
+    // In a closed <details> one that has finished stays on the list: nothing there is drawn any more.
+    const isChanging = each => each instanceof CSSTransition && each.playState !== "finished";
+    const changing = () => document.getAnimations().filter(isChanging);
     const frame = () => new Promise(then => requestAnimationFrame(then));
     for (let quiet = 0; quiet < 3; await frame()) {
         const running = changing();
