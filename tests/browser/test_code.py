@@ -27,12 +27,14 @@ RUN = {
     "JavaScript": ("edit.mjs", [str(NODE)]),
 }
 SEED = 2**63 - 1
+LORAS = (("ink", -0.5), ("watercolour", 1.0))
 PROMPT = """it's "night" -- $HOME; @file, <b> & 100 %\\n"""
 
 
 @pytest.fixture
 def site(lasting_site: Site) -> Iterator[Site]:
     """Shared by the tests of this file: none asks what the account has or did."""
+    lasting_site.fleet.loras = ("ink", "watercolour")
     yield lasting_site
     lasting_site.go_on()
 
@@ -87,6 +89,9 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
     page = open_page()
     page.set_input_files("#file", photo)
     page.fill("#prompt", PROMPT)
+    for name, strength in LORAS:
+        page.get_by_role("checkbox", name=name).check()
+        page.get_by_label(f"Strength of {name}", exact=True).fill(f"{strength:g}")
     page.fill("#p-seed", str(SEED))
     page.fill("#p-num_inference_steps", "4")
     page.get_by_text("Output and speed").click()
@@ -106,6 +111,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
         assert picture.format == "WEBP"
         (asked,) = site.fleet.requests[before:]
         assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, SEED, 4, 7.0)
+        assert asked.loras == LORAS
         assert asked.photo is not None
 
     run("Wait for it", "file")

@@ -9,6 +9,7 @@ from typing import Any
 from playwright.sync_api import expect
 
 from rekontext.api.parameters import schema
+from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX
 from tests.browser.conftest import OpenPage
 from tests.browser.hands import choose, linked, run
 from tests.browser.site import Site
@@ -116,7 +117,8 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
         for each in page.evaluate(
             """import("/web/playground/parameters.js").then(({PARAMETERS}) => PARAMETERS.map(each => ({
                 name: each.name, default: each.default, options: each.options ?? null,
-                min: each.min ?? null, max: each.max === undefined ? null : String(each.max)})))"""
+                min: each.min ?? null, max: each.max === undefined ? null : String(each.max),
+                most: each.most, strongest: each.strongest})))"""
         )
     }
     properties = schema(as_form=False)["properties"]
@@ -130,3 +132,4 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
         if parameter["min"] is not None:
             assert parameter["min"] == bounds.get("minimum"), name
             assert int(parameter["max"]) == bounds.get("maximum"), name
+    assert (shown["loras"]["most"], shown["loras"]["strongest"]) == (LORAS_MAX, LORA_STRENGTH_MAX)

@@ -41,6 +41,18 @@ def site(lasting_site: Site) -> Iterator[Site]:
     """Shared by the tests of this file: none asks what the account has or did."""
     yield lasting_site
     lasting_site.go_on()
+    lasting_site.fleet.loras = ()
+
+
+LORAS = (*(f"style-{at}" for at in range(49)), "watercolour_" * 8)
+
+
+def choose_loras(page: Page) -> None:
+    """One, and the one whose name is the longest."""
+    page.get_by_role("searchbox", name="Search 50 LoRAs").fill("water")
+    page.get_by_role("checkbox", name=LORAS[-1]).check()
+    page.get_by_role("searchbox", name="Search 50 LoRAs").fill("")
+    page.get_by_role("checkbox", name="style-3", exact=True).check()
 
 
 def assert_accessible(page: Page, where: str, *, rules: Sequence[str] = ()) -> None:
@@ -128,13 +140,18 @@ def test_everything_fits_on_a_phone(path: str, open_page: OpenPage, site: Site, 
 
 
 @pytest.mark.parametrize("width", [320, 390, 1440])
-def test_what_is_long_and_what_is_open_fits_too(width: int, open_page: OpenPage, photo: Path, tmp_path: Path) -> None:
-    """Every parameter shown and changed, and a file name without a space to break it at."""
+def test_what_is_long_and_what_is_open_fits_too(
+    width: int, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path
+) -> None:
+    """Every parameter shown and changed, and names without a space to break them at."""
+    site.fleet.loras = LORAS
     page = open_page(viewport={"width": width, "height": 844})
     for summary in page.locator(".more summary").all():
         summary.click()
     page.fill("#p-num_inference_steps", "20")
     page.fill("#p-seed", "1")
+    choose_loras(page)
+    page.get_by_role("button", name="Show all 50").click()
     long = tmp_path / f"{'screenshot_' * 22}.jpg"
     long.write_bytes(photo.read_bytes())
     page.set_input_files("#file", long)
@@ -414,6 +431,7 @@ def test_the_playground_has_no_serious_accessibility_fault(
 ) -> None:
     """Empty, wrong, running, done, as JSON, in a dialog."""
     refusals.append(400)
+    site.fleet.loras = LORAS
     page = open_page(reduced_motion="reduce")
     for summary in page.locator(".more summary").all():
         summary.click()
@@ -421,10 +439,13 @@ def test_the_playground_has_no_serious_accessibility_fault(
     page.set_input_files("#file", photo)
     page.fill("#prompt", "make it night")
     page.fill("#p-guidance", "99")
+    choose_loras(page)
+    page.get_by_label("Strength of style-3", exact=True).fill("9")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#refusal")).to_be_visible()
     check(page, "wrong")
     page.fill("#p-guidance", "7")
+    page.get_by_label("Strength of style-3", exact=True).fill("0.5")
     site.fleet.pause_at = 4
     page.keyboard.press("Control+Enter")
     expect(page.locator(".status")).to_contain_text("Step 4")

@@ -38,6 +38,13 @@ export function drawKnown(model, { choose }) {
   );
 }
 
+/** Names of the LoRAs that the model can be given; null while that isn't known. */
+export function offered(me) {
+  if (!me) return null;
+  const { ready, loras } = me.model;
+  return ready || loras.length ? loras : null;
+}
+
 /** Price and time of the edit in the form, as far as they are known. */
 export function drawPrice({ estimate, me, listed }) {
   const { eta_seconds: time, queue_position: place } = estimate ?? {};

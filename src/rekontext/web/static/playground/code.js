@@ -5,7 +5,8 @@
 
 import { SLUG } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
-import { BY_NAME } from "./parameters.js";
+import { lorasAsText } from "./loras.js";
+import { BY_NAME, isEqual } from "./parameters.js";
 
 export const LANGUAGES = [
   { id: "curl", label: "curl", file: "edit.sh" },
@@ -23,7 +24,7 @@ const FOLLOWED_ONLY = new Set(["previews"]); // these samples read no event stre
 export function sent(request) {
   const entries = Object.entries(request).filter(([name, value]) => {
     if (value === null || value === undefined || FOLLOWED_ONLY.has(name)) return false;
-    return ALWAYS.has(name) || !BY_NAME.has(name) || BY_NAME.get(name).default !== value;
+    return ALWAYS.has(name) || !BY_NAME.has(name) || !isEqual(BY_NAME.get(name).default, value);
   });
   return Object.fromEntries(entries);
 }
@@ -59,7 +60,7 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
     ? ["-H 'content-type: application/json'", `-d ${shell(toJson({ input_image: link, ...fields }, 2))}`]
     : [
         `-F ${shell(`input_image=@"${name.replaceAll(/[\\"]/g, "\\$&")}"`)}`,
-        ...Object.entries(fields).map(([key, value]) => `--form-string ${shell(`${key}=${value}`)}`),
+        ...Object.entries(asText(fields)).map(([key, value]) => `--form-string ${shell(`${key}=${value}`)}`),
       ];
   const join = (first, rest) => [first, ...rest].join(" \\\n  ");
   const key = `-H "x-api-key: $${KEY_VARIABLE}"`;
@@ -92,6 +93,12 @@ function curl({ fields, host, isAsync, out, link, name, download }) {
 function pythonValue(value) {
   if (value === true) return "True";
   if (value === false) return "False";
+  if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  if (value === null) return "None";
+  if (typeof value === "object") {
+    const entries = Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${pythonValue(each)}`);
+    return `{${entries.join(", ")}}`;
+  }
   return toJson(value);
 }
 
@@ -150,11 +157,15 @@ function python({ fields, host, isAsync, out, link, name, download }) {
   return lines.join("\n");
 }
 
-/** A form carries text: booleans are spelled as JSON spells them. */
+/** A form carries text: booleans are spelled as JSON spells them, LoRAs in one line. */
 function asText(fields) {
-  return Object.fromEntries(
-    Object.entries(fields).map(([name, value]) => [name, typeof value === "boolean" ? String(value) : value]),
-  );
+  const text = ([name, value]) => {
+    if (typeof value === "boolean") return [name, String(value)];
+    if (typeof value !== "object") return [name, value];
+    const loras = BY_NAME.get(name)?.read?.(value);
+    return [name, loras ? lorasAsText(loras) : toJson(value)];
+  };
+  return Object.fromEntries(Object.entries(fields).map(text));
 }
 
 function sdk({ fields, host, isAsync, out, link, name, download }) {
@@ -194,7 +205,8 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
 
 /** Its client waits in any case: where others collect, it is told of the end by a stream. */
 function openai({ fields, host, isAsync, out, link, name, download }) {
-  const { prompt, output_format: format, output_quality: quality, ...more } = fields;
+  const { prompt, output_format: format, output_quality: quality, ...rest } = fields;
+  const more = { ...rest, ...(rest.loras && { loras: asText(rest).loras }) }; // its client would take a list apart
   const url = link ?? download;
   const lines = ["import base64", "import os"];
   if (url) lines.push("import urllib.request");
@@ -238,7 +250,7 @@ function javascript({ fields, host, isAsync, out, link, name, download }) {
         : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`,
     );
     lines.push("const edit = new FormData();", `edit.append("input_image", photo, ${JSON.stringify(name)});`);
-    for (const [field, value] of Object.entries(fields)) {
+    for (const [field, value] of Object.entries(asText(fields))) {
       lines.push(`edit.append(${JSON.stringify(field)}, ${JSON.stringify(String(value))});`);
     }
   }

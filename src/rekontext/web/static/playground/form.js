@@ -2,11 +2,13 @@
 
 import { $, $$, glyph, h, s } from "../shared/dom.js";
 import { integer } from "../shared/json.js";
-import { BY_NAME, PARAMETERS, rangeInWords } from "./parameters.js";
+import { BY_NAME, PARAMETERS, isEqual, rangeInWords } from "./parameters.js";
+import { LoraPicker } from "./picker.js";
 
 export class Form extends EventTarget {
   #values;
   #writers = new Map();
+  #picker;
 
   /** Build the fields of each group into `places[group]`. Tells of edits by "input" events. */
   constructor(places, values) {
@@ -24,9 +26,16 @@ export class Form extends EventTarget {
   set(values) {
     for (const name of Object.keys(values)) {
       if (!BY_NAME.has(name)) continue;
-      this.#values[name] = values[name];
+      const value = BY_NAME.get(name).read?.(values[name]) ?? values[name];
+      if (!isEqual(value, this.#values[name])) clearFault(name);
+      this.#values[name] = value;
       this.#write(name);
     }
+  }
+
+  /** Which LoRAs can be chosen: their names, null while that isn't known. */
+  offer(loras) {
+    this.#picker.offer(loras);
   }
 
   /** Take a value over. `isTyped` leaves the field alone in which it is being typed. */
@@ -40,7 +49,7 @@ export class Form extends EventTarget {
   #write(name, { isTyped = false } = {}) {
     const value = this.#values[name];
     this.#writers.get(name)(value, isTyped);
-    const isDefault = value === BY_NAME.get(name).default;
+    const isDefault = isEqual(value, BY_NAME.get(name).default);
     $(`[data-reset="${name}"]`)?.toggleAttribute("hidden", isDefault);
     if (name === "output_format") {
       const field = $('[data-parameter="output_quality"]');
@@ -62,7 +71,7 @@ export class Form extends EventTarget {
       },
       "reset",
     );
-    const isGroup = kind === "choice" || kind === "ratio";
+    const isGroup = kind === "choice" || kind === "ratio" || kind === "loras";
     const title = isGroup
       ? h("span.label", { id: `${name}-label` }, label)
       : h("label.label", { for: `p-${name}`, id: `${name}-label` }, label);
@@ -217,6 +226,13 @@ export class Form extends EventTarget {
     return { body: h("div.ratios", { role: "radiogroup", "aria-labelledby": `${name}-label` }, tiles) };
   }
 
+  _loras(parameter) {
+    const { name } = parameter;
+    this.#picker = new LoraPicker(parameter, (value, how) => this.#change(name, value, how));
+    this.#writers.set(name, (value, isTyped) => this.#picker.write(value, isTyped));
+    return { body: this.#picker.element };
+  }
+
   #radio(name, option) {
     const radio = h("input", {
       type: "radio",
@@ -261,9 +277,9 @@ export function showFaults(errors) {
 }
 
 export function faultInWords({ value, allowed }) {
-  const given =
-    value === null || value === undefined || value === "" ? "Missing" : `${JSON.stringify(value)} is not allowed`;
-  return `${given}: ${allowed}.`;
+  if (value === null || value === undefined || value === "") return `Missing: ${allowed}.`;
+  const isSpelled = /^[[{]/.test(value); // the server tells a list as the JSON of it
+  return `${isSpelled ? value : JSON.stringify(value)} is not allowed: ${allowed}.`;
 }
 
 export function clearFault(name) {

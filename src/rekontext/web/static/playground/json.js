@@ -2,13 +2,15 @@
 
 import { $ } from "../shared/dom.js";
 import { fromJson, toJson } from "../shared/json.js";
-import { BY_NAME } from "./parameters.js";
+import { BY_NAME, isEqual } from "./parameters.js";
 import { fromLink } from "./photo.js";
 
-/** The request as text. A photo that isn't a link stands there as "@name". */
+/** The request as text. A photo that isn't a link stands there as "@name"; null and an empty list ask for nothing. */
 export function written({ prompt, values, photo }) {
   const document = { input_image: photo ? (photo.url ?? `@${photo.name}`) : null, prompt };
-  for (const [name, value] of Object.entries(values)) if (value !== null) document[name] = value;
+  for (const [name, value] of Object.entries(values)) {
+    if (value !== null && !isEqual(value, [])) document[name] = value;
+  }
   return toJson(document, 2);
 }
 

@@ -7,7 +7,7 @@ import { readAccount, readKey, whenKeyChanges } from "../shared/key.js";
 import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
-import { drawKnown, drawMe, drawPrice } from "./account.js";
+import { drawKnown, drawMe, drawPrice, offered } from "./account.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { Json } from "./json.js";
 import { startValues } from "./parameters.js";
@@ -66,7 +66,8 @@ function request() {
 
 function requestChanged({ fromJson = false } = {}) {
   if (!fromJson) json.write({ prompt: prompt.value, values: form.values, photo: state.photo });
-  for (const chip of $$(".chip")) chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
+  for (const chip of $$("#chips .chip"))
+    chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
   drawCode();
   estimates.ask(form.values, state.photo);
   keepRequest();
@@ -296,7 +297,7 @@ function reuse(run) {
 
 function takeOver(run) {
   const { prompt: text, ...values } = run.request;
-  form.set(values);
+  form.set({ ...startValues(), ...values }); // an older version of the page kept fewer
   prompt.value = text;
   setPhoto(run.photo);
 }
@@ -396,6 +397,7 @@ function say(text) {
 
 function drawAccount() {
   drawMe(state.me);
+  form.offer(offered(state.me));
   if (!state.me) return;
   drawKnown(state.me.model, { choose: choosePrompt });
   if (!state.me.model.ready) setTimeout(refreshMe, LOADING_LOOK_MS);

@@ -1,5 +1,8 @@
 // What an edit takes, as docs/api.md says it, with one line of help each. A test compares this with the server's schema.
 
+import { toJson } from "../shared/json.js";
+import { lorasOf } from "./loras.js";
+
 const RATIOS = [
   "match_input_image",
   "1:1",
@@ -15,8 +18,22 @@ const RATIOS = [
   "9:21",
 ];
 
-/** `kind` says which control; `start` is what the page begins with where that isn't the API's default. */
+/**
+ * `kind` says which control; `start` is what the page begins with where that isn't the API's default; `read` brings the
+ * ways to spell a value down to one, and gives null for what is none.
+ */
 export const PARAMETERS = [
+  {
+    name: "loras",
+    label: "LoRAs",
+    kind: "loras",
+    default: [],
+    read: lorasOf,
+    most: 4,
+    strongest: 4,
+    group: "main",
+    help: "Styles and subjects added to the model for this edit. A strength below 0 takes one away.",
+  },
   {
     name: "aspect_ratio",
     label: "Shape",
@@ -145,12 +162,18 @@ export function startValues() {
   return Object.fromEntries(PARAMETERS.map(({ name, start, default: value }) => [name, start ?? value]));
 }
 
+/** Whether two values of a parameter ask for the same. */
+export function isEqual(one, other) {
+  return one === other || (typeof one === "object" && typeof other === "object" && toJson(one) === toJson(other));
+}
+
 /** "4 to 50, default 35" and the like. */
-export function rangeInWords({ kind, min, max, above, unit, default: value, options }) {
+export function rangeInWords({ kind, min, max, above, unit, default: value, options, most, strongest }) {
   const unset = value === null ? "empty" : value;
   if (kind === "range") return `${min} to ${max} · default ${unset}`;
   if (kind === "seed") return `0 to 2⁶³ − 1 · −1 or empty: random`;
   if (kind === "number") return `above ${above} ${unit} · default none`;
+  if (kind === "loras") return `up to ${most} · strength −${strongest} to ${strongest}, not 0 · default none`;
   if (kind === "switch") return `on or off · default ${value ? "on" : "off"}`;
   if (options) return `default ${unset === "match_input_image" ? "match" : unset}`;
   return "default none";

@@ -2,6 +2,7 @@
 
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
+import { areRight, lorasAsText, lorasOf } from "./loras.js";
 import { BY_NAME } from "./parameters.js";
 
 const PAUSE_MS = 250;
@@ -28,7 +29,9 @@ export class Estimates {
     clearTimeout(this.#timer);
     const mine = (this.#latest += 1);
     const { min, max } = BY_NAME.get("num_inference_steps");
-    const isRight = values.num_inference_steps >= min && values.num_inference_steps <= max;
+    const loras = lorasOf(values.loras);
+    const steps = values.num_inference_steps;
+    const isRight = steps >= min && steps <= max && areRight(loras, BY_NAME.get("loras"));
     if (!readKey() || !isRight) {
       this.#told(null);
       return;
@@ -36,6 +39,7 @@ export class Estimates {
     this.#timer = setTimeout(async () => {
       const query = new URLSearchParams();
       for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);
+      if (loras.length) query.set("loras", lorasAsText(loras));
       if (photo?.width) {
         query.set("width", photo.width);
         query.set("height", photo.height);

@@ -3,7 +3,7 @@
 import { getJson, here, isHere } from "../shared/api.js";
 import { fromJson, toJson } from "../shared/json.js";
 import { exampleNamed } from "./examples.js";
-import { startValues } from "./parameters.js";
+import { isEqual, startValues } from "./parameters.js";
 import { fromLink, linkOf } from "./photo.js";
 
 const MARK = "#edit=";
@@ -16,7 +16,7 @@ export async function shareLink(request, photo) {
   const starts = startValues(); // what the link's page begins with
   const values = Object.fromEntries(
     Object.entries(request).filter(
-      ([name, value]) => !NOT_SHARED.has(name) && value !== null && starts[name] !== value,
+      ([name, value]) => !NOT_SHARED.has(name) && value !== null && !isEqual(starts[name], value),
     ),
   );
   const shared = { ...values };

@@ -5,6 +5,7 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
+import { lorasAsText, lorasOf } from "./loras.js";
 import { isRunning, isWaiting, secondsLeft } from "./run.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
@@ -102,7 +103,7 @@ export class Stage {
         this.#view,
         this.#busy(run, under, preview, h("div.hud", {}, progress, h("div.hud-row", {}, status, cancel))),
       );
-      fill(this.#bar, spoken(run.request.prompt));
+      fill(this.#bar, asked(run));
     }
     const preview = $(".preview", this.#view);
     if (run.preview && preview.src !== run.preview) {
@@ -147,7 +148,7 @@ export class Stage {
         ),
       ),
     );
-    fill(this.#bar, spoken(run.request.prompt));
+    fill(this.#bar, asked(run));
   }
 
   #result(run) {
@@ -215,6 +216,8 @@ export class Stage {
     const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd.numbers", {}, ...value));
     const passes =
       metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
+    const model = fact("Model", result.model ?? "–");
+    model.classList.toggle("long", Boolean(result.model?.includes(" + "))); // it names the LoRAs too
     return [
       spoken(run.request.prompt),
       h(
@@ -235,7 +238,7 @@ export class Stage {
         fact("Cost", money(metrics.cost)),
         fact("Size", `${width} × ${height}`, h("span.faint", {}, ` ${bytes(run.output.size)}`)),
         fact("Steps", passes),
-        fact("Model", result.model ?? "–"),
+        model,
       ),
       result.notice && h("p.notice", {}, result.notice),
     ].filter(Boolean);
@@ -296,6 +299,12 @@ function shapeOf(run) {
 function spoken(prompt) {
   const isLong = prompt.length > CAPTION_CHARACTERS_MAX || prompt.includes("\n");
   return h("p.caption.prompt", { dir: "auto", tabindex: isLong ? "0" : null }, `“${prompt}”`);
+}
+
+/** What an edit without a result was asked for. */
+function asked({ request: { prompt, loras } }) {
+  const chosen = lorasOf(loras) ?? [];
+  return [spoken(prompt), chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasAsText(chosen, ", ")}`)];
 }
 
 function verdict({ state, error }) {

@@ -1,0 +1,159 @@
+"""LoRAs in the form: which are on offer, which are chosen and how strongly, and what is said of those that can't be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.hands import await_draft, choose, linked, run
+from tests.browser.site import Site
+
+MANY = tuple(f"{kind}-{at}" for kind in ("anime", "clay", "ink", "neon", "watercolour") for at in range(10))
+
+
+@pytest.fixture
+def site(lasting_site: Site) -> Iterator[Site]:
+    """Shared by the tests of this file: none asks what the account has or did."""
+    lasting_site.fleet.loras = ("ink", "sepia", "watercolour")
+    yield lasting_site
+    lasting_site.go_on()
+
+
+def field(page: Page) -> Locator:
+    return page.locator("[data-parameter=loras]")
+
+
+def strength(page: Page, name: str) -> Locator:
+    return page.get_by_label(f"Strength of {name}", exact=True)
+
+
+def test_loras_are_chosen_by_keyboard_and_stay_with_the_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """In the JSON, the code, the caption and the result; after a reload, from a link, and from an earlier edit."""
+    page = open_page()
+    choose(page, photo)
+    for name in ("watercolour", "ink"):
+        page.get_by_role("checkbox", name=name).focus()
+        page.keyboard.press("Space")
+    strength(page, "ink").fill("-2.5")
+    slider = page.get_by_role("slider", name="Strength of watercolour")
+    slider.press("ArrowLeft")
+    expect(strength(page, "watercolour")).to_have_value("0.95")
+    expect(slider).to_have_value("0.95")
+    expect(page.get_by_role("slider", name="Strength of ink")).to_have_value("-2")
+    expect(page.locator("#code")).to_contain_text("--form-string 'loras=ink:-2.5,watercolour:0.95'")
+    page.fill("#p-guidance", "3")
+    await_draft(page, "my photo.jpg", "make it night", "3")
+    page.reload()
+    expect(strength(page, "ink")).to_have_value("-2.5")
+    page.get_by_role("tab", name="JSON").click()
+    shown = json.loads(page.locator("#json").input_value())
+    assert shown["loras"] == [{"name": "ink", "strength": -2.5}, {"name": "watercolour", "strength": 0.95}]
+    page.get_by_role("tab", name="Form").click()
+
+    site.fleet.pause_at = 4
+    run(page)
+    expect(page.locator(".status")).to_contain_text("Step 4")
+    expect(page.locator("#bar")).to_contain_text("with ink:-2.5, watercolour:0.95")
+    site.go_on()
+    expect(page.locator(".facts")).to_contain_text("mini + ink:-2.5 + watercolour:0.95")
+    assert site.fleet.requests[-1].loras == (("ink", -2.5), ("watercolour", 0.95))
+
+    page.locator("#share").click()
+    expect(page.locator(".toast")).to_contain_text("Link copied")
+    other = open_page(page.evaluate("navigator.clipboard.readText()").removeprefix(site.url), key=None)
+    expect(strength(other, "ink")).to_have_value("-2.5")  # whether it is on offer isn't known without a key
+    page.get_by_role("button", name="Reset LoRAs").click()
+    expect(page.get_by_role("checkbox", name="ink")).not_to_be_checked()
+    page.get_by_role("button", name="Put these settings back into the form").click()
+    expect(strength(page, "ink")).to_have_value("-2.5")
+    expect(page.get_by_role("checkbox", name="watercolour")).to_be_checked()
+
+
+def test_strengths_that_are_not_allowed_are_told_at_the_loras(
+    open_page: OpenPage, site: Site, photo: Path, refusals: list[int]
+) -> None:
+    """By the page once one is typed, by the service once it is run. The slider has no 0 to stop at."""
+    refusals.append(400)
+    page = open_page()
+    choose(page, photo)
+    page.get_by_role("checkbox", name="ink").check()
+    strength(page, "ink").fill("0")
+    strength(page, "ink").press("Tab")
+    fault = page.locator("#loras-fault")
+    expect(fault).to_have_text("ink at 0 is not allowed: from −4 to 4, but not 0.")
+    expect(strength(page, "ink")).to_have_attribute("aria-invalid", "true")
+    strength(page, "ink").fill("0.05")
+    expect(fault).to_be_empty()
+    page.get_by_role("slider", name="Strength of ink").press("ArrowLeft")
+    expect(strength(page, "ink")).to_have_value("-0.05")
+    strength(page, "ink").fill("9")
+    run(page)
+    expect(page.locator("#refusal")).to_contain_text("loras")
+    expect(fault).to_contain_text("is not allowed: ")
+    expect(strength(page, "ink")).to_be_focused()
+    site.fleet.loras = ("sepia", "watercolour")
+    run(page)
+    gone = page.get_by_role("button", name="Remove ink, which isn't offered any more")
+    expect(gone).to_be_focused()
+    expect(gone).to_have_attribute("aria-invalid", "true")
+    expect(fault).to_contain_text("is not allowed: ")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("checkbox", name="sepia")).to_be_focused()
+    expect(fault).to_be_empty()
+
+
+def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, site: Site) -> None:
+    """Those of an older edit, and what is no list of LoRAs; where none is on offer or chosen, none is spoken of."""
+    page = open_page("/" + linked('{"prompt": "x", "loras": "ink:0.5,gone"}'))
+    expect(strength(page, "ink")).to_have_value("0.5")
+    expect(field(page)).to_contain_text("not offered any more")
+    page.get_by_role("button", name="Remove gone, which isn't offered any more").press("Enter")
+    expect(page.get_by_role("button", name="Remove ink")).to_be_focused()
+    expect(field(page)).not_to_contain_text("not offered any more")
+    page.get_by_role("tab", name="JSON").click()
+    page.locator("#json").fill('{"prompt": "x", "loras": [{"name": "ink", "scale": 2}]}')
+    page.get_by_role("tab", name="Form").click()
+    expect(field(page)).to_contain_text('[{"name":"ink","scale":2}]')
+    expect(field(page)).to_contain_text("no list of LoRAs")
+    site.fleet.loras = ()
+    page = open_page("/" + linked('{"prompt": "x", "loras": [{"name": "ink"}]}'))
+    page.get_by_role("button", name=re.compile("Remove ink")).click()
+    expect(field(page)).to_be_hidden()
+    expect(page.locator("#prompt")).to_be_focused()
+    page.get_by_role("tab", name="JSON").click()
+    expect(page.locator("#json")).not_to_have_value(re.compile("loras"))
+
+
+def test_many_loras_are_searched(open_page: OpenPage, site: Site) -> None:
+    """A few are shown at first, those that are found, or all; and no more are chosen than an edit may have."""
+    site.fleet.loras = MANY
+    page = open_page(viewport={"width": 320, "height": 700})
+    boxes = field(page).get_by_role("checkbox")
+    expect(boxes).to_have_count(12)
+    page.get_by_role("button", name="Show all 50").click()
+    expect(boxes).to_have_count(50)
+    page.get_by_role("button", name="Show fewer").click()
+    expect(boxes).to_have_count(12)
+    search = page.get_by_role("searchbox", name="Search 50 LoRAs")
+    search.fill("Colour-")
+    expect(boxes).to_have_count(10)
+    expect(field(page).get_by_role("status")).to_have_text("10 of 50 found.")
+    for box in boxes.all()[:4]:
+        box.check()
+    expect(field(page).get_by_role("status")).to_contain_text("4 are chosen, as many as an edit may have.")
+    expect(boxes.nth(4)).to_be_disabled()
+    search.fill("")
+    expect(field(page).get_by_role("listitem").filter(has=page.get_by_role("slider"))).to_have_count(4)
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"the page is {wide} pixels too wide"
+    page.get_by_role("button", name="Remove watercolour-1").click()
+    expect(boxes.first).to_be_enabled()
+    page.get_by_role("button", name="Show all 50").click()
+    page.get_by_role("button", name="Remove watercolour-0").click()
+    expect(page.get_by_role("checkbox", name="watercolour-0")).to_be_focused()
