@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +15,17 @@ from typing import Final
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from rekontext.contract import EditRequest, LoRARefused
-from rekontext.engine import Engine, EngineBroken, hotswap
+from rekontext.contract import EditRequest, EditResult, LoRARefused
+from rekontext.engine import EditCancelled, Engine, EngineBroken, core, hotswap
+from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import Parts, open_model
 from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.memory import Placement
 from rekontext.engine.packed import can_pack
+from rekontext.engine.transformer import KontextTransformer
 from tests.engine.test_memory import ladder, run_out_of_memory
 from tests.parity.loras import factors, trained, weights
 from tests.parity.with_peft import EDIT
@@ -27,6 +33,7 @@ from tests.small_model import SHAPES, build
 
 CPU: Final = torch.device("cpu")
 INK: Final = (("ink", 0.7),)
+NAN: Final = (("nan", 1.0),)
 BOTH: Final = (("ink", 0.7), ("wash", -0.5))
 SETS: Final[tuple[tuple[tuple[str, float], ...], ...]] = ((), INK, BOTH, (("wash", 1.0),))
 
@@ -141,6 +148,62 @@ def test_edits_side_by_side_each_get_their_own(folder: Path, shelf: Path) -> Non
             assert ticket.result(60).picture.tobytes() == alone[loras]
 
 
+@pytest.mark.parametrize(("places", "seed"), [(1, 0), (2, 1), (8, 2)])
+def test_whatever_happens_each_gets_its_own_or_an_error(
+    places: int, seed: int, folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared and finished on a thread of their own, as on a GPU, of which few places or many are taken; cancelled at
+    any moment; refused, and short of memory, half way."""
+    choice = random.Random(seed)
+    state = weights(folder, "transformer")
+    broken = factors(state, "transformer_blocks.0.attn.to_q") | factors(state, "single_transformer_blocks.0.attn.to_q")
+    broken["single_transformer_blocks.0.attn.to_q.lora_B.weight"][0, 0] = torch.nan
+    save_file({f"transformer.{name}": tensor for name, tensor in broken.items()}, shelf / "nan.safetensors")
+    kinds = [replace(EDIT, loras=loras, steps=steps) for loras in SETS for steps in (1, 3)]
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        alone = {(kind.loras, kind.steps): engine.submit(kind).result().picture.tobytes() for kind in kinds}
+
+    def hampered(honest: Callable[..., object], *, full: float) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            assert not threading.Event().wait(0.01 * choice.random())
+            if choice.random() < full:
+                raise torch.OutOfMemoryError("the device is full")
+            return honest(*given)
+
+        return call
+
+    for stage in ("prepare", "velocities", "finish"):
+        monkeypatch.setattr(stages, stage, hampered(getattr(stages, stage), full=0.04))
+    monkeypatch.setattr(Hotswap, "wear", hampered(Hotswap.wear, full=0.06))
+    monkeypatch.setattr(hotswap._Transformer, "_put", hampered(hotswap._Transformer._put, full=0.008))
+    monkeypatch.setattr(core, "STARTED_EDITS_MAX", places)
+    ends: Counter[tuple[type, bool]] = Counter()
+    with (
+        ThreadPoolExecutor(1) as side,
+        Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine,
+    ):
+        engine._core.device._second = side
+        tickets = []
+        for i in range(60):
+            kind = replace(EDIT, loras=NAN) if i % 8 == 7 else choice.choice(kinds)
+            asked = replace(kind, id=str(i), account=str(i % 3), priority=choice.randrange(-2, 3))
+            tickets.append((asked, engine.submit(asked)))
+            assert not threading.Event().wait(0.02 * choice.random())
+            if choice.random() < 0.2:
+                choice.choice(tickets[-4:])[1].cancel()
+        for asked, ticket in tickets:
+            try:
+                result = ticket.result(60)
+            except (EditCancelled, LoRARefused, torch.OutOfMemoryError) as error:
+                ends[type(error), asked.loras == NAN] += 1
+            else:
+                assert result.picture.tobytes() == alone[asked.loras, asked.steps]
+                ends[EditResult, False] += 1
+    assert ends[EditResult, False] > 20
+    assert min(ends[EditCancelled, False], ends[LoRARefused, True], ends[torch.OutOfMemoryError, False]) > 0
+    assert not ends[LoRARefused, False], "only one that can't be merged is refused"
+
+
 def test_weights_are_changed_no_oftener_than_pays(folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two accounts in turns, each with a LoRA of its own: the device isn't kept busy by changing to and fro."""
     worn: list[str] = []
@@ -234,6 +297,54 @@ def test_where_memory_runs_out_copies_go_before_precision_does(
         assert engine.card.dtype == "fp8"
         for loras, picture in expected.items():
             assert drawn(engine, loras) == picture
+
+
+class PassOfOneNorm:
+    """Copies what it needs of the weights, as a GPU's pass does."""
+
+    def __init__(self, transformer: KontextTransformer) -> None:
+        self.weights_changed(transformer)
+
+    def weights_changed(self, transformer: KontextTransformer) -> None:
+        self.scale = transformer.get_parameter("double_blocks.0.img_attn.norm.query_norm.scale").clone()
+
+    def __call__(self, *_: object) -> Tensor:
+        raise AssertionError("no step is run")
+
+
+def test_what_was_put_back_before_a_failure_counts_as_changed(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made something of the weights as they were is told by the next call, which finds nothing left to do."""
+    transformer, clip, t5 = (weights(folder, part) for part in ("transformer", "text_encoder", "text_encoder_2"))
+    scale = torch.full_like(transformer["transformer_blocks.0.attn.norm_q.weight"], 0.5)
+    norm = {"transformer.double_blocks.0.img_attn.norm.query_norm.diff": scale}
+    q_of_clip, q_of_t5 = (
+        next(name for name in state if name.endswith(end)).removesuffix(".weight")
+        for state, end in ((clip, "q_proj.weight"), (t5, "SelfAttention.q.weight"))
+    )
+    words = {f"text_encoder.{name}": tensor for name, tensor in factors(clip, q_of_clip).items()}
+    save_file(norm | words, shelf / "norm.safetensors")
+    save_file({f"text_encoder_2.{n}": t for n, t in factors(t5, q_of_t5).items()}, shelf / "t5.safetensors")
+
+    def full(self: hotswap._Held, name: str) -> None:
+        raise torch.OutOfMemoryError(f"the device is full, and can't set {name} aside")
+
+    for part, failing in ((hotswap._Transformer, "wash"), (hotswap._Encoder, "t5")):
+        parts = opening(torch.float32)(folder, ())
+        own = PassOfOneNorm(parts.transformer)
+        parts.transformer.use_pass(own)
+        before, swap = own.scale, Hotswap(parts, shelf)
+        assert swap.wear(swap.find((("norm", 1.0),)))
+        assert torch.equal(own.scale, before + scale)
+        other = swap.find(((failing, 1.0),))
+        with monkeypatch.context() as short:
+            short.setattr(part, "_set_aside", full)
+            with pytest.raises(torch.OutOfMemoryError):
+                swap.wear(other)
+        is_other_text = swap.wear(hotswap.NONE)
+        assert torch.equal(own.scale, before)
+        assert is_other_text
 
 
 def test_a_lora_that_is_put_in_its_folder_is_on_offer_at_once(folder: Path, shelf: Path) -> None:

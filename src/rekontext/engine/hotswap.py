@@ -120,7 +120,7 @@ class Hotswap:
             CheckpointError: a weight can't be read again.
             RuntimeError: the device has no memory for it, or failed.
         """
-        self.worn = None
+        is_mending, self.worn = self.worn is None, None
         with torch.no_grad():
             self._transformer.wear(wanted.transformer, of=wanted.name)
             is_other = [
@@ -128,7 +128,8 @@ class Hotswap:
                 for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
             ]
         self.worn = wanted
-        return any(is_other)
+        # What a failure left half done may have put back all that there was to put back, and nobody was told.
+        return is_mending or any(is_other)
 
     @property
     def has_copies(self) -> bool:
@@ -255,8 +256,8 @@ class _Transformer(_Held):
     def wear(self, changes: Changes, *, of: str) -> bool:
         """As `_Held.wear`."""
         is_other = super().wear(changes, of=of)
-        if is_other:
-            self._transformer.weights_changed()
+        # Even if nothing was done now: before it a failure may have come between a change and this.
+        self._transformer.weights_changed()
         return is_other
 
     def _set_aside(self, name: str) -> None:
