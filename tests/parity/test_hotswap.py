@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.memory import Placement
 from rekontext.engine.packed import can_pack
+from rekontext.engine.tensors import TensorSource
 from rekontext.engine.transformer import KontextTransformer
 from tests.engine.test_memory import ladder, run_out_of_memory
 from tests.parity.loras import factors, trained, weights
@@ -379,6 +382,34 @@ def test_no_more_files_are_kept_in_memory_than_fit(folder: Path, shelf: Path, mo
     for loras, kept in ((INK, ["ink"]), (BOTH, ["wash"]), (INK, ["ink"])):
         swap.find(loras)
         assert [Path(file).stem for file, *_ in swap._sources] == kept
+
+
+def test_a_file_is_in_memory_once_for_all_who_wait_and_for_nobody_who_is_done(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits that wait hold theirs whatever is kept besides: in turns, each would bring a copy of its own."""
+    read: list[weakref.ref[TensorSource]] = []
+    honest = hotswap.TensorSource
+
+    def counted(*given: Any, **options: Any) -> TensorSource:
+        source = honest(*given, **options)
+        read.append(weakref.ref(source))
+        return source
+
+    monkeypatch.setattr(hotswap, "TensorSource", counted)
+    monkeypatch.setattr(hotswap, "_KEPT_BYTES_MAX", 0)
+    swap = Hotswap(opening(torch.float32)(folder, ()), shelf)
+    waiting = [swap.find(loras) for loras in (INK, SETS[3]) * 3]
+    assert [source() is None for source in read] == [False, False]
+    del waiting
+    assert [source() is None for source in read] == [True, False], "the last one is kept"
+    read.clear()
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        tickets = [engine.submit(replace(EDIT, loras=loras)) for loras in (INK, SETS[3], ())]
+        for ticket in tickets:
+            ticket.result(60)
+        gc.collect()
+        assert [source() is None for source in read] == [True, False], "the tickets are still here"
 
 
 @contextmanager

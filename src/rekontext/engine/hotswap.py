@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Final
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,8 @@ class Hotswap:
         self._transformer = _Transformer(parts.transformer, parts.stored)
         self._clip, self._t5 = _Encoder(parts.clip), _Encoder(parts.t5)
         self._sources: OrderedDict[_Stamp, TensorSource] = OrderedDict()
+        # Those that edits hold as well: a queue in turns must not have a copy of the file for each of its edits.
+        self._alive: WeakValueDictionary[_Stamp, TensorSource] = WeakValueDictionary()
         self._reading = Lock()
 
     def find(self, loras: Sequence[tuple[str, float]]) -> Adaptation:
@@ -148,14 +151,16 @@ class Hotswap:
             raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
         stamp = (str(file), about.st_size, about.st_mtime_ns)
         with self._reading:
-            if stamp not in self._sources:
+            source = self._alive.get(stamp)
+            if source is None:
                 if about.st_size > FILE_BYTES_MAX:
                     raise CheckpointError(f"{file} has {about.st_size} bytes: a LoRA has at most {FILE_BYTES_MAX}")
-                self._sources[stamp] = TensorSource([file], whole=True)
+                source = self._alive[stamp] = TensorSource([file], whole=True)
+            self._sources[stamp] = source
             self._sources.move_to_end(stamp)
             while len(self._sources) > 1 and sum(size for _, size, _ in self._sources) > _KEPT_BYTES_MAX:
                 self._sources.popitem(last=False)
-            return stamp, self._sources[stamp]
+            return stamp, source
 
 
 @contextmanager
