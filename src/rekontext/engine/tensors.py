@@ -143,7 +143,7 @@ class TensorSource:
         scales = self._scales(name)
         if not scales:
             return tensor.to(dtype)
-        wide = tensor.float()
+        wide = tensor.to(torch.float32, copy=True)  # it may be the file's own memory
         for scale in scales:
             wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
