@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import threading
 import weakref
@@ -254,15 +255,18 @@ def test_what_cannot_be_merged_is_refused_and_harms_nobody(
     )
     (shelf / "half.safetensors").write_bytes((shelf / "ink.safetensors").read_bytes()[:1000])
     (shelf / "empty.safetensors").touch()
+    told = {"transformer.proj_out.lora_A.weight": {"dtype": "F4", "shape": [1, 2], "data_offsets": [0, 1]}}
+    header = json.dumps(told).encode()
+    (shelf / "fp4.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
     with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
         expected = {loras: drawn(engine, loras) for loras in ((), INK)}
-        for name in ("sdxl", "half", "empty"):
+        for name in ("sdxl", "half", "empty", "fp4"):
             with pytest.raises(
                 LoRARefused, match=rf"^the LoRA {name} can't be merged into this model; the server's log"
             ):
                 engine.submit(replace(EDIT, loras=((name, 1.0),)))
         with pytest.raises(
-            LoRARefused, match=r"^the LoRA x isn't on offer here; on offer: empty, half, ink, nan, sdxl and"
+            LoRARefused, match=r"^the LoRA x isn't on offer here; on offer: empty, fp4, half, ink, nan and"
         ):
             engine.edit(None, "night", loras={"x": 1})
         with pytest.raises(LoRARefused, match=r"^the LoRA \.\./loras/ink isn't on offer"):
@@ -275,6 +279,7 @@ def test_what_cannot_be_merged_is_refused_and_harms_nobody(
         for loras, picture in expected.items():
             assert drawn(engine, loras) == picture
     assert "what it adds to transformer_blocks.0.attn.to_q is NaN or infinite" in caplog.text
+    assert "fp4.safetensors: transformer.proj_out.lora_A.weight is stored as F4: only bfloat16" in caplog.text
     with Engine.open(str(folder), device="cpu") as engine, pytest.raises(LoRARefused, match="on offer: none"):
         engine.edit(None, "night", loras={"ink": 1})
 
@@ -389,10 +394,9 @@ def test_a_file_is_in_memory_once_for_all_who_wait_and_for_nobody_who_is_done(
 ) -> None:
     """Edits that wait hold theirs whatever is kept besides: in turns, each would bring a copy of its own."""
     read: list[weakref.ref[TensorSource]] = []
-    honest = hotswap.TensorSource
 
     def counted(*given: Any, **options: Any) -> TensorSource:
-        source = honest(*given, **options)
+        source = TensorSource(*given, **options)
         read.append(weakref.ref(source))
         return source
 
