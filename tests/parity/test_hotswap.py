@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.contract import EditRequest, EditResult, LoRARefused
@@ -25,6 +25,7 @@ from rekontext.engine import EditCancelled, Engine, EngineBroken, core, hotswap
 from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import Parts, open_model
 from rekontext.engine.compilation import compile_blocks
+from rekontext.engine.fp8 import quantise
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.memory import Placement
 from rekontext.engine.packed import can_pack
@@ -305,6 +306,26 @@ def test_where_memory_runs_out_copies_go_before_precision_does(
         assert engine.card.dtype == "fp8"
         for loras, picture in expected.items():
             assert drawn(engine, loras) == picture
+
+
+def test_after_a_fall_to_fp8_all_is_put_back_as_the_fall_left_it(folder: Path, single: Path, shelf: Path) -> None:
+    """Also where the file has other values in e4m3, with scales of its own: an edit without LoRAs, before and after
+    one with them, gets one picture."""
+    state = load_file(single)
+    for name in [name for name, tensor in state.items() if tensor.ndim == 2]:
+        scale = state[name].abs().max() / 300
+        state[name] = (state[name] / scale).to(torch.float8_e4m3fn)
+        state[f"{name.removesuffix('weight')}scale_weight"] = scale
+    save_file(state, single)
+    parts = opening(torch.bfloat16)(single, ())
+    quantise(parts.transformer)
+    before = {name: tensor.clone() for name, tensor in parts.transformer.state_dict().items()}
+    swap = Hotswap(parts, shelf)
+    for loras in (INK, ()):
+        swap.wear(swap.find(loras))
+        found = parts.transformer.state_dict()
+        same = [name for name, tensor in found.items() if torch.equal(tensor.float(), before[name].float())]
+        assert (len(same) == len(found)) == (loras == ()), found.keys() - same
 
 
 class PassOfOneNorm:

@@ -79,7 +79,7 @@ class Hotswap:
         self.worn: Adaptation | None = NONE
         self._folder = folder
         self._parts = parts
-        self._transformer = _Transformer(parts.transformer, parts.stored)
+        self._transformer = _Transformer(parts.transformer, parts.stored, opened_in_fp8=parts.placement.fp8)
         self._clip, self._t5 = _Encoder(parts.clip), _Encoder(parts.t5)
         self._sources: OrderedDict[_Stamp, TensorSource] = OrderedDict()
         # Those that edits hold as well: a queue in turns must not have a copy of the file for each of its edits.
@@ -238,12 +238,17 @@ class _Transformer(_Held):
     """The transformer, however its weights are held.
 
     On a GPU with room for it, what is changed is set aside there; without, or on a CPU, it is read from its file again.
+
+    Args:
+        opened_in_fp8: what its file has in e4m3 is held as it is there. After a fall to fp8 it is not: all was
+            quantised then, from what was held.
     """
 
-    def __init__(self, transformer: KontextTransformer, stored: StoredWeights | None) -> None:
+    def __init__(self, transformer: KontextTransformer, stored: StoredWeights | None, *, opened_in_fp8: bool) -> None:
         super().__init__()
         self._transformer = transformer
         self._stored = stored
+        self._opened_in_fp8 = opened_in_fp8
         self.shapes: Mapping[str, Tensor] = (
             dict(transformer.named_parameters()) if stored is None else stored.parameters
         )
@@ -286,7 +291,7 @@ class _Transformer(_Held):
         if isinstance(module, PackedLinear):
             module.hold(kind, wide.to(self._transformer.dtype))
         elif self._is_small(name):
-            self._hold(name, quantise_rows(wide.to(self._transformer.dtype)))
+            self._hold(name, quantise_rows(wide.to(self._transformer.device, self._transformer.dtype)))
         else:
             self._hold(name, (wide,))
 
@@ -296,7 +301,7 @@ class _Transformer(_Held):
             self._hold(name, self._originals[name])
             return
         assert stored is not None, "what is stored nowhere was set aside"
-        if self._is_small(name):
+        if self._is_small(name) and self._opened_in_fp8:
             self._hold(name, stored.read_e4m3(name, device=device))
         else:
             self._put(name, stored.read(name, device=device))
