@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import threading
 import weakref
@@ -387,6 +388,21 @@ def test_a_lora_that_is_put_in_its_folder_is_on_offer_at_once(folder: Path, shel
             assert drawn(engine, (("ink", 1.0),)) == ink
             file.write((shelf / "wash.safetensors").read_bytes())
         assert drawn(engine, (("new", 1.0),)) == wash
+
+
+def test_a_lora_is_another_though_its_size_and_its_date_are_the_same(folder: Path, shelf: Path) -> None:
+    """Two of one rank are of one size, and those that came out of an archive or an image may be of one date."""
+    first, header = trained(folder, lora_alpha=4)
+    other_way = {name: -tensor if "lora_B" in name else tensor for name, tensor in first.items()}
+    save_file(other_way, shelf / "other", metadata=header)
+    ink, other = shelf / "ink.safetensors", shelf / "other"
+    for file in (ink, other):
+        os.utime(file, (0, 0))
+    assert ink.stat().st_size == other.stat().st_size
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        before = drawn(engine, INK)
+        other.replace(ink)
+        assert drawn(engine, INK) != before
 
 
 def test_a_file_that_is_no_lora_by_its_size_is_not_read(

@@ -42,8 +42,8 @@ _RESERVE_BYTES: Final = 6 * 2**30
 
 _log = logging.getLogger(__name__)
 
-_Stamp = tuple[str, int, int]
-"""A file, its size and when it was changed."""
+_Stamp = tuple[str, int, int, int]
+"""A file, its size, its date, which may be any, and when the file system knows it to have been changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class Hotswap:
             about = file.stat()
         except OSError as error:
             raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
-        stamp = (str(file), about.st_size, about.st_mtime_ns)
+        stamp = (str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
         with self._reading:
             source = self._alive.get(stamp)
             if source is None:
@@ -158,7 +158,7 @@ class Hotswap:
                 source = self._alive[stamp] = TensorSource([file], whole=True)
             self._sources[stamp] = source
             self._sources.move_to_end(stamp)
-            while len(self._sources) > 1 and sum(size for _, size, _ in self._sources) > _KEPT_BYTES_MAX:
+            while len(self._sources) > 1 and sum(size for _, size, *_ in self._sources) > _KEPT_BYTES_MAX:
                 self._sources.popitem(last=False)
             return stamp, source
 
