@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from rekontext.engine import edit as stages
 from rekontext.engine.checkpoint import Parts, open_model
 from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.fp8 import quantise
-from rekontext.engine.hotswap import Hotswap
+from rekontext.engine.hotswap import Hotswap, _Transformer
 from rekontext.engine.memory import Placement
 from rekontext.engine.packed import can_pack
 from rekontext.engine.tensors import TensorSource
@@ -233,6 +235,72 @@ def test_weights_are_changed_no_oftener_than_pays(folder: Path, shelf: Path, mon
     assert len(worn) == 2, "all of one, then all of the other: they are done within the time that one change holds"
 
 
+def test_weights_are_not_changed_for_one_that_has_no_place_yet(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shorter edit comes, whose turn it would be: nothing could be done with its weights but change them again."""
+    worn: list[str] = []
+    honest = Hotswap.wear
+
+    def noted(self: Hotswap, wanted: hotswap.Adaptation) -> bool:
+        worn.append(wanted.name)
+        return honest(self, wanted)
+
+    monkeypatch.setattr(Hotswap, "wear", noted)
+    monkeypatch.setattr(core, "STARTED_EDITS_MAX", 1)
+    monkeypatch.setattr(core, "_SWAPPING_MAX", 1.0)
+    stepped = threading.Event()
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        long = engine.submit(replace(EDIT, steps=20, loras=INK), on_progress=lambda _: stepped.set())
+        assert stepped.wait(60)
+        short = engine.submit(replace(EDIT, steps=1, loras=SETS[3]))
+        for ticket in (short, long):
+            ticket.result(60)
+    assert worn == ["ink:0.7", "wash"]
+
+
+def test_nothing_reads_weights_that_are_still_being_written(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU they are only queued to be when `wear` returns, on another stream than prepares edits."""
+    told: list[str] = []
+
+    def noted(name: str, honest: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            told.append(name)
+            return honest(*given)
+
+        return call
+
+    monkeypatch.setattr(Hotswap, "wear", noted("wear", Hotswap.wear))
+    monkeypatch.setattr(stages, "prepare", noted("prepare", stages.prepare))
+    with Engine.open(str(folder), device="cpu", lora_folder=shelf) as engine:
+        monkeypatch.setattr(engine._core.device, "synchronize", lambda: told.append("synchronize"))
+        for loras in (INK, ()):
+            drawn(engine, loras)
+    assert [told[i : i + 3] for i, event in enumerate(told) if event == "wear"] == 2 * [
+        ["wear", "synchronize", "prepare"]
+    ]
+
+
+def test_copies_leave_a_gpu_what_edits_need_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is free, also within PyTorch's own; and only for what is there, not for what waits on the host."""
+    held = _Transformer(opening(torch.float32)(folder, ()).transformer, None, opened_in_fp8=False)
+    free = hotswap._RESERVE_BYTES + 900
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 500, 2 * free))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+
+    def has_room(*sizes: int, on: str = "cuda") -> bool:
+        tensors = tuple(SimpleNamespace(device=torch.device(on), nbytes=size) for size in sizes)
+        return held._has_room(cast("tuple[Tensor, ...]", tensors))
+
+    assert has_room(900)
+    assert has_room(800, 100)
+    assert not has_room(800, 101)
+    assert not has_room(1, on="cpu")
+
+
 def test_what_changing_takes_is_in_the_estimate_and_in_the_result(folder: Path, shelf: Path) -> None:
     with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
         result = engine.submit(replace(EDIT, loras=INK)).result()
@@ -241,6 +309,26 @@ def test_what_changing_takes_is_in_the_estimate_and_in_the_result(folder: Path, 
         same, other, none = (engine.estimate(replace(EDIT, loras=loras)).finish_s for loras in (INK, BOTH, ()))
         assert other - same == none - same == pytest.approx(engine.costs.predict("swap", 1))
         assert set(engine.submit(EDIT).result().timings) == {"prepare", "denoise", "decode"}
+
+
+def test_whoever_asks_for_loras_has_used_the_device_while_they_were_merged(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not who has them taken out again."""
+    honest = Hotswap.wear
+
+    def slow(self: Hotswap, wanted: hotswap.Adaptation) -> bool:
+        assert not threading.Event().wait(0.5)
+        return honest(self, wanted)
+
+    monkeypatch.setattr(Hotswap, "wear", slow)
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        for account, loras in (("with", INK), ("without", ())):
+            engine.submit(replace(EDIT, account=account, loras=loras)).result(60)
+        outlook = engine.outlook()
+        used_s = outlook.scheduler._use.by_account(time.monotonic())
+        assert used_s["with"] - used_s["without"] > 0.3
+    assert replace(outlook, worn=INK).emptied().worn == (), "a device that starts anew has merged nothing"
 
 
 def test_what_cannot_be_merged_is_refused_and_harms_nobody(
