@@ -35,13 +35,15 @@ def test_what_needs_no_scale_is_read_as_it_is(tmp_path: Path, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale"])
-@pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (ROWS,), (ROWS, 1)])
 def test_one_scale_or_one_for_each_row(tmp_path: Path, suffix: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """A scale means the same beside every format: files leave some layers wide and scale them too."""
     weight, scale = torch.randn(ROWS, COLUMNS).to(dtype), torch.rand(shape) + 1
-    found = source(tmp_path, weight=weight, **{suffix: scale}).read("layer.weight", torch.float32)
-    assert torch.equal(found, weight.float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale))
+    opened = source(tmp_path, weight=weight, **{suffix: scale})
+    for again in opened, opened, TensorSource(opened.paths, whole=True):
+        found = again.read("layer.weight", torch.float32)
+        assert torch.equal(found, weight.float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale))
 
 
 @pytest.mark.parametrize(

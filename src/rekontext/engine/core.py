@@ -41,7 +41,7 @@ from rekontext.engine.checkpoint import Parts
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
-from rekontext.engine.hotswap import Hotswap
+from rekontext.engine.hotswap import NONE, Hotswap
 from rekontext.engine.memory import STARTED_EDITS_MAX, MemoryPlan
 from rekontext.engine.outlook import Outlook
 from rekontext.engine.placement import Holding, free_memory, is_out_of_memory
@@ -441,8 +441,8 @@ class EngineCore:
             self.costs.learn("decode", edit.plan.output_tokens, took_s)
             self._scheduler.done(ticket.number, now_s=time.monotonic())
             del self._tickets[ticket.number]
-            # The caller may hold on to the ticket; the device's memory is not his.
-            ticket.edit = None
+            # The caller may hold on to the ticket; the device's memory is not his, nor what was read for it.
+            ticket.edit, ticket.adaptation = None, NONE
             self._changed.notify_all()
         result = EditResult(
             picture=picture,
@@ -532,6 +532,7 @@ class EngineCore:
         if self._tickets.pop(ticket.number, None):
             self._scheduler.remove(ticket.number)
         ticket.edit = ticket.parked = None
+        ticket.adaptation = NONE
         ticket.settle(lambda future: future.set_exception(error))
         self._changed.notify_all()
 

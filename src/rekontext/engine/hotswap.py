@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Final
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ _RESERVE_BYTES: Final = 6 * 2**30
 
 _log = logging.getLogger(__name__)
 
-_Stamp = tuple[str, int, int]
-"""A file, its size and when it was changed."""
+_Stamp = tuple[str, int, int, int]
+"""A file, its size, its date, which may be any, and when the file system knows it to have been changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,11 @@ class Hotswap:
         self.worn: Adaptation | None = NONE
         self._folder = folder
         self._parts = parts
-        self._transformer = _Transformer(parts.transformer, parts.stored)
+        self._transformer = _Transformer(parts.transformer, parts.stored, opened_in_fp8=parts.placement.fp8)
         self._clip, self._t5 = _Encoder(parts.clip), _Encoder(parts.t5)
         self._sources: OrderedDict[_Stamp, TensorSource] = OrderedDict()
+        # Those that edits hold as well: a queue in turns must not have a copy of the file for each of its edits.
+        self._alive: WeakValueDictionary[_Stamp, TensorSource] = WeakValueDictionary()
         self._reading = Lock()
 
     def find(self, loras: Sequence[tuple[str, float]]) -> Adaptation:
@@ -120,7 +123,7 @@ class Hotswap:
             CheckpointError: a weight can't be read again.
             RuntimeError: the device has no memory for it, or failed.
         """
-        self.worn = None
+        is_mending, self.worn = self.worn is None, None
         with torch.no_grad():
             self._transformer.wear(wanted.transformer, of=wanted.name)
             is_other = [
@@ -128,7 +131,8 @@ class Hotswap:
                 for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
             ]
         self.worn = wanted
-        return any(is_other)
+        # What a failure left half done may have put back all that there was to put back, and nobody was told.
+        return is_mending or any(is_other)
 
     @property
     def has_copies(self) -> bool:
@@ -145,16 +149,18 @@ class Hotswap:
             about = file.stat()
         except OSError as error:
             raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
-        stamp = (str(file), about.st_size, about.st_mtime_ns)
+        stamp = (str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns)
         with self._reading:
-            if stamp not in self._sources:
+            source = self._alive.get(stamp)
+            if source is None:
                 if about.st_size > FILE_BYTES_MAX:
                     raise CheckpointError(f"{file} has {about.st_size} bytes: a LoRA has at most {FILE_BYTES_MAX}")
-                self._sources[stamp] = TensorSource([file], whole=True)
+                source = self._alive[stamp] = TensorSource([file], whole=True)
+            self._sources[stamp] = source
             self._sources.move_to_end(stamp)
-            while len(self._sources) > 1 and sum(size for _, size, _ in self._sources) > _KEPT_BYTES_MAX:
+            while len(self._sources) > 1 and sum(size for _, size, *_ in self._sources) > _KEPT_BYTES_MAX:
                 self._sources.popitem(last=False)
-            return stamp, self._sources[stamp]
+            return stamp, source
 
 
 @contextmanager
@@ -232,12 +238,17 @@ class _Transformer(_Held):
     """The transformer, however its weights are held.
 
     On a GPU with room for it, what is changed is set aside there; without, or on a CPU, it is read from its file again.
+
+    Args:
+        opened_in_fp8: what its file has in e4m3 is held as it is there. After a fall to fp8 it is not: all was
+            quantised then, from what was held.
     """
 
-    def __init__(self, transformer: KontextTransformer, stored: StoredWeights | None) -> None:
+    def __init__(self, transformer: KontextTransformer, stored: StoredWeights | None, *, opened_in_fp8: bool) -> None:
         super().__init__()
         self._transformer = transformer
         self._stored = stored
+        self._opened_in_fp8 = opened_in_fp8
         self.shapes: Mapping[str, Tensor] = (
             dict(transformer.named_parameters()) if stored is None else stored.parameters
         )
@@ -255,8 +266,8 @@ class _Transformer(_Held):
     def wear(self, changes: Changes, *, of: str) -> bool:
         """As `_Held.wear`."""
         is_other = super().wear(changes, of=of)
-        if is_other:
-            self._transformer.weights_changed()
+        # Even if nothing was done now: before it a failure may have come between a change and this.
+        self._transformer.weights_changed()
         return is_other
 
     def _set_aside(self, name: str) -> None:
@@ -280,7 +291,7 @@ class _Transformer(_Held):
         if isinstance(module, PackedLinear):
             module.hold(kind, wide.to(self._transformer.dtype))
         elif self._is_small(name):
-            self._hold(name, quantise_rows(wide.to(self._transformer.dtype)))
+            self._hold(name, quantise_rows(wide.to(self._transformer.device, self._transformer.dtype)))
         else:
             self._hold(name, (wide,))
 
@@ -290,7 +301,7 @@ class _Transformer(_Held):
             self._hold(name, self._originals[name])
             return
         assert stored is not None, "what is stored nowhere was set aside"
-        if self._is_small(name):
+        if self._is_small(name) and self._opened_in_fp8:
             self._hold(name, stored.read_e4m3(name, device=device))
         else:
             self._put(name, stored.read(name, device=device))

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
 from rekontext.engine.gguf_file import GGUFFile
@@ -31,7 +30,20 @@ _OPENED: Final = (*_WIDE, _E4M3_MARK, "F8_E5M2")
 _CAN_BE_OPENED: Final = (
     "bfloat16, float16, float32, e4m3 or e5m2 with one scale or one for each row, and GGUF's Q2 to Q8 can be opened"
 )
-_MARKS_OF: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_FORMATS: Final = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    _E4M3_MARK: torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+"""What `_OPENED` and `_INTEGERS` are to PyTorch."""
 _SCALE_SUFFIXES: Final = ("scale_weight", "weight_scale", "weight_scale_2")
 # Marks that quantised files carry for their own loaders; the weights are complete without them.
 _MARKS: Final = ("scaled_fp8", "scale_input", "input_scale", "comfy_quant")
@@ -143,7 +155,7 @@ class TensorSource:
         scales = self._scales(name)
         if not scales:
             return tensor.to(dtype)
-        wide = tensor.float()
+        wide = tensor.to(torch.float32, copy=True)  # it may be the file's own memory
         for scale in scales:
             wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
@@ -164,7 +176,7 @@ class TensorSource:
 
     def is_stored_in(self, name: str, dtype: torch.dtype) -> bool:
         """Whether reading the tensor in this format changes nothing about it. Raises as `read`."""
-        return _MARKS_OF.get(self._stored(name).get_dtype()) == dtype and not self._scales(name)
+        return _FORMATS.get(self._stored(name).get_dtype()) == dtype and not self._scales(name)
 
     def require_opened(self, name: str) -> None:
         """Raise CheckpointError for a tensor that isn't there or whose format can't be read, without reading it."""
@@ -230,26 +242,32 @@ class TensorSource:
 
 
 class _InMemory:
-    """A safetensors file that was read whole, as `safe_open` would show it."""
+    """A safetensors file that was read whole, as `safe_open` would show it.
+
+    Tensors are made one by one: not all formats that files may have are PyTorch's.
+    """
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes()
-        self._tensors = load(data)
+        self._parts: dict[str, dict[str, Any]] = dict(deserialize(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        self._metadata: dict[str, str] | None = header.pop("__metadata__", None)
-        self._slices = {name: _Slice(told["dtype"], tuple(told["shape"])) for name, told in header.items()}
+        self._metadata: dict[str, str] | None = header.get("__metadata__")
 
     def metadata(self) -> dict[str, str] | None:
         return self._metadata
 
     def keys(self) -> Iterable[str]:
-        return self._slices
+        return self._parts
 
     def get_slice(self, name: str) -> _Slice:
-        return self._slices[name]
+        part = self._parts[name]
+        return _Slice(part["dtype"], tuple(part["shape"]))
 
     def get_tensor(self, name: str) -> Tensor:
-        return self._tensors[name]
+        part = self._parts[name]
+        dtype = _FORMATS[part["dtype"]]
+        flat = torch.frombuffer(part["data"], dtype=dtype) if part["data"] else torch.empty(0, dtype=dtype)
+        return flat.reshape(part["shape"])
 
 
 class _Slice(NamedTuple):
