@@ -397,6 +397,28 @@ def test_where_memory_runs_out_copies_go_before_precision_does(
             assert drawn(engine, loras) == picture
 
 
+def test_running_out_of_memory_half_way_through_merging_falls_to_the_next_plan_and_goes_on(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(opening(torch.bfloat16, fp8=True)(folder, ()), lora_folder=shelf) as engine:
+        expected = {loras: drawn(engine, loras) for loras in (INK, ())}
+    put: list[str] = []
+    honest = hotswap._Transformer._put
+
+    def once_full(self: hotswap._Transformer, name: str, wide: Tensor) -> None:
+        put.append(name)
+        if len(put) == 4:
+            raise torch.OutOfMemoryError("the device is full")
+        honest(self, name, wide)
+
+    monkeypatch.setattr(hotswap._Transformer, "_put", once_full)
+    plans = ladder(Placement(), Placement(fp8=True))
+    with Engine(opening(torch.bfloat16)(folder, ()), plans=plans, lora_folder=shelf) as engine:
+        for loras, picture in expected.items():
+            assert drawn(engine, loras) == picture
+        assert engine.card.dtype == "fp8"
+
+
 def test_after_a_fall_to_fp8_all_is_put_back_as_the_fall_left_it(folder: Path, single: Path, shelf: Path) -> None:
     """Also where the file has other values in e4m3, with scales of its own: an edit without LoRAs, before and after
     one with them, gets one picture."""
