@@ -235,6 +235,40 @@ def test_weights_are_changed_no_oftener_than_pays(folder: Path, shelf: Path, mon
     assert len(worn) == 2, "all of one, then all of the other: they are done within the time that one change holds"
 
 
+def test_weights_are_not_changed_while_one_is_finished_that_has_the_last_place(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next of its LoRAs waits for its place, not for the others' turn to be over."""
+    worn: list[str] = []
+    wear, finish = Hotswap.wear, stages.finish
+
+    def slow(self: Hotswap, wanted: hotswap.Adaptation) -> bool:
+        worn.append(wanted.name)
+        assert not threading.Event().wait(0.3 if wanted.name == "wash" else 0)
+        return wear(self, wanted)
+
+    def slowly_finished(model: stages.Model, edit: stages.Edit) -> Tensor:
+        assert not threading.Event().wait(0.1)
+        return finish(model, edit)
+
+    monkeypatch.setattr(Hotswap, "wear", slow)
+    monkeypatch.setattr(stages, "finish", slowly_finished)
+    monkeypatch.setattr(core, "STARTED_EDITS_MAX", 2)
+    stepped = threading.Event()
+    with (
+        ThreadPoolExecutor(1) as side,
+        Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine,
+    ):
+        engine._core.device._second = side
+        long = engine.submit(replace(EDIT, steps=50, loras=INK), on_progress=lambda _: stepped.set())
+        assert stepped.wait(60)
+        engine._core._worn_until_s = 0.0
+        short = [engine.submit(replace(EDIT, steps=1, loras=SETS[3], priority=2)) for _ in range(4)]
+        for ticket in (*short, long):
+            ticket.result(60)
+    assert worn == ["ink:0.7", "wash", "ink:0.7"]
+
+
 def test_weights_are_not_changed_for_one_that_has_no_place_yet(
     folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
