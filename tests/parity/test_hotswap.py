@@ -235,6 +235,40 @@ def test_weights_are_changed_no_oftener_than_pays(folder: Path, shelf: Path, mon
     assert len(worn) == 2, "all of one, then all of the other: they are done within the time that one change holds"
 
 
+def test_weights_are_not_changed_while_one_is_finished_that_has_the_last_place(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next of its LoRAs waits for its place, not for the others' turn to be over."""
+    worn: list[str] = []
+    wear, finish = Hotswap.wear, stages.finish
+
+    def slow(self: Hotswap, wanted: hotswap.Adaptation) -> bool:
+        worn.append(wanted.name)
+        assert not threading.Event().wait(0.3 if wanted.name == "wash" else 0)
+        return wear(self, wanted)
+
+    def slowly_finished(model: stages.Model, edit: stages.Edit) -> Tensor:
+        assert not threading.Event().wait(0.1)
+        return finish(model, edit)
+
+    monkeypatch.setattr(Hotswap, "wear", slow)
+    monkeypatch.setattr(stages, "finish", slowly_finished)
+    monkeypatch.setattr(core, "STARTED_EDITS_MAX", 2)
+    stepped = threading.Event()
+    with (
+        ThreadPoolExecutor(1) as side,
+        Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine,
+    ):
+        engine._core.device._second = side
+        long = engine.submit(replace(EDIT, steps=50, loras=INK), on_progress=lambda _: stepped.set())
+        assert stepped.wait(60)
+        engine._core._worn_until_s = 0.0
+        short = [engine.submit(replace(EDIT, steps=1, loras=SETS[3], priority=2)) for _ in range(4)]
+        for ticket in (*short, long):
+            ticket.result(60)
+    assert worn == ["ink:0.7", "wash", "ink:0.7"]
+
+
 def test_weights_are_not_changed_for_one_that_has_no_place_yet(
     folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +429,28 @@ def test_where_memory_runs_out_copies_go_before_precision_does(
         assert engine.card.dtype == "fp8"
         for loras, picture in expected.items():
             assert drawn(engine, loras) == picture
+
+
+def test_running_out_of_memory_half_way_through_merging_falls_to_the_next_plan_and_goes_on(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(opening(torch.bfloat16, fp8=True)(folder, ()), lora_folder=shelf) as engine:
+        expected = {loras: drawn(engine, loras) for loras in (INK, ())}
+    put: list[str] = []
+    honest = hotswap._Transformer._put
+
+    def once_full(self: hotswap._Transformer, name: str, wide: Tensor) -> None:
+        put.append(name)
+        if len(put) == 4:
+            raise torch.OutOfMemoryError("the device is full")
+        honest(self, name, wide)
+
+    monkeypatch.setattr(hotswap._Transformer, "_put", once_full)
+    plans = ladder(Placement(), Placement(fp8=True))
+    with Engine(opening(torch.bfloat16)(folder, ()), plans=plans, lora_folder=shelf) as engine:
+        for loras, picture in expected.items():
+            assert drawn(engine, loras) == picture
+        assert engine.card.dtype == "fp8"
 
 
 def test_after_a_fall_to_fp8_all_is_put_back_as_the_fall_left_it(folder: Path, single: Path, shelf: Path) -> None:

@@ -261,8 +261,13 @@ class EngineCore:
         """The edit whose step is next, or for which other LoRAs must be merged first. On the way, edits that come
         before it but aren't prepared are sent to be."""
         waiting = {number for number, ticket in self._tickets.items() if not ticket.is_beside}
-        while among := self._served_as_they_are(waiting):
-            number = self._scheduler.next(time.monotonic(), among=among)
+        served = {number for number in waiting if self._wears(self._tickets[number])}
+        if self._keeps_weights(served):
+            # If there is no place for any of them, another of theirs has one and is being finished: there was a place
+            # for whom weights were changed, and while they are kept nobody else takes it.
+            waiting = served
+        while waiting:
+            number = self._scheduler.next(time.monotonic(), among=waiting)
             assert isinstance(number, int)
             ticket = self._tickets[number]
             if ticket.edit is not None or self._has_place:
@@ -272,6 +277,7 @@ class EngineCore:
                     self._prepare_ahead()
                     return ticket
                 self._beside(ticket, self._prepare)
+                waiting = {n for n in waiting if self._wears(self._tickets[n])}
             # One newcomer at a time: by when it is prepared another may have come that is shorter.
             waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
@@ -284,13 +290,12 @@ class EngineCore:
         """Whether exactly what the edit asks for is merged into the weights."""
         return self._hotswap.worn == ticket.adaptation
 
-    def _served_as_they_are(self, waiting: set[int]) -> set[int]:
-        """Whose turn it may be, of edits that wait. While weights are read by an edit that is being prepared they can't
-        be changed; and as long as it can be helped, merging takes no more than `_SWAPPING_MAX` of the device's time."""
-        served = {number for number in waiting if self._wears(self._tickets[number])}
-        if any(ticket.is_preparing for ticket in self._tickets.values()):
-            return served
-        return served if served and time.monotonic() < self._worn_until_s else waiting
+    def _keeps_weights(self, served: set[int]) -> bool:
+        """Whether it is the turn of those alone that are served as the weights are. While these are read by an edit
+        that is being prepared they can't be changed; and as long as it can be helped, merging takes no more than
+        `_SWAPPING_MAX` of the device's time."""
+        is_read = any(ticket.is_preparing for ticket in self._tickets.values())
+        return is_read or (bool(served) and time.monotonic() < self._worn_until_s)
 
     def _swap(self, ticket: Ticket) -> None:
         """Merge what this edit asks for, and nothing else. Nothing is being prepared."""
