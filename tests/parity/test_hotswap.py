@@ -156,13 +156,13 @@ def test_edits_side_by_side_each_get_their_own(folder: Path, shelf: Path) -> Non
             assert ticket.result(60).picture.tobytes() == alone[loras]
 
 
-@pytest.mark.parametrize(("places", "seed"), [(1, 0), (2, 1), (8, 2)])
+@pytest.mark.parametrize(("places", "swapping"), [(1, 0.1), (2, 1.0), (8, 1.0)])
 def test_whatever_happens_each_gets_its_own_or_an_error(
-    places: int, seed: int, folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+    places: int, swapping: float, folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prepared and finished on a thread of their own, as on a GPU, of which few places or many are taken; cancelled at
     any moment; refused, and short of memory, half way."""
-    choice = random.Random(seed)
+    choice = random.Random(places)
     state = weights(folder, "transformer")
     broken = factors(state, "transformer_blocks.0.attn.to_q") | factors(state, "single_transformer_blocks.0.attn.to_q")
     broken["single_transformer_blocks.0.attn.to_q.lora_B.weight"][0, 0] = torch.nan
@@ -171,20 +171,30 @@ def test_whatever_happens_each_gets_its_own_or_an_error(
     with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
         alone = {(kind.loras, kind.steps): engine.submit(kind).result().picture.tobytes() for kind in kinds}
 
+    going_on: list[Callable[..., object]] = []
+    at_once: list[bool] = []
+
     def hampered(honest: Callable[..., object], *, full: float) -> Callable[..., object]:
         def call(*given: object) -> object:
-            assert not threading.Event().wait(0.01 * choice.random())
-            if choice.random() < full:
-                raise torch.OutOfMemoryError("the device is full")
-            return honest(*given)
+            going_on.append(honest)
+            at_once.append({prepare, wear}.issubset(going_on))
+            try:
+                assert not threading.Event().wait(0.01 * choice.random())
+                if choice.random() < full:
+                    raise torch.OutOfMemoryError("the device is full")
+                return honest(*given)
+            finally:
+                going_on.remove(honest)
 
         return call
 
+    prepare, wear = stages.prepare, Hotswap.wear
     for stage in ("prepare", "velocities", "finish"):
         monkeypatch.setattr(stages, stage, hampered(getattr(stages, stage), full=0.04))
-    monkeypatch.setattr(Hotswap, "wear", hampered(Hotswap.wear, full=0.06))
+    monkeypatch.setattr(Hotswap, "wear", hampered(wear, full=0.06))
     monkeypatch.setattr(hotswap._Transformer, "_put", hampered(hotswap._Transformer._put, full=0.008))
     monkeypatch.setattr(core, "STARTED_EDITS_MAX", places)
+    monkeypatch.setattr(core, "_SWAPPING_MAX", swapping)
     ends: Counter[tuple[type, bool]] = Counter()
     with (
         ThreadPoolExecutor(1) as side,
@@ -207,6 +217,7 @@ def test_whatever_happens_each_gets_its_own_or_an_error(
             else:
                 assert result.picture.tobytes() == alone[asked.loras, asked.steps]
                 ends[EditResult, False] += 1
+    assert not any(at_once), "weights were changed while an edit was being prepared"
     assert ends[EditResult, False] > 20
     assert min(ends[EditCancelled, False], ends[LoRARefused, True], ends[torch.OutOfMemoryError, False]) > 0
     assert not ends[LoRARefused, False], "only one that can't be merged is refused"
@@ -453,17 +464,21 @@ def test_running_out_of_memory_half_way_through_merging_falls_to_the_next_plan_a
         assert engine.card.dtype == "fp8"
 
 
-def test_after_a_fall_to_fp8_all_is_put_back_as_the_fall_left_it(folder: Path, single: Path, shelf: Path) -> None:
-    """Also where the file has other values in e4m3, with scales of its own: an edit without LoRAs, before and after
-    one with them, gets one picture."""
+@pytest.mark.parametrize("fell", [False, True])
+def test_what_a_file_has_in_e4m3_is_put_back_as_it_was_held(
+    folder: Path, single: Path, shelf: Path, *, fell: bool
+) -> None:
+    """With the file's own scales, or with those of a fall to fp8: an edit without LoRAs, before and after one with
+    them, gets one picture."""
     state = load_file(single)
     for name in [name for name, tensor in state.items() if tensor.ndim == 2]:
         scale = state[name].abs().max() / 300
         state[name] = (state[name] / scale).to(torch.float8_e4m3fn)
         state[f"{name.removesuffix('weight')}scale_weight"] = scale
     save_file(state, single)
-    parts = opening(torch.bfloat16)(single, ())
-    quantise(parts.transformer)
+    parts = opening(torch.bfloat16, fp8=not fell)(single, ())
+    if fell:
+        quantise(parts.transformer)
     before = {name: tensor.clone() for name, tensor in parts.transformer.state_dict().items()}
     swap = Hotswap(parts, shelf)
     for loras in (INK, ()):
