@@ -536,6 +536,26 @@ def test_what_was_put_back_before_a_failure_counts_as_changed(
         assert is_other_text
 
 
+def test_a_pass_that_is_shared_is_not_given_up_for_copies(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it runs out of memory these go, and then it is shared as before."""
+    monkeypatch.setattr(hotswap._Transformer, "_has_room", lambda *_: True)
+    again = run_out_of_memory(monkeypatch)
+    with Engine(opening(torch.float32)(folder, ()), batch="any", lora_folder=shelf) as engine:
+        with pytest.raises(torch.OutOfMemoryError):
+            drawn(engine)  # no copies yet, and nothing narrower
+        shape = stages.plan(engine.model, EDIT).shape
+        engine._core.batching.limits[shape] = 2
+        engine._core.batching._tried[shape] = 4
+        with engine._core._changed:  # both are there before the first step
+            tickets = [engine.submit(replace(EDIT, id=str(i), loras=INK)) for i in range(2)]
+            again()
+        for ticket in tickets:
+            assert ticket.result(60).loras == INK
+        assert engine._core.batching.limit(shape) == 2
+
+
 def test_a_lora_that_is_put_in_its_folder_is_on_offer_at_once(folder: Path, shelf: Path) -> None:
     """Also one that overwrites another, in the middle of its use: what was read stays as it was."""
     with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:

@@ -55,6 +55,8 @@ _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
 """Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `load_costs` does."""
 _SWAPPING_MAX: Final = 0.1
 """Part of the device's time that merging LoRAs may take while edits wait that need no other ones."""
+_WORN_S_MAX: Final = 20.0
+"""For how long that may keep others waiting: where merging takes seconds, it takes a larger part."""
 _log = logging.getLogger(__name__)
 
 
@@ -317,7 +319,8 @@ class EngineCore:
         if is_other_text:
             self.model.prompts.forget()
         took_s = time.perf_counter() - started
-        self._worn_until_s = time.monotonic() + took_s * (1 - _SWAPPING_MAX) / _SWAPPING_MAX
+        worn_s = min(took_s * (1 - _SWAPPING_MAX) / _SWAPPING_MAX, _WORN_S_MAX)
+        self._worn_until_s = time.monotonic() + worn_s
         with self._changed:
             self.costs.learn("swap", 1, took_s)
             self._outlook.worn = ticket.plan.loras
@@ -356,7 +359,9 @@ class EngineCore:
         except Exception as error:
             is_short = is_out_of_memory(error)
             with self._changed:
-                if len(group) > 1:
+                if is_short and self._hotswap.has_copies:
+                    self._short_of_memory.append(lambda: None)
+                elif len(group) > 1:
                     # Nobody knows whose fault it was; nothing has advanced yet, so each tries again among fewer.
                     self.batching.forbid(edits[0].plan.shape, len(group))
                 elif is_short and self._can_give_way:

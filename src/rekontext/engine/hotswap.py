@@ -213,7 +213,7 @@ class _Held(ABC):
 
 
 class _Encoder(_Held):
-    """A text encoder: what is changed of it is little, and set aside for good."""
+    """A text encoder: what is changed of it is seldom much, and set aside on the host for good."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -222,10 +222,11 @@ class _Encoder(_Held):
 
     def _set_aside(self, name: str) -> None:
         if name not in self._originals:
-            self._originals[name] = encoder_weight(self._encoder, name).clone()
+            self._originals[name] = encoder_weight(self._encoder, name).to("cpu", copy=True)
 
     def _wide(self, name: str) -> Tensor:
-        return self._originals[name].to(torch.float32, copy=True)
+        device = encoder_weight(self._encoder, name).device
+        return self._originals[name].to(device, torch.float32, copy=True)
 
     def _put(self, name: str, wide: Tensor) -> None:
         encoder_weight(self._encoder, name).copy_(wide)
