@@ -253,8 +253,8 @@ def loras(bench: Bench) -> None:
         for precision, transformer in (("bf16", bench.transformer), ("fp8", bench.narrow)):
             swap = Hotswap(replace(bench.parts, transformer=transformer), Path(folder))
             for figure, wanted in (("first", "one"), ("change", "other"), ("back", None)):
-                wear = partial(swap.wear, swap.find([(wanted, 1.0)] if wanted else []))
-                bench.figures[f"lora_{figure}_{precision}_s"] = once(wear, bench.device)
+                merge = partial(swap.merge, swap.find([(wanted, 1.0)] if wanted else []))
+                bench.figures[f"lora_{figure}_{precision}_s"] = once(merge, bench.device)
 
 
 def profile(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""One small model in two layouts: diffusers' folder, and the original's files."""
+"""One small model in two layouts, diffusers' folder and the original's files, and LoRAs for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from tests.parity.loras import factors, trained, weights
 from tests.parity.published import SHAPE, original_autoencoder, to_original
 from tests.small_model import build
 
@@ -31,3 +33,17 @@ def single(folder: Path, tmp_path: Path) -> Path:
     save_file(to_original(folder), tmp_path / "flux1-kontext-dev.safetensors")
     save_file(original_autoencoder(folder), tmp_path / "ae.safetensors")
     return tmp_path / "flux1-kontext-dev.safetensors"
+
+
+@pytest.fixture
+def shelf(folder: Path, tmp_path: Path) -> Path:
+    """LoRAs for it: `ink` changes most kinds of a transformer's weights, and CLIP; `wash` one of these, and a bias."""
+    shelf = tmp_path / "loras"
+    shelf.mkdir()
+    first, header = trained(folder, lora_alpha=4)
+    save_file(first, shelf / "ink.safetensors", metadata=header)
+    second = factors(weights(folder, "transformer"), "transformer_blocks.0.attn.to_q", seed=7)
+    bias = torch.ones(len(weights(folder, "transformer")["transformer_blocks.0.ff.net.2.bias"]))
+    second = {f"transformer.{name}": tensor for name, tensor in second.items()}
+    save_file(second | {"transformer.double_blocks.0.img_mlp.2.diff_b": bias}, shelf / "wash.safetensors")
+    return shelf

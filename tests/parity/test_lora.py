@@ -27,18 +27,10 @@ from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from tests.parity.loras import RANK, State, factors, trained, weights
 from tests.parity.test_diffusers_pixels import TOLERANCE, pixels
 from tests.parity.with_peft import EDIT
-from tests.small_model import SHAPES, build
 
 PEFT: Final = Path(sys.prefix) / "peft"
 PUBLISHED: Final = TransformerConfig(double_blocks=1, single_blocks=1)
 """One block of each kind, as wide as published: diffusers translates no other widths."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lora")
-    build(folder, SHAPES["deep"])
-    return folder
 
 
 HEADERS: Final[tuple[dict[str, object], ...]] = (

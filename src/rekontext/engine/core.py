@@ -55,7 +55,7 @@ _GUESSED_FLOPS: Final = {"cpu": 1e11, "cuda": 7e14}
 """Until the first step was measured. On an H200 it is 7.7e14 in bfloat16, counted as `load_costs` does."""
 _SWAPPING_MAX: Final = 0.1
 """Part of the device's time that merging LoRAs may take while edits wait that need no other ones."""
-_WORN_S_MAX: Final = 20.0
+_KEPT_S_MAX: Final = 20.0
 """For how long that may keep others waiting: where merging takes seconds, it takes a larger part."""
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class EngineCore:
             loras=parts.loras,
         )
         self._hotswap = Hotswap(parts, lora_folder)
-        self._worn_until_s = 0.0
+        self._kept_until_s = 0.0
         self.broken: Future[None] = Future()
         self._scheduler = Scheduler(policy=policy, weight=weight)
         self._outlook = Outlook(canvas=parts.canvas, text_tokens=self.model.prompts.tokens, scheduler=self._scheduler)
@@ -234,7 +234,7 @@ class EngineCore:
                 # What waits between steps may turn out to be shorter than the edit whose turn it would be.
                 if ticket is None or self.device.between:
                     continue
-                group = self._group(ticket) if self._wears(ticket) else []
+                group = self._group(ticket) if self._is_merged(ticket) else []
             if group:
                 self._step(group)
             else:
@@ -253,7 +253,7 @@ class EngineCore:
             and other.edit is not None
             and not other.is_beside
             and other.edit.runs_next
-            and self._wears(other)
+            and self._is_merged(other)
         }
         size = self.batching.wanted(shape, len(mates), tokens=tokens) or self.batching.shared(shape, len(mates))
         order = self._scheduler.order(time.monotonic(), among=mates - {ticket.number})
@@ -263,7 +263,7 @@ class EngineCore:
         """The edit whose step is next, or for which other LoRAs must be merged first. On the way, edits that come
         before it but aren't prepared are sent to be."""
         waiting = {number for number, ticket in self._tickets.items() if not ticket.is_beside}
-        served = {number for number in waiting if self._wears(self._tickets[number])}
+        served = {number for number in waiting if self._is_merged(self._tickets[number])}
         if self._keeps_weights(served):
             # If there is no place for any of them, another of theirs has one and is being finished: there was a place
             # for whom weights were changed, and while they are kept nobody else takes it.
@@ -273,13 +273,13 @@ class EngineCore:
             assert isinstance(number, int)
             ticket = self._tickets[number]
             if ticket.edit is not None or self._has_place:
-                if not self._wears(ticket):
+                if not self._is_merged(ticket):
                     return ticket
                 if ticket.edit is not None:
                     self._prepare_ahead()
                     return ticket
                 self._beside(ticket, self._prepare)
-                waiting = {n for n in waiting if self._wears(self._tickets[n])}
+                waiting = {n for n in waiting if self._is_merged(self._tickets[n])}
             # One newcomer at a time: by when it is prepared another may have come that is shorter.
             waiting = {n for n in waiting if self._tickets[n].edit is not None}
         return None
@@ -288,22 +288,22 @@ class EngineCore:
     def _has_place(self) -> bool:
         return sum(ticket.is_started for ticket in self._tickets.values()) < STARTED_EDITS_MAX
 
-    def _wears(self, ticket: Ticket) -> bool:
+    def _is_merged(self, ticket: Ticket) -> bool:
         """Whether exactly what the edit asks for is merged into the weights."""
-        return self._hotswap.worn == ticket.adaptation
+        return self._hotswap.merged == ticket.adaptation
 
     def _keeps_weights(self, served: set[int]) -> bool:
         """Whether it is the turn of those alone that are served as the weights are. While these are read by an edit
         that is being prepared they can't be changed; and as long as it can be helped, merging takes no more than
         `_SWAPPING_MAX` of the device's time."""
         is_read = any(ticket.is_preparing for ticket in self._tickets.values())
-        return is_read or (bool(served) and time.monotonic() < self._worn_until_s)
+        return is_read or (bool(served) and time.monotonic() < self._kept_until_s)
 
     def _swap(self, ticket: Ticket) -> None:
         """Merge what this edit asks for, and nothing else. Nothing is being prepared."""
         started = time.perf_counter()
         try:
-            is_other_text = self._hotswap.wear(ticket.adaptation)
+            is_other_text = self._hotswap.merge(ticket.adaptation)
             self.device.synchronize()
         except Exception as error:
             is_short = is_out_of_memory(error)
@@ -319,11 +319,11 @@ class EngineCore:
         if is_other_text:
             self.model.prompts.forget()
         took_s = time.perf_counter() - started
-        worn_s = min(took_s * (1 - _SWAPPING_MAX) / _SWAPPING_MAX, _WORN_S_MAX)
-        self._worn_until_s = time.monotonic() + worn_s
+        kept_s = min(took_s * (1 - _SWAPPING_MAX) / _SWAPPING_MAX, _KEPT_S_MAX)
+        self._kept_until_s = time.monotonic() + kept_s
         with self._changed:
             self.costs.learn("swap", 1, took_s)
-            self._outlook.worn = ticket.plan.loras
+            self._outlook.merged = ticket.plan.loras
             if ticket.plan.loras:  # whoever asks for none isn't at fault that others did
                 ticket.took("swap", took_s)
                 remaining_s = self._outlook.work_s(ticket.plan, step=None if ticket.edit is None else ticket.edit.step)
@@ -339,7 +339,7 @@ class EngineCore:
             or sum(each.is_started for each in tickets) >= STARTED_EDITS_MAX - 1
         ):
             return
-        waiting = {number for number, each in self._tickets.items() if not each.is_started and self._wears(each)}
+        waiting = {number for number, each in self._tickets.items() if not each.is_started and self._is_merged(each)}
         if waiting:
             number = self._scheduler.next(time.monotonic(), among=waiting)
             assert isinstance(number, int)

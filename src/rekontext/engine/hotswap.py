@@ -72,11 +72,11 @@ class Hotswap:
         folder: where the LoRAs on offer lie; None offers none.
 
     Attributes:
-        worn: what is merged now; None after a failure half way, until the next `wear`.
+        merged: what is merged now; None after a failure half way, until the next `merge`.
     """
 
     def __init__(self, parts: Parts, folder: Path | None) -> None:
-        self.worn: Adaptation | None = NONE
+        self.merged: Adaptation | None = NONE
         self._folder = folder
         self._parts = parts
         self._transformer = _Transformer(parts.transformer, parts.stored, opened_in_fp8=parts.placement.fp8)
@@ -112,7 +112,7 @@ class Hotswap:
                 t5=merged.of_encoder("t5", self._parts.t5),
             )
 
-    def wear(self, wanted: Adaptation) -> bool:
+    def merge(self, wanted: Adaptation) -> bool:
         """Have exactly these merged. Nothing may be computing with the weights meanwhile.
 
         Returns:
@@ -123,14 +123,14 @@ class Hotswap:
             CheckpointError: a weight can't be read again.
             RuntimeError: the device has no memory for it, or failed.
         """
-        is_mending, self.worn = self.worn is None, None
+        is_mending, self.merged = self.merged is None, None
         with torch.no_grad():
-            self._transformer.wear(wanted.transformer, of=wanted.name)
+            self._transformer.merge(wanted.transformer, of=wanted.name)
             is_other = [
-                held.wear(changes, of=wanted.name)
+                held.merge(changes, of=wanted.name)
                 for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
             ]
-        self.worn = wanted
+        self.merged = wanted
         # What a failure left half done may have put back all that there was to put back, and nobody was told.
         return is_mending or any(is_other)
 
@@ -179,7 +179,7 @@ class _Held(ABC):
     def __init__(self) -> None:
         self._changed: set[str] = set()
 
-    def wear(self, changes: Changes, *, of: str) -> bool:
+    def merge(self, changes: Changes, *, of: str) -> bool:
         """Have exactly the changes that are those of some LoRAs. Returns whether anything was done for it."""
         others = sorted(self._changed.union(changes))
         for name in others:
@@ -264,9 +264,9 @@ class _Transformer(_Held):
         """Forget what was set aside."""
         self._originals.clear()
 
-    def wear(self, changes: Changes, *, of: str) -> bool:
-        """As `_Held.wear`."""
-        is_other = super().wear(changes, of=of)
+    def merge(self, changes: Changes, *, of: str) -> bool:
+        """As `_Held.merge`."""
+        is_other = super().merge(changes, of=of)
         # Even if nothing was done now: before it a failure may have come between a change and this.
         self._transformer.weights_changed()
         return is_other

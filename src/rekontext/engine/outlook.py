@@ -24,14 +24,14 @@ class Outlook:
 
     Attributes:
         text_tokens: tokens of every prompt.
-        worn: the LoRAs that are merged now; an edit that wants others has to wait until these are.
+        merged: the LoRAs that are merged now; an edit that wants others has to wait until these are.
     """
 
     canvas: Canvas
     text_tokens: int
     costs: CostModel = field(default_factory=CostModel)
     scheduler: Scheduler = field(default_factory=Scheduler)
-    worn: tuple[tuple[str, float], ...] = ()
+    merged: tuple[tuple[str, float], ...] = ()
 
     def plan(self, request: EditRequest) -> Plan:
         """Sizes and passes of an edit."""
@@ -43,7 +43,7 @@ class Outlook:
         work_s += self.costs.predict("decode", plan.output_tokens)
         if step is None:
             work_s += self.costs.predict("prepare", plan.tokens)
-            work_s += self.costs.predict("swap", 1) if plan.loras != self.worn else 0.0
+            work_s += self.costs.predict("swap", 1) if plan.loras != self.merged else 0.0
         return work_s
 
     def estimate(self, request: EditRequest, *, now_s: float) -> Estimate:
@@ -63,4 +63,4 @@ class Outlook:
     def emptied(self) -> Outlook:
         """The same device without its edits."""
         scheduler = Scheduler(policy=self.scheduler.policy, weight=self.scheduler.weight)
-        return replace(self, scheduler=scheduler, worn=())
+        return replace(self, scheduler=scheduler, merged=())
