@@ -35,6 +35,8 @@ GUIDANCE_MAX: Final = 10.0
 GUIDANCE_DEFAULT: Final = 7.0
 LORAS_MAX: Final = 4
 """Of one edit."""
+MASK_SHAPE_TOLERANCE: Final = 0.02
+"""By what part a mask's width / height may differ from its photo's."""
 LORA_STRENGTH_MAX: Final = 4.0
 """Either way: below 0 a LoRA is taken out of what the model knows."""
 PRIORITY_MIN: Final = -2
@@ -50,6 +52,9 @@ class EditRequest:
         id: the caller's name for this edit: logs have it, and a `Fleet` that is asked about an edit knows it by this.
         photo: RGB reference picture of any size; None asks for text-to-image.
         photo_size: width and height of a photo that isn't here, in a request that is only estimated.
+        mask: of mode "L" and the photo's shape, as `rekontext.masks` makes them: white where the picture may differ
+            from the photo, black where it is the photo, gray where the two are blended. None is white everywhere. With
+            one `aspect_ratio` must be "match_input_image".
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
@@ -73,6 +78,7 @@ class EditRequest:
     seed: int
     photo: Image | None = None
     photo_size: tuple[int, int] | None = None
+    mask: Image | None = None
     steps: int = STEPS_DEFAULT
     guidance: float = GUIDANCE_DEFAULT
     aspect_ratio: AspectRatio = "match_input_image"
@@ -105,6 +111,8 @@ class EditRequest:
             raise EditRefused(f"aspect_ratio is {self.aspect_ratio!r}: it must be one of {', '.join(ASPECT_RATIOS)}")
         if self.acceleration not in ACCELERATIONS:
             raise EditRefused(f"acceleration is {self.acceleration!r}: it must be one of {', '.join(ACCELERATIONS)}")
+        if self.mask is not None:
+            self._check_mask(self.mask)
         object.__setattr__(self, "loras", _loras(self.loras))
         if self.preview_every is not None and self.preview_every < 1:
             raise EditRefused(f"preview_every is {self.preview_every}: it must be at least 1")
@@ -112,6 +120,24 @@ class EditRequest:
             raise EditRefused(f"priority is {self.priority}: it must be from {PRIORITY_MIN} to {PRIORITY_MAX}")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise EditRefused(f"deadline_s is {self.deadline_s}: it must be above 0")
+
+    def _check_mask(self, mask: Image) -> None:
+        if mask.mode != "L":
+            raise EditRefused(f'mask has mode {mask.mode}: it must be "L", as rekontext.masks makes them')
+        if self.photo is None:
+            raise EditRefused("mask is given without photo: it must come with the photo whose parts it marks")
+        if not same_shape(mask.size, self.photo.size):
+            raise EditRefused(
+                f"mask is {mask.width} x {mask.height} and photo {self.photo.width} x {self.photo.height}: "
+                "they must have the same shape"
+            )
+        if self.aspect_ratio != "match_input_image":
+            raise EditRefused(f'aspect_ratio is {self.aspect_ratio!r}: with mask it must be "match_input_image"')
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether what has `size` can be stretched to `other` and look the same, but for rounding."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= MASK_SHAPE_TOLERANCE * size[1] * other[0]
 
 
 def _whole(name: str, value: object) -> int:

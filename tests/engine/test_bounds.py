@@ -15,6 +15,7 @@ from rekontext.engine import EditCancelled, Engine
 from rekontext.engine.canvas import Canvas
 from rekontext.engine.plan import Plan
 from rekontext.engine.ticket import park, unpark
+from rekontext.masks import stretch_mask
 from tests.small_model import SHAPES, build
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))
@@ -32,14 +33,29 @@ def test_a_thousand_waiting_edits_of_a_megapixel_fit_in_two_gigabytes() -> None:
     large = PHOTO.resize((4000, 2670))
     reference_size = canvas.nearest(large.size)
     plan = Plan(size=(1024, 1024), reference_size=reference_size, output_tokens=1, tokens=1, runs=(True,))
-    parked = park(large, plan, waits=True)
-    assert isinstance(parked, bytes)
-    assert 1000 * len(parked) < 2 * 10**9
-    back, at_once = unpark(parked), unpark(park(large, plan, waits=False))
-    assert back is not None
-    assert at_once is not None
+    request = EditRequest(id="x", prompt="x", photo=large, seed=1)
+    parked = park(request, plan, waits=True)
+    assert isinstance(parked.photo, bytes)
+    assert 1000 * len(parked.photo) < 2 * 10**9
+    back, at_once = unpark(request, parked), unpark(request, park(request, plan, waits=False))
+    assert back.photo is not None
+    assert at_once.photo is not None
     expected = large.resize(reference_size, Image.Resampling.LANCZOS).tobytes()
-    assert back.tobytes() == at_once.tobytes() == expected
+    assert back.photo.tobytes() == at_once.photo.tobytes() == expected
+
+
+def test_a_mask_waits_as_its_photo_does() -> None:
+    size = Canvas().nearest(PHOTO.size)
+    plan = Plan(size=size, reference_size=size, output_tokens=1, tokens=1, runs=(True,))
+    mask = Image.radial_gradient("L").resize((2 * PHOTO.width, 2 * PHOTO.height))
+    request = EditRequest(id="x", prompt="x", photo=PHOTO, mask=mask, seed=1)
+    parked = park(request, plan, waits=True)
+    assert isinstance(parked.mask, bytes)
+    assert len(parked.mask) < 10**6
+    back, at_once = unpark(request, parked), unpark(request, park(request, plan, waits=False))
+    assert back.mask is not None
+    assert at_once.mask is not None
+    assert back.mask.tobytes() == at_once.mask.tobytes() == stretch_mask(mask, size).tobytes()
 
 
 def test_a_thousand_edits_can_be_queued_and_cancelled(tmp_path: Path) -> None:

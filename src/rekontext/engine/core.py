@@ -140,7 +140,7 @@ class EngineCore:
         if self._process != os.getpid():  # its thread is there, not here: this edit would wait for ever
             raise RuntimeError("this engine was opened before a fork, by the parent: open one in this process")
         adaptation = self._hotswap.find(request.loras)
-        parked = park(request.photo, plan, waits=bool(self._tickets))
+        parked = park(request, plan, waits=bool(self._tickets))
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
@@ -157,7 +157,7 @@ class EngineCore:
             self._submitted += 1
             ticket = Ticket(
                 number=number,
-                request=replace(request, photo=None),
+                request=replace(request, photo=None, mask=None),
                 plan=plan,
                 adaptation=adaptation,
                 parked=parked,
@@ -422,8 +422,8 @@ class EngineCore:
 
     def _prepare(self, ticket: Ticket) -> None:
         started = time.perf_counter()
-        request = replace(ticket.request, photo=unpark(ticket.parked))
-        edit = stages.prepare(self.model, request, ticket.plan)
+        assert ticket.parked is not None, "an edit is prepared once"
+        edit = stages.prepare(self.model, unpark(ticket.request, ticket.parked), ticket.plan)
         edit.request = ticket.request
         self.device.synchronize()  # so far it was only queued
         took_s = time.perf_counter() - started

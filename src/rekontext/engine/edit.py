@@ -17,6 +17,7 @@ from rekontext.engine.acceleration import Seen, extrapolate
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
 from rekontext.engine.checkpoint import Parts
+from rekontext.engine.inpainting import Kept
 from rekontext.engine.plan import Plan, plan_of
 from rekontext.engine.prompt import PromptEncoder
 from rekontext.engine.rope import picture_positions, rotation_of, text_positions
@@ -54,6 +55,7 @@ class Edit:
         sigmas: steps + 1 noise levels.
         modulation_sw: all steps' modulation, on the device.
         latents_1ne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
+        kept: what of the photo stays; None where the whole picture may change.
         seen: the last computed velocities, at most two.
         step: steps done.
         passes: transformer passes done.
@@ -65,6 +67,7 @@ class Edit:
     conditioning: Conditioning
     modulation_sw: Tensor
     latents_1ne: Tensor
+    kept: Kept | None = None
     seen: tuple[Seen, ...] = ()
     step: int = 0
     passes: int = 0
@@ -98,6 +101,12 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         positions.append(picture_positions(plan.reference_size, stream=1))
 
     latents = pack(noise(request.seed, plan.size, model.autoencoder.channels)).to(transformer.device)
+    kept = None
+    if request.mask is not None:
+        assert request.photo is not None, "a mask without a photo"
+        assert reference is not None, "a photo without its latents"
+        assert plan.size == plan.reference_size, f"{plan.size} of a photo of {plan.reference_size}, with a mask"
+        kept = Kept.of(request.photo, request.mask, size=plan.size, photo_1ne=reference, noise_1ne=latents)
     sigmas = model.schedule.sigmas(request.steps, plan.output_tokens)
     rotation = rotation_of(torch.cat(positions), transformer.config.axes, transformer.device)
     return Edit(
@@ -107,6 +116,7 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         conditioning=transformer.condition(prompt.states_1tw, reference, rotation),
         modulation_sw=transformer.modulation(torch.from_numpy(sigmas[:-1]), request.guidance, prompt.pooled_1p),
         latents_1ne=latents,
+        kept=kept,
     )
 
 
@@ -149,7 +159,8 @@ def _moved(edit: Edit, velocity: Tensor | None) -> Tensor:
     if velocity is None:
         earlier, later = edit.seen
         velocity = extrapolate(earlier, later, sigma)
-    return edit.latents_1ne + (sigma_next - sigma) * velocity
+    latents_1ne = edit.latents_1ne + (sigma_next - sigma) * velocity
+    return latents_1ne if edit.kept is None else edit.kept.put_back(latents_1ne, sigma_next)
 
 
 def step(model: Model, edit: Edit) -> None:
@@ -161,13 +172,16 @@ def step(model: Model, edit: Edit) -> None:
 def predicted_clean(edit: Edit) -> Tensor:
     """Where the path leads from here in a straight line, (1, n, e): what previews show."""
     assert edit.seen, "no step was done yet"
-    return edit.latents_1ne - edit.sigmas[edit.step] * edit.seen[-1].velocity
+    clean_1ne = edit.latents_1ne - edit.sigmas[edit.step] * edit.seen[-1].velocity
+    return clean_1ne if edit.kept is None else edit.kept.put_back(clean_1ne, 0.0)
 
 
+@torch.inference_mode()
 def finish(model: Model, edit: Edit) -> Tensor:
     """Decode the latents: (3, y, x) in 0..1, float32 on the device."""
     assert edit.is_denoised, f"finished after {edit.step} of {edit.request.steps} steps"
-    return model.autoencoder.decode(edit.latents_1ne, edit.plan.size)
+    pixels_3yx = model.autoencoder.decode(edit.latents_1ne, edit.plan.size)
+    return pixels_3yx if edit.kept is None else edit.kept.lay_over(pixels_3yx)
 
 
 def noise(seed: int, size: Size, channels: int) -> Tensor:

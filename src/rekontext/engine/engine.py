@@ -38,6 +38,7 @@ from rekontext.engine.placement import open_placed
 from rekontext.engine.precision import choose_device
 from rekontext.engine.scheduler import Policy, equal_shares
 from rekontext.engine.ticket import Ticket
+from rekontext.masks import white_of
 from rekontext.models import MINI
 from rekontext.photos import seen
 
@@ -166,6 +167,7 @@ class Engine:
         photo: Image.Image | None,
         prompt: str,
         *,
+        mask: Image.Image | None = None,
         steps: int = STEPS_DEFAULT,
         guidance: float = GUIDANCE_DEFAULT,
         seed: int | None = None,
@@ -179,6 +181,8 @@ class Engine:
         Args:
             photo: of any size and mode, taken as a viewer shows it (its EXIF, colour profile and transparency heeded);
                 None makes a picture from the prompt alone.
+            mask: a picture of the photo's shape, white where it may change and black where it stays; None lets all of
+                it change.
             steps: 1..50.
             guidance: 0..10.
             seed: the same seed gives the same picture; None draws one.
@@ -191,18 +195,22 @@ class Engine:
             An RGB picture of one of the model's own sizes.
 
         Raises:
-            EditRefused: a value is of the wrong kind or out of its range, or `photo` is no picture or can't be read.
+            EditRefused: a value is of the wrong kind or out of its range; or `photo` or `mask` is no picture, can't be
+                read, or doesn't fit the other.
             LoRARefused: as `submit`.
             RuntimeError, EngineBroken: as `submit`.
         """
-        if photo is not None and not isinstance(photo, Image.Image):
-            raise EditRefused(
-                f"photo is a {type(photo).__name__}: it must be a PIL.Image.Image (PIL.Image.open reads a file) or None"
-            )
+        for name, picture in (("photo", photo), ("mask", mask)):
+            if picture is not None and not isinstance(picture, Image.Image):
+                raise EditRefused(
+                    f"{name} is a {type(picture).__name__}: it must be a PIL.Image.Image (PIL.Image.open reads a file) "
+                    "or None"
+                )
         request = EditRequest(
             id="",
             prompt=prompt,
             photo=None if photo is None else seen(photo),
+            mask=None if mask is None else white_of(mask),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Condition
 
 from PIL import Image
@@ -14,10 +14,18 @@ from rekontext.contract import EditRequest, EditResult, OnProgress, Preview, Pro
 from rekontext.engine.edit import Edit
 from rekontext.engine.hotswap import Adaptation
 from rekontext.engine.plan import Plan
+from rekontext.masks import stretch_mask
 from rekontext.photos import stretch
 
-Parked = bytes | Image.Image | None
-"""A photo until its edit is prepared."""
+_Picture = bytes | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parked:
+    """A photo and its mask until their edit is prepared."""
+
+    photo: _Picture | None = None
+    mask: _Picture | None = None
 
 
 class EditCancelled(Exception):
@@ -29,7 +37,7 @@ class Ticket:
     """Made by `Engine.submit`; callers use `result` and `cancel`.
 
     Attributes:
-        request: without its photo, which is parked until the edit is prepared.
+        request: without its photo and mask, which are parked until the edit is prepared.
         adaptation: what must be merged while it is prepared and stepped.
         edit: the state between first and last step.
         is_beside: it is being prepared or finished, or waits for that.
@@ -40,7 +48,7 @@ class Ticket:
     request: EditRequest
     plan: Plan
     adaptation: Adaptation
-    parked: Parked
+    parked: Parked | None
     on_progress: OnProgress | None
     changed: Condition
     edit: Edit | None = None
@@ -99,24 +107,35 @@ class Ticket:
             assert self.future.done(), "only a settled future refuses"
 
 
-def park(photo: Image.Image | None, plan: Plan, *, waits: bool) -> Parked:
-    """The photo as the edit will use it.
+def park(request: EditRequest, plan: Plan, *, waits: bool) -> Parked:
+    """The photo and the mask as the edit will use them.
 
     Args:
-        waits: others go first. Then it is kept lossless and small: a thousand waiting edits must fit in memory.
+        waits: others go first. Then they are kept lossless and small: a thousand waiting edits must fit in memory.
     """
-    if photo is None:
+    if request.photo is None:
         assert plan.reference_size is None, "planned with a photo that isn't here"
-        return None
+        return Parked()
     assert plan.reference_size is not None, "planned without the photo"
-    small = stretch(photo, plan.reference_size)
+    photo = stretch(request.photo, plan.reference_size)
+    mask = None if request.mask is None else stretch_mask(request.mask, plan.size)
     if not waits:
-        return small
+        return Parked(photo=photo, mask=mask)
+    return Parked(photo=_packed(photo), mask=None if mask is None else _packed(mask))
+
+
+def unpark(request: EditRequest, parked: Parked) -> EditRequest:
+    """The request with its photo and mask again, pixel for pixel."""
+    return replace(request, photo=_unpacked(parked.photo), mask=_unpacked(parked.mask))
+
+
+def _packed(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    small.save(buffer, "PNG", compress_level=1, compress_type=3)
+    picture.save(buffer, "PNG", compress_level=1, compress_type=3)
     return buffer.getvalue()
 
 
-def unpark(parked: Parked) -> Image.Image | None:
-    """The photo again, pixel for pixel."""
-    return Image.open(io.BytesIO(parked)).convert("RGB") if isinstance(parked, bytes) else parked
+def _unpacked(parked: _Picture | None) -> Image.Image | None:
+    if not isinstance(parked, bytes):
+        return parked
+    return Image.open(io.BytesIO(parked)).copy()

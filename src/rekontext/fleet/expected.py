@@ -122,7 +122,7 @@ class ExpectedEdits:
         photo_size = request.photo.size if request.photo else request.photo_size
         edit = ExpectedEdit(
             number=self._added,
-            request=replace(request, photo=None, photo_size=photo_size),
+            request=replace(request, photo=None, photo_size=photo_size, mask=None),
             on_progress=on_progress,
             work_s=self.outlook.work_s(plan),
             step_s=self.outlook.costs.predict("step", plan.tokens),

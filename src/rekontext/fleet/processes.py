@@ -31,6 +31,7 @@ from rekontext.fleet.child import WORKER
 from rekontext.fleet.messages import Opening
 from rekontext.fleet.process import SILENT_S_MAX, DeviceFailed, EngineProcess, Released
 from rekontext.fleet.profile import to_profile
+from rekontext.masks import stretch_mask
 from rekontext.models import offered_loras
 from rekontext.photos import stretch
 
@@ -186,13 +187,14 @@ class ProcessFleet:
                 _log.error("device_lost", device=process.label, exc_info=end)
 
     def _shrunk(self, request: EditRequest) -> EditRequest:
-        """With the photo at the size that the engine will use it at: many may wait, and all go through a pipe."""
+        """With its pictures at the size that the engine will use them at: many may wait, and all go through a pipe."""
         if self._outlook is None:
             raise EngineFault("the model isn't loaded")
         size = self._outlook.plan(request).reference_size
-        return (
-            request if request.photo is None or size is None else replace(request, photo=stretch(request.photo, size))
-        )
+        if request.photo is None or size is None:
+            return request
+        mask = None if request.mask is None else stretch_mask(request.mask, size)
+        return replace(request, photo=stretch(request.photo, size), mask=mask)
 
     def _usable(self) -> list[EngineProcess]:
         return [process for process in self._processes if process.state != "failed"]

@@ -1,0 +1,61 @@
+"""Which part of a photo an edit may change: a gray picture, white where it may and black where the photo stays.
+
+For both halves, as `photos.py`; knows no file formats either.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from PIL import Image
+
+from rekontext.contract import EditRefused
+from rekontext.photos import flat_rgb, upright
+
+FREE_FROM: Final = 128
+"""From this level of 255 on the model draws anew what is there, as diffusers' inpainting pipelines do it."""
+_NOISE: Final = 16
+"""JPEG leaves so many levels around black and white; they are taken for these."""
+_CLEAN: Final = [0 if level < _NOISE else 255 if level > 255 - _NOISE else level for level in range(256)]
+
+
+def white_of(picture: Image.Image) -> Image.Image:
+    """The mask that a picture in black and white is, upright, of mode "L".
+
+    Raises:
+        EditRefused: it marks nothing; or it has transparent parts, of which nobody can tell what they are to mean.
+    """
+    if _opacity(picture).getextrema() != (255, 255):
+        raise EditRefused(
+            "mask has transparent parts: it must be white where the photo may change, and black elsewhere"
+        )
+    return _marked(flat_rgb(upright(picture)).convert("L"), "white")
+
+
+def transparency_of(picture: Image.Image) -> Image.Image:
+    """The mask that a picture's transparent parts are, whatever its colours, upright, of mode "L".
+
+    Raises:
+        EditRefused: it has none.
+    """
+    return _marked(_opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
+
+
+def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """At a picture's size. Not with Lanczos, as photos: it rings, and a mask must not mark what its maker hasn't."""
+    return mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _opacity(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return Image.new("L", picture.size, 255)
+    return picture.convert("RGBA").getchannel("A")
+
+
+def _marked(levels: Image.Image, how: str) -> Image.Image:
+    mask = levels.point(_CLEAN)
+    lightest = mask.getextrema()[1]
+    assert isinstance(lightest, (int, float)), "one channel has one range"
+    if lightest < FREE_FROM:
+        raise EditRefused(f"mask marks nothing: it must be {how} where the photo may change")
+    return mask
