@@ -123,7 +123,7 @@ class BytesWorkbench:
     def outline(self, job: Job) -> EditRequest:
         return EditRequest(id=job.id, prompt="", seed=1)
 
-    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes, mask: bytes | None) -> EditRequest:
         return self.outline(job)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:

@@ -5,7 +5,7 @@ For both halves, as `photos.py`; knows no file formats either.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from PIL import Image
 
@@ -19,16 +19,24 @@ _NOISE: Final = 16
 _CLEAN: Final = [0 if level < _NOISE else 255 if level > 255 - _NOISE else level for level in range(256)]
 
 
+class MaskRefused(EditRefused):
+    """A picture can't be a mask. `reason` is a clause that follows the mask's name in a sentence."""
+
+    code: ClassVar[str] = "mask_refused"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"mask {reason}")
+        self.reason = reason
+
+
 def white_of(picture: Image.Image) -> Image.Image:
     """The mask that a picture in black and white is, upright, of mode "L".
 
     Raises:
-        EditRefused: it marks nothing; or it has transparent parts, of which nobody can tell what they are to mean.
+        MaskRefused: it marks nothing; or it has transparent parts, of which nobody can tell what they are to mean.
     """
     if _opacity(picture).getextrema() != (255, 255):
-        raise EditRefused(
-            "mask has transparent parts: it must be white where the photo may change, and black elsewhere"
-        )
+        raise MaskRefused("has transparent parts: it must be white where the photo may change, and black elsewhere")
     return _marked(flat_rgb(upright(picture)).convert("L"), "white")
 
 
@@ -36,7 +44,7 @@ def transparency_of(picture: Image.Image) -> Image.Image:
     """The mask that a picture's transparent parts are, whatever its colours, upright, of mode "L".
 
     Raises:
-        EditRefused: it has none.
+        MaskRefused: it has none.
     """
     return _marked(_opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
 
@@ -57,5 +65,5 @@ def _marked(levels: Image.Image, how: str) -> Image.Image:
     lightest = mask.getextrema()[1]
     assert isinstance(lightest, (int, float)), "one channel has one range"
     if lightest < FREE_FROM:
-        raise EditRefused(f"mask marks nothing: it must be {how} where the photo may change")
+        raise MaskRefused(f"marks nothing: it must be {how} where the photo may change")
     return mask

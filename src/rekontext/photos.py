@@ -23,6 +23,7 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS: Final = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 def seen(photo: Image.Image) -> Image.Image:
@@ -40,16 +41,18 @@ def seen(photo: Image.Image) -> Image.Image:
 
 def upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF says."""
-    try:
-        orientation = picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged metadata must not cost anybody a good picture
-        return picture
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    method = _turn(picture)
     if method is None:
         return picture
     turned = picture.transpose(method)
     turned.info = picture.info  # profile and transparency still hold; transpose drops them for some formats
     return turned
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as its EXIF says."""
+    width, height = picture.size
+    return (height, width) if _turn(picture) in _SIDEWAYS else (width, height)
 
 
 def flat_rgb(picture: Image.Image) -> Image.Image:
@@ -80,6 +83,14 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
 def stretch(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Flat, at a reference size: Lanczos, no crop. Doing it twice changes nothing. It is a picture of its own."""
     return flat_rgb(photo).resize(size, Image.Resampling.LANCZOS)  # a copy where it has that size
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        orientation = picture.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged metadata must not cost anybody a good picture
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _where_not(levels: Image.Image, level: int) -> Image.Image:

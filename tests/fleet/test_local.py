@@ -22,7 +22,7 @@ class _Workbench:
     def __init__(self) -> None:
         self.photo: weakref.ref[Image.Image] | None = None
 
-    async def unpack(self, _job: object, _photo: bytes) -> EditRequest:
+    async def unpack(self, _job: object, _photo: bytes, _mask: bytes | None) -> EditRequest:
         photo = Image.new("RGB", (640, 480), "gray")
         self.photo = weakref.ref(photo)
         return EditRequest(id="job", prompt="make it night", photo=photo, seed=1, steps=50)
@@ -62,7 +62,7 @@ async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs() -
     await fleet.start()
     try:
         attempts = Attempts(fleet=fleet, objects=cast(Any, _Objects()), workbench=cast(Any, workbench), run_s_max=60)
-        job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key="photo"))
+        job = cast(Any, SimpleNamespace(id="job", attempt=1, input_key="photo", mask_key=None))
         running = asyncio.ensure_future(attempts.run(job, on_progress=lambda _news: begun.set(), traces=Traces()))
         await asyncio.wait_for(begun.wait(), 60)
         gc.collect()

@@ -96,7 +96,7 @@ class FakeWorkbench:
     def __init__(self) -> None:
         self.photos: list[bytes] = []
 
-    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes, mask: bytes | None) -> EditRequest:
         self.photos.append(photo)
         seed = job.parameters["seed"]
         assert isinstance(seed, int)

@@ -42,6 +42,7 @@ from rekontext.jobs import (
     TooManyInFlight,
     clear_away,
     input_key,
+    mask_key,
     queries,
 )
 from rekontext.models import SLUG
@@ -168,9 +169,11 @@ class Edits:
             ahead = await self._database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
             request = edit_request(parameters, job=job, account=caller.account, photo=None)
             self._check_deadline(order.deadline_s, self._forecast.of_new(request, ahead=ahead))
-        key = input_key(job)
-        await self._objects.put(key, order.photo.data, content_type=f"image/{order.photo.format}")
+        keys = [input_key(job)] if order.mask is None else [input_key(job), mask_key(job)]
+        await self._objects.put(keys[0], order.photo.data, content_type=f"image/{order.photo.format}")
         try:
+            if order.mask is not None:
+                await self._objects.put(keys[1], order.mask, content_type="image/png")
             accepted = await self._desk.submit(
                 Order(
                     job=job,
@@ -179,7 +182,8 @@ class Edits:
                     model=SLUG,
                     price_micros=price_micros,
                     parameters=parameters,
-                    input_key=key,
+                    input_key=keys[0],
+                    mask_key=None if order.mask is None else keys[1],
                     webhook_url=order.webhook_url,
                     idempotency=None
                     if idempotency_key is None
@@ -189,7 +193,7 @@ class Edits:
         except Exception as fault:
             # In doubt it may be accepted; the sweeper sees by and by.
             if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-                await clear_away(self._objects, key)
+                await clear_away(self._objects, *keys)
             if isinstance(fault, QueueFull | TooManyInFlight):
                 room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
                 wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
@@ -198,7 +202,7 @@ class Edits:
                 raise AcceptInDoubt(str(fault), is_in_doubt=True) from fault
             raise
         if accepted.replayed:  # by a request that came at the same moment
-            await clear_away(self._objects, key)
+            await clear_away(self._objects, *keys)
         else:
             shown = {"prompt": order.prompt} if self._log_prompts else {}
             _log.info(

@@ -1,6 +1,6 @@
 """A request in the words of `flux-kontext-dev` -> one checked `EditOrder`, or all that is wrong with it at once.
 
-In two steps: `draft` reads the body (or takes what another surface has made of one), `finish` fetches the picture.
+In two steps: `draft` reads the body (or takes what another surface has made of one), `finish` fetches the pictures.
 Between them the caller may find that the same request came before, and then nothing is fetched.
 """
 
@@ -27,23 +27,39 @@ from rekontext.api.parameters import (
     quoted,
     shown,
 )
-from rekontext.api.workbench import EditOrder
+from rekontext.api.workbench import EditOrder, shown_source
+from rekontext.contract import AspectRatio, same_shape
 from rekontext.database import AccountId
 from rekontext.dialling import AllowList
-from rekontext.pictures import CodecThreads, Photo, PhotoReader, PictureRefused, Shortcut, is_url
+from rekontext.masks import MaskRefused
+from rekontext.pictures import (
+    CodecThreads,
+    Marks,
+    Photo,
+    PhotoReader,
+    PictureRefused,
+    Shortcut,
+    decode_mask,
+    encode_mask,
+    is_url,
+    shown_size,
+)
 
 _NONE: Final[Mapping[str, Problem]] = {}
 _NOTHING: Final[Mapping[str, object]] = {}
 _OFFERS_SHOWN_MAX: Final = 10
+_RATIO_OFF_MAX: Final = 0.07
+"""By so much, relatively, a photo may miss an aspect ratio that is its own: the model's size for 5:4 is 1104 x 944."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """An order whose picture isn't there yet.
+    """An order whose pictures aren't there yet.
 
     Attributes:
         parameters: None when one of them is wrong.
-        source: the picture as it came: text, a file, or something that is neither.
+        source, mask_source: the pictures as they came: text, a file, or something that is neither.
+        marks: what of the mask says where the photo may change.
         problems: by parameter.
         body_digest: hex SHA-256 of every parameter, the same however it was spelled; empty when one is wrong.
         dialect: what the job is to remember of another vendor's, with its "name"; empty for our own.
@@ -51,6 +67,8 @@ class Draft:
 
     parameters: KontextParameters | None
     source: object
+    mask_source: object
+    marks: Marks
     problems: Mapping[str, Problem]
     body_digest: str
     dialect: Mapping[str, object] = field(default_factory=dict)
@@ -84,7 +102,7 @@ class OrderReader:
         self._offers = offers
 
     async def draft(self, request: Request) -> Draft:
-        """Read the body and check every parameter but the picture. Finds problems, raises none of them.
+        """Read the body and check every parameter but the pictures. Finds problems, raises none of them.
 
         Raises:
             UnsupportedContentType, MalformedBody, BodyTooLarge, CallerGone: the body could not be read.
@@ -107,12 +125,13 @@ class OrderReader:
         *,
         wrong: Mapping[str, Problem] = _NONE,
         dialect: Mapping[str, object] = _NOTHING,
+        marks: Marks = "white",
     ) -> Draft:
-        """Check every parameter but the picture, under the names that we have for them.
+        """Check every parameter but the pictures, under the names that we have for them.
 
         Args:
             wrong: problems that were found before, by parameter; they stand before those that are found here.
-            dialect: as `Draft.dialect`.
+            dialect, marks: as `Draft` has them.
         """
         parameters, found = parse(given)
         unreachable = self._unreachable(given.get("webhook_url"))
@@ -124,13 +143,15 @@ class OrderReader:
         return Draft(
             parameters=parameters,
             source=given.get("input_image"),
+            mask_source=given.get("mask_image"),
+            marks=marks,
             problems={**wrong} | {each.parameter: each for each in found if each.parameter not in wrong},
             body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
             dialect=dialect,
         )
 
     async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
-        """Fetch the picture.
+        """Fetch the pictures.
 
         Args:
             account: for whom.
@@ -140,18 +161,25 @@ class OrderReader:
             ParametersRefused: with every parameter that is wrong.
         """
         problems = dict(draft.problems)
-        photo = await self._photo(draft.source, problems, account, shortcut)
+        photo = await self._picture("input_image", draft.source, problems, account, shortcut)
+        mask = await self._picture("mask_image", draft.mask_source, problems, account, shortcut)
         parameters = draft.parameters
+        marked = None
+        if photo is not None and mask is not None and not problems:
+            ratio = "match_input_image" if parameters is None else parameters.aspect_ratio
+            marked = await self._threads.run(_marked, mask, photo, draft, ratio, problems)
         if parameters is None or photo is None or problems:
             raise ParametersRefused(list(problems.values()))
         return EditOrder(
             prompt=parameters.prompt,
             photo=photo,
-            photo_url=draft.source if isinstance(draft.source, str) and is_url(draft.source) else None,
+            photo_url=_url(draft.source),
+            mask=marked,
+            mask_shown="" if mask is None else shown_source(mask, _url(draft.mask_source)),
             seed=self._draw_seed() if parameters.seed is None else parameters.seed,
             steps=parameters.num_inference_steps,
             guidance=parameters.guidance,
-            aspect_ratio=parameters.aspect_ratio,
+            aspect_ratio=parameters.aspect_ratio if marked is None else "match_input_image",
             output_format=parameters.output_format,
             output_quality=parameters.output_quality,
             has_safety_checker=not parameters.disable_safety_checker,
@@ -190,11 +218,11 @@ class OrderReader:
         reason = f"asks for {' and '.join(strange)}, and {told}"
         return Problem(parameter="loras", value=shown(loras), reason=reason, says_allowed=True, allowed_text=told)
 
-    async def _photo(
-        self, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None
+    async def _picture(
+        self, name: str, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None
     ) -> Photo | None:
-        """The picture, or None and a new problem. Nothing is fetched for an order that fails anyway."""
-        if "input_image" in problems or not isinstance(source, (str, Upload)):
+        """One of its pictures, or None and a new problem. Nothing is fetched for an order that fails anyway."""
+        if name in problems or not isinstance(source, (str, Upload)):
             return None
         if problems and isinstance(source, str) and is_url(source):
             return None
@@ -202,14 +230,55 @@ class OrderReader:
             data = source.data if isinstance(source, Upload) else source
             return await self._photos.read(data, caller=account, shortcut=shortcut)
         except PictureRefused as fault:
-            problems["input_image"] = picture_problem(fault, source)
+            problems[name] = picture_problem(fault, source, name)
             return None
 
 
-def picture_problem(fault: PictureRefused, source: object = None) -> Problem:
-    """What is wrong with the picture, as a problem with the parameter that brought it."""
+def picture_problem(fault: PictureRefused, source: object = None, parameter: str = "input_image") -> Problem:
+    """What is wrong with a picture, as a problem with the parameter that brought it."""
     reason = f"can't be used: {fault}"
-    return Problem(parameter="input_image", value=shown(source), reason=reason, says_allowed=True, code=fault.code)
+    return Problem(parameter=parameter, value=shown(source), reason=reason, says_allowed=True, code=fault.code)
+
+
+def _marked(mask: Photo, photo: Photo, draft: Draft, ratio: AspectRatio, problems: dict[str, Problem]) -> bytes | None:
+    """What a mask marks of its photo, as a file; or None and a new problem."""
+
+    def refuse(reason: str, code: str) -> None:
+        value = shown(draft.mask_source)
+        problems["mask_image"] = Problem(
+            parameter="mask_image", value=value, reason=reason, says_allowed=True, code=code
+        )
+
+    size, photo_size = shown_size(mask), shown_size(photo)
+    if not same_shape(size, photo_size):
+        told = f"is {size[0]}x{size[1]} and the photo {photo_size[0]}x{photo_size[1]}: they must have the same shape"
+        refuse(told, MaskRefused.code)
+    if not _is_shape_of(photo_size, ratio):
+        problems["aspect_ratio"] = Problem(
+            parameter="aspect_ratio",
+            value=ratio,
+            reason=f'is "{ratio}", and with a mask the picture keeps the shape of the photo',
+            allowed_text="match_input_image, or nothing",
+        )
+    if problems:
+        return None
+    try:
+        return encode_mask(decode_mask(mask, draft.marks))
+    except MaskRefused as fault:
+        refuse(fault.reason, fault.code)
+    except PictureRefused as fault:
+        problems["mask_image"] = picture_problem(fault, draft.mask_source, "mask_image")
+    return None
+
+
+def _is_shape_of(size: tuple[int, int], ratio: AspectRatio) -> bool:
+    """Whether a photo of this size has that shape anyway."""
+    width, colon, height = ratio.partition(":")
+    return not colon or abs(size[0] * int(height) / (size[1] * int(width)) - 1) <= _RATIO_OFF_MAX
+
+
+def _url(source: object) -> str | None:
+    return source if isinstance(source, str) and is_url(source) else None
 
 
 def _named(offers: Sequence[str]) -> str:
@@ -227,6 +296,9 @@ def _digest(parameters: KontextParameters) -> str:
     plain["guidance"] += 0.0  # of -0.0 too it makes 0.0
     if not parameters.loras:  # which earlier versions, whose digests are known for a day, had no name for
         del plain["loras"]
-    if isinstance(parameters.input_image, Upload):
-        plain["input_image"] = {"sha256": hashlib.sha256(parameters.input_image.data).hexdigest()}
+    if parameters.mask_image is None:  # likewise
+        del plain["mask_image"]
+    for name, value in plain.items():
+        if isinstance(value, Upload):
+            plain[name] = {"sha256": hashlib.sha256(value.data).hexdigest()}
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -68,6 +68,7 @@ _LORAS_UNREAD: Final = "loras_unread"
 
 ALLOWED: Final[Mapping[str, str]] = {
     "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
+    "mask_image": "a picture as input_image and of its shape, white where that may change, black where it stays",
     "prompt": f"UTF-8 text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
     "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
     "disable_safety_checker": "true or false",
@@ -299,6 +300,9 @@ class KontextParameters(BaseModel):
     prompt: Annotated[str, AfterValidator(_printable)] = Field(
         min_length=1, max_length=PROMPT_CHARACTERS_MAX, description="What to do to the picture, in plain words."
     )
+    mask_image: str | Upload | None = Field(
+        default=None, description="White where the picture may change; where it is black the photo stays as it is."
+    )
     aspect_ratio: AspectRatio = Field(default="match_input_image", description="Shape of the answer.")
     disable_safety_checker: bool = Field(
         default=False, description="Skip the check of the finished picture, if this server has one and lets callers."
@@ -366,7 +370,7 @@ def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, obj
             continue
         if name in given:
             repeated[name] = Problem(parameter=name, value=shown(value), reason="is given more than once")
-        given[name] = _from_text(name, value) if isinstance(value, str) else value
+        given[name] = _from_text(name, value) if isinstance(value, str) else _from_file(name, value)
     return given, repeated
 
 
@@ -416,8 +420,10 @@ def _problem(name: str, value: object, reason: str | None = None) -> Problem:
 
 
 def _from_text(name: str, text: str) -> object:
+    if name in _PICTURES and (file := nameless_file(text)) is not None:
+        return file
     if name in _REQUIRED:
-        return (nameless_file(text) or text) if name == "input_image" else text
+        return text
     plain = text.strip()
     if plain in _NOTHING:
         return None
@@ -428,6 +434,11 @@ def _from_text(name: str, text: str) -> object:
     if name == "disable_safety_checker":
         return {"true": True, "false": False}.get(plain.lower(), text)
     return _number(plain) if _JSON_NUMBER.fullmatch(plain) else text
+
+
+def _from_file(name: str, file: Upload) -> Upload | None:
+    """A page's form sends a file without name and bytes where none was chosen."""
+    return file if name in _REQUIRED or file.name or file.data else None
 
 
 def _list(text: str) -> object:
@@ -446,7 +457,8 @@ def _number(digits: str) -> object:
 
 
 _REQUIRED: Final = frozenset(name for name, field in KontextParameters.model_fields.items() if field.is_required())
-_TEXTS: Final = frozenset({"aspect_ratio", "output_format", "acceleration", "webhook_url"})
+_PICTURES: Final = ("input_image", "mask_image")
+_TEXTS: Final = frozenset({"mask_image", "aspect_ratio", "output_format", "acceleration", "webhook_url"})
 _NOTHING: Final = frozenset({"", "null"})  # a script's null becomes a form's "null"
 
 
@@ -455,10 +467,11 @@ def schema(*, as_form: bool) -> dict[str, Any]:
     document = KontextParameters.model_json_schema()
     for ours in ("$defs", "description"):  # what is written for whoever reads the code
         document.pop(ours, None)
-    description = KontextParameters.model_fields["input_image"].description
     forms = "A file." if as_form else "An http(s) URL, a data URI or base64."
     binary = {"format": "binary"} if as_form else {}
-    document["properties"]["input_image"] = {"type": "string", "description": f"{description} {forms}", **binary}
+    for name in _PICTURES:
+        description = KontextParameters.model_fields[name].description
+        document["properties"][name] = {"type": "string", "description": f"{description} {forms}", **binary}
     document["properties"]["webhook_url"]["anyOf"][0] |= {"format": "uri", "maxLength": URL_CHARACTERS_MAX}
     document["properties"]["seed"]["anyOf"][0]["minimum"] = -1  # taken for a missing one before ranges are looked at
     if as_form:  # else the page that tries it out makes values up, and sends them: a deadline of a second

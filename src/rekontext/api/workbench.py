@@ -22,6 +22,7 @@ from rekontext.pictures import (
     PictureLimits,
     PictureRefused,
     decode,
+    decode_mask,
     encode,
     inspect,
     shown_address,
@@ -41,6 +42,8 @@ class EditOrder:
     Attributes:
         photo: header checked; its pixels may still turn out to be damaged.
         photo_url: where it was fetched from, if it was.
+        mask: what of the photo may change, as a png file; None for all of it.
+        mask_shown: where it came from.
         has_safety_checker: False when the caller asked to turn it off.
         deadline_s: by when the caller needs it, counted from now; None for whenever.
         preview_every: steps between two previews; None for none.
@@ -60,6 +63,8 @@ class EditOrder:
     has_safety_checker: bool
     body_digest: str
     photo_url: str | None = None
+    mask: bytes | None = None
+    mask_shown: str = ""
     acceleration: Acceleration = "none"
     loras: tuple[tuple[str, float], ...] = ()
     priority: int = 0
@@ -75,7 +80,7 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
     loras = [{"name": name, "strength": strength} for name, strength in order.loras]
     return {
         "prompt": order.prompt,
-        "input_image": _shown_source(order),
+        "input_image": shown_source(order.photo, order.photo_url),
         "seed": order.seed,
         "num_inference_steps": order.steps,
         "guidance": order.guidance,
@@ -90,24 +95,32 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
+        **({} if order.mask is None else {"mask_image": order.mask_shown}),
         **({"loras": loras} if loras else {}),
         **({"dialect": dict(order.dialect)} if order.dialect else {}),
     }
 
 
 def edit_request(
-    parameters: Parameters, *, job: JobId, account: AccountId, photo: Image.Image | None, is_suspect: bool = False
+    parameters: Parameters,
+    *,
+    job: JobId,
+    account: AccountId,
+    photo: Image.Image | None,
+    mask: Image.Image | None = None,
+    is_suspect: bool = False,
 ) -> EditRequest:
     """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted.
 
     Args:
-        photo: None for an estimate, which its size is enough for.
+        photo: None for an estimate, which its size is enough for, and no mask.
     """
     width, height = parameters["input_size"]
     return EditRequest(
         id=job,
         photo=photo,
         photo_size=(width, height),
+        mask=mask,
         prompt=parameters["prompt"],
         seed=parameters["seed"],
         steps=parameters["num_inference_steps"],
@@ -134,11 +147,15 @@ class EditWorkbench:
         self._threads = threads
         self._safety = safety
 
-    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
+    async def unpack(self, job: Job, photo: bytes, mask: bytes | None) -> EditRequest:
         """As `Workbench.unpack`."""
-        picture = await self._threads.run(self._decode, photo)
         request = edit_request(
-            job.parameters, job=job.id, account=job.account, photo=picture, is_suspect=job.faults > 0
+            job.parameters,
+            job=job.id,
+            account=job.account,
+            photo=await self._threads.run(self._decode, photo),
+            mask=None if mask is None else await self._threads.run(self._decode_mask, mask),
+            is_suspect=job.faults > 0,
         )
         # An early look would be seen before the check.
         return request if self._check_of(job) is None else replace(request, preview_every=None)
@@ -186,6 +203,10 @@ class EditWorkbench:
         except PictureRefused as fault:
             raise PhotoRefused(fault) from fault
 
+    def _decode_mask(self, data: bytes) -> Image.Image:
+        """One that `encode_mask` made when the job was ordered."""
+        return decode_mask(inspect(data, self._limits), "white")
+
 
 class PhotoRefused(EditRefused):
     """The photo turned out to be damaged as it was decoded."""
@@ -196,8 +217,8 @@ class PhotoRefused(EditRefused):
         super().__init__(f"input_image can't be used: {fault}")
 
 
-def _shown_source(order: EditOrder) -> str:
-    """Where the picture came from, for its owner's history."""
-    if order.photo_url is not None:
-        return shown_address(order.photo_url, most=_SHOWN_URL_CHARACTERS)
-    return f"({order.photo.format}, {order.photo.width}x{order.photo.height}, {len(order.photo.data)} bytes)"
+def shown_source(picture: Photo, url: str | None) -> str:
+    """Where a picture came from, for its owner's history."""
+    if url is not None:
+        return shown_address(url, most=_SHOWN_URL_CHARACTERS)
+    return f"({picture.format}, {picture.width}x{picture.height}, {len(picture.data)} bytes)"

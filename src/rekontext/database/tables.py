@@ -184,6 +184,7 @@ jobs = Table(
     Column("timings", _Json),
     Column("error_code", String(64)),
     Column("error", Text),
+    Column("mask_key", String(500)),
     CheckConstraint("state IN ('QUEUED', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')", name="state_known"),
     CheckConstraint("price_micros >= 0", name="price_not_negative"),
     CheckConstraint("faults >= 0 AND faults <= attempt", name="faults_are_attempts"),

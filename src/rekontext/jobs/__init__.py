@@ -29,7 +29,7 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, output_key
+from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, mask_key, output_key
 from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, Outbox
 from rekontext.jobs.posting import WebhookPost
@@ -90,6 +90,7 @@ __all__ = [
     "history",
     "idempotency",
     "input_key",
+    "mask_key",
     "output_key",
     "pending_messages",
     "queries",

@@ -126,7 +126,9 @@ class Attempts:
 
     async def _request(self, job: Job) -> EditRequest:
         assert job.input_key is not None, f"job {job.id} is {job.state}, and its input was swept"
-        return await self.workbench.unpack(job, await self.objects.get(job.input_key))
+        photo = await self.objects.get(job.input_key)
+        mask = None if job.mask_key is None else await self.objects.get(job.mask_key)
+        return await self.workbench.unpack(job, photo, mask)
 
     async def _store(self, job: Job, result: EditResult, stored: list[str]) -> list[Output]:
         outputs = []

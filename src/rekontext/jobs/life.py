@@ -117,6 +117,7 @@ class JobLife:
                 "price_micros": order.price_micros,
                 "parameters": dict(order.parameters),
                 "input_key": order.input_key,
+                "mask_key": order.mask_key,
                 "webhook_url": order.webhook_url,
                 "attempt": 0,
                 "faults": 0,

@@ -49,6 +49,7 @@ class Order:
         job: a new id, drawn by the caller.
         parameters: JSON values from which the edit can be run again: prompt, seed, steps, ...
         input_key: where the input picture lies in the object store.
+        mask_key: where its mask does, if it has one.
         webhook_url: told of the end, besides the account's own endpoints.
     """
 
@@ -59,6 +60,7 @@ class Order:
     price_micros: int
     parameters: Mapping[str, object]
     input_key: str
+    mask_key: str | None = None
     webhook_url: str | None = None
     idempotency: Idempotency | None = None
 
@@ -91,6 +93,7 @@ class Job:
         number: grows with each accepted job; the order of the queue among those of one turn.
         turn: one higher with each job of the same account that waits, so that accounts take turns.
         input_key: where the input picture lies; None once it was swept, some time after the end.
+        mask_key: where its mask does, as long as that is there; None for none, too.
         attempt: claims so far; the fencing number of the present one.
         faults: attempts that failed through our fault.
         started_at: when the last attempt was claimed.
@@ -112,6 +115,7 @@ class Job:
     price_micros: int
     parameters: Mapping[str, object]
     input_key: str | None
+    mask_key: str | None
     webhook_url: str | None
     attempt: int
     faults: int

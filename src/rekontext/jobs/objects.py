@@ -14,6 +14,7 @@ from rekontext.pictures.store import StoredObject
 _log = structlog.get_logger(__name__)
 
 INPUTS_FOLDER: Final = "inputs"
+MASKS_FOLDER: Final = "masks"
 ASSETS_FOLDER: Final = "assets"
 OUTPUTS_FOLDER: Final = "outputs"
 
@@ -65,6 +66,11 @@ async def clear_away(objects: Objects, *keys: str) -> None:
 def input_key(job: JobId) -> str:
     """Where a job's input picture lies."""
     return f"{INPUTS_FOLDER}/{job}"
+
+
+def mask_key(job: JobId) -> str:
+    """Where a job's mask lies."""
+    return f"{MASKS_FOLDER}/{job}"
 
 
 def asset_key(asset: str) -> str:

@@ -21,7 +21,16 @@ from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindpara
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
 from rekontext.jobs import workers
-from rekontext.jobs.objects import ASSETS_FOLDER, INPUTS_FOLDER, OUTPUTS_FOLDER, Objects, input_key, output_folder
+from rekontext.jobs.objects import (
+    ASSETS_FOLDER,
+    INPUTS_FOLDER,
+    MASKS_FOLDER,
+    OUTPUTS_FOLDER,
+    Objects,
+    input_key,
+    mask_key,
+    output_folder,
+)
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +44,7 @@ ORPHAN_AGE_S: Final = 3600.0
 
 _finished = jobs.c.finished_at.type
 INPUTS: Final = (
-    select(jobs.c.number, jobs.c.id, jobs.c.input_key)
+    select(jobs.c.number, jobs.c.id, jobs.c.input_key, jobs.c.mask_key)
     .where(
         jobs.c.finished_at.is_not(None),
         jobs.c.input_key.is_not(None),
@@ -90,7 +99,7 @@ class Retention:
     """How long things are kept, in seconds; outputs have `Patience.outputs_s`.
 
     Attributes:
-        inputs_s: input pictures, after their job ended.
+        inputs_s: input pictures and masks, after their job ended.
         records_s: jobs with their parameters and prompts, and the webhook log, after the end; closed API keys too.
         idempotency_s: idempotency keys, after their first use; those of unfinished jobs stay.
         assets_s: uploaded files.
@@ -176,9 +185,12 @@ class Sweeper:
         async def remove(row: Row[Any]) -> None:
             if row.input_key == input_key(row.id):  # no job has another; one that had wouldn't own it
                 await self._objects.delete(row.input_key)
+            if row.mask_key == mask_key(row.id):
+                await self._objects.delete(row.mask_key)
 
         before = self._before(self._retention.inputs_s)
-        return await self._remove("inputs", INPUTS, {"before": before}, remove, partial(_clear, input_key=None))
+        clear = partial(_clear, input_key=None, mask_key=None)
+        return await self._remove("inputs", INPUTS, {"before": before}, remove, clear)
 
     async def _outputs(self) -> int:
         async def remove(row: Row[Any]) -> None:
@@ -250,7 +262,7 @@ class Sweeper:
         if began is None:
             return 0
         is_seeing_many = not timedelta() <= now - self._many_seen_at < age
-        looked_through = [(INPUTS_FOLDER, jobs.c.id)]
+        looked_through = [(INPUTS_FOLDER, jobs.c.id), (MASKS_FOLDER, jobs.c.id)]
         if is_seeing_many:
             looked_through += [(ASSETS_FOLDER, assets.c.id), (OUTPUTS_FOLDER, jobs.c.id)]
         orphans, most = list[str](), BATCH * BATCHES_PER_SWEEP_MAX
@@ -305,7 +317,7 @@ class Sweeper:
             return 0
         self._cut_off_seen_at = now
         removed, most = 0, BATCH * BATCHES_PER_SWEEP_MAX
-        for folder in (INPUTS_FOLDER, ASSETS_FOLDER, OUTPUTS_FOLDER):
+        for folder in (INPUTS_FOLDER, MASKS_FOLDER, ASSETS_FOLDER, OUTPUTS_FOLDER):
             removed += await self._objects.clear_cut_off(folder, before=now - age, at_most=most - removed)
         if removed == most:
             self._cut_off_seen_at = _NEVER

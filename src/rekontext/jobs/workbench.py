@@ -24,8 +24,8 @@ class File:
 class Workbench(Protocol):
     """Both directions. What takes long runs off the event loop."""
 
-    async def unpack(self, job: Job, photo: bytes) -> EditRequest:
-        """The request that `job.parameters` and the stored input picture describe.
+    async def unpack(self, job: Job, photo: bytes, mask: bytes | None) -> EditRequest:
+        """The request that `job.parameters`, the stored input picture and its mask describe.
 
         Raises:
             EditRefused: the caller's fault: the picture is damaged, say. The job fails for good.

@@ -1,6 +1,17 @@
 """Bytes <-> pixels: fetch, sniff, decode, bound, encode. Knows nothing of users, models or HTTP requests."""
 
-from rekontext.pictures.decode import PIXELS_MAX, Photo, PhotoFormat, PictureLimits, decode, inspect, sniff
+from rekontext.pictures.decode import (
+    PIXELS_MAX,
+    Marks,
+    Photo,
+    PhotoFormat,
+    PictureLimits,
+    decode,
+    decode_mask,
+    inspect,
+    shown_size,
+    sniff,
+)
 from rekontext.pictures.encode import (
     MEDIA_TYPES,
     OUTPUT_FORMATS,
@@ -9,6 +20,7 @@ from rekontext.pictures.encode import (
     QUALITY_MIN,
     OutputFormat,
     encode,
+    encode_mask,
 )
 from rekontext.pictures.fetch import Fetcher, shown_address
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureUnreachable
@@ -36,6 +48,7 @@ __all__ = [
     "Fetcher",
     "LinkRefused",
     "LinkSigner",
+    "Marks",
     "ObjectExists",
     "ObjectMissing",
     "OutputFormat",
@@ -51,10 +64,13 @@ __all__ = [
     "StoreUnavailable",
     "StoredObject",
     "decode",
+    "decode_mask",
     "encode",
+    "encode_mask",
     "inspect",
     "is_url",
     "open_store",
     "shown_address",
+    "shown_size",
     "sniff",
 ]

@@ -15,7 +15,8 @@ from typing import Final, Literal, TypeVar
 
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
-from rekontext.photos import PROFILE_BYTES_MAX, flat_rgb, upright
+from rekontext.masks import MaskRefused, transparency_of, white_of
+from rekontext.photos import PROFILE_BYTES_MAX, flat_rgb, upright, upright_size
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
 PhotoFormat = Literal["jpeg", "png", "gif", "webp"]
@@ -51,6 +52,11 @@ _TEXTS: Final[tuple[tuple[str, tuple[bytes, ...]], ...]] = (
 )
 """The same of texts, in lower case and from their first character on."""
 _TEXT_LOOKED_AT: Final = 1024
+
+Marks = Literal["white", "transparency"]
+"""What of a mask's picture says where the photo may change."""
+_MASK_SIDE_MAX: Final = 2048
+"""No canvas is as long, so more detail would be lost anyway."""
 
 T = TypeVar("T")
 
@@ -138,9 +144,40 @@ def decode(photo: Photo) -> Image.Image:
         flat = flat_rgb(upright(opened))
         return flat if frame in (None, (0, 0, *flat.size)) else _alone(flat, frame)
 
+    return _unpacked(photo, unpacked)
+
+
+def decode_mask(mask: Photo, marks: Marks) -> Image.Image:
+    """Unpack what a picture marks, as `rekontext.masks` has it; of a large one a smaller copy.
+
+    Raises:
+        MaskRefused: it can't be a mask.
+        PictureRefused: the file is cut off or damaged.
+    """
+
+    def unpacked(opened: Image.Image) -> Image.Image:
+        opened.load()
+        levels = white_of(opened) if marks == "white" else transparency_of(opened)
+        if max(levels.size) <= _MASK_SIDE_MAX:
+            return levels
+        levels.thumbnail((_MASK_SIDE_MAX, _MASK_SIDE_MAX), Image.Resampling.BOX)
+        return white_of(levels)  # of something tiny nothing may be left
+
+    return _unpacked(mask, unpacked)
+
+
+def shown_size(photo: Photo) -> tuple[int, int]:
+    """Width and height as a viewer shows it; as stored, where its metadata can't be read."""
     try:
-        return _read(photo.data, photo.format, unpacked)
-    except (MemoryError, PictureRefused):
+        return _read(photo.data, photo.format, upright_size)
+    except Exception:  # what is wrong with it is told where it is unpacked
+        return photo.width, photo.height
+
+
+def _unpacked(photo: Photo, use: Callable[[Image.Image], T]) -> T:
+    try:
+        return _read(photo.data, photo.format, use)
+    except (MemoryError, PictureRefused, MaskRefused):
         raise
     except Exception as fault:  # a decoder fed hostile bytes raises nearly anything; all of it is the file's fault
         raise PictureRefused(f"the {photo.format} picture is cut off or damaged") from fault
@@ -173,7 +210,7 @@ def _read(data: bytes, photo_format: PhotoFormat, use: Callable[[Image.Image], T
         try:
             with Image.open(file, formats=[_PILLOW_NAMES[photo_format]]) as opened:
                 return use(opened)
-        except (MemoryError, PictureRefused, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        except (MemoryError, PictureRefused, MaskRefused, Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise
         except Exception as fault:
             faults.append(fault)

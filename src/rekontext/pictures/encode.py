@@ -1,4 +1,6 @@
-"""RGB pixels -> png, jpg or webp bytes that say where they come from. Synchronous: for threads, not the event loop."""
+"""RGB pixels -> png, jpg or webp bytes that say where they come from, masks -> png. Synchronous: for threads, not the
+event loop.
+"""
 
 from __future__ import annotations
 
@@ -47,4 +49,11 @@ def encode(picture: Image, output_format: OutputFormat, quality: int = QUALITY_D
             own.save(target, "JPEG", quality=max(quality, 1), xmp=_SOURCE.encode())  # to Pillow 0 means its own default
         case "webp":
             own.save(target, "WEBP", quality=quality, xmp=_SOURCE.encode())
+    return target.getvalue()
+
+
+def encode_mask(mask: Image) -> bytes:
+    """Encode a mask, as png, of which nothing gets lost."""
+    target = BytesIO()
+    mask.copy().save(target, "PNG")
     return target.getvalue()

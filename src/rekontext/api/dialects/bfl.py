@@ -33,7 +33,6 @@ _RESULT: Final = "/v1/get_result"
 _DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
 _UNHEEDED: Final[Mapping[str, object]] = {
     "prompt_upsampling": False,
-    "mask": None,
     "negative_prompt": "",
     "input_image_2": None,
     "input_image_3": None,
@@ -49,6 +48,7 @@ class BlackForestLabs:
     vocabulary: Final = Vocabulary(
         names={
             "input_image": "input_image",
+            "mask_image": "mask",
             "prompt": "prompt",
             "aspect_ratio": "aspect_ratio",
             "num_inference_steps": "steps",

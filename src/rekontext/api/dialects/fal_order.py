@@ -18,7 +18,7 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "enhance_prompt": False,
     "negative_prompt": "",
     "image_urls": None,
-    "mask_url": None,
+    "strength": 1,
 }
 _OF_A_LORA: Final[Mapping[str, str]] = {"path": "name", "scale": "strength"}
 """In an entry of `loras`, theirs -> ours. Of a path only the name of what is on offer will do."""
@@ -35,6 +35,7 @@ _PRIORITIES: Final[Mapping[str, int]] = {"low": -1}
 VOCABULARY: Final = Vocabulary(
     names={
         "input_image": "image_url",
+        "mask_image": "mask_url",
         "prompt": "prompt",
         "aspect_ratio": "resolution_mode",
         "num_inference_steps": "num_inference_steps",

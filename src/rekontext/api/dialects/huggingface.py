@@ -26,7 +26,7 @@ from rekontext.jobs import Job
 from rekontext.models import SLUG
 
 _FOLDER: Final = "/hf/"
-_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": "", "mask": None, "mask_image": None}
+_UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": "", "mask": None}
 _FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
@@ -37,6 +37,7 @@ class HuggingFace:
     vocabulary: Final = Vocabulary(
         names={
             "input_image": "inputs",
+            "mask_image": "mask_image",
             "prompt": "prompt",
             "aspect_ratio": "aspect_ratio",
             "num_inference_steps": "num_inference_steps",

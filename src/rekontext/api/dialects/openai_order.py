@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 NAMES: Final[Mapping[str, str]] = {
     "input_image": "image",
+    "mask_image": "mask",
     "prompt": "prompt",
     "aspect_ratio": "aspect_ratio",
     "num_inference_steps": "num_inference_steps",
@@ -38,11 +39,11 @@ NAMES: Final[Mapping[str, str]] = {
 }
 VOCABULARY: Final = Vocabulary(names=NAMES)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
-_OURS: Final = {their: our for our, their in NAMES.items() if our != "input_image"} | _ALSO
+_OURS: Final = {their: our for our, their in NAMES.items() if our not in ("input_image", "mask_image")} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
 _LORA: Final = re.compile(r"loras\[\d*\]")
 _SIZES: Final = f"auto, or WIDTHxHEIGHT close to {terms.PROPORTIONS}"
-_UNHEEDED: Final[Mapping[str, object]] = {"mask": None, "markup": None, "negative_prompt": ""}
+_UNHEEDED: Final[Mapping[str, object]] = {"markup": None, "negative_prompt": ""}
 _LOOKS_MAX: Final = 3
 _NOTHING: Final = ("", "null")
 
@@ -97,6 +98,8 @@ def read(body: JsonObject | FormFields) -> Asked:
     others = _Others(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
     if pictures:
         given["input_image"] = pictures[0]
+    if (mask := _source(fields.get("mask"))) not in (None, ""):
+        given["mask_image"] = mask
     if len(pictures) > 1:
         others.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
     shape = others.shape()

@@ -37,11 +37,12 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "output_quality": 80,
 }
 """Of an input, where they aren't ours."""
+MASK: Final = "mask"
 LORA: Final = "lora_weights"
 LORA_STRENGTH: Final = "lora_strength"
 """An input may have one LoRA, in two parameters."""
 VOCABULARY: Final = Vocabulary(
-    names={**{name: name for name in INPUT}, "loras": LORA, "webhook_url": "webhook"},
+    names={**{name: name for name in INPUT}, "mask_image": MASK, "loras": LORA, "webhook_url": "webhook"},
     allowed={"loras": "the name of a LoRA that is on offer"},
 )
 _UNHEEDED: Final[Mapping[str, object]] = {
@@ -49,7 +50,6 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "megapixels": "1",
     "width": None,
     "height": None,
-    "mask": None,
     "negative_prompt": None,
     "input_image_2": None,
 }
