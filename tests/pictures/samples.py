@@ -23,3 +23,10 @@ def encoded(picture: Image.Image, pillow_format: str = "PNG", **options: Any) ->
 
 def photo_bytes(width: int = 48, height: int = 32) -> bytes:
     return encoded(gradient(width, height), "JPEG", quality=90)
+
+
+def half_marked(width: int = 48, height: int = 32) -> Image.Image:
+    """A mask whose left half is white."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 2, height))
+    return mask

@@ -96,11 +96,11 @@ async def test_another_model_is_refused_with_the_names_that_there_are(client: ht
 
 async def test_refusals_are_in_its_form(studio: Studio, client: httpx2.AsyncClient) -> None:
     """`detail` and `message`, under its names; what can't be heeded by name; who can't pay gets a 402."""
-    more = {"input_image_2": "x", "mask": "x", "prompt_upsampling": True, "webhook_secret": "s"}
+    more = {"input_image_2": "x", "prompt_upsampling": True, "webhook_secret": "s"}
     wrong = await client.post(PATH, json={**ASKED, "steps": 99, **more})
     assert wrong.status_code == 422
     assert wrong.json()["detail"] == wrong.json()["message"]
-    said = ("input_image_2 can't", "mask can't", "(allowed: false, or nothing)", "webhook_secret can't")
+    said = ("input_image_2 can't", "(allowed: false, or nothing)", "webhook_secret can't")
     for says in ("steps is 99 (allowed: an integer from 4 to 50)", *said):
         assert says in wrong.json()["detail"]
     assert (await client.post(PATH, json=ASKED, headers={"x-key": ""})).status_code == 401

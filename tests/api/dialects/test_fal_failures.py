@@ -60,7 +60,8 @@ async def test_wrong_parameters_are_listed_under_their_names(client: httpx2.Asyn
 @pytest.mark.parametrize(
     "given",
     [
-        {"mask_url": URI},
+        {"strength": 0.5},
+        {"reference_image_url": URI + "a"},
         {"image_urls": [URI]},
         {"negative_prompt": "x"},
         {"image_size": "tall"},

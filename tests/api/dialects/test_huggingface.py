@@ -62,10 +62,10 @@ async def test_a_size_chooses_the_shape(studio: Studio, client: httpx2.AsyncClie
 
 async def test_refusals_are_in_its_form(client: httpx2.AsyncClient) -> None:
     """`error`, under its names; what can't be heeded is refused, what asks for nothing isn't."""
-    answer = await client.post(PATH, json=asked(guidance_scale=99, negative_prompt="people", mask_image="x"))
+    answer = await client.post(PATH, json=asked(guidance_scale=99, negative_prompt="people", mask="x"))
     assert answer.status_code == 422
     assert "guidance_scale is 99 (allowed: a number from 0 to 10)" in answer.json()["error"]
-    for name in ("negative_prompt", "mask_image"):
+    for name in ("negative_prompt", "mask"):
         assert f"{name} can't be heeded here (allowed: nothing)" in answer.json()["error"]
     assert (await client.post(PATH, json=asked(negative_prompt="", user="me"))).status_code == 200
     without_photo = {"parameters": {"prompt": "x"}}

@@ -35,7 +35,7 @@ async def test_its_clients_read_what_is_wrong_at_other_paths(client: httpx2.Asyn
         ({"input_image": 7}, "input_image is 7"),
         ({"num_outputs": 2}, "num_outputs can't be heeded here (allowed: 1, or nothing)"),
         ({"megapixels": "0.25"}, 'megapixels can\'t be heeded here (allowed: "1", or nothing)'),
-        ({"mask": "https://a.example/m.png"}, "mask can't be heeded here (allowed: nothing)"),
+        ({"input_image_2": "https://a.example/m.png"}, "input_image_2 can't be heeded here (allowed: nothing)"),
         ({"size": "2000x1000"}, "size has no shape of ours"),
         ({"negative_prompt": "blur"}, "negative_prompt can't be heeded here"),
     ],

@@ -5,7 +5,7 @@ Its clients have a host for each of these; here each host is a folder. Uploads a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import wraps
 from typing import Final
@@ -47,6 +47,7 @@ APP: Final = "fal-ai/flux-kontext"
 ENDPOINT: Final = f"{APP}/dev"
 WITH_LORAS: Final = f"{APP}-lora"
 """The vendor's endpoint that takes them, and its app; here they are the same."""
+WITH_MASKS: Final = f"{WITH_LORAS}/inpaint"
 REQUEST_ID: Final = "x-fal-request-id"
 _ROOT: Final = "/fal/"
 _RUN: Final = "/fal/run"
@@ -164,7 +165,7 @@ class Fal:
     async def _submit(self, request: Request, parts: Parts) -> tuple[Caller, Submitted, dict[str, str]]:
         """A new job, whose it is, and the headers that tell of it."""
         caller = await parts.caller(request, "edit")
-        _check_app(request.path_params["app"], known=ENDPOINT)
+        _check_app(request.path_params["app"], known=(ENDPOINT, WITH_LORAS, WITH_MASKS))
         allowed = await parts.edits.allow(caller)
         body = await parts.orders.json(request)
         asked = read(
@@ -270,13 +271,13 @@ async def _asked(request: Request, scope: Scope, parts: Parts) -> tuple[Caller, 
     """Who asks, and for which job."""
     caller = await parts.caller(request, scope)
     named = request.path_params
-    _check_app(f"{named['owner']}/{named['alias']}", known=APP)
+    _check_app(f"{named['owner']}/{named['alias']}", known=(APP, WITH_LORAS))
     return caller, JobId(named["id"])
 
 
-def _check_app(app: str, *, known: str) -> None:
-    if app not in (known, WITH_LORAS):
-        raise UnknownModel(app, known=[known])
+def _check_app(app: str, *, known: Sequence[str]) -> None:
+    if app not in known:
+        raise UnknownModel(app, known=known[:1])
 
 
 def _target(url: str | None) -> dict[str, object]:

@@ -20,6 +20,8 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "image_urls": None,
     "strength": 1,
 }
+_REFERENCE: Final = "reference_image_url"
+"""What its endpoint for masks calls the photo that the model looks at, beside the one that it edits."""
 _OF_A_LORA: Final[Mapping[str, str]] = {"path": "name", "scale": "strength"}
 """In an entry of `loras`, theirs -> ours. Of a path only the name of what is on offer will do."""
 _SIZES: Final[Mapping[str, AspectRatio]] = {
@@ -82,6 +84,9 @@ def read(body: JsonObject, *, webhook: str | None, priority: str) -> Asked:
         priority: as its header has it.
     """
     wrong = terms.unheeded(body, _UNHEEDED)
+    if (reference := body.get(_REFERENCE)) not in (None, "", body.get("image_url")):
+        allowed = "the same as image_url, or nothing"
+        wrong[_REFERENCE] = terms.problem(_REFERENCE, reference, "is another photo", allowed=allowed)
     shape = terms.asked_shape(body.get("image_size"), "image_size", wrong, named=_SIZES)
     ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
     given = {

@@ -20,7 +20,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.connection import unless_gone
 from rekontext.api.dialects import replicate_order, terms
 from rekontext.api.dialects.replicate_catalogue import ONE_MODEL, Catalogue, named, page, served, version_id
-from rekontext.api.dialects.replicate_order import INPUT, MODEL, VOCABULARY, check_model, check_reference, loras_told
+from rekontext.api.dialects.replicate_order import MODEL, VOCABULARY, check_model, check_reference, told
 from rekontext.api.documents import Documents, as_sentence, metrics
 from rekontext.api.edits import ResultOutOfReach, Submitted
 from rekontext.api.errors import Failure
@@ -236,7 +236,7 @@ def _prediction(
         "model": MODEL,
         "version": _HIDDEN if title is None else version_id(str(title)),
         "status": _status(job),
-        "input": {name: job.parameters[name] for name in INPUT if name in job.parameters} | loras_told(job.parameters),
+        "input": told(job.parameters),
         "output": output,
         "data_removed": job.state is State.COMPLETED and output is None,
         "logs": "" if progress is None else _logs(progress.step, progress.steps),

@@ -20,6 +20,7 @@ from rekontext.api.dialects.replicate_order import (
     INPUT,
     LORA,
     LORA_STRENGTH,
+    MASK,
     MODEL,
     OWNER,
     check_model,
@@ -227,10 +228,11 @@ def served(parts: Parts) -> ModelCard:
 
 
 def _version(card: ModelCard) -> dict[str, object]:
-    ours = schema(as_form=False)["properties"] | _LORA
+    ours = schema(as_form=False)["properties"]
+    ours = ours | {MASK: ours["mask_image"]} | _LORA
     properties = {
         name: ours[name] | ({"default": DEFAULTS[name]} if name in DEFAULTS else {}) | {"x-order": place}
-        for place, name in enumerate((*INPUT, *_LORA))
+        for place, name in enumerate((*INPUT, MASK, *_LORA))
     }
     required = ["prompt", "input_image"]
     schemas = {

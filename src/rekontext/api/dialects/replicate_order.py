@@ -86,8 +86,15 @@ def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem]]:
     return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong
 
 
-def loras_told(parameters: Mapping[str, Any]) -> dict[str, object]:
-    """What the LoRAs in a job's parameters are in an input; more than one, which none can have, under our name."""
+def told(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """A job's parameters as an input."""
+    found = {name: parameters[name] for name in INPUT if name in parameters}
+    mask = {MASK: parameters["mask_image"]} if "mask_image" in parameters else {}
+    return found | mask | _loras_told(parameters)
+
+
+def _loras_told(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """LoRAs; more than one, which no input can have, under our name."""
     match parameters.get("loras", []):
         case []:
             return {}
