@@ -61,6 +61,18 @@ async def test_a_photo_is_not_kept_at_full_size_while_its_edit_waits_or_runs(tmp
         assert (await edit).picture.size == Canvas(area=4096).nearest((640, 480))
 
 
+async def test_a_mask_goes_along_at_the_size_of_its_photo(tmp_path: Path) -> None:
+    """A photo takes the nearest of the model's shapes, which may be far from its own."""
+    photo, mask = Image.new("RGB", (900, 100)), Image.new("L", (450, 50), 255)
+    async with started(fleet_of("a")) as fleet:
+        shrunk = fleet._shrunk(replace(request(1), photo=photo, mask=mask))
+        result = await fleet.edit(replace(request(1), photo=photo, mask=mask))
+    assert shrunk.photo is not None
+    assert shrunk.mask is not None
+    assert shrunk.mask.size == shrunk.photo.size == result.picture.size
+    assert shrunk.mask.getextrema() == (255, 255)
+
+
 async def test_each_edit_goes_to_the_device_that_is_done_first(tmp_path: Path) -> None:
     """Also before the devices themselves have said that they got the earlier ones."""
     go = tmp_path / "go"

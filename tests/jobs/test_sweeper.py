@@ -19,7 +19,7 @@ from rekontext.accounts import KeyPolicy
 from rekontext.accounts import keys as api_keys
 from rekontext.database import DatabaseUnavailable, DeliveryId, JobId, KeyId
 from rekontext.database.tables import accounts, assets, idempotency_keys, jobs, transfers, webhook_deliveries
-from rekontext.jobs import Job, JobUnknown, Patience, State, endpoints, input_key, output_key
+from rekontext.jobs import Job, JobUnknown, Patience, State, endpoints, input_key, mask_key, output_key
 from rekontext.jobs.sweeper import Retention, Sweeper, Swept
 from rekontext.pictures.store import PictureStore, StoredObject, StoreUnavailable, open_store
 from tests.fakes import FakeRandomness
@@ -61,14 +61,15 @@ class SpoiltStore(PictureStore):
 
 
 async def keys(store: PictureStore) -> list[str]:
-    return sorted([found.key for folder in ("inputs", "outputs") async for found in store.list(folder)])
+    return sorted([found.key for folder in ("inputs", "masks", "outputs") async for found in store.list(folder)])
 
 
 async def run_a_job(office: Office, store: PictureStore, *, key: str | None = None) -> Job:
     """A completed job with an input, an output and what a lost attempt left behind."""
     order = office.order(key=key, webhook_url="https://example.com")
-    order = type(order)(**{**vars(order), "input_key": input_key(order.job)})
-    await store.put(input_key(order.job), b"in", content_type="image/png")
+    order = replace(order, input_key=input_key(order.job), mask_key=mask_key(order.job))
+    for kept in (input_key(order.job), mask_key(order.job)):
+        await store.put(kept, b"in", content_type="image/png")
     job = office.start(order)
     for attempt in (1, 2):
         await store.put(output_key(job.id, attempt, "0.png"), b"out", content_type="image/png")
@@ -86,7 +87,7 @@ async def test_each_thing_goes_when_its_time_is_over(office: Office, store: Pict
     assert (await sweeper.sweep()).outputs == 1
     assert await keys(store) == []
     swept = office.job(job.id)
-    assert (swept.state, swept.input_key, swept.files_until) == (State.COMPLETED, None, None)
+    assert (swept.state, swept.input_key, swept.mask_key, swept.files_until) == (State.COMPLETED, None, None, None)
     office.clock.advance(10 * HOUR)
     assert (await sweeper.sweep()).idempotency_keys == 1
     office.clock.advance(10 * HOUR)
@@ -157,12 +158,14 @@ async def test_closed_keys_go_as_late_as_the_records(office: Office, sweeper: Sw
 async def test_unfinished_jobs_keep_everything(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
     """However old."""
     order = office.order()
-    order = type(order)(**{**vars(order), "input_key": input_key(order.job)})
-    await store.put(input_key(order.job), b"in", content_type="image/png")
+    order = replace(order, input_key=input_key(order.job), mask_key=mask_key(order.job))
+    kept = [input_key(order.job), mask_key(order.job)]
+    for key in kept:
+        await store.put(key, b"in", content_type="image/png")
     office.accept(order)
     office.clock.advance(900 * HOUR)
     assert await sweeper.sweep() == NOTHING
-    assert await keys(store) == [input_key(order.job)]
+    assert await keys(store) == kept
 
 
 async def test_failed_and_cancelled_jobs_leave_no_files(office: Office, store: PictureStore, sweeper: Sweeper) -> None:
@@ -179,14 +182,14 @@ async def test_an_input_that_belongs_to_someone_else_stays(
 ) -> None:
     """An uploaded asset outlives the job that used it."""
     await store.put("assets/one", b"asset", content_type="image/png")
-    job = office.start(office.order(input_key="assets/one"))
+    job = office.start(replace(office.order(input_key="assets/one"), mask_key="assets/one"))
     office.complete(job.lease)
     office.clock.advance(HOUR)
     assert (await sweeper.sweep()).inputs == 1
     assert await store.get("assets/one") == b"asset"
 
 
-@pytest.mark.parametrize("folder", ["inputs", "assets"])
+@pytest.mark.parametrize("folder", ["inputs", "masks", "assets"])
 @pytest.mark.parametrize("inputs_s", [1, HOUR])
 async def test_a_picture_that_belongs_to_nobody_goes(
     office: Office, store: PictureStore, folder: str, inputs_s: float

@@ -108,6 +108,18 @@ def test_loras_as_a_text_or_a_list(
     assert caught.value.param == "loras"
 
 
+def test_a_mask_is_transparent_where_the_photo_may_change(
+    client: openai.OpenAI, served: Served, photo: Path, tmp_path: Path
+) -> None:
+    mask = Image.open(photo).convert("RGBA")
+    mask.paste((0, 0, 0, 0), (0, 0, mask.width // 2, mask.height))
+    mask.save(tmp_path / "mask.png")
+    client.images.edit(image=photo, mask=tmp_path / "mask.png", prompt="invert it", extra_body=FAST)
+    found = served.studio.fleet.requests[-1].mask
+    assert found is not None
+    assert found.getcolors() == [(mask.width * mask.height // 2, 0), (mask.width * mask.height // 2, 255)]
+
+
 def test_a_link_instead_of_the_picture(client: openai.OpenAI, photo: Path) -> None:
     """It opens without a key."""
     answer = client.images.edit(image=photo, prompt="invert it", response_format="url", extra_body=FAST)
@@ -161,7 +173,7 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ({"model": "gpt-image-1"}, openai.NotFoundError, "model_not_found", "model"),
         ({"size": "2x1"}, openai.BadRequestError, "invalid_parameters", "size"),
-        ({"mask": photo_bytes()}, openai.BadRequestError, "invalid_parameters", "mask"),
+        ({"mask": photo_bytes()}, openai.BadRequestError, "mask_refused", "mask"),
         ({"image": [photo_bytes(), photo_bytes()]}, openai.BadRequestError, "invalid_parameters", "image"),
         ({"image": b"none"}, openai.BadRequestError, "unreadable_picture", "image"),
         ({"extra_body": {"seed": "x"}, "stream": True}, openai.BadRequestError, "invalid_parameters", "seed"),

@@ -478,6 +478,6 @@ def schema(*, as_form: bool) -> dict[str, Any]:
         loras = {name: document["properties"]["loras"][name] for name in ("title", "description")}
         loras["description"] += " NAME or NAME:STRENGTH, separated by commas, or the JSON of a list."
         document["properties"]["loras"] = {"type": "string", **loras}
-        for optional in ("deadline_s", "loras", "webhook_url"):
+        for optional in ("mask_image", "deadline_s", "loras", "webhook_url"):
             document["properties"][optional]["example"] = ""
     return document

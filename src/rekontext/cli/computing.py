@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
-from rekontext.pictures import PictureLimits, PictureRefused, decode, inspect
+from rekontext.masks import MaskRefused
+from rekontext.pictures import Photo, PictureLimits, PictureRefused, decode, inspect
 from rekontext.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def open_engine(settings: Settings) -> Engine:
     return Engine.open(settings.model, device=settings.first_device, dtype=settings.dtype, loras=settings.lora)
 
 
-def photo_in(path: Path, settings: Settings) -> Image.Image:
+def photo_in(path: Path, settings: Settings, read: Callable[[Photo], Image.Image] = decode) -> Image.Image:
     """The picture in a file, as the service would take it.
+
+    Args:
+        read: what makes pixels of it.
 
     Raises:
         CommandFailed: there is none, or it can't be used.
@@ -57,9 +61,11 @@ def photo_in(path: Path, settings: Settings) -> Image.Image:
     except OSError as fault:
         raise CommandFailed(f"{path} can't be read: {fault.strerror}") from fault
     try:
-        return decode(inspect(data, limits))
+        return read(inspect(data, limits))
     except PictureRefused as fault:
         raise CommandFailed(f"{path}: {fault}") from fault
+    except MaskRefused as fault:
+        raise CommandFailed(f"{path} {fault.reason}") from fault
 
 
 def limits_of(settings: Settings) -> PictureLimits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,8 @@ from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
 from rekontext.cli.settings import settings_of
 from rekontext.dialling import AllowList
-from rekontext.pictures import Fetcher, PictureRefused, decode, encode, inspect, is_url
+from rekontext.masks import MaskRefused
+from rekontext.pictures import Fetcher, Photo, PictureRefused, decode, decode_mask, encode, inspect, is_url
 from rekontext.settings import Settings
 from rekontext.sources import draw_seed
 
@@ -30,11 +31,18 @@ _FLAGS: Final = {"num_inference_steps": "--steps", "input_image": "IN", "prompt"
 
 
 def run_edit(
-    *, source: str, out: Path, model: str | None, lora: Sequence[str] | None, given: Mapping[str, object]
+    *,
+    source: str,
+    mask: str | None,
+    out: Path,
+    model: str | None,
+    lora: Sequence[str] | None,
+    given: Mapping[str, object],
 ) -> None:
     """Edit `source` and write `out`; on failure `out` is left as it was.
 
     Args:
+        source, mask: files, or URLs.
         given: the parameters by their names on the wire.
 
     Raises:
@@ -44,7 +52,8 @@ def run_edit(
     output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
     settings = settings_of(model=model, lora=lora)
-    photo = _photo(source, settings)
+    photo = _picture(source, settings, decode)
+    marked = None if mask is None else _picture(mask, settings, _decode_mask)
     seed = draw_seed() if parameters.seed is None else parameters.seed
 
     console = Console(stderr=True, highlight=False, markup=False)
@@ -56,6 +65,7 @@ def run_edit(
             picture = engine.edit(
                 photo,
                 parameters.prompt,
+                mask=marked,
                 steps=parameters.num_inference_steps,
                 guidance=parameters.guidance,
                 seed=seed,
@@ -83,13 +93,17 @@ def _flag(parameter: str) -> str:
     return _FLAGS.get(parameter) or f"--{parameter.replace('_', '-')}"
 
 
-def _photo(source: str, settings: Settings) -> Image.Image:
+def _picture(source: str, settings: Settings, read: Callable[[Photo], Image.Image]) -> Image.Image:
     if not is_url(source):
-        return photo_in(Path(source), settings)
+        return photo_in(Path(source), settings, read)
     try:
-        return decode(inspect(asyncio.run(_fetched(source, settings)), limits_of(settings)))
-    except PictureRefused as fault:
+        return read(inspect(asyncio.run(_fetched(source, settings)), limits_of(settings)))
+    except (PictureRefused, MaskRefused) as fault:
         raise CommandFailed(str(fault)) from fault
+
+
+def _decode_mask(mask: Photo) -> Image.Image:
+    return decode_mask(mask, "white")
 
 
 async def _fetched(url: str, settings: Settings) -> bytes:

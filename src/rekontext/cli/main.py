@@ -85,6 +85,9 @@ def edit(
     photo: Annotated[str, typer.Argument(metavar="IN", help="The picture: a jpeg, png, gif or webp file, or a URL.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='What to do to it, such as "make it night".')],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the edited picture.")],
+    mask: Annotated[
+        str | None, typer.Option(help="A picture of IN's shape: white where that may change, black where it stays.")
+    ] = None,
     model: Model = None,
     lora: Lora = None,
     seed: Annotated[
@@ -106,6 +109,7 @@ def edit(
 
     run_edit(
         source=photo,
+        mask=mask,
         out=out,
         model=model,
         lora=lora,
