@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from rekontext.api.answers import prefers_json
 from rekontext.api.documents import MINI_NOTICE
-from rekontext.api.parameters import PROMPT_CHARACTERS_MAX
+from rekontext.api.problems import PROMPT_CHARACTERS_MAX
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.pictures import MEDIA_TYPES, OUTPUT_FORMATS, sniff
 from tests.api.conftest import MakeStudio

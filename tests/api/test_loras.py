@@ -10,8 +10,10 @@ from typing import Any, cast
 import httpx2
 import pytest
 
+from rekontext.api.bodies import Upload
+from rekontext.api.loras import Loras
 from rekontext.api.orders import _digest
-from rekontext.api.parameters import Loras, Upload, from_form, parse
+from rekontext.api.parameters import from_form, parse
 from rekontext.contract import LoRARefused
 from tests.api.conftest import MakeStudio
 from tests.api.orders import GOOD, V1, V2, followed

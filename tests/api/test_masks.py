@@ -9,8 +9,9 @@ import httpx2
 import pytest
 from PIL import Image
 
+from rekontext.api.bodies import Upload
 from rekontext.api.orders import _digest
-from rekontext.api.parameters import Upload, parse
+from rekontext.api.parameters import parse
 from rekontext.contract import EditRequest
 from rekontext.jobs import mask_key
 from rekontext.pictures import StoreUnavailable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from codecs import BOM_UTF8
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import orjson
@@ -14,13 +15,21 @@ from starlette.requests import ClientDisconnect, Request
 
 from rekontext.api.connection import CallerGone
 from rekontext.api.middleware import BodyTooLarge
-from rekontext.api.parameters import Upload
 from rekontext.pictures import CodecThreads
 
 _FIELDS_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 2**16
 _JSON_ITEMS_MAX: Final = 2**16
 _CHARSET: Final = re.compile(r";\s*charset\s*=\s*(\"[^\"]*\"|[^;]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A file that came in a form field. `name` is what its sender calls it."""
+
+    data: bytes
+    name: str = ""
+
 
 JsonObject = dict[str, object]
 FormFields = Sequence[tuple[str, str | Upload]]

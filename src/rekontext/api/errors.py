@@ -56,7 +56,7 @@ from rekontext.api.links import FileGone
 from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id, takes_head
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
-from rekontext.api.parameters import ParametersRefused, Problem, shown
+from rekontext.api.problems import ParametersRefused, Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import EditRefused, EngineFault, LoRARefused
 from rekontext.database import DatabaseUnavailable

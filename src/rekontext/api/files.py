@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response, Security
 from starlette.routing import Route
 
 from rekontext.api import openapi, uploads
-from rekontext.api.bodies import MalformedBody, read_body
-from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, nameless_file
+from rekontext.api.bodies import MalformedBody, Upload, read_body
+from rekontext.api.parameters import FILES_MAX, nameless_file
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused, Problem
 from rekontext.api.segmind import KEY
 from rekontext.jobs import ASSETS_FOLDER
 from rekontext.pictures import Photo, sniff

@@ -15,18 +15,10 @@ from urllib.parse import urlsplit
 import orjson
 from starlette.requests import Request
 
-from rekontext.api.bodies import FormFields, JsonObject, read_body, read_json
-from rekontext.api.parameters import (
-    KontextParameters,
-    ParametersRefused,
-    Problem,
-    Upload,
-    from_form,
-    loras_of,
-    parse,
-    quoted,
-    shown,
-)
+from rekontext.api.bodies import FormFields, JsonObject, Upload, read_body, read_json
+from rekontext.api.loras import loras_of
+from rekontext.api.parameters import KontextParameters, from_form, parse
+from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.api.workbench import EditOrder, shown_source
 from rekontext.contract import AspectRatio, same_shape
 from rekontext.database import AccountId

@@ -10,11 +10,9 @@ ignored.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -27,19 +25,17 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from rekontext.api.bodies import Upload
+from rekontext.api.loras import LORAS_UNREAD, AskedLoras
+from rekontext.api.problems import ALLOWED, DEADLINE_S_MAX, PROMPT_CHARACTERS_MAX, Problem, quoted, shown
 from rekontext.contract import (
-    ACCELERATIONS,
-    ASPECT_RATIOS,
     GUIDANCE_DEFAULT,
     GUIDANCE_MAX,
     GUIDANCE_MIN,
-    LORA_STRENGTH_MAX,
-    LORAS_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
     SEED_MAX,
@@ -51,90 +47,13 @@ from rekontext.contract import (
 )
 from rekontext.jobs import WebhookRefused
 from rekontext.jobs.endpoints import URL_CHARACTERS_MAX, check_url
-from rekontext.models import LORA_NAME, lora_and_strength
-from rekontext.pictures import OUTPUT_FORMATS, QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat, sniff
+from rekontext.pictures import QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, OutputFormat, sniff
 
-PROMPT_CHARACTERS_MAX: Final = 10_000
-DEADLINE_S_MAX: Final = 86_400
 FILES_MAX: Final = 16
 """Uploads in one request."""
-_SHOWN_CHARACTERS: Final = 80
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _JSON_LIST_CHARACTERS_MAX: Final = 4096
 """In a field of a form."""
-_PIECES_MAX: Final = 16
-"""Of a text that names LoRAs: it is taken apart at so many commas."""
-_LORAS_UNREAD: Final = "loras_unread"
-
-ALLOWED: Final[Mapping[str, str]] = {
-    "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
-    "mask_image": "a picture as input_image and of its shape, white where that may change, black where it stays",
-    "prompt": f"UTF-8 text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
-    "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
-    "disable_safety_checker": "true or false",
-    "guidance": f"a number from {GUIDANCE_MIN:g} to {GUIDANCE_MAX:g}",
-    "num_inference_steps": f"an integer from {STEPS_MIN} to {STEPS_MAX}",
-    "output_format": "one of " + ", ".join(OUTPUT_FORMATS),
-    "output_quality": f"an integer from {QUALITY_MIN} to {QUALITY_MAX}",
-    "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
-    "acceleration": "one of " + ", ".join(ACCELERATIONS),
-    "loras": f"at most {LORAS_MAX} that are on offer, each once, in a list or separated by commas: NAME, "
-    f'NAME:STRENGTH or, in a list, {{"name": NAME, "strength": NUMBER}}; '
-    f"a strength is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
-    "priority": f"an integer from {PRIORITY_MIN} to {PRIORITY_MAX}",
-    "deadline_s": f"a number of seconds above 0, at most {DEADLINE_S_MAX}",
-    "previews": f"an integer from 0 to {STEPS_MAX}: steps between two previews, 0 for none",
-    "webhook_url": f"an http(s) URL without a user in it, at most {URL_CHARACTERS_MAX} characters, "
-    "at a public address or one that the operator opened",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One parameter that is wrong.
-
-    Attributes:
-        value: as given, cut short; None when it is missing.
-        reason: a clause that follows the parameter's name in a sentence.
-        says_allowed: the reason tells by itself what would be right.
-        code: for the answer when this is the only problem.
-        allowed_text: what would be right, for a parameter that is none of an edit's.
-    """
-
-    parameter: str
-    value: object
-    reason: str
-    says_allowed: bool = False
-    code: str = "invalid_parameters"
-    allowed_text: str | None = None
-
-    @property
-    def allowed(self) -> str:
-        return ALLOWED[self.parameter] if self.allowed_text is None else self.allowed_text
-
-    @property
-    def sentence(self) -> str:
-        allowed = "" if self.says_allowed else f" (allowed: {self.allowed})"
-        return f"{self.parameter} {self.reason}{allowed}"
-
-
-class ParametersRefused(ValueError):
-    """One parameter or more is wrong; all of them are in `problems`."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        assert problems, "refused without a problem"
-        listed = "; ".join(each.sentence for each in problems)
-        super().__init__(f"wrong parameters: {listed}" if len(problems) > 1 else f"wrong parameter: {listed}")
-        self.problems = tuple(problems)
-        self.code = problems[0].code if len(problems) == 1 else "invalid_parameters"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Upload:
-    """A file that came in a form field. `name` is what its sender calls it."""
-
-    data: bytes
-    name: str = ""
 
 
 def _whole(value: object) -> object:
@@ -174,82 +93,6 @@ def _no_number(kind: Literal["date", "datetime"]) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
-Loras = tuple[tuple[str, float], ...]
-"""Names and strengths, in the order of the names: two spellings of one request are one."""
-
-
-def loras_of(given: object) -> Loras:
-    """LoRAs, in whichever way they are asked for. Of their names it is only looked whether they are texts.
-
-    Raises:
-        ParametersRefused: they can't be read.
-    """
-    try:
-        return () if given is None else _loras(given)
-    except PydanticCustomError as fault:
-        raise ParametersRefused([_problem("loras", given, fault.message())]) from fault
-
-
-def _loras(given: object) -> Loras:
-    entries = given
-    if isinstance(given, str):  # as in the setting, nothing between two commas asks for nothing
-        entries = [part.strip() for part in given.split(",", _PIECES_MAX) if part.strip()]
-    if not isinstance(entries, list):
-        raise _loras_unread(f"is {quoted(given)}")
-    if len(entries) > LORAS_MAX:
-        raise _loras_unread(f"has more than {LORAS_MAX} entries")
-    found: dict[str, float] = {}
-    for name, strength in map(_lora, entries):
-        if name in found:
-            raise _loras_unread(f"has {quoted(name)} twice")
-        found[name] = strength
-    return tuple(sorted(found.items()))
-
-
-def lora_strength(value: object) -> float | None:
-    """The strength at which a LoRA is to be merged; None for what can't be one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if 0 < abs(value) <= LORA_STRENGTH_MAX else None
-
-
-def _lora(entry: object) -> tuple[str, float]:
-    name: object
-    strength: object
-    match entry:
-        case str() if "/" in entry:  # a path, or a URL, whose colon stands before no strength
-            name, strength = entry, None
-        case str():
-            try:
-                name, strength = lora_and_strength(entry)
-            except ValueError as fault:
-                raise _loras_unread(f"has {quoted(entry)} in it") from fault
-        case dict():
-            if strange := entry.keys() - {"name", "strength"}:
-                raise _loras_unread(f"has an entry with {quoted(min(strange))} in it")
-            name, strength = entry.get("name"), entry.get("strength")
-        case _:
-            raise _loras_unread(f"has {quoted(entry)} in it")
-    if not isinstance(name, str) or not name:
-        raise _loras_unread(f"has an entry whose name is {quoted(name)}")
-    by = lora_strength(1 if strength is None else strength)
-    if by is None:
-        raise _loras_unread(f"has {quoted(name)} with a strength of {quoted(strength)}")
-    return name, by
-
-
-def _named(loras: Loras) -> Loras:
-    for name, _ in loras:
-        if not LORA_NAME.fullmatch(name):
-            raise _loras_unread(f"has {quoted(name)}, which is no name of one")
-    return loras
-
-
-def _loras_unread(reason: str) -> PydanticCustomError:
-    """Its message is the reason of a `Problem`."""
-    return PydanticCustomError(_LORAS_UNREAD, "{reason}", {"reason": reason})
-
-
 def _in_utc(when: datetime) -> datetime:
     try:
         return when.astimezone(UTC)
@@ -262,33 +105,6 @@ Storable = AfterValidator(_without_nul)
 """Of a text; PostgreSQL keeps none with NUL in it."""
 Day = Annotated[date, _no_number("date")]
 Moment = Annotated[AwareDatetime, _no_number("datetime"), AfterValidator(_in_utc)]
-
-
-_ONE_LORA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
-        "strength": {
-            "type": "number",
-            "minimum": -LORA_STRENGTH_MAX,
-            "maximum": LORA_STRENGTH_MAX,
-            "not": {"const": 0},
-            "default": 1,
-        },
-    },
-    "required": ["name"],
-    "additionalProperties": False,
-}
-_LORAS: Final[dict[str, Any]] = {
-    "anyOf": [
-        {
-            "type": "array",
-            "items": {"anyOf": [{"type": "string", "description": "NAME or NAME:STRENGTH."}, _ONE_LORA]},
-            "maxItems": LORAS_MAX,
-        },
-        {"type": "string", "description": "The same, separated by commas."},
-    ]
-}
 
 
 class KontextParameters(BaseModel):
@@ -322,7 +138,7 @@ class KontextParameters(BaseModel):
         default=None, description="The same seed gives the same picture; -1 or nothing is random."
     )
     acceleration: Acceleration = Field(default="none", description="Leave transformer passes out; none is exact.")
-    loras: Annotated[Loras, BeforeValidator(_loras), AfterValidator(_named), WithJsonSchema(_LORAS)] = Field(
+    loras: AskedLoras = Field(
         default=(), description="Of the LoRAs on offer, those to be merged into the model for this edit."
     )
     priority: Annotated[int, Whole] = Field(
@@ -356,7 +172,7 @@ def parse(given: Mapping[str, object]) -> tuple[KontextParameters | None, list[P
         found: dict[str, Problem] = {}
         for error in fault.errors(include_url=False, include_input=False):
             name = str(error["loc"][0])
-            reason = error["msg"] if error["type"] == _LORAS_UNREAD else None
+            reason = error["msg"] if error["type"] == LORAS_UNREAD else None
             found.setdefault(name, _problem(name, given.get(name), reason))
         return None, list(found.values())
 
@@ -384,33 +200,6 @@ def nameless_file(text: str) -> Upload | None:
         return Upload(data=text.encode("latin-1")) if sniff(text[:12].encode("latin-1")) else None
     except UnicodeEncodeError:
         return None
-
-
-def shown(value: object) -> object:
-    """A caller's value for a message: as it is when short and when our own JSON can hold it."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # as from a command line; JSON has none
-    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and value.bit_length() < 64):
-        return value
-    if isinstance(value, Upload):
-        return f"a file of {len(value.data)} bytes"
-    text = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else _spelled(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-
-
-def _spelled(value: object) -> str:
-    if isinstance(value, int):
-        return str(value)
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # orjson reads deeper than it writes
-        return "(nested too deeply)"
-
-
-def quoted(value: object) -> str:
-    """A caller's value in a sentence: as `shown`, and a text in quotes."""
-    short = shown(value)
-    return orjson.dumps(short).decode() if value is None or isinstance(value, (str, bool, float)) else str(short)
 
 
 def _problem(name: str, value: object, reason: str | None = None) -> Problem:

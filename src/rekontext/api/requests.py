@@ -16,8 +16,8 @@ from rekontext.accounts import ledger
 from rekontext.api import answers, sse
 from rekontext.api.auth import Caller
 from rekontext.api.documents import forecast
-from rekontext.api.parameters import ParametersRefused, Problem
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused, Problem
 from rekontext.contract import STEPS_MAX, Estimate
 from rekontext.database import JobId
 from rekontext.jobs import Event, Job, State, queries

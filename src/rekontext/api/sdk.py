@@ -15,8 +15,9 @@ from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
 from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
-from rekontext.api.parameters import Day, ParametersRefused, Problem, schema
+from rekontext.api.parameters import Day, schema
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused, Problem
 from rekontext.api.rows import PageNumber, PageSize, Rows, page, states_named
 from rekontext.api.segmind import KEY
 from rekontext.contract import STEPS_DEFAULT

@@ -7,8 +7,10 @@ from pathlib import PureWindowsPath
 from typing import Final
 
 from rekontext.api.auth import Caller
-from rekontext.api.parameters import FILES_MAX, ParametersRefused, Problem, Upload, shown
+from rekontext.api.bodies import Upload
+from rekontext.api.parameters import FILES_MAX
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused, Problem, shown
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import Asset, UploadsFull, asset_key, assets, clear_away
 from rekontext.pictures import ObjectExists, ObjectMissing, Photo, PictureRefused

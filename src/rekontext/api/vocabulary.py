@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from rekontext.api.parameters import Problem
+from rekontext.api.problems import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, S
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_for
 from rekontext.api.keyed import Editor, Operator, Reader
-from rekontext.api.parameters import Moment, ParametersRefused, Problem, Storable, Whole, shown
+from rekontext.api.parameters import Moment, Storable, Whole
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused, Problem, shown
 from rekontext.database import AccountId, KeyId
 from rekontext.models import SLUG
 from rekontext.moments import moment

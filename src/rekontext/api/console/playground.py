@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from rekontext.accounts import usd
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Anybody, Editor
+from rekontext.api.loras import loras_of
 from rekontext.api.orders import picture_problem
-from rekontext.api.parameters import ParametersRefused, loras_of
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused
 from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio, EditRequest
 from rekontext.jobs import queries
 from rekontext.pictures import PictureRefused, is_url

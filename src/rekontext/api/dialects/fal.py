@@ -37,8 +37,8 @@ from rekontext.api.edits import (
 from rekontext.api.errors import Failure, told
 from rekontext.api.links import FileGone
 from rekontext.api.middleware import note
-from rekontext.api.parameters import ParametersRefused
 from rekontext.api.parts import Parts
+from rekontext.api.problems import ParametersRefused
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Job, State
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
-from rekontext.api.parameters import Problem, shown
+from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, LORA_STRENGTH_MAX, LORAS_MAX, AspectRatio
 

@@ -14,9 +14,8 @@ from starlette.routing import BaseRoute, Route
 from rekontext.accounts import keys
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller, shown_key
-from rekontext.api.bodies import read_raw
+from rekontext.api.bodies import Upload, read_raw
 from rekontext.api.middleware import note
-from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
 from rekontext.database import KeyId
 from rekontext.jobs import AssetUnknown, asset_key, assets

@@ -14,12 +14,11 @@ from starlette.routing import BaseRoute, Route
 
 from rekontext.api import answers, surfaces
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import MalformedBody, is_json, read_raw
+from rekontext.api.bodies import MalformedBody, Upload, is_json, read_raw
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Submitted
 from rekontext.api.errors import Failure
-from rekontext.api.parameters import Upload
 from rekontext.api.parts import Parts
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.jobs import Job

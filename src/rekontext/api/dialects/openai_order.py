@@ -14,7 +14,8 @@ from rekontext.api.bodies import FormFields, JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
 from rekontext.api.orders import Draft
-from rekontext.api.parameters import Problem, from_form, nameless_file, shown
+from rekontext.api.parameters import from_form, nameless_file
+from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import AspectRatio
 from rekontext.models import SLUG

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from rekontext.accounts import Account, registry
 from rekontext.api import answers, uploads
 from rekontext.api.auth import Caller
-from rekontext.api.bodies import UnsupportedContentType
+from rekontext.api.bodies import UnsupportedContentType, Upload
 from rekontext.api.dialects.replicate_order import (
     DEFAULTS,
     INPUT,
@@ -28,7 +28,7 @@ from rekontext.api.dialects.replicate_order import (
 )
 from rekontext.api.edits import NotReady, UnknownModel
 from rekontext.api.links import FileGone
-from rekontext.api.parameters import Upload, nameless_file, schema
+from rekontext.api.parameters import nameless_file, schema
 from rekontext.api.parts import Parts
 from rekontext.contract import LORA_STRENGTH_MAX, ModelCard
 from rekontext.jobs import Asset, assets

@@ -8,7 +8,8 @@ from typing import Any, Final
 from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
-from rekontext.api.parameters import ParametersRefused, Problem, lora_strength, quoted
+from rekontext.api.loras import lora_strength
+from rekontext.api.problems import ParametersRefused, Problem, quoted
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import LORA_STRENGTH_MAX
 from rekontext.models import SLUG

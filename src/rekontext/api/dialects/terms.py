@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from rekontext.api.documents import error
 from rekontext.api.errors import Failure
-from rekontext.api.parameters import Problem, shown
+from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.jobs import Job
