@@ -15,7 +15,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from rekontext.cli.doctor import Verdict, _gpu_kernels, examine
+from rekontext.cli.doctor import Verdict, examine
+from rekontext.cli.doctor.engine import _gpu_kernels
 from tests.cli.commands import Run, findings
 from tests.triton import need_triton
 
@@ -36,7 +37,7 @@ def test_doctor_names_what_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_doctor_asks_for_no_engine_where_none_is_wanted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a machine has neither a device nor the model."""
     monkeypatch.setenv("REKONTEXT_DEVICE", "none")
-    monkeypatch.setattr("rekontext.cli.doctor._available_memory_bytes", lambda: 2**29)
+    monkeypatch.setattr("rekontext.cli.doctor.machine._available_memory_bytes", lambda: 2**29)
     found = {each.subject: each for each in [*examine("mini"), *examine("/nowhere/model")]}
     assert "memory" not in {each.subject for each in examine("mini") if each.verdict == "broken"}
     assert "processes with devices" in found["device"].says
