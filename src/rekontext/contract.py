@@ -33,6 +33,8 @@ STEPS_DEFAULT: Final = 35
 GUIDANCE_MIN: Final = 0.0
 GUIDANCE_MAX: Final = 10.0
 GUIDANCE_DEFAULT: Final = 7.0
+PICTURES_MAX: Final = 4
+"""Of one edit."""
 LORAS_MAX: Final = 4
 """Of one edit."""
 MASK_SHAPE_TOLERANCE: Final = 0.02
@@ -58,6 +60,7 @@ class EditRequest:
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
+        pictures: how many are made, 1..`PICTURES_MAX`; the next one is that of the next seed, and so on.
         aspect_ratio: one of `ASPECT_RATIOS`; without a photo "match_input_image" means 1:1.
         acceleration: one of `ACCELERATIONS`.
         loras: names of those that are on offer, each once, and their strengths, neither 0 nor beyond
@@ -81,6 +84,7 @@ class EditRequest:
     mask: Image | None = None
     steps: int = STEPS_DEFAULT
     guidance: float = GUIDANCE_DEFAULT
+    pictures: int = 1
     aspect_ratio: AspectRatio = "match_input_image"
     acceleration: Acceleration = "none"
     loras: tuple[tuple[str, float], ...] = ()
@@ -107,6 +111,8 @@ class EditRequest:
             raise EditRefused(f"guidance is {self.guidance}: it must be from {GUIDANCE_MIN:g} to {GUIDANCE_MAX:g}")
         if not 0 <= self.seed <= SEED_MAX:
             raise EditRefused(f"seed is {self.seed}: it must be from 0 to {SEED_MAX}")
+        if not 1 <= self.pictures <= PICTURES_MAX:
+            raise EditRefused(f"pictures is {self.pictures}: it must be from 1 to {PICTURES_MAX}")
         if self.aspect_ratio not in ASPECT_RATIOS:
             raise EditRefused(f"aspect_ratio is {self.aspect_ratio!r}: it must be one of {', '.join(ASPECT_RATIOS)}")
         if self.acceleration not in ACCELERATIONS:
@@ -173,6 +179,7 @@ def _loras(given: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
 _KINDS: Final[Mapping[str, Callable[[str, object], float]]] = {
     "steps": _whole,
     "seed": _whole,
+    "pictures": _whole,
     "priority": _whole,
     "preview_every": _whole,
     "guidance": _number,
@@ -229,8 +236,9 @@ class EditResult:
 
     Attributes:
         picture: RGB, of the size that `aspect_ratio` stands for on the model's canvas.
+        others: those of the seeds that follow, where several were asked for.
         seed, steps, acceleration, loras: as really used.
-        passes: times that the transformer really ran; fewer than `steps` only with acceleration.
+        passes: times that the transformer really ran for each picture; fewer than `steps` only with acceleration.
         inference_s: seconds that the device worked on this edit; waiting between steps doesn't count.
         timings: the same by stage: "prepare", "denoise", "decode" (seconds).
     """
@@ -243,6 +251,12 @@ class EditResult:
     acceleration: Acceleration = "none"
     loras: tuple[tuple[str, float], ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    others: tuple[Image, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """All of them, in the order of their seeds."""
+        return (self.picture, *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)

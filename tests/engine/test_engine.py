@@ -19,6 +19,7 @@ from PIL import Image
 
 from rekontext.contract import (
     ASPECT_RATIOS,
+    SEED_MAX,
     Acceleration,
     AspectRatio,
     DeadlineUnmeetable,
@@ -30,6 +31,7 @@ from rekontext.contract import (
 )
 from rekontext.engine import EditCancelled, Engine, Ticket
 from rekontext.engine import edit as stages
+from rekontext.engine.batching import Batching
 from rekontext.engine.checkpoint import open_model
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import noise
@@ -457,3 +459,38 @@ def test_an_engine_in_bfloat16_stays_near_float32(tmp_path: Path) -> None:
         for dtype in ("float32", "bfloat16")
     ]
     assert np.sqrt(np.mean((pictures[0] - pictures[1]) ** 2)) < 0.05 * 255
+
+
+def test_several_pictures_are_those_of_the_seeds_that_follow(engine: Engine) -> None:
+    """Bit for bit, with passes left out, too; its length is as predicted, and progress counts its steps once."""
+    steps: list[int] = []
+
+    def listen(news: Progress | Preview) -> None:
+        if isinstance(news, Progress):
+            steps.append(news.step)
+
+    request = EditRequest(
+        id="x", prompt="night", photo=PHOTO, steps=8, seed=SEED_MAX - 1, acceleration="regular", pictures=3
+    )
+    single = [replace(request, seed=seed, pictures=1) for seed in (SEED_MAX - 1, SEED_MAX, 0)]
+    alone = [engine.submit(each).result(60) for each in single]
+    result = engine.submit(request, on_progress=listen).result(60)
+    assert [each.tobytes() for each in result.pictures] == [each.picture.tobytes() for each in alone]
+    assert (result.seed, result.steps, result.passes) == (SEED_MAX - 1, 8, alone[0].passes)
+    assert steps == list(range(9))
+    outlook = engine.outlook()
+    one_s, three_s = (outlook.work_s(outlook.plan(each), step=0) for each in (single[0], request))
+    assert three_s == pytest.approx(3 * one_s)
+    with pytest.raises(EditRefused, match="pictures is 5: it must be from 1 to 4"):
+        replace(request, pictures=5)
+
+
+def test_an_edit_of_several_pictures_shares_no_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among others of its shape, which share theirs."""
+    monkeypatch.setattr(engine._core, "batching", Batching(mode="any"))
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=4, seed=1)
+    with engine._core._changed:  # all before the first step
+        tickets = [engine.submit(replace(request, pictures=pictures)) for pictures in (2, 1, 2, 1)]
+    found = [[picture.tobytes() for picture in ticket.result(60).pictures] for ticket in tickets]
+    assert [len(pictures) for pictures in found] == [2, 1, 2, 1]
+    assert found[0] == found[2]

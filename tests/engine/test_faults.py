@@ -101,7 +101,7 @@ def test_what_a_failed_pass_held_is_free_though_its_caller_keeps_the_error(
 
     def velocities(model: stages.Model, edits: Sequence[stages.Edit]) -> list[Tensor]:
         activations = torch.zeros(1000)
-        held.extend((weakref.ref(activations), weakref.ref(edits[0].latents_1ne)))
+        held.extend((weakref.ref(activations), weakref.ref(edits[0].latents_pne)))
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(stages, "velocities", velocities)
@@ -127,14 +127,14 @@ def test_a_step_that_fails_has_advanced_no_edit(engine: Engine) -> None:
     edits = [stages.prepare(engine.model, request(), stages.plan(engine.model, request())) for _ in range(2)]
     for edit in edits:
         stages.step(engine.model, edit)
-    before = [(edit.step, edit.passes, edit.seen, edit.latents_1ne) for edit in edits]
+    before = [(edit.step, edit.passes, edit.seen, edit.latents_pne) for edit in edits]
     good, _ = stages.velocities(engine.model, edits)
     with pytest.raises(torch.OutOfMemoryError):
         stages.advance(edits, [good, Full()])  # type: ignore[list-item]
     for edit, (step, passes, seen, latents) in zip(edits, before, strict=True):
         assert (edit.step, edit.passes) == (step, passes)
         assert edit.seen is seen
-        assert edit.latents_1ne is latents
+        assert edit.latents_pne is latents
 
 
 def test_compiling_is_not_taken_for_the_length_of_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

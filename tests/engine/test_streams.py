@@ -21,7 +21,7 @@ def test_a_steps_latents_live_until_the_device_has_read_them(tmp_path: Path, mon
     honest = stages.velocities
 
     def velocities(model: stages.Model, edits: list[stages.Edit]) -> list[Tensor]:
-        read.extend(weakref.ref(edit.latents_1ne) for edit in edits)
+        read.extend(weakref.ref(edit.latents_pne) for edit in edits)
         return honest(model, edits)
 
     def synchronize() -> None:

@@ -156,6 +156,14 @@ def test_it_may_wait_share_a_pass_and_leave_passes_out(folder: Path) -> None:
         assert looks
 
 
+def test_several_pictures_share_a_mask(engine: Engine) -> None:
+    """Each is that of its seed alone."""
+    requests = [replace(CASE, mask=MASKS["two"], seed=seed) for seed in (1, 2)]
+    alone = [engine.submit(request).result(60).picture.tobytes() for request in requests]
+    both = engine.submit(replace(requests[0], pictures=2)).result(60).pictures
+    assert [picture.tobytes() for picture in both] == alone
+
+
 def test_early_looks_show_the_photo_where_it_stays(engine: Engine) -> None:
     edit = stages.prepare(engine.model, replace(CASE, mask=MASKS["half"]), stages.plan(engine.model, CASE))
     stages.step(engine.model, edit)

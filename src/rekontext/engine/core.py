@@ -244,7 +244,7 @@ class EngineCore:
         """The edit whose turn it is, and those that share its pass."""
         assert ticket.edit is not None, "only prepared edits are stepped"
         shape, tokens = ticket.plan.shape, ticket.plan.tokens
-        if self.batching.mode == "off" or not ticket.edit.runs_next:
+        if self.batching.mode == "off" or not ticket.edit.runs_next or ticket.plan.pictures > 1:
             return [ticket]
         mates = {
             other.number
@@ -350,7 +350,7 @@ class EngineCore:
         edits = [ticket.edit for ticket in group if ticket.edit is not None]
         # An edit's first latents are the side stream's, which gives their memory to the next edit as soon as nobody
         # holds them: that must not be before this step, which is only being queued, has read them.
-        held = [edit.latents_1ne for edit in edits]
+        held = [edit.latents_pne for edit in edits]
         started = time.perf_counter()
         try:
             is_measured = self._pass(edits)
@@ -398,7 +398,8 @@ class EngineCore:
         if is_measured:
             with self._changed:
                 # With all that is done around the pass: whoever waits for the next one waits for that too.
-                self.costs.learn("step", edits[0].plan.tokens, (time.perf_counter() - started) / len(group))
+                plan, passes = edits[0].plan, len(group) * edits[0].plan.pictures
+                self.costs.learn("step", plan.tokens, (time.perf_counter() - started) / passes)
 
     def _pass(self, edits: list[stages.Edit]) -> bool:
         """Advance the edits by a step. Returns whether its time says what such a pass costs."""
@@ -444,18 +445,19 @@ class EngineCore:
         edit = ticket.edit
         assert edit is not None, "only denoised edits are finished"
         started = time.perf_counter()
-        picture = to_picture(stages.finish(self.model, edit))
+        first, *others = (to_picture(stages.finish(self.model, edit, i)) for i in range(edit.plan.pictures))
         took_s = time.perf_counter() - started
         ticket.took("decode", took_s)
         with self._changed:
-            self.costs.learn("decode", edit.plan.output_tokens, took_s)
+            self.costs.learn("decode", edit.plan.output_tokens, took_s / edit.plan.pictures)
             self._scheduler.done(ticket.number, now_s=time.monotonic())
             del self._tickets[ticket.number]
             # The caller may hold on to the ticket; the device's memory is not his, nor what was read for it.
             ticket.edit, ticket.adaptation = None, NONE
             self._changed.notify_all()
         result = EditResult(
-            picture=picture,
+            picture=first,
+            others=tuple(others),
             seed=edit.request.seed,
             steps=edit.step,
             passes=edit.passes,

@@ -1,6 +1,7 @@
 """One edit as a value: prepare -> step -> step ... -> finish, each a plain function on an `Edit`.
 
-Axis letters in this file: b batch, n output tokens, e values per token, s steps, w modulation values of a step.
+Axis letters in this file: b batch, p pictures of one edit, n output tokens, e values per token, s steps, w modulation
+values of a step.
 Between two steps an edit is nothing but its latents and an index, so many can be under way and any can be dropped.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rekontext.contract import EditRequest
+from rekontext.contract import SEED_MAX, EditRequest
 from rekontext.engine.acceleration import Seen, extrapolate
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
@@ -54,11 +55,11 @@ class Edit:
     Attributes:
         sigmas: steps + 1 noise levels.
         modulation_sw: all steps' modulation, on the device.
-        latents_1ne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
+        latents_pne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
         kept: what of the photo stays; None where the whole picture may change.
         seen: the last computed velocities, at most two.
         step: steps done.
-        passes: transformer passes done.
+        passes: transformer passes done for each picture.
     """
 
     request: EditRequest
@@ -66,7 +67,7 @@ class Edit:
     sigmas: list[float]
     conditioning: Conditioning
     modulation_sw: Tensor
-    latents_1ne: Tensor
+    latents_pne: Tensor
     kept: Kept | None = None
     seen: tuple[Seen, ...] = ()
     step: int = 0
@@ -100,13 +101,15 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         reference = model.autoencoder.encode(request.photo, plan.reference_size)
         positions.append(picture_positions(plan.reference_size, stream=1))
 
-    latents = pack(noise(request.seed, plan.size, model.autoencoder.channels)).to(transformer.device)
+    seeds = ((request.seed + i) % (SEED_MAX + 1) for i in range(plan.pictures))
+    latents = torch.cat([pack(noise(seed, plan.size, model.autoencoder.channels)) for seed in seeds])
+    latents = latents.to(transformer.device)
     kept = None
     if request.mask is not None:
         assert request.photo is not None, "a mask without a photo"
         assert reference is not None, "a photo without its latents"
         assert plan.size == plan.reference_size, f"{plan.size} of a photo of {plan.reference_size}, with a mask"
-        kept = Kept.of(request.photo, request.mask, size=plan.size, photo_1ne=reference, noise_1ne=latents)
+        kept = Kept.of(request.photo, request.mask, size=plan.size, photo_1ne=reference, noise_pne=latents)
     sigmas = model.schedule.sigmas(request.steps, plan.output_tokens)
     rotation = rotation_of(torch.cat(positions), transformer.config.axes, transformer.device)
     return Edit(
@@ -115,25 +118,30 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         sigmas=[float(sigma) for sigma in sigmas],
         conditioning=transformer.condition(prompt.states_1tw, reference, rotation),
         modulation_sw=transformer.modulation(torch.from_numpy(sigmas[:-1]), request.guidance, prompt.pooled_1p),
-        latents_1ne=latents,
+        latents_pne=latents,
         kept=kept,
     )
 
 
 @torch.inference_mode()
 def velocities(model: Model, edits: Sequence[Edit]) -> list[Tensor]:
-    """What the transformer says of each edit at its own step, (1, n, e) in float32. All edits have one shape."""
+    """What the transformer says of each edit at its own step, (p, n, e) in float32. All edits have one shape.
+
+    Several pictures of one edit have a pass each: it is the bits of one alone that they are to have.
+    """
     first = edits[0].conditioning
     rows = [edit.modulation_sw[edit.step : edit.step + 1] for edit in edits]
     if len(edits) == 1:
-        return [model.transformer(edits[0].latents_1ne, first, rows[0]).float()]
+        alone = [model.transformer(latents, first, rows[0]).float() for latents in edits[0].latents_pne.split(1)]
+        return [alone[0] if len(alone) == 1 else torch.cat(alone)]
+    assert all(edit.plan.pictures == 1 for edit in edits), "who makes several pictures shares no pass"
     references = [edit.conditioning.reference_bmd for edit in edits]
     together = Conditioning(
         text_btd=torch.cat([edit.conditioning.text_btd for edit in edits]),
         reference_bmd=torch.cat([r for r in references if r is not None]) if references[0] is not None else None,
         rotation=first.rotation,
     )
-    latents = torch.cat([edit.latents_1ne for edit in edits])
+    latents = torch.cat([edit.latents_pne for edit in edits])
     return list(model.transformer(latents, together, torch.cat(rows)).float().split(1))
 
 
@@ -145,11 +153,11 @@ def advance(edits: Sequence[Edit], found: Sequence[Tensor | None]) -> None:
         found: the edits' velocities; None for one at a step that leaves the pass out.
     """
     moved = [_moved(edit, velocity) for edit, velocity in zip(edits, found, strict=True)]
-    for edit, velocity, latents_1ne in zip(edits, found, moved, strict=True):
+    for edit, velocity, latents_pne in zip(edits, found, moved, strict=True):
         if velocity is not None:
             edit.seen = (*edit.seen[-1:], Seen(edit.sigmas[edit.step], velocity))
             edit.passes += 1
-        edit.latents_1ne = latents_1ne
+        edit.latents_pne = latents_pne
         edit.step += 1
 
 
@@ -159,8 +167,8 @@ def _moved(edit: Edit, velocity: Tensor | None) -> Tensor:
     if velocity is None:
         earlier, later = edit.seen
         velocity = extrapolate(earlier, later, sigma)
-    latents_1ne = edit.latents_1ne + (sigma_next - sigma) * velocity
-    return latents_1ne if edit.kept is None else edit.kept.put_back(latents_1ne, sigma_next)
+    latents_pne = edit.latents_pne + (sigma_next - sigma) * velocity
+    return latents_pne if edit.kept is None else edit.kept.put_back(latents_pne, sigma_next)
 
 
 def step(model: Model, edit: Edit) -> None:
@@ -170,17 +178,17 @@ def step(model: Model, edit: Edit) -> None:
 
 @torch.inference_mode()
 def predicted_clean(edit: Edit) -> Tensor:
-    """Where the path leads from here in a straight line, (1, n, e): what previews show."""
+    """Where the path of its first picture leads from here in a straight line, (1, n, e): what previews show."""
     assert edit.seen, "no step was done yet"
-    clean_1ne = edit.latents_1ne - edit.sigmas[edit.step] * edit.seen[-1].velocity
-    return clean_1ne if edit.kept is None else edit.kept.put_back(clean_1ne, 0.0)
+    clean_pne = edit.latents_pne - edit.sigmas[edit.step] * edit.seen[-1].velocity
+    return (clean_pne if edit.kept is None else edit.kept.put_back(clean_pne, 0.0))[:1]
 
 
 @torch.inference_mode()
-def finish(model: Model, edit: Edit) -> Tensor:
-    """Decode the latents: (3, y, x) in 0..1, float32 on the device."""
+def finish(model: Model, edit: Edit, picture: int = 0) -> Tensor:
+    """Decode the latents of one of its pictures: (3, y, x) in 0..1, float32 on the device."""
     assert edit.is_denoised, f"finished after {edit.step} of {edit.request.steps} steps"
-    pixels_3yx = model.autoencoder.decode(edit.latents_1ne, edit.plan.size)
+    pixels_3yx = model.autoencoder.decode(edit.latents_pne[picture : picture + 1], edit.plan.size)
     return pixels_3yx if edit.kept is None else edit.kept.lay_over(pixels_3yx)
 
 

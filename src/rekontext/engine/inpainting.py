@@ -6,7 +6,8 @@ end, because the autoencoder changes all that goes through it.
 
 Unlike there, a latent is free if the mask marks any pixel of it, not the one in its corner alone: a thin line counts.
 
-Axis letters in this file: n output tokens, e values per token, y/x pixel row and column, h/w latent row and column.
+Axis letters in this file: p pictures of one edit, n output tokens, e values per token, y/x pixel row and column, h/w
+latent row and column.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ class Kept:
 
     Attributes:
         is_free_1ne: which values the model draws.
-        photo_1ne, noise_1ne: the photo's latents, and the noise that the edit began with.
+        photo_1ne, noise_pne: the photo's latents, and the noise that the edit began with.
         photo, mask: at the picture's size; the mask of mode "L".
     """
 
     is_free_1ne: Tensor
     photo_1ne: Tensor
-    noise_1ne: Tensor
+    noise_pne: Tensor
     photo: Image.Image
     mask: Image.Image
 
     @classmethod
-    def of(cls, photo: Image.Image, mask: Image.Image, *, size: Size, photo_1ne: Tensor, noise_1ne: Tensor) -> Kept:
+    def of(cls, photo: Image.Image, mask: Image.Image, *, size: Size, photo_1ne: Tensor, noise_pne: Tensor) -> Kept:
         """Of a photo and its mask, for a picture of `size`."""
         photo, mask = stretch(photo, size), stretch_mask(mask, size)
         channels = photo_1ne.shape[-1] // (PIXELS_PER_TOKEN // _PIXELS_PER_LATENT) ** 2
@@ -56,14 +57,14 @@ class Kept:
         return cls(
             is_free_1ne=is_free_1ne.to(photo_1ne.device),
             photo_1ne=photo_1ne,
-            noise_1ne=noise_1ne,
+            noise_pne=noise_pne,
             photo=photo,
             mask=mask,
         )
 
-    def put_back(self, latents_1ne: Tensor, sigma: float) -> Tensor:
+    def put_back(self, latents_pne: Tensor, sigma: float) -> Tensor:
         """The latents with what stays as it is at this level of noise, 0 for clean."""
-        return torch.where(self.is_free_1ne, latents_1ne, sigma * self.noise_1ne + (1.0 - sigma) * self.photo_1ne)
+        return torch.where(self.is_free_1ne, latents_pne, sigma * self.noise_pne + (1.0 - sigma) * self.photo_1ne)
 
     def lay_over(self, pixels_3yx: Tensor) -> Tensor:
         """The picture over the photo, as the mask says: (3, y, x) in 0..1. Where it is black, to the very level."""

@@ -40,7 +40,7 @@ class Outlook:
     def work_s(self, plan: Plan, step: int | None = None) -> float:
         """Predicted device seconds that a plan still needs; None for `step` is before preparing."""
         work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
-        work_s += self.costs.predict("decode", plan.output_tokens)
+        work_s = plan.pictures * (work_s + self.costs.predict("decode", plan.output_tokens))
         if step is None:
             work_s += self.costs.predict("prepare", plan.tokens)
             work_s += self.costs.predict("swap", 1) if plan.loras != self.merged else 0.0

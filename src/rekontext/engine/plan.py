@@ -16,6 +16,7 @@ class Plan:
     Attributes:
         size, reference_size: in pixels; no reference for text-to-image.
         output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
+        pictures: how many are made; a step is one of each.
         runs: which steps run the transformer; the others are extrapolated.
         loras: names and strengths of those that must be merged for it.
     """
@@ -25,12 +26,13 @@ class Plan:
     output_tokens: int
     tokens: int
     runs: tuple[bool, ...]
+    pictures: int = 1
     loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def shape(self) -> tuple[object, ...]:
         """Edits of equal shape can share a transformer pass."""
-        return self.size, self.reference_size
+        return self.size, self.reference_size, self.pictures
 
 
 def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
@@ -50,6 +52,7 @@ def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
         output_tokens=tokens[0],
         tokens=text_tokens + sum(tokens),
         runs=step_map(request.steps, request.acceleration),
+        pictures=request.pictures,
         loras=request.loras,
     )
 

@@ -125,7 +125,7 @@ class ExpectedEdits:
             request=replace(request, photo=None, photo_size=photo_size, mask=None),
             on_progress=on_progress,
             work_s=self.outlook.work_s(plan),
-            step_s=self.outlook.costs.predict("step", plan.tokens),
+            step_s=self.outlook.costs.predict("step", plan.tokens) * plan.pictures,
             ended=asyncio.get_running_loop().create_future(),
         )
         self._added += 1
