@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -153,6 +153,7 @@ class PillowFleet:
             del self._left[request.id]
         return EditResult(
             picture=_edited(request),
+            others=tuple(_edited(replace(request, seed=request.seed + i)) for i in range(1, request.pictures)),
             seed=request.seed,
             steps=request.steps,
             passes=request.steps,

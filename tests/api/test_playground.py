@@ -41,7 +41,12 @@ async def test_an_estimate_is_asked_as_that_of_the_edit_itself(
         return estimate(request)
 
     monkeypatch.setattr(studio.fleet, "estimate", look)
-    length: dict[str, int | str] = {"num_inference_steps": 10, "aspect_ratio": "16:9", "acceleration": "high"}
+    length: dict[str, int | str] = {
+        "num_inference_steps": 10,
+        "aspect_ratio": "16:9",
+        "acceleration": "high",
+        "num_images": 2,
+    }
     assert (await client.get("/console/api/estimate", params={"width": 48, "height": 32, **length})).status_code == 200
     edit = {"prompt": "invert it", "seed": 0, "input_image": base64.b64encode(photo_bytes(48, 32)).decode()}
     assert (await client.post("/v2/flux-kontext-dev", json=edit | length | {"deadline_s": 1000})).status_code == 200

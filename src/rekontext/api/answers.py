@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
@@ -55,18 +56,25 @@ def picture_answer(job: Job, data: bytes, headers: dict[str, str]) -> Response:
 
 
 def inline_answer(
-    documents: Documents, job: Job, data: bytes, balance: Balance, origin: str, headers: dict[str, str]
+    documents: Documents, job: Job, pictures: Sequence[bytes], balance: Balance, origin: str, headers: dict[str, str]
 ) -> Response:
-    """200 with the result, its picture as a data URI, and where the same will be with links for a while.
+    """200 with the result, its pictures as data URIs, and where the same will be with links for a while.
 
     Takes milliseconds for a large one: not for the event loop.
     """
-    output = _output(job)
-    uri = f"data:{output.content_type};base64,{base64.b64encode(data).decode()}"
+    images = inline(job, pictures)
     document = documents.result(job, origin, balance=balance)
-    document |= {"output": uri, "images": [{"url": uri, **described(output)}]}
+    document |= {"output": images[0]["url"], "images": images}
     document |= {name: url for name, url in documents.urls(job.id, origin).items() if name in _LASTING}
     return json_answer(document, headers=headers)
+
+
+def inline(job: Job, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+    """A job's pictures as data URIs, each as it is described elsewhere. Takes milliseconds for a large one."""
+    return [
+        {"url": f"data:{output.content_type};base64,{base64.b64encode(data).decode()}", **described(output)}
+        for output, data in zip(job.outputs or (), pictures, strict=True)
+    ]
 
 
 def facts(job: Job, balance: Balance) -> dict[str, str]:

@@ -105,18 +105,18 @@ class Edits:
         self._requests_per_minute = requests_per_minute
         self._log_prompts = log_prompts
 
-    def price_micros(self, *, steps: int) -> int:
-        """What an edit of so many steps costs.
+    def price_micros(self, *, steps: int, pictures: int = 1) -> int:
+        """What an edit of so many steps and pictures costs.
 
         Raises:
             PriceUnknown: it depends on the size of pictures, and the model isn't loaded.
         """
         tariff = self._tariff
         if not (tariff.per_megapixel_micros or tariff.per_megapixel_step_micros):
-            return tariff.price_micros(pixels=0, steps=steps)
+            return pictures * tariff.price_micros(pixels=0, steps=steps)
         if not self._fleet.is_ready:
             raise PriceUnknown
-        return tariff.price_micros(pixels=self._fleet.card.canvas_area, steps=steps)
+        return pictures * tariff.price_micros(pixels=self._fleet.card.canvas_area, steps=steps)
 
     def requests_per_minute(self, policy: KeyPolicy) -> int:
         """How many requests a minute a key of this policy may send."""
@@ -164,7 +164,7 @@ class Edits:
         if order.priority > 0 and "admin" not in caller.key.policy.scopes:
             raise ScopeMissing(f"priority is {order.priority}; above 0 it needs an API key with the scope 'admin'.")
         parameters = parameters_of(order, origin=origin)
-        price_micros = self.price_micros(steps=order.steps)
+        price_micros = self.price_micros(steps=order.steps, pictures=order.pictures)
         if order.deadline_s is not None:
             ahead = await self._database.read(lambda tx: queries.ahead_of_new(tx, caller.account))
             request = edit_request(parameters, job=job, account=caller.account, photo=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -64,6 +64,16 @@ class Draft:
     problems: Mapping[str, Problem]
     body_digest: str
     dialect: Mapping[str, object] = field(default_factory=dict)
+
+    def of_one_picture(self, why: str) -> Draft:
+        """The same, refused if it asks for several. `why` is a clause that says for what they are too many."""
+        count = 1 if self.parameters is None else self.parameters.num_images
+        if count == 1:
+            return self
+        problem = Problem(
+            parameter="num_images", value=count, reason=f"is {count}, and {why}", allowed_text="1, or nothing"
+        )
+        return replace(self, problems={**self.problems, problem.parameter: problem}, body_digest="")
 
 
 class OrderReader:
@@ -169,6 +179,7 @@ class OrderReader:
             mask=marked,
             mask_shown="" if mask is None else shown_source(mask, _url(draft.mask_source)),
             seed=self._draw_seed() if parameters.seed is None else parameters.seed,
+            pictures=parameters.num_images,
             steps=parameters.num_inference_steps,
             guidance=parameters.guidance,
             aspect_ratio=parameters.aspect_ratio if marked is None else "match_input_image",
@@ -290,6 +301,8 @@ def _digest(parameters: KontextParameters) -> str:
         del plain["loras"]
     if parameters.mask_image is None:  # likewise
         del plain["mask_image"]
+    if parameters.num_images == 1:
+        del plain["num_images"]
     for name, value in plain.items():
         if isinstance(value, Upload):
             plain[name] = {"sha256": hashlib.sha256(value.data).hexdigest()}

@@ -36,6 +36,7 @@ from rekontext.contract import (
     GUIDANCE_DEFAULT,
     GUIDANCE_MAX,
     GUIDANCE_MIN,
+    PICTURES_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
     SEED_MAX,
@@ -136,6 +137,9 @@ class KontextParameters(BaseModel):
     # The bounds stand on the integer itself: anywhere else they are checked, but not described.
     seed: Annotated[int, Field(ge=0, le=SEED_MAX), Whole] | None = Field(
         default=None, description="The same seed gives the same picture; -1 or nothing is random."
+    )
+    num_images: Annotated[int, Whole] = Field(
+        default=1, ge=1, le=PICTURES_MAX, description="Each costs and takes what one does; their seeds count up."
     )
     acceleration: Acceleration = Field(default="none", description="Leave transformer passes out; none is exact.")
     loras: AskedLoras = Field(

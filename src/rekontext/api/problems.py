@@ -17,6 +17,7 @@ from rekontext.contract import (
     GUIDANCE_MIN,
     LORA_STRENGTH_MAX,
     LORAS_MAX,
+    PICTURES_MAX,
     PRIORITY_MAX,
     PRIORITY_MIN,
     SEED_MAX,
@@ -41,6 +42,7 @@ ALLOWED: Final[Mapping[str, str]] = {
     "output_format": "one of " + ", ".join(OUTPUT_FORMATS),
     "output_quality": f"an integer from {QUALITY_MIN} to {QUALITY_MAX}",
     "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
+    "num_images": f"an integer from 1 to {PICTURES_MAX}",
     "acceleration": "one of " + ", ".join(ACCELERATIONS),
     "loras": f"at most {LORAS_MAX} that are on offer, each once, in a list or separated by commas: NAME, "
     f'NAME:STRENGTH or, in a list, {{"name": NAME, "strength": NUMBER}}; '

@@ -53,17 +53,20 @@ def router(parts: Parts) -> APIRouter:
         """
         caller = await parts.caller(request, "edit")
         allowed = await parts.edits.allow(caller)
-        submitted = await surfaces.submit(request, caller, await parts.orders.draft(request), parts)
+        by_key = caller.key.policy.sync_response == "json"
+        is_json = answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key)
+        draft = await parts.orders.draft(request)
+        if not is_json:
+            draft = draft.of_one_picture("an answer that is a picture is one (Accept: application/json has them all)")
+        submitted = await surfaces.submit(request, caller, draft, parts)
         headers = surfaces.headers(submitted, allowed, parts)
         done = await surfaces.wait(request, caller, submitted, parts)
         headers |= answers.facts(done.job, done.balance)
-        picture = await surfaces.picture_of(done.job, parts)
-        by_key = caller.key.policy.sync_response == "json"
-        if answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key):
-            origin = parts.origins.of(request)
-            found = (done.job, picture, done.balance)
-            return await parts.threads.run(answers.inline_answer, parts.documents, *found, origin, headers)
-        return answers.picture_answer(done.job, picture, headers)
+        if not is_json:
+            return answers.picture_answer(done.job, await surfaces.picture_of(done.job, parts), headers)
+        found = (done.job, await surfaces.pictures_of(done.job, parts), done.balance)
+        origin = parts.origins.of(request)
+        return await parts.threads.run(answers.inline_answer, parts.documents, *found, origin, headers)
 
     @routes.post(
         f"/v2/{SLUG}",

@@ -20,7 +20,7 @@ from rekontext.api.middleware import rename, request_id
 from rekontext.api.orders import Draft
 from rekontext.api.parts import Parts
 from rekontext.database import DatabaseUnavailable, JobId
-from rekontext.jobs import Job
+from rekontext.jobs import Job, Output
 from rekontext.pictures import ObjectMissing, StoreUnavailable
 
 _KEY: Final = "idempotency-key"
@@ -77,14 +77,24 @@ async def wait(request: Request, caller: Caller, submitted: Submitted, parts: Pa
 
 
 async def picture_of(job: Job, parts: Parts) -> bytes:
-    """The picture of a job that has ended well, as the store has it.
+    """The first picture of a job that has ended well, as the store has it.
 
     Raises:
         ResultOutOfReach, FileGone: there is none (now, or any more).
     """
     assert job.outputs, f"job {job.id} is {job.state} without a picture"
+    return await _read(job, job.outputs[0], parts)
+
+
+async def pictures_of(job: Job, parts: Parts) -> list[bytes]:
+    """All of them, likewise."""
+    assert job.outputs, f"job {job.id} is {job.state} without a picture"
+    return [await _read(job, output, parts) for output in job.outputs]
+
+
+async def _read(job: Job, output: Output, parts: Parts) -> bytes:
     try:
-        return await parts.objects.get(job.outputs[0].key)
+        return await parts.objects.get(output.key)
     except ObjectMissing as fault:
         raise FileGone from fault
     except StoreUnavailable as fault:

@@ -42,6 +42,7 @@ class EditOrder:
     Attributes:
         photo: header checked; its pixels may still turn out to be damaged.
         photo_url: where it was fetched from, if it was.
+        pictures: how many, 1 or more.
         mask: what of the photo may change, as a png file; None for all of it.
         mask_shown: where it came from.
         has_safety_checker: False when the caller asked to turn it off.
@@ -63,6 +64,7 @@ class EditOrder:
     has_safety_checker: bool
     body_digest: str
     photo_url: str | None = None
+    pictures: int = 1
     mask: bytes | None = None
     mask_shown: str = ""
     acceleration: Acceleration = "none"
@@ -95,6 +97,7 @@ def parameters_of(order: EditOrder, *, origin: str) -> dict[str, object]:
         # Not the caller's words: what we need to know later.
         "input_size": [photo.width, photo.height],
         "origin": origin,
+        **({} if order.pictures == 1 else {"num_images": order.pictures}),
         **({} if order.mask is None else {"mask_image": order.mask_shown}),
         **({"loras": loras} if loras else {}),
         **({"dialect": dict(order.dialect)} if order.dialect else {}),
@@ -123,6 +126,7 @@ def edit_request(
         mask=mask,
         prompt=parameters["prompt"],
         seed=parameters["seed"],
+        pictures=parameters.get("num_images", 1),
         steps=parameters["num_inference_steps"],
         guidance=parameters["guidance"],
         aspect_ratio=parameters["aspect_ratio"],
@@ -171,22 +175,24 @@ class EditWorkbench:
             PictureWithheld: the check says so.
             SafetyUnavailable: the check says nothing.
         """
+        names = [job.id, *(f"{job.id}-{number}" for number in range(2, len(result.pictures) + 1))]
+        return [await self._file(job, name, picture) for name, picture in zip(names, result.pictures, strict=True)]
+
+    async def _file(self, job: Job, name: str, picture: Image.Image) -> File:
         parameters: Parameters = job.parameters
         output_format = parameters["output_format"]
-        data = await self._threads.run(encode, result.picture, output_format, parameters["output_quality"])
+        data = await self._threads.run(encode, picture, output_format, parameters["output_quality"])
         if (check := self._check_of(job)) is not None:
             await check.clear(
                 data, content_type=MEDIA_TYPES[output_format], prompt=parameters["prompt"], request_id=job.id
             )
-        return [
-            File(
-                name=f"{job.id}.{output_format}",
-                data=data,
-                content_type=MEDIA_TYPES[output_format],
-                width=result.picture.width,
-                height=result.picture.height,
-            )
-        ]
+        return File(
+            name=f"{name}.{output_format}",
+            data=data,
+            content_type=MEDIA_TYPES[output_format],
+            width=picture.width,
+            height=picture.height,
+        )
 
     def preview(self, preview: Preview) -> Mapping[str, object]:
         """As `Workbench.preview`, but the picture stays one: it is encoded if and when somebody listens."""

@@ -16,7 +16,7 @@ from rekontext.api.loras import loras_of
 from rekontext.api.orders import picture_problem
 from rekontext.api.parts import Parts
 from rekontext.api.problems import ParametersRefused
-from rekontext.contract import STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio, EditRequest
+from rekontext.contract import PICTURES_MAX, STEPS_DEFAULT, STEPS_MAX, STEPS_MIN, Acceleration, AspectRatio, EditRequest
 from rekontext.jobs import queries
 from rekontext.pictures import PictureRefused, is_url
 
@@ -41,6 +41,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         num_inference_steps: Annotated[int, Query(ge=STEPS_MIN, le=STEPS_MAX)] = STEPS_DEFAULT,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
+        num_images: Annotated[int, Query(ge=1, le=PICTURES_MAX)] = 1,
         loras: str = "",
         width: Side = 1024,
         height: Side = 1024,
@@ -55,11 +56,12 @@ def add(routes: APIRouter, parts: Parts) -> None:
             steps=num_inference_steps,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
+            pictures=num_images,
             loras=loras_of(loras),
             account=caller.account,
         )
         expected = parts.forecast.of_new(request, ahead=ahead)
-        price_micros = parts.edits.price_micros(steps=num_inference_steps)
+        price_micros = parts.edits.price_micros(steps=num_inference_steps, pictures=num_images)
         return {"price": usd(price_micros), **forecast(expected)}
 
     @routes.post("/photo", summary="The photo behind a link", response_class=Response)

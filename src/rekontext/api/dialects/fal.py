@@ -24,7 +24,7 @@ from rekontext.api.auth import Caller
 from rekontext.api.dialects import fal_uploads, terms
 from rekontext.api.dialects.fal_documents import TARGET, refused, result_of, status_of
 from rekontext.api.dialects.fal_order import VOCABULARY, read
-from rekontext.api.documents import Documents, code, described
+from rekontext.api.documents import Documents, code
 from rekontext.api.edits import (
     Busy,
     DeadlineExceeded,
@@ -309,9 +309,7 @@ async def _whole_result(job: Job, request: Request, parts: Parts) -> dict[str, o
         raise FileGone
     result = result_of(parts.documents, job, parts.origins.of(request))
     if terms.remembered(job).get("is_inline") and job.outputs:
-        picture = await surfaces.picture_of(job, parts)
-        uri = await parts.threads.run(terms.data_uri, picture, job.outputs[0].content_type)
-        result["images"] = [{"url": uri, **described(job.outputs[0])}]
+        result["images"] = await parts.threads.run(answers.inline, job, await surfaces.pictures_of(job, parts))
     return result
 
 

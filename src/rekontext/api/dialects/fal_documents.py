@@ -17,11 +17,12 @@ _UNPROCESSABLE: Final = 422
 
 def result_of(documents: Documents, job: Job, origin: str) -> dict[str, object]:
     """What a job that has ended well made, behind links."""
+    images = documents.images(job, origin)
     return {
-        "images": documents.images(job, origin),
+        "images": images,
         "seed": (job.made or {}).get("seed"),
         "prompt": job.parameters["prompt"],
-        "has_nsfw_concepts": [False],  # else it would have been withheld
+        "has_nsfw_concepts": [False] * len(images),  # else it would have been withheld
         "timings": {"inference": job.inference_s},
         **maker(job),
     }

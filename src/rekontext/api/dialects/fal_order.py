@@ -14,7 +14,6 @@ from rekontext.contract import ASPECT_RATIOS, LORA_STRENGTH_MAX, LORAS_MAX, Aspe
 
 _DEFAULTS: Final[Mapping[str, object]] = {"num_inference_steps": 30, "guidance": 2.5}
 _UNHEEDED: Final[Mapping[str, object]] = {
-    "num_images": 1,
     "enhance_prompt": False,
     "negative_prompt": "",
     "image_urls": None,
@@ -42,6 +41,7 @@ VOCABULARY: Final = Vocabulary(
         "aspect_ratio": "resolution_mode",
         "num_inference_steps": "num_inference_steps",
         "guidance": "guidance_scale",
+        "num_images": "num_images",
         "seed": "seed",
         "output_format": "output_format",
         "acceleration": "acceleration",

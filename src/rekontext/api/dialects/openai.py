@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -94,10 +94,11 @@ class OpenAI:
             done = await surfaces.wait(request, caller, submitted, parts)
             headers |= answers.facts(done.job, done.balance)
             if manner.is_linked:
-                url = parts.documents.output_url(done.job, parts.origins.of(request))
-                return answers.json_answer(_document(done.job, url=url), headers=headers)
-            picture = await surfaces.picture_of(done.job, parts)
-            return await parts.threads.run(_inline, done.job, picture, headers)
+                images = parts.documents.images(done.job, parts.origins.of(request))
+                document = _document(done.job, [{"url": image["url"]} for image in images])
+                return answers.json_answer(document, headers=headers)
+            pictures = await surfaces.pictures_of(done.job, parts)
+            return await parts.threads.run(_inline, done.job, pictures, headers)
 
         async def openai_list_models(request: Request) -> Response:
             await parts.caller(request, None)
@@ -203,14 +204,14 @@ def _completed(job: Job, picture: bytes) -> bytes:
     return sse.frame(kind, document)
 
 
-def _inline(job: Job, picture: bytes, headers: dict[str, str]) -> Response:
-    """The answer with the picture in it. Takes milliseconds for a large one."""
-    document = _document(job, b64_json=base64.b64encode(picture).decode())
+def _inline(job: Job, pictures: Sequence[bytes], headers: dict[str, str]) -> Response:
+    """The answer with the pictures in it. Takes milliseconds for a large one."""
+    document = _document(job, [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures])
     return answers.json_answer(document, headers=headers)
 
 
-def _document(job: Job, **picture: object) -> dict[str, object]:
-    return {"created": _ended_s(job), "data": [picture], **_described(job)}
+def _document(job: Job, pictures: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {"created": _ended_s(job), "data": pictures, **_described(job)}
 
 
 def _described(job: Job) -> dict[str, object]:

@@ -17,7 +17,7 @@ from rekontext.api.orders import Draft
 from rekontext.api.parameters import from_form, nameless_file
 from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
-from rekontext.contract import AspectRatio
+from rekontext.contract import PICTURES_MAX, AspectRatio
 from rekontext.models import SLUG
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ NAMES: Final[Mapping[str, str]] = {
     "aspect_ratio": "aspect_ratio",
     "num_inference_steps": "num_inference_steps",
     "guidance": "guidance",
+    "num_images": "n",
     "seed": "seed",
     "output_quality": "output_compression",
     "acceleration": "acceleration",
@@ -40,7 +41,9 @@ NAMES: Final[Mapping[str, str]] = {
 }
 VOCABULARY: Final = Vocabulary(names=NAMES)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
-_OURS: Final = {their: our for our, their in NAMES.items() if our not in ("input_image", "mask_image")} | _ALSO
+_OURS: Final = {
+    their: our for our, their in NAMES.items() if our not in ("input_image", "mask_image", "num_images")
+} | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
 _LORA: Final = re.compile(r"loras\[\d*\]")
 _SIZES: Final = f"auto, or WIDTHxHEIGHT close to {terms.PROPORTIONS}"
@@ -107,13 +110,15 @@ def read(body: JsonObject | FormFields) -> Asked:
     if given.get("aspect_ratio") is None:
         given["aspect_ratio"] = shape
     given["output_format"] = others.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
-    others.choice("n", {"1": 1})
+    given["num_images"] = others.choice("n", {str(count): count for count in range(1, PICTURES_MAX + 1)})
     others.choice("background", {"auto": None, "opaque": None})
     is_linked = others.choice("response_format", {"b64_json": False, "url": True})
     is_streamed = others.choice("stream", {"false": False, "true": True})
     looks = others.choice("partial_images", {str(count): count for count in range(_LOOKS_MAX + 1)})
     if is_linked and is_streamed:
         others.refuse("response_format", "is url, and a stream has no links", allowed="b64_json")
+    if is_streamed and given["num_images"] != 1:
+        others.refuse("n", f"is {given['num_images']}, and a stream has one picture", allowed="1")
     manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
     return Asked(given=given, wrong=others.wrong, manner=manner)
 
