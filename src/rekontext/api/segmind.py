@@ -14,8 +14,8 @@ from fastapi.security import APIKeyHeader
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from rekontext.api import answers, openapi, surfaces
-from rekontext.api.auth import KEY_HEADER
-from rekontext.api.edits import UnknownModel
+from rekontext.api.auth import KEY_HEADER, Caller
+from rekontext.api.edits import Submitted, UnknownModel
 from rekontext.api.parts import Parts
 from rekontext.models import SLUG
 
@@ -55,10 +55,7 @@ def router(parts: Parts) -> APIRouter:
         allowed = await parts.edits.allow(caller)
         by_key = caller.key.policy.sync_response == "json"
         is_json = answers.prefers_json(request.headers.get("accept", ""), otherwise=by_key)
-        draft = await parts.orders.draft(request)
-        if not is_json:
-            draft = draft.of_one_picture("an answer that is a picture is one (Accept: application/json has them all)")
-        submitted = await surfaces.submit(request, caller, draft, parts)
+        submitted = await _submit(request, caller, parts, has_room_for_several=is_json)
         headers = surfaces.headers(submitted, allowed, parts)
         done = await surfaces.wait(request, caller, submitted, parts)
         headers |= answers.facts(done.job, done.balance)
@@ -79,7 +76,7 @@ def router(parts: Parts) -> APIRouter:
         """Send a picture and an instruction; the answer says where to ask for the edited picture. It can't get lost."""
         caller = await parts.caller(request, "edit")
         allowed = await parts.edits.allow(caller)
-        submitted = await surfaces.submit(request, caller, await parts.orders.draft(request), parts)
+        submitted = await _submit(request, caller, parts)
         headers = surfaces.headers(submitted, allowed, parts) | answers.when(submitted.estimate)
         headers["x-remaining-credits"] = answers.money(submitted.balance.available_micros)
         document = parts.documents.submitted(submitted.job, parts.origins.of(request), submitted.estimate)
@@ -92,3 +89,11 @@ def router(parts: Parts) -> APIRouter:
         raise UnknownModel(slug, known=[SLUG])
 
     return routes
+
+
+async def _submit(request: Request, caller: Caller, parts: Parts, *, has_room_for_several: bool = True) -> Submitted:
+    """The job. Nothing of the body outlasts this call, however long the job takes."""
+    draft = await parts.orders.draft(request)
+    if not has_room_for_several:
+        draft = draft.of_one_picture("an answer that is a picture is one (Accept: application/json has them all)")
+    return await surfaces.submit(request, caller, draft, parts)
