@@ -31,9 +31,10 @@ serve: $(STAMP) ## run the API on http://127.0.0.1:8000 with the embedded model
 	$(BIN)/rekontext serve
 
 # Each worker computes on one core: OpenMP's helpers wait by spinning, and two programs' would hold each other up.
-# Three, because each waits a third of its time.
+# Three, because each waits a third of its time. What is compiled is kept, also where that is turned off: each worker, and
+# each process that a test starts, would compile all of it anew.
 test: $(STAMP) ## all tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(STAMP) ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -63,13 +63,14 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     # The fixed paths first: the surface ends in /v1/{slug}, which takes what is left.
     app.router.routes += RequestRoutes(parts).routes()
     app.router.routes += [files.link_route(parts), metrics.route(parts, metrics_of)]
-    app.include_router(files.router(parts))
-    app.include_router(sdk.router(parts))
-    app.include_router(console.router(parts))
+    # FastAPI would make the routes of a router that is included a second time, at the first request.
+    app.router.routes += files.router(parts).routes
+    app.router.routes += sdk.router(parts).routes
+    app.router.routes += console.router(parts).routes
     app.router.routes += dialects.routes(parts)
-    app.include_router(segmind.router(parts))
-    app.include_router(health.router(parts.fleet, parts.database, parts.disk))
-    app.include_router(openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL))
+    app.router.routes += segmind.router(parts).routes
+    app.router.routes += health.router(parts.fleet, parts.database, parts.disk).routes
+    app.router.routes += openapi.router(title=_TITLE, openapi_url=_OPENAPI_URL).routes
     openapi.mount_assets(app)
     openapi.describe(app)
     web.mount(app)

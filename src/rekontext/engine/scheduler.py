@@ -134,10 +134,11 @@ class Scheduler:
         self._number += 1
         newcomer.arrival = self._arrivals.add(account, length=newcomer.length, work_s=work_s, now_s=now_s)
         self._use.half_life_s = self.policy.half_life_edits * self._arrivals.typical_s
-        estimate = self.estimates(now_s, of=[id])[id]
+        ranks = self._ranks(self._waiting.values(), now_s)
+        estimate = self._accumulate(self._waiting.values(), ranks, now_s, [id])[id]
         if estimate.position:
             newcomer.promised_s = now_s + estimate.finish_s
-            newcomer.promised_as = self._ranks(self._waiting.values(), now_s)[id].kind
+            newcomer.promised_as = ranks[id].kind
 
     def served(self, id: Hashable, *, took_s: float, remaining_s: float, now_s: float) -> None:
         """The device worked `took_s` on this edit, which needs `remaining_s` more."""
@@ -177,12 +178,14 @@ class Scheduler:
         Args:
             of: which edits; those that aren't there any more are left out. None is all.
         """
-        return self._accumulate(self._waiting.values(), now_s, of)
+        edits = self._waiting.values()
+        return self._accumulate(edits, self._ranks(edits, now_s), now_s, of)
 
     def estimate(self, *, account: str, work_s: float, now_s: float, priority: int = 0) -> Estimate:
         """When an edit would be done if it came now."""
         newcomer = self._newcomer(object(), account=account, work_s=work_s, now_s=now_s, priority=priority)
-        return self._accumulate([*self._waiting.values(), newcomer], now_s, [newcomer.id])[newcomer.id]
+        edits = [*self._waiting.values(), newcomer]
+        return self._accumulate(edits, self._ranks(edits, now_s), now_s, [newcomer.id])[newcomer.id]
 
     def _newcomer(self, id: Hashable, *, account: str, work_s: float, now_s: float, priority: int) -> Waiting:
         return Waiting(
@@ -195,10 +198,12 @@ class Scheduler:
         )
 
     def _accumulate(
-        self, edits: Iterable[Waiting], now_s: float, of: Collection[Hashable] | None
+        self,
+        edits: Collection[Waiting],
+        ranks: Mapping[Hashable, _Rank],
+        now_s: float,
+        of: Collection[Hashable] | None,
     ) -> dict[Hashable, Estimate]:
-        edits = list(edits)
-        ranks = self._ranks(edits, now_s)
         greedy = frozenset(edit.account for edit in edits if ranks[edit.id].kind == _GREEDY)
         rates = self._arrivals.rates(greedy, now_s=now_s)
         in_order = sorted(edits, key=lambda edit: ranks[edit.id])
@@ -237,6 +242,7 @@ class Scheduler:
         for edit in present:
             of_account.setdefault(edit.account, []).append(edit)
         greedy = self._greedy(of_account, now_s)
+        crowd_max_s = self._crowd_max_s
         ranks = {}
         for account, edits in of_account.items():
             kind, ageing, crowding = _ORDINARY, self.policy.ageing, self.policy.crowding
@@ -244,10 +250,10 @@ class Scheduler:
                 kind, ageing, crowding = _GREEDY, self.policy.greedy_ageing, 0.0
             # When each came says as much as its age, since all grow older alike.
             own = sorted((edit.length + ageing * edit.arrived_s, edit.number, edit) for edit in edits)
-            behind_s, before = sum(edit.remaining_s for edit in edits), -inf
+            behind_s, before, weight = sum(edit.remaining_s for edit in edits), -inf, self.weight(account)
             for key, number, edit in own:
                 behind_s -= edit.remaining_s
-                crowd_s = crowding * min(behind_s / self.weight(account), self._crowd_max_s)
+                crowd_s = crowding * min(behind_s / weight, crowd_max_s)
                 # Less is behind the later ones, but none overtakes those of its own account.
                 before = max(before, key + crowd_s)
                 ranks[edit.id] = _Rank(kind, before, key, number)
@@ -261,9 +267,10 @@ class Scheduler:
         """Accounts above an equal share; all who used something lately or wait now count."""
         used_s = self._use.by_account(now_s)
         demand_s = dict(used_s)
+        crowd_max_s = self._crowd_max_s
         for account, edits in of_account.items():
             waiting_s = sum(edit.remaining_s for edit in edits) / self.weight(account)
-            demand_s[account] = demand_s.get(account, 0.0) + min(waiting_s, self._crowd_max_s)
+            demand_s[account] = demand_s.get(account, 0.0) + min(waiting_s, crowd_max_s)
         if len(demand_s) < 2:
             return set()
         all_s, share = self._use.at_most_s, 1 / len(demand_s)
@@ -321,11 +328,12 @@ class _DecayingUse:
 
     def by_account(self, now_s: float) -> dict[str, float]:
         """Of every account that isn't forgotten."""
-        use = {account: self.of(account, now_s) for account in self._use}
+        at_most_s = self.at_most_s
+        use = {account: seconds * exp((then_s - now_s) / at_most_s) for account, (seconds, then_s) in self._use.items()}
         for account, seconds in use.items():
             if seconds < _FORGOTTEN_S:
                 del self._use[account]
-        return {account: use[account] for account in self._use}
+        return use if len(use) == len(self._use) else {account: use[account] for account in self._use}
 
 
 @dataclass(kw_only=True, eq=False)
