@@ -122,7 +122,7 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
         )
     }
     properties = schema(as_form=False)["properties"]
-    assert {"input_image", "prompt", *shown} == set(properties)
+    assert {"input_image", "mask_image", "prompt", *shown} == set(properties)
     for name, parameter in shown.items():
         described = properties[name]
         kinds = [described, *described.get("anyOf", [])]
