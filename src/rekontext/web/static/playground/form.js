@@ -242,7 +242,7 @@ export class Form extends EventTarget {
         radio.checked = radio.value === value;
         radio.disabled = Boolean(limit) && !radio.checked && !limit.allowed.includes(radio.value);
       }
-      const said = limit ? `Others can't be chosen, because ${limit.why}.` : "";
+      const said = limit?.allowed.includes(value) ? `Others can't be chosen, because ${limit.why}.` : "";
       if (why.textContent !== said) why.textContent = said;
     });
     const tiles = radios.map((radio) =>

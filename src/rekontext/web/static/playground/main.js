@@ -205,7 +205,7 @@ function drawMask() {
   $("#mark").setAttribute("aria-pressed", String(state.marker !== null));
   $("#unmark").hidden = !mask;
   $("#mask_image-help").textContent = mask
-    ? `Only ${percent(mask.part)} of the photo may change.`
+    ? `Only ${percent(mask.part)} may change.`
     : "and the edit changes nothing else.";
 }
 

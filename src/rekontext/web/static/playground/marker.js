@@ -7,6 +7,7 @@ import { Tint } from "./tint.js";
 const SIZES = { min: 1, max: 50 }; // the brush's diameter in percent of the photo's longer side
 const SIZE_FACTOR = 1.25; // by one press
 const STEP = 0.25; // of its diameter, by one press of an arrow; four times that with Shift
+const CLOSEST = 1 / 8; // of its radius: so far apart points are drawn on one line
 const ERASING_BUTTONS = new Set([2, 5]); // a mouse's other one, a pen's eraser
 const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -155,8 +156,11 @@ export class Marker {
   #move(event) {
     const { by } = this.#stroke ?? {};
     if (by !== undefined && by !== event.pointerId) return; // a second finger, or the mouse beside the keyboard
-    const way = event.getCoalescedEvents?.() ?? [];
-    for (const each of way.length ? way : [event]) this.#to(this.#local(each));
+    const way = (event.getCoalescedEvents?.() ?? []).map((each) => this.#local(each));
+    for (const point of way) {
+      if (Math.hypot(point.x - this.#at.x, point.y - this.#at.y) >= CLOSEST * this.#radius) this.#to(point);
+    }
+    this.#to(this.#local(event));
     this.#point();
   }
 

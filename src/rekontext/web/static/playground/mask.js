@@ -226,7 +226,7 @@ export function maskName({ name }) {
 /** "12 %" and the like; what is marked is never 0 %, and what isn't all never 100 %. */
 export function percent(part) {
   const rounded = Math.round(part * 100);
-  if (part > 0 && rounded === 0) return "less than 1 %";
+  if (part > 0 && rounded === 0) return "under 1 %";
   return `${part < 1 ? Math.min(99, rounded) : 100} %`;
 }
 
@@ -234,7 +234,8 @@ function eased(part) {
   return part * part * (3 - 2 * part);
 }
 
-function union(one, two) {
+/** The smallest rectangle that holds both. */
+export function union(one, two) {
   return {
     left: Math.min(one.left, two.left),
     top: Math.min(one.top, two.top),

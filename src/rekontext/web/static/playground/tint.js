@@ -1,7 +1,7 @@
 // What is marked, seen over its photo: tinted, hatched and outlined, so that it shows over any picture and to any eye.
 
 import { h } from "../shared/dom.js";
-import { MARKED_FROM } from "./mask.js";
+import { MARKED_FROM, union } from "./mask.js";
 
 const LIGHT = [64, 224, 198, 120]; // red, green, blue, opacity: of the hatching's stripes
 const DARK = [4, 74, 64, 120];
@@ -13,6 +13,7 @@ const OUTLINE = 1.5;
 export class Tint {
   #mask;
   #pen;
+  #stale = null; // the rectangle that is to be drawn with the next frame
 
   constructor(mask) {
     this.#mask = mask;
@@ -21,8 +22,20 @@ export class Tint {
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
-  /** Draw what lies in a rectangle of the mask anew. */
+  /** Draw what lies in a rectangle of the mask anew, with the next frame. */
   draw(rect = this.#mask.whole) {
+    if (this.#stale) {
+      this.#stale = union(this.#stale, rect);
+      return;
+    }
+    this.#stale = rect;
+    requestAnimationFrame(() => {
+      this.#put(this.#stale);
+      this.#stale = null;
+    });
+  }
+
+  #put(rect) {
     const { levels, width, height } = this.#mask;
     const scale = width / (this.element.clientWidth || width); // stripes and lines are as wide on each screen
     const [stripe, line] = [STRIPE * scale, Math.max(1, Math.round(OUTLINE * scale))];
