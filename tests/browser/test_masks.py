@@ -18,7 +18,8 @@ from tests.browser.conftest import OpenPage
 from tests.browser.hands import choose, run
 from tests.browser.site import Site, photo_bytes
 from tests.browser.test_code import RUN, copied, executed
-from tests.browser.test_promises import PHONE, assert_fits, check
+from tests.browser.test_lost_answers import SUBMIT, online_until
+from tests.browser.test_promises import DRAWN, PHONE, assert_fits, check
 
 HALF = ((0.25, 0.1), (0.25, 0.9))
 """A stroke from top to bottom through the middle of the left half."""
@@ -311,7 +312,7 @@ def test_a_refusal_is_told_at_the_mask_and_takes_nothing_away(
         body["mask_image"] = base64.b64encode(white.getvalue()).decode()
         route.continue_(post_data=json.dumps(body))
 
-    page.route("**/v2/flux-kontext-dev", spoil)
+    page.route(SUBMIT, spoil)
     run(page)
     expect(page.locator("#refusal")).to_contain_text("mask_image is 50x50 and the photo 120x80")
     expect(page.locator("#mask_image-fault")).to_contain_text("is not allowed: ")
@@ -319,9 +320,34 @@ def test_a_refusal_is_told_at_the_mask_and_takes_nothing_away(
     expect(page.locator("#mark")).to_have_attribute("aria-invalid", "true")
     expect(page.locator(".tint")).to_be_visible()
     assert marked(page) == part
-    page.unroute("**/v2/flux-kontext-dev")
+    page.unroute(SUBMIT)
     assert level(edited(page, site), 0.25, 0.5) == 255
     expect(page.locator("#mask_image-fault")).to_be_empty()
+
+
+def test_an_edit_that_was_never_answered_keeps_its_mask(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """Sent again after a reload, it is still the one of its part; with another part marked it is another edit."""
+    page = open_page()
+    choose(page, photo)
+    mark(page)
+    paint(page, *HALF)
+    page.route(SUBMIT, lambda route: route.abort())
+    run(page)
+    online_until(page, page.locator(".verdict").is_visible)
+    expect(page.locator("#bar")).to_contain_text("in the marked part")
+    page.unroute(SUBMIT)
+    page.reload()
+    page.locator("body[data-ready]").wait_for()
+    mark(page)
+    page.get_by_role("button", name="Invert").click()
+    mask = edited(page, site)
+    assert [level(mask, x, 0.5) for x in (0.25, 0.75)] == [0, 255]
+    page.locator(".tile").nth(1).click()
+    before = len(site.fleet.requests)
+    page.get_by_role("button", name="Send it again").click()
+    expect(page.locator(".tile[data-state=COMPLETED]")).to_have_count(2)
+    (asked,) = site.fleet.requests[before:]
+    assert [level(asked.mask, x, 0.5) for x in (0.25, 0.75)] == [255, 0]
 
 
 def test_the_json_has_the_mask_and_gives_one(open_page: OpenPage, site: Site, photo: Path) -> None:
@@ -403,4 +429,5 @@ def test_marking_is_accessible_and_fits(open_page: OpenPage, site: Site, photo: 
     mark(page)
     for width in (320, 375):
         page.set_viewport_size({"width": width, "height": 700})
+        page.evaluate(DRAWN)
         assert_fits(page)

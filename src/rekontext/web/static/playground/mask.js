@@ -4,8 +4,10 @@
 import { PhotoRefused } from "./photo.js";
 
 const SIDE = 1024; // of the longer one
-const SHAPE_OFF_MAX = 0.02; // by what part the server lets a mask's shape differ from its photo's
 const UNDONE_MAX = 50;
+
+/** By what part the server lets a mask's shape differ from its photo's. */
+export const SHAPE_OFF_MAX = 0.02;
 
 /** From this level on the server's model draws anew what is there. */
 export const MARKED_FROM = 128;
