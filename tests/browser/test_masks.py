@@ -223,6 +223,7 @@ def test_a_mask_stays_with_its_photo(open_page: OpenPage, site: Site, photo: Pat
         "Link copied, without what is marked. Whoever has it can see the photo."
     )
     assert marked(page) == part
+    link = page.evaluate("navigator.clipboard.readText()")
     mask = edited(page, site)
     assert [level(mask, x, 0.5) for x in (0.25, 0.75)] == [255, 0]
     another = photo.with_name("another.jpg")
@@ -244,6 +245,12 @@ def test_a_mask_stays_with_its_photo(open_page: OpenPage, site: Site, photo: Pat
     mark(page)
     page.keyboard.press("Control+z")
     assert marked(page) == part
+    await_mask(page)
+    page.goto(f"{site.url}/console")
+    page.goto(link)
+    page.locator("body[data-ready]").wait_for()
+    await_mask(page, is_kept=False)
+    expect(page.locator(".tint")).to_have_count(0)
 
 
 def test_the_same_part_of_a_result_is_edited_again(open_page: OpenPage, site: Site, photo: Path) -> None:

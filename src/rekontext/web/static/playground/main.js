@@ -36,7 +36,6 @@ const state = {
   fetching: null, // the timer of a photo that is on its way
   arrival: null, // of that photo: a promise, and what keeps it
   mask: null, // of the photo, once somebody began to mark it
-  isMaskKept: false, // in the draft
   marker: null, // while it is being marked
   me: null,
   awaitsMe: false,
@@ -211,8 +210,6 @@ function drawMask() {
 
 async function keepMask() {
   const mask = marked();
-  if (!mask && !state.isMaskKept) return;
-  state.isMaskKept = mask !== null;
   const version = mask?.version;
   const file = mask && (await mask.file());
   if (mask !== marked() || mask?.version !== version) return; // it is kept as it is by now
@@ -335,7 +332,7 @@ async function prepared() {
   const edit = await runs.add(
     request(),
     state.photo,
-    mask && { file: await mask.file(), part: mask.part },
+    mask && { part: mask.part, file: await mask.file() },
     state.me?.idempotency_s,
   );
   const isBeingSent = edit.state === "SENDING" && edit.isInDoubt; // the same press, again
@@ -733,7 +730,6 @@ async function restoreDraft() {
   const { request: draft, photo, mask: kept } = await keptDraft(account);
   const chosen = photo?.account === account ? await photoOf(photo) : null;
   const mask = kept?.account === account ? await maskIn(kept.file, chosen) : null;
-  state.isMaskKept ||= Boolean(kept);
   await runs.restore();
   const [latest] = runs.all;
   if (draft) {

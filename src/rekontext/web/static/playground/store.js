@@ -82,11 +82,16 @@ export async function drop(id) {
   }
 }
 
-/** Keep a part of this tab's draft: "request" changes with every key, so the bytes of "photo" and "mask" lie apart. */
+/**
+ * Keep a part of this tab's draft, or none for null: "request" changes with every key, so the bytes of "photo" and "mask"
+ * lie apart.
+ */
 export async function keepDraft(part, value) {
   try {
     const { tab } = await naming;
-    await within("readwrite", (store) => store.put({ tab, at: Date.now(), value }, [part, tab]), "draft");
+    const key = [part, tab];
+    const put = (store) => (value ? store.put({ tab, at: Date.now(), value }, key) : store.delete(key));
+    await within("readwrite", put, "draft");
   } catch {
     // As above.
   }
