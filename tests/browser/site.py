@@ -87,6 +87,7 @@ def served(folder: Path, *, fleet: Fleet | None = None, **settings: Any) -> Iter
     defaults = {
         "body_bytes_max": 2_000_000,
         "picture_bytes_max": 1_000_000,
+        "picture_pixels_max": 2_000_000,
         "fetch_allow": ("127.0.0.0/8", "localhost"),
         "webhook_allow": ("127.0.0.0/8",),
     }

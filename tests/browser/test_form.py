@@ -9,7 +9,8 @@ from typing import Any
 from playwright.sync_api import expect
 
 from rekontext.api.parameters import schema
-from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX
+from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX, MASK_SHAPE_TOLERANCE
+from rekontext.masks import FREE_FROM
 from tests.browser.conftest import OpenPage
 from tests.browser.hands import choose, linked, run
 from tests.browser.site import Site
@@ -122,7 +123,7 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
         )
     }
     properties = schema(as_form=False)["properties"]
-    assert {"input_image", "prompt", *shown} == set(properties)
+    assert {"input_image", "mask_image", "prompt", *shown} == set(properties)
     for name, parameter in shown.items():
         described = properties[name]
         kinds = [described, *described.get("anyOf", [])]
@@ -133,3 +134,7 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
             assert parameter["min"] == bounds.get("minimum"), name
             assert int(parameter["max"]) == bounds.get("maximum"), name
     assert (shown["loras"]["most"], shown["loras"]["strongest"]) == (LORAS_MAX, LORA_STRENGTH_MAX)
+    masks = page.evaluate(
+        "import('/web/playground/mask.js').then(({MARKED_FROM, SHAPE_OFF_MAX}) => [MARKED_FROM, SHAPE_OFF_MAX])"
+    )
+    assert masks == [FREE_FROM, MASK_SHAPE_TOLERANCE]

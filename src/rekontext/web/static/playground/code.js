@@ -1,7 +1,7 @@
 // Code for exactly one request, in five ways and two modes. Pure: values in, text out.
 //
-// A file of the user's own is read from the working directory by its name; an example is downloaded first; a link is
-// sent as it is. The key comes from the environment, so it is never in what is copied.
+// A file of the user's own is read from the working directory by its name, and so is a mask; an example is downloaded
+// first; a link is sent as it is. The key comes from the environment, so it is never in what is copied.
 
 import { SLUG } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
@@ -32,10 +32,11 @@ export function sent(request) {
 /**
  * @param {object} request  values by parameter name, prompt included
  * @param {?object} photo   as in photo.js; null writes code for photo.jpg
+ * @param {?string} mask    name of the file that says what may change; it lies where the code is
  * @param {string} host     such as http://127.0.0.1:8000, without a slash at the end
  * @param {boolean} isAsync submit and collect (v2), or wait (v1)
  */
-export function code(language, { request, photo, host, isAsync }) {
+export function code(language, { request, photo, mask = null, host, isAsync }) {
   const fields = sent(request);
   const about = {
     fields,
@@ -45,6 +46,7 @@ export function code(language, { request, photo, host, isAsync }) {
     link: photo?.url ?? null,
     name: photo?.name ?? "photo.jpg",
     download: photo?.url ? null : (photo?.origin ?? null),
+    mask,
   };
   return { curl, python, sdk, openai, javascript }[language](about);
 }
@@ -53,13 +55,20 @@ function shell(text) {
   return `'${String(text).replaceAll("'", `'\\''`)}'`;
 }
 
-function curl({ fields, host, isAsync, out, link, name, download }) {
+/** A file as curl's -F sends it. */
+function formFile(field, name) {
+  return `-F ${shell(`${field}=@"${name.replaceAll(/[\\"]/g, "\\$&")}"`)}`;
+}
+
+function curl({ fields, host, isAsync, out, link, name, download, mask }) {
   const lines = [];
   if (download) lines.push(`curl -sS -o ${shell(name)} ${shell(download)}`, "");
-  const body = link
+  const isJson = link && !mask;
+  const body = isJson
     ? ["-H 'content-type: application/json'", `-d ${shell(toJson({ input_image: link, ...fields }, 2))}`]
     : [
-        `-F ${shell(`input_image=@"${name.replaceAll(/[\\"]/g, "\\$&")}"`)}`,
+        link ? `--form-string ${shell(`input_image=${link}`)}` : formFile("input_image", name),
+        ...(mask ? [formFile("mask_image", mask)] : []),
         ...Object.entries(asText(fields)).map(([key, value]) => `--form-string ${shell(`${key}=${value}`)}`),
       ];
   const join = (first, rest) => [first, ...rest].join(" \\\n  ");
@@ -106,22 +115,32 @@ function pythonFields(fields, indent) {
   return Object.entries(fields).map(([name, value]) => `${indent}${JSON.stringify(name)}: ${pythonValue(value)},`);
 }
 
-function python({ fields, host, isAsync, out, link, name, download }) {
+function pythonRead(variable, name) {
+  return `with open(${JSON.stringify(name)}, "rb") as file:\n    ${variable} = file.read()`;
+}
+
+function python({ fields, host, isAsync, out, link, name, download, mask }) {
   const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
   const lines = ["import os"];
   if (isAsync) lines.push("import time");
   lines.push("", "import requests", "", `headers = {"x-api-key": os.environ["${KEY_VARIABLE}"]}`);
-  const values = { ...(link ? { input_image: link } : {}), ...(link ? fields : asText(fields)) };
+  const isJson = link && !mask;
+  const values = { ...(link ? { input_image: link } : {}), ...(isJson ? fields : asText(fields)) };
   lines.push("edit = {", ...pythonFields(values, "    "), "}");
   if (!link) {
     lines.push(
       download
         ? `photo = requests.get(${JSON.stringify(download)}, timeout=60).content`
-        : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+        : pythonRead("photo", name),
     );
   }
+  if (mask) lines.push(pythonRead("mask", mask));
   lines.push("");
-  const body = link ? "json=edit" : `data=edit, files={"input_image": (${JSON.stringify(name)}, photo)}`;
+  const files = [
+    ...(link ? [] : [`"input_image": (${JSON.stringify(name)}, photo)`]),
+    ...(mask ? [`"mask_image": (${JSON.stringify(mask)}, mask)`] : []),
+  ];
+  const body = isJson ? "json=edit" : `data=edit, files={${files.join(", ")}}`;
   if (!isAsync) {
     lines.push(
       `answer = requests.post(`,
@@ -168,9 +187,9 @@ function asText(fields) {
   return Object.fromEntries(Object.entries(fields).map(text));
 }
 
-function sdk({ fields, host, isAsync, out, link, name, download }) {
+function sdk({ fields, host, isAsync, out, link, name, download, mask }) {
   const lines = [];
-  if (!link) lines.push("import base64");
+  if (!link || mask) lines.push("import base64");
   lines.push("import os");
   if (isAsync || download) lines.push("import urllib.request");
   lines.push("", "from segmind import SegmindClient", "");
@@ -179,9 +198,10 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
     lines.push(
       download
         ? `photo = urllib.request.urlopen(${JSON.stringify(download)}).read()`
-        : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+        : pythonRead("photo", name),
     );
   }
+  if (mask) lines.push(pythonRead("mask", mask));
   const image = link ? JSON.stringify(link) : "base64.b64encode(photo).decode()";
   lines.push(
     "",
@@ -189,6 +209,7 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
     `    ${JSON.stringify(SLUG)},`,
     `    input_image=${image},`,
   );
+  if (mask) lines.push("    mask_image=base64.b64encode(mask).decode(),");
   for (const [field, value] of Object.entries(fields)) lines.push(`    ${field}=${pythonValue(value)},`);
   lines.push(")");
   if (isAsync) {
@@ -204,22 +225,35 @@ function sdk({ fields, host, isAsync, out, link, name, download }) {
 }
 
 /** Its client waits in any case: where others collect, it is told of the end by a stream. */
-function openai({ fields, host, isAsync, out, link, name, download }) {
+function openai({ fields, host, isAsync, out, link, name, download, mask }) {
   const { prompt, output_format: format, output_quality: quality, ...rest } = fields;
   const more = { ...rest, ...(rest.loras && { loras: asText(rest).loras }) }; // its client would take a list apart
   const url = link ?? download;
-  const lines = ["import base64", "import os"];
+  const lines = ["import base64", ...(mask ? ["import io"] : []), "import os"];
   if (url) lines.push("import urllib.request");
-  lines.push("", "from openai import OpenAI", "");
+  lines.push("", "from openai import OpenAI", ...(mask ? ["from PIL import Image, ImageOps"] : []), "");
   lines.push(`client = OpenAI(api_key=os.environ["${KEY_VARIABLE}"], base_url="${host}/v1")`);
   lines.push(
     url
       ? `photo = urllib.request.urlopen(${JSON.stringify(url)}).read()`
-      : `with open(${JSON.stringify(name)}, "rb") as file:\n    photo = file.read()`,
+      : pythonRead("photo", name),
+  );
+  if (mask) {
+    lines.push(
+      "# Here the transparent parts of a mask are those that may change.",
+      `levels = Image.open(${JSON.stringify(mask)}).convert("L")`,
+      `clear = Image.new("RGBA", levels.size)`,
+      "clear.putalpha(ImageOps.invert(levels))",
+      "mask = io.BytesIO()",
+      `clear.save(mask, "PNG")`,
+    );
+  }
+  lines.push(
     "",
     `${isAsync ? "events" : "answer"} = client.images.edit(`,
     `    model=${JSON.stringify(SLUG)},`,
     "    image=photo,",
+    ...(mask ? [`    mask=("mask.png", mask.getvalue()),`] : []),
     `    prompt=${pythonValue(prompt)},`,
   );
   if (format) lines.push(`    output_format=${JSON.stringify(format === "jpg" ? "jpeg" : format)},`);
@@ -233,36 +267,46 @@ function openai({ fields, host, isAsync, out, link, name, download }) {
   return lines.join("\n");
 }
 
-function javascript({ fields, host, isAsync, out, link, name, download }) {
+function javascript({ fields, host, isAsync, out, link, name, download, mask }) {
   const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
-  const files = !link && !download ? "readFile, writeFile" : "writeFile";
+  const files = (!link && !download) || mask ? "readFile, writeFile" : "writeFile";
+  const isJson = link && !mask;
   const lines = [`import { ${files} } from "node:fs/promises";`, ""];
   lines.push(`const headers = { "x-api-key": process.env.${KEY_VARIABLE} };`);
   const isTooLarge = Object.values(fields).some((value) => typeof value === "bigint");
-  if (link) {
+  if (isJson) {
     const edit = toJson({ input_image: link, ...fields }, 2);
     // As a number of JavaScript's such a seed would be rounded.
     lines.push(`const edit = ${isTooLarge ? JSON.stringify(edit) : edit};`);
   } else {
+    if (!link) {
+      lines.push(
+        download
+          ? `const photo = await (await fetch(${JSON.stringify(download)})).blob();`
+          : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`,
+      );
+    }
+    if (mask) lines.push(`const mask = new Blob([await readFile(${JSON.stringify(mask)})]);`);
     lines.push(
-      download
-        ? `const photo = await (await fetch(${JSON.stringify(download)})).blob();`
-        : `const photo = new Blob([await readFile(${JSON.stringify(name)})]);`,
+      "const edit = new FormData();",
+      link
+        ? `edit.append("input_image", ${JSON.stringify(link)});`
+        : `edit.append("input_image", photo, ${JSON.stringify(name)});`,
     );
-    lines.push("const edit = new FormData();", `edit.append("input_image", photo, ${JSON.stringify(name)});`);
+    if (mask) lines.push(`edit.append("mask_image", mask, ${JSON.stringify(mask)});`);
     for (const [field, value] of Object.entries(asText(fields))) {
       lines.push(`edit.append(${JSON.stringify(field)}, ${JSON.stringify(String(value))});`);
     }
   }
   const more = isAsync ? "" : `, accept: "image/*"`;
-  const type = link ? `, "content-type": "application/json"` : "";
+  const type = isJson ? `, "content-type": "application/json"` : "";
   const all = more || type ? `{ ...headers${more}${type} }` : "headers";
   lines.push(
     "",
     `const answer = await fetch(${JSON.stringify(url)}, {`,
     `  method: "POST",`,
     `  headers: ${all},`,
-    `  body: ${link && !isTooLarge ? "JSON.stringify(edit)" : "edit"},`,
+    `  body: ${isJson && !isTooLarge ? "JSON.stringify(edit)" : "edit"},`,
     "});",
     "if (!answer.ok) throw new Error(await answer.text());",
   );

@@ -9,6 +9,7 @@ export class Form extends EventTarget {
   #values;
   #writers = new Map();
   #picker;
+  #limits = new Map(); // of parameters: {allowed, why}
 
   /** Build the fields of each group into `places[group]`. Tells of edits by "input" events. */
   constructor(places, values) {
@@ -38,6 +39,28 @@ export class Form extends EventTarget {
     this.#picker.offer(loras);
   }
 
+  /**
+   * Let a parameter have only some of its values from now on, and say `why` at it; `allowed` null lets it have all. One
+   * that is chosen already stays, and is told to be wrong.
+   */
+  limit(name, allowed, why) {
+    const before = this.#limits.get(name);
+    if (before ? isEqual(before.allowed, allowed) : !allowed) return;
+    if (allowed) this.#limits.set(name, { allowed, why });
+    else this.#limits.delete(name);
+    clearFault(name);
+    this.#write(name);
+  }
+
+  /** What isn't allowed now, as the server tells it. */
+  get wrong() {
+    return [...this.#limits].flatMap(([name, { allowed, why }]) => {
+      const value = this.#values[name];
+      if (allowed.includes(value)) return [];
+      return [{ parameter: name, value, allowed: `${allowed.join(" or ")}, because ${why}` }];
+    });
+  }
+
   /** Take a value over. `isTyped` leaves the field alone in which it is being typed. */
   #change(name, value, { isTyped = false } = {}) {
     this.#values[name] = value;
@@ -55,6 +78,7 @@ export class Form extends EventTarget {
       const field = $('[data-parameter="output_quality"]');
       field?.classList.toggle("idle", value === "png");
     }
+    showFaults(this.wrong.filter(({ parameter }) => parameter === name));
   }
 
   #field(parameter) {
@@ -211,8 +235,15 @@ export class Form extends EventTarget {
 
   _ratio({ name, options }) {
     const radios = options.map((option) => this.#radio(name, option));
+    const why = h("p.help", { id: `${name}-why`, role: "status" });
     this.#writers.set(name, (value) => {
-      for (const radio of radios) radio.checked = radio.value === value;
+      const limit = this.#limits.get(name);
+      for (const radio of radios) {
+        radio.checked = radio.value === value;
+        radio.disabled = Boolean(limit) && !radio.checked && !limit.allowed.includes(radio.value);
+      }
+      const said = limit?.allowed.includes(value) ? `Others can't be chosen, because ${limit.why}.` : "";
+      if (why.textContent !== said) why.textContent = said;
     });
     const tiles = radios.map((radio) =>
       h(
@@ -223,7 +254,8 @@ export class Form extends EventTarget {
         h("span", {}, radio.value === "match_input_image" ? "match" : radio.value),
       ),
     );
-    return { body: h("div.ratios", { role: "radiogroup", "aria-labelledby": `${name}-label` }, tiles) };
+    const group = { role: "radiogroup", "aria-labelledby": `${name}-label`, "aria-describedby": `${name}-why` };
+    return { body: [h("div.ratios", group, tiles), why] };
   }
 
   _loras(parameter) {
@@ -278,6 +310,7 @@ export function showFaults(errors) {
 
 export function faultInWords({ value, allowed }) {
   if (value === null || value === undefined || value === "") return `Missing: ${allowed}.`;
+  if (/^data:image/.test(value)) return `This picture is not allowed: ${allowed}.`;
   const isSpelled = /^[[{]/.test(value); // the server tells a list as the JSON of it
   return `${isSpelled ? value : JSON.stringify(value)} is not allowed: ${allowed}.`;
 }
@@ -289,5 +322,5 @@ export function clearFault(name) {
 }
 
 export function clearFaults() {
-  for (const name of ["input_image", "prompt", ...BY_NAME.keys()]) clearFault(name);
+  for (const name of ["input_image", "mask_image", "prompt", ...BY_NAME.keys()]) clearFault(name);
 }

@@ -10,15 +10,17 @@ import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
 import { drawKnown, drawMe, drawPrice, offered } from "./account.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { Json } from "./json.js";
-import { startValues } from "./parameters.js";
-import { PhotoRefused, fromBlob, photoOf, photoRecord } from "./photo.js";
+import { Marker } from "./marker.js";
+import { Mask, maskName, percent } from "./mask.js";
+import { ratiosLike, startValues } from "./parameters.js";
+import { PhotoRefused, fromBlob, isSame, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
 import { hasEnded, isWaiting } from "./run.js";
 import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { checkLink, restored, shareLink, uploaded } from "./share.js";
 import { drawPhoto, installSources } from "./sources.js";
-import { Stage } from "./stage.js";
+import { MATCHED_OFF_MAX, Stage } from "./stage.js";
 import { keepDraft, keptDraft } from "./store.js";
 import { Strip } from "./strip.js";
 
@@ -26,12 +28,15 @@ const LOADING_LOOK_MS = 2000;
 const FETCHING_LOOK_MS = 200;
 const ARRIVES_SOON_MS = 2000;
 const COUNT_DOWN_MS = 1000;
+const SAVED_MS = 60_000;
 const state = {
   photo: null,
   photosAsked: 0,
   isSubmitting: false,
   fetching: null, // the timer of a photo that is on its way
   arrival: null, // of that photo: a promise, and what keeps it
+  mask: null, // of the photo, once somebody began to mark it
+  marker: null, // while it is being marked
   me: null,
   awaitsMe: false,
   price: null,
@@ -44,7 +49,7 @@ const form = new Form({ main: $("#fields-main"), output: $("#fields-output"), mo
 const stage = new Stage({
   view: $("#view"),
   bar: $("#bar"),
-  doing: { cancel, sendAgain, again, reuse, remove, share: (run) => share(run.request, run.photo), keepSeed },
+  doing: { cancel, sendAgain, again, reuse, remove, share: (run) => share(run.request, run.photo, run.mask), keepSeed },
 });
 const estimates = new Estimates((estimate) => {
   state.estimate = estimate;
@@ -52,11 +57,16 @@ const estimates = new Estimates((estimate) => {
 });
 const strip = new Strip($("#strip"), select);
 const json = new Json({
-  present: () => state.photo,
+  present: () => ({ photo: state.photo, mask: marked() }),
   take: takeJson,
   use: (loading) => takePhoto(loading, { fromJson: true }),
+  useMask: takeMask,
 });
-const drawCode = installSamples({ asked: () => ({ request: request(), photo: state.photo }), upload: linkPhoto });
+const drawCode = installSamples({
+  asked: () => ({ request: request(), photo: state.photo, mask: marked() }),
+  upload: linkPhoto,
+  saveMask,
+});
 
 // The request
 
@@ -65,12 +75,16 @@ function request() {
 }
 
 function requestChanged({ fromJson = false } = {}) {
-  if (!fromJson) json.write({ prompt: prompt.value, values: form.values, photo: state.photo });
+  if (!fromJson) writeJson();
   for (const chip of $$("#chips .chip"))
     chip.setAttribute("aria-pressed", String(chip.textContent === prompt.value.trim()));
   drawCode();
   estimates.ask(form.values, state.photo);
   keepRequest();
+}
+
+function writeJson() {
+  json.write({ prompt: prompt.value, values: form.values, photo: state.photo, mask: marked() });
 }
 
 function keepRequest() {
@@ -83,10 +97,10 @@ function keepPhoto() {
 }
 
 /** Take a photo over once it is here. Resolves with whether it was taken; what is wrong with it is said in the form. */
-async function usePhoto(loading) {
+async function usePhoto(loading, how) {
   clearFault("input_image");
   try {
-    return await takePhoto(loading);
+    return await takePhoto(loading, how);
   } catch (fault) {
     if (!(fault instanceof PhotoRefused)) throw fault;
     $("#input_image-fault").textContent = fault.message;
@@ -94,14 +108,18 @@ async function usePhoto(loading) {
   }
 }
 
-/** Take a photo over once it is here, unless another was chosen meanwhile. May throw `PhotoRefused`. */
-async function takePhoto(loading, how) {
+/**
+ * Take a photo over once it is here, unless another was chosen meanwhile. May throw `PhotoRefused`. `maskOf` gives a
+ * promise of the mask that comes with the photo.
+ */
+async function takePhoto(loading, { maskOf = () => null, ...how } = {}) {
   const mine = awaitPhoto(true);
   try {
     const photo = await loading;
+    const mask = await maskOf(photo);
     if (mine === state.photosAsked) {
       bound(photo);
-      setPhoto(photo, how);
+      setPhoto(photo, { mask, ...how });
       return true;
     }
     release(photo);
@@ -145,11 +163,11 @@ function release(photo) {
   URL.revokeObjectURL(photo.shown);
 }
 
-function setPhoto(photo, { fromJson = false } = {}) {
+function setPhoto(photo, { mask = null, fromJson = false } = {}) {
   awaitPhoto(false);
   const earlier = state.photo;
-  state.photo = photo;
-  state.selected = null;
+  Object.assign(state, { photo, mask, marker: null, selected: null });
+  clearFault("mask_image");
   keepPhoto();
   drawPhoto(photo, {
     remove: () => {
@@ -157,9 +175,104 @@ function setPhoto(photo, { fromJson = false } = {}) {
       $("#pick").focus();
     },
   });
+  maskChanged({ fromJson });
   requestChanged({ fromJson });
   draw();
   release(earlier);
+}
+
+// What may change of the photo
+
+/** The photo's mask; null where nothing is marked, and all may change. */
+function marked() {
+  return state.mask?.isEmpty ? null : state.mask;
+}
+
+function maskChanged({ fromJson = false } = {}) {
+  clearFault("mask_image");
+  if (!fromJson) writeJson();
+  drawCode();
+  drawMask();
+  const why = "with a part marked the picture keeps the photo's shape";
+  form.limit("aspect_ratio", marked() && ratiosLike(state.photo), why);
+  keepMask();
+}
+
+function drawMask() {
+  const mask = marked();
+  $("#mask-row").hidden = !state.photo?.shown || !state.photo.width;
+  $("#mark").setAttribute("aria-pressed", String(state.marker !== null));
+  $("#unmark").hidden = !mask;
+  $("#mask_image-help").textContent = mask
+    ? `Only ${percent(mask.part)} may change.`
+    : "and the edit changes nothing else.";
+}
+
+async function keepMask() {
+  const mask = marked();
+  const version = mask?.version;
+  const file = mask && (await mask.file());
+  if (mask !== marked() || mask?.version !== version) return; // it is kept as it is by now
+  keepDraft("mask", mask && { account: readAccount(), file });
+}
+
+/** Begin to mark the photo, or end it. */
+function toggleMarking() {
+  if (state.marker) {
+    endMarking();
+    return;
+  }
+  state.mask ??= new Mask(state.photo);
+  state.selected = null;
+  state.marker = new Marker({
+    photo: state.photo,
+    mask: state.mask,
+    told: { changed: maskChanged, done: endMarking, say },
+  });
+  drawMask();
+  draw();
+  keepRequest();
+  bringOnStage();
+  state.marker.surface.focus({ preventScroll: true });
+}
+
+function endMarking() {
+  state.marker?.settle();
+  state.marker = null;
+  drawMask();
+  draw();
+  $("#mark").focus();
+}
+
+function unmark() {
+  state.marker?.settle();
+  state.mask.clear();
+  state.marker?.redraw();
+  maskChanged();
+  draw();
+  say("Nothing is marked");
+  $("#mark").focus();
+}
+
+/** Take a picture over as the mask of the present photo, as the JSON asks for it. May throw `PhotoRefused`. */
+async function takeMask(loading, link) {
+  const { photo } = state;
+  if (!photo?.width) throw new PhotoRefused("mask_image: the photo that it is of can't be seen here.");
+  const picture = await loading;
+  URL.revokeObjectURL(picture.shown);
+  if (!picture.blob) throw new PhotoRefused("mask_image: sign in first, so that the server may fetch it.");
+  const mask = await Mask.read(picture.blob, photo);
+  if (photo !== state.photo) return;
+  if (picture.url) mask.source = link;
+  Object.assign(state, { mask, marker: null });
+  maskChanged({ fromJson: true });
+  draw();
+}
+
+async function saveMask() {
+  const url = URL.createObjectURL(await marked().file());
+  h("a", { href: url, download: maskName(state.photo) }).click();
+  setTimeout(() => URL.revokeObjectURL(url), SAVED_MS);
 }
 
 // Running
@@ -169,6 +282,7 @@ async function run(event) {
   // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
   if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
   state.isSubmitting = true;
+  state.marker?.settle();
   const before = state.selected;
   let edit;
   try {
@@ -199,8 +313,9 @@ async function prepared() {
   if (!state.photo)
     missing.push({ parameter: "input_image", value: null, allowed: "choose, drop, paste or link a photo" });
   if (!prompt.value.trim()) missing.push({ parameter: "prompt", value: null, allowed: "say what should change" });
-  if (missing.length) {
-    blame(missing);
+  const wrong = [...missing, ...form.wrong];
+  if (wrong.length) {
+    blame(wrong);
     return;
   }
   if (runs.running.length >= AT_ONCE_MAX) return;
@@ -213,7 +328,13 @@ async function prepared() {
     refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
     return;
   }
-  const edit = await runs.add(request(), state.photo, state.me?.idempotency_s);
+  const mask = marked();
+  const edit = await runs.add(
+    request(),
+    state.photo,
+    mask && { part: mask.part, file: await mask.file() },
+    state.me?.idempotency_s,
+  );
   const isBeingSent = edit.state === "SENDING" && edit.isInDoubt; // the same press, again
   select(edit.id);
   bringOnStage();
@@ -282,24 +403,34 @@ async function cancel(run) {
 async function again(run) {
   const stem = run.photo.name.replace(/(-edited)?\.[^.]*$/, "");
   const name = `${stem}-edited.${run.request.output_format ?? "png"}`;
-  if (!(await usePhoto(fromBlob(run.output, { name, url: run.result.output })))) return;
+  // What was marked since is for the next edit, as what was typed.
+  const isOfPhoto = state.photo && (await isSame(state.photo, run.photo));
+  const file = isOfPhoto ? await marked()?.file() : run.mask?.file;
+  const maskOf = (photo) => file && Mask.read(file, photo, { off: MATCHED_OFF_MAX }).catch(() => null);
+  if (!(await usePhoto(fromBlob(run.output, { name, url: run.result.output }), { maskOf }))) return;
   if (prompt.value === run.request.prompt) prompt.value = ""; // what was typed since is for the next edit
   requestChanged();
   $("#tab-form").click();
   prompt.focus();
-  toast("The result is the photo now. What should change next?");
+  toast(`The result is the photo now${marked() ? ", with the same part marked" : ""}. What should change next?`);
 }
 
-function reuse(run) {
-  takeOver(run);
+async function reuse(run) {
+  await takeOver(run);
   toast("Settings restored");
 }
 
-function takeOver(run) {
+async function takeOver(run) {
+  const mask = await maskIn(run.mask?.file, run.photo);
   const { prompt: text, ...values } = run.request;
   form.set({ ...startValues(), ...values }); // an older version of the page kept fewer
   prompt.value = text;
-  setPhoto(run.photo);
+  setPhoto(run.photo, { mask });
+}
+
+/** The mask that a kept file holds; null where there is none, or none of this photo that can still be read. */
+function maskIn(file, photo) {
+  return file && photo?.width ? Mask.read(file, photo).catch(() => null) : null;
 }
 
 async function remove(run) {
@@ -315,7 +446,7 @@ function keepSeed(seed) {
   toast("The next edit uses this seed");
 }
 
-async function share(asked, photo) {
+async function share(asked, photo, mask) {
   try {
     if (photo && !photo.example) await checkLink(photo);
     if (
@@ -326,10 +457,9 @@ async function share(asked, photo) {
       !(await signIn({ why: "The photo is uploaded so that the link can carry it." }))
     )
       return;
-    await copy(
-      await shareLink(asked, photo),
-      photo && !photo.example ? "Link copied. Whoever has it can see the photo." : "Link copied",
-    );
+    const link = await shareLink(asked, photo);
+    const said = ["Link copied", mask && "without what is marked"].filter(Boolean).join(", ");
+    await copy(link, photo && !photo.example ? `${said}. Whoever has it can see the photo.` : said);
     if (photo === state.photo) keepPhoto(); // it may have another link now
     requestChanged();
   } catch (fault) {
@@ -340,7 +470,8 @@ async function share(asked, photo) {
 // What is on stage
 
 function select(id) {
-  state.selected = id;
+  Object.assign(state, { selected: id, marker: null });
+  drawMask();
   draw();
   keepRequest();
 }
@@ -348,8 +479,9 @@ function select(id) {
 function draw() {
   const isWithin = $(".stage").contains(document.activeElement);
   const run = state.selected && runs.get(state.selected);
-  if (run) stage.run(run);
-  else if (state.photo) stage.photo(state.photo);
+  if (state.marker) stage.marking(state.photo, state.marker);
+  else if (run) stage.run(run);
+  else if (state.photo) stage.photo(state.photo, marked());
   else stage.empty(EXAMPLES[0]);
   const all = runs.all;
   $("#session").hidden = all.length === 0;
@@ -386,7 +518,7 @@ function changed({ detail: run }) {
 
 function countDown() {
   const run = state.selected && runs.get(state.selected);
-  if (run && isWaiting(run)) stage.run(run);
+  if (run && isWaiting(run) && !state.marker) stage.run(run);
 }
 
 function say(text) {
@@ -466,6 +598,7 @@ async function signIn(how) {
     state.me = me;
     keepRequest();
     keepPhoto();
+    keepMask();
     drawAccount();
     runs.restore();
     estimates.ask(form.values, state.photo);
@@ -474,11 +607,16 @@ async function signIn(how) {
   return me;
 }
 
-function takeJson({ prompt: text, values, photo }) {
+function takeJson({ prompt: text, values, photo, mask }) {
   awaitPhoto(false); // what is written now says which photo is meant
   prompt.value = text;
   form.set(values);
   if (photo !== undefined) setPhoto(photo, { fromJson: true });
+  else if (mask !== undefined) {
+    Object.assign(state, { mask, marker: null });
+    maskChanged({ fromJson: true });
+    draw();
+  }
   requestChanged({ fromJson: true });
 }
 
@@ -526,7 +664,10 @@ function installRest() {
     else $("#json").focus();
   });
   fill($("#share"), glyph("share"));
-  $("#share").addEventListener("click", () => share(request(), state.photo));
+  $("#share").addEventListener("click", () => share(request(), state.photo, marked()));
+  fill($("#mark"), glyph("brush"), "Mark a part");
+  $("#mark").addEventListener("click", toggleMarking);
+  $("#unmark").addEventListener("click", unmark);
   $("#key-button").addEventListener("click", async () => {
     if (!state.me) await signIn({});
     else if (
@@ -586,18 +727,19 @@ async function restoreLink() {
 async function restoreDraft() {
   const account = readAccount();
   const asked = state.photosAsked;
-  const { request: draft, photo } = await keptDraft(account);
+  const { request: draft, photo, mask: kept } = await keptDraft(account);
   const chosen = photo?.account === account ? await photoOf(photo) : null;
+  const mask = kept?.account === account ? await maskIn(kept.file, chosen) : null;
   await runs.restore();
   const [latest] = runs.all;
   if (draft) {
     form.set(draft.values);
     prompt.value = draft.prompt;
-    if (state.photosAsked === asked) setPhoto(chosen?.blob && !chosen.shown ? null : chosen);
+    if (state.photosAsked === asked) setPhoto(chosen?.blob && !chosen.shown ? null : chosen, { mask });
     else release(chosen); // another was chosen while this one was read
     if (runs.get(draft.selected)) select(draft.selected);
   } else if (latest) {
-    takeOver(latest);
+    await takeOver(latest);
     select(latest.id);
   }
 }

@@ -162,6 +162,16 @@ export function startValues() {
   return Object.fromEntries(PARAMETERS.map(({ name, start, default: value }) => [name, start ?? value]));
 }
 
+const RATIO_OFF_MAX = 0.07; // by what part the server lets a photo miss a shape that is its own
+
+/** The values of `aspect_ratio` that leave a photo's shape as it is. */
+export function ratiosLike({ width, height }) {
+  return RATIOS.filter((ratio) => {
+    const [across, down] = ratio.split(":").map(Number);
+    return !down || Math.abs((width * down) / (height * across) - 1) <= RATIO_OFF_MAX;
+  });
+}
+
 /** Whether two values of a parameter ask for the same. */
 export function isEqual(one, other) {
   return one === other || (typeof one === "object" && typeof other === "object" && toJson(one) === toJson(other));

@@ -82,8 +82,14 @@ export function linkOf({ url, blob }) {
 /** Whether both are one picture, also after a reload, which copies the bytes. */
 export async function isSame(one, two) {
   if (one === two || (one.url && one.url === two.url)) return true;
-  if (!one.blob || one.blob.size !== two.blob?.size) return false;
-  const [first, second] = await Promise.all([one, two].map(({ blob }) => dataUri(blob).catch(() => null)));
+  return Boolean(one.blob) && isSameFile(one.blob, two.blob);
+}
+
+/** Whether both hold the same bytes, or neither is there. */
+export async function isSameFile(one, two) {
+  if (!one || !two) return !one && !two;
+  if (one.size !== two.size) return false;
+  const [first, second] = await Promise.all([one, two].map((file) => dataUri(file).catch(() => null)));
   return first !== null && first === second;
 }
 

@@ -12,6 +12,7 @@ const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
  * @property {?string} requestId  the server's; null until the submit was answered
  * @property {object} request     what was asked, without the photo
  * @property {?string} link       the photo as it is sent, where that isn't its bytes
+ * @property {?object} mask       what of the photo may change: {file, part}, a png and how much it marks; null for all
  * @property {string} state       one of the five states of a job; SENDING; UNANSWERED, where the server may have taken it
  *                                or not; or UNSEEN, where the present key may not see it
  * @property {boolean} isInDoubt  an answer to the submit was lost
@@ -23,7 +24,7 @@ const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
  * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
  */
 
-export function newRun(request, photo, keyKeptS) {
+export function newRun(request, photo, mask, keyKeptS) {
   return {
     id: crypto.randomUUID?.() ?? String(Math.random()).slice(2),
     account: readAccount(),
@@ -31,6 +32,7 @@ export function newRun(request, photo, keyKeptS) {
     request,
     photo,
     link: linkOf(photo),
+    mask,
     state: "SENDING",
     step: 0,
     steps: request.num_inference_steps,

@@ -4,7 +4,7 @@
 import { AGAIN_MS, ENDED, call, events, here, outcome, pause } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
-import { isSame } from "./photo.js";
+import { isSame, isSameFile } from "./photo.js";
 import { accepted, hasEnded, heard, isRunning, newRun, recordOf, runOf, shownOf } from "./run.js";
 import { amend, drop, keep, kept } from "./store.js";
 import { isForgotten, saysNo, submit } from "./submit.js";
@@ -51,16 +51,17 @@ export class Runs extends EventTarget {
   }
 
   /** A run of this request: one that got no answer yet, if it asked for exactly this, or a new one. */
-  async add(request, photo, keyKeptS) {
-    const run = (await this.#unanswered(request, photo)) ?? newRun(request, photo, keyKeptS);
+  async add(request, photo, mask, keyKeptS) {
+    const run = (await this.#unanswered(request, photo, mask)) ?? newRun(request, photo, mask, keyKeptS);
     this.#runs.set(run.id, run);
     return run;
   }
 
-  async #unanswered(request, photo) {
+  async #unanswered(request, photo, mask) {
     for (const run of this.all) {
       if (!run.isInDoubt || run.account !== readAccount() || isForgotten(run)) continue;
-      if (toJson(run.request) === toJson(request) && (await isSame(run.photo, photo))) return run;
+      if (toJson(run.request) !== toJson(request) || !(await isSameFile(run.mask?.file, mask?.file))) continue;
+      if (await isSame(run.photo, photo)) return run;
     }
     return null;
   }

@@ -4,20 +4,23 @@ import { ROOT } from "../shared/api.js";
 import { $, $$, copy, fill, glyph, h } from "../shared/dom.js";
 import { installTabs } from "../shared/tabs.js";
 import { KEY_VARIABLE, LANGUAGES, code } from "./code.js";
+import { maskName } from "./mask.js";
 
 /**
  * Build the panel. Returns the function that draws it anew.
  *
- * @param {function} asked   gives {request, photo} as they stand
- * @param {function} upload  puts the photo behind a link
+ * @param {function} asked     gives {request, photo, mask} as they stand
+ * @param {function} upload    puts the photo behind a link
+ * @param {function} saveMask  downloads the mask
  */
-export function installSamples({ asked, upload }) {
+export function installSamples({ asked, upload, saveMask }) {
   let language = LANGUAGES[0];
   const draw = () => {
     const isAsync = $('[name="mode"]:checked').value === "async";
-    const { request, photo } = asked();
-    $("#code").textContent = code(language.id, { request, photo, host: ROOT.href.replace(/\/$/, ""), isAsync });
-    fill($("#code-note"), note({ language, request, photo, upload }));
+    const { request, photo, mask } = asked();
+    const host = ROOT.href.replace(/\/$/, "");
+    $("#code").textContent = code(language.id, { request, photo, mask: mask && maskName(photo), host, isAsync });
+    fill($("#code-note"), note({ language, request, photo, mask, upload, saveMask }));
   };
   fill(
     $("#languages"),
@@ -41,7 +44,7 @@ export function installSamples({ asked, upload }) {
 }
 
 /** What it takes to run the code. */
-function note({ language, request, photo, upload }) {
+function note({ language, request, photo, mask, upload, saveMask }) {
   const words = [h("code", {}, `export ${KEY_VARIABLE}=rk_…`), " first; save as ", h("code", {}, language.file)];
   if (!photo) words.push(", next to ", h("code", {}, "photo.jpg"), ".");
   else if (photo.url || photo.origin) words.push(".");
@@ -54,6 +57,11 @@ function note({ language, request, photo, upload }) {
       " and send a link instead.",
     );
   }
+  if (mask) {
+    const save = h("button.link", { type: "button", onclick: saveMask }, "save it");
+    words.push(" What is marked is ", h("code", {}, maskName(photo)), " there: ", save, ".");
+  }
+  if (language.id === "openai" && mask) words.push(" Needs ", h("code", {}, "pip install openai pillow"), ".");
   if (language.id === "sdk") words.push(" Needs ", h("code", {}, "pip install segmind"), ".");
   if (language.id === "javascript") words.push(" Needs Node 18 or newer.");
   if (request.previews > 0) words.push(" Previews are left out: only an event stream shows them.");

@@ -6,10 +6,15 @@ import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
 import { lorasAsText, lorasOf } from "./loras.js";
+import { percent } from "./mask.js";
 import { isRunning, isWaiting, secondsLeft } from "./run.js";
+import { Tint } from "./tint.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
 const CAPTION_CHARACTERS_MAX = 200;
+
+/** By what part of it the shape of a result that matches its photo may be another. */
+export const MATCHED_OFF_MAX = 0.06;
 
 export class Stage {
   #view;
@@ -50,8 +55,9 @@ export class Stage {
     );
   }
 
-  photo(photo) {
-    if (this.#turn(`photo ${photo.shown ?? photo.url}`)) return;
+  /** A photo, and its mask or null. */
+  photo(photo, mask) {
+    if (this.#turn(`photo ${photo.shown ?? photo.url} ${mask?.version ?? ""}`)) return;
     const picture = photo.shown
       ? h("img.fit", { src: photo.shown, alt: `Your photo ${photo.name}` })
       : h(
@@ -61,7 +67,7 @@ export class Stage {
           h("p", {}, "The server will fetch this photo."),
           h("p.faint.mono", {}, photo.url),
         );
-    fill(this.#view, this.#frame(photo.width / photo.height, picture));
+    fill(this.#view, this.#frame(photo.width / photo.height, picture, ...(mask ? [new Tint(mask).element] : [])));
     const size = photo.width ? `${photo.width} × ${photo.height}` : "";
     fill(
       this.#bar,
@@ -71,8 +77,16 @@ export class Stage {
         h("b", {}, photo.name),
         size && ` · ${size}`,
         photo.blob && ` · ${bytes(photo.blob.size)}`,
+        mask && ` · ${percent(mask.part)} marked`,
       ),
     );
+  }
+
+  /** A photo that is being painted over. */
+  marking(photo, marker) {
+    if (this.#turn(`marking ${photo.shown}`)) return;
+    fill(this.#view, this.#frame(photo.width / photo.height, marker.surface));
+    fill(this.#bar, marker.tools);
   }
 
   run(run) {
@@ -238,6 +252,7 @@ export class Stage {
         fact("Cost", money(metrics.cost)),
         fact("Size", `${width} × ${height}`, h("span.faint", {}, ` ${bytes(run.output.size)}`)),
         fact("Steps", passes),
+        ...(run.mask ? [fact("Changed", `${percent(run.mask.part)} of the photo`)] : []),
         model,
       ),
       result.notice && h("p.notice", {}, result.notice),
@@ -281,8 +296,9 @@ export class Stage {
  * Whether the photo laid over a result of this shape shows the same things in the same places. The model sees a photo in
  * the nearest shape that it knows, at most 6 % away; what is more extreme would be seen distorted.
  */
-function isMatched({ photo, request }, ratio) {
-  return request.aspect_ratio === "match_input_image" && Math.abs(photo.width / photo.height / ratio - 1) < 0.06;
+function isMatched({ photo, request, mask }, ratio) {
+  const isAsked = request.aspect_ratio === "match_input_image" || Boolean(mask);
+  return isAsked && Math.abs(photo.width / photo.height / ratio - 1) < MATCHED_OFF_MAX;
 }
 
 /** Width by height that the result will have, as far as that is known. */
@@ -302,9 +318,13 @@ function spoken(prompt) {
 }
 
 /** What an edit without a result was asked for. */
-function asked({ request: { prompt, loras } }) {
+function asked({ request: { prompt, loras }, mask }) {
   const chosen = lorasOf(loras) ?? [];
-  return [spoken(prompt), chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasAsText(chosen, ", ")}`)];
+  return [
+    spoken(prompt),
+    chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasAsText(chosen, ", ")}`),
+    mask && h("p.caption", {}, `in the marked part, ${percent(mask.part)} of the photo`),
+  ];
 }
 
 function verdict({ state, error }) {

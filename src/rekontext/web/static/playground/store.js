@@ -12,6 +12,7 @@ const STORES = {
   ],
   draft: ["rekontext.draft", (database) => database.createObjectStore("draft")],
 };
+const PARTS = ["request", "photo", "mask"]; // of a draft
 const REQUESTS = IDBKeyRange.bound(["request"], ["request", []]); // of all tabs
 const TAB = "rekontext.tab";
 const naming = tabNames();
@@ -81,19 +82,24 @@ export async function drop(id) {
   }
 }
 
-/** Keep a part of this tab's draft: "request" changes with every key, so the bytes of "photo" lie apart. */
+/**
+ * Keep a part of this tab's draft, or none for null: "request" changes with every key, so the bytes of "photo" and "mask"
+ * lie apart.
+ */
 export async function keepDraft(part, value) {
   try {
     const { tab } = await naming;
-    await within("readwrite", (store) => store.put({ tab, at: Date.now(), value }, [part, tab]), "draft");
+    const key = [part, tab];
+    const put = (store) => (value ? store.put({ tab, at: Date.now(), value }, key) : store.delete(key));
+    await within("readwrite", put, "draft");
   } catch {
     // As above.
   }
 }
 
 /**
- * What was being written as this account, as {request, photo}: in this tab, or the one that it is a duplicate of, or else
- * where it was written last. Each is undefined where nothing was kept.
+ * What was being written as this account, as {request, photo, mask}: in this tab, or the one that it is a duplicate of,
+ * or else where it was written last. Each is undefined where nothing was kept.
  */
 export async function keptDraft(account) {
   try {
@@ -105,15 +111,16 @@ export async function keptDraft(account) {
     const of = (name) => mine.find(({ tab }) => tab === name);
     const draft = of(own) ?? of(original) ?? mine[0];
     if (!draft) return {};
-    const photo = await within("readonly", (store) => store.get(["photo", draft.tab]), "draft");
-    return { request: draft.value, photo: photo?.value };
+    const held = (part) => within("readonly", (store) => store.get([part, draft.tab]), "draft");
+    const [photo, mask] = await Promise.all([held("photo"), held("mask")]);
+    return { request: draft.value, photo: photo?.value, mask: mask?.value };
   } catch {
     return {};
   }
 }
 
 function dropDraft(tab) {
-  return within("readwrite", (store) => ["request", "photo"].map((part) => store.delete([part, tab])).at(-1), "draft");
+  return within("readwrite", (store) => PARTS.map((part) => store.delete([part, tab])).at(-1), "draft");
 }
 
 /** What this tab calls itself, also after a reload; and, of a duplicate, its original. */

@@ -51,16 +51,18 @@ export class Strip {
     button.setAttribute("aria-current", String(isSelected));
     button.style.setProperty("--part", isRunning(run) && run.steps ? run.step / run.steps : 0);
     if (button.dataset.state === run.state && run.state !== "PROCESSING") return;
-    button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}`);
+    const part = run.mask ? ", in a marked part" : "";
+    button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}${part}`);
     if (button.dataset.state === run.state) return;
     button.dataset.state = run.state;
-    button.title = run.request.prompt;
+    button.title = `${run.request.prompt}${part}`;
     const source = run.shown ?? run.photo.shown;
     fill(
       button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),
       run.state in MARKS && h("span.mark", {}, glyph(MARKS[run.state])),
       isRunning(run) && h("span.ring", {}),
+      run.mask && h("span.masked", {}, glyph("brush")),
     );
   }
 }

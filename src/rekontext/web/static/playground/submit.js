@@ -28,6 +28,7 @@ const NOTHING_TAKEN = new Set([
   "queue_full",
   "unreachable_picture",
   "unreadable_picture",
+  "mask_refused",
 ]);
 
 /**
@@ -36,7 +37,8 @@ const NOTHING_TAKEN = new Set([
  */
 export async function submit(run, { signal, doubted }) {
   const key = readKey(); // whoever signs in meanwhile doesn't pay for this
-  const body = toJson({ ...run.request, input_image: run.link ?? (await dataUri(run.photo.blob)) });
+  const mask = run.mask && { mask_image: await dataUri(run.mask.file) };
+  const body = toJson({ ...run.request, input_image: run.link ?? (await dataUri(run.photo.blob)), ...mask });
   for (let tries = 0; ; tries += 1) {
     try {
       return await handIn(body, run.id, key);
