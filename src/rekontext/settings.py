@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     price_per_megapixel_step_usd: Usd = Decimal(0)
     first_credits_usd: Usd = Field(default=Decimal(10), description="for the account that the first start makes")
 
-    keep_inputs_s: Kept = Field(default=_HOUR, description="input pictures, after the end")
+    keep_inputs_s: Kept = Field(default=_HOUR, description="input pictures and masks, after the end")
     keep_outputs_s: Kept = Field(default=7 * _DAY, description="output pictures, and links to them")
     keep_uploads_s: Kept = Field(default=7 * _DAY, description="uploaded pictures, and links to them")
     keep_records_s: Kept = Field(
