@@ -199,9 +199,9 @@ def test_weights_are_not_changed_while_one_is_finished_that_has_the_last_place(
         assert not threading.Event().wait(0.3 if wanted.name == "wash" else 0)
         return merge(self, wanted)
 
-    def slowly_finished(model: stages.Model, edit: stages.Edit) -> Tensor:
+    def slowly_finished(model: stages.Model, edit: stages.Edit, picture: int) -> Tensor:
         assert not threading.Event().wait(0.1)
-        return finish(model, edit)
+        return finish(model, edit, picture)
 
     monkeypatch.setattr(Hotswap, "merge", slow)
     monkeypatch.setattr(stages, "finish", slowly_finished)
