@@ -12,7 +12,7 @@ import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.
 import { Json } from "./json.js";
 import { Marker } from "./marker.js";
 import { Mask, maskName, percent } from "./mask.js";
-import { ratiosLike, startValues } from "./parameters.js";
+import { picturesOf, ratiosLike, startValues, withoutNeedless } from "./parameters.js";
 import { PhotoRefused, fromBlob, isSame, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
 import { hasEnded, isWaiting } from "./run.js";
@@ -71,7 +71,7 @@ const drawCode = installSamples({
 // The request
 
 function request() {
-  return { prompt: prompt.value, ...form.values };
+  return withoutNeedless({ prompt: prompt.value, ...form.values });
 }
 
 function requestChanged({ fromJson = false } = {}) {
@@ -536,7 +536,8 @@ function drawAccount() {
 }
 
 function drawEstimate() {
-  drawPrice({ estimate: state.estimate, me: state.me, listed: state.price });
+  const pictures = picturesOf(form.values);
+  drawPrice({ estimate: state.estimate, me: state.me, listed: state.price, pictures });
 }
 
 function choosePrompt(words) {
