@@ -173,7 +173,7 @@ export function startValues() {
 }
 
 /** How many pictures a request asks for. What is no such number, as from the JSON view, is for the server to refuse. */
-export function picturesOf({ num_images: count = 1 }) {
+export function countIn({ num_images: count = 1 }) {
   const { min, max } = BY_NAME.get("num_images");
   return Number.isInteger(count) && count >= min && count <= max ? count : 1;
 }

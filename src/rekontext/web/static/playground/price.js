@@ -3,7 +3,7 @@
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
 import { areRight, lorasAsText, lorasOf } from "./loras.js";
-import { BY_NAME, picturesOf } from "./parameters.js";
+import { BY_NAME, countIn } from "./parameters.js";
 
 const PAUSE_MS = 250;
 
@@ -31,7 +31,7 @@ export class Estimates {
     const { min, max } = BY_NAME.get("num_inference_steps");
     const loras = lorasOf(values.loras);
     const steps = values.num_inference_steps;
-    const pictures = picturesOf(values);
+    const pictures = countIn(values);
     const isRight = steps >= min && steps <= max && areRight(loras, BY_NAME.get("loras"));
     if (!readKey() || !isRight) {
       this.#told(null);
