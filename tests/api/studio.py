@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 from rekontext.accounts import Acts, KeyPolicy, NewKey, keys
 from rekontext.assembly import Service, assemble
 from rekontext.contract import (
+    SEED_MAX,
     DeviceState,
     EditRequest,
     EditResult,
@@ -155,7 +156,9 @@ class PillowFleet:
             del self._left[request.id]
         return EditResult(
             picture=_edited(request),
-            others=tuple(_edited(replace(request, seed=request.seed + i)) for i in range(1, request.pictures)),
+            others=tuple(
+                _edited(replace(request, seed=(request.seed + i) % (SEED_MAX + 1))) for i in range(1, request.pictures)
+            ),
             seed=request.seed,
             steps=request.steps,
             passes=request.steps,

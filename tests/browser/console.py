@@ -10,11 +10,11 @@ from playwright.sync_api import Locator, Page, expect
 from tests.browser.site import WAIT_S, Site
 
 
-def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, **more: str) -> None:
+def edit(site: Site, photo: Path, prompt: str, *, key: str | None = None, accept: str = "image/*", **more: str) -> None:
     """An edit by a program of this account."""
     answer = httpx2.post(
         f"{site.url}/v1/flux-kontext-dev",
-        headers={"x-api-key": key or site.key},
+        headers={"x-api-key": key or site.key, "accept": accept},
         data={"prompt": prompt, "num_inference_steps": "5"} | more,
         files={"input_image": photo.read_bytes()},
         timeout=WAIT_S,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import OpenPage
+from tests.browser.hands import linked
 from tests.browser.site import Site
 
 NODE = Path(playwright.__file__).parent / "driver" / "node"
@@ -51,6 +53,12 @@ def copied(page: Page, language: str, mode: str) -> str:
 
 def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
     """Run what was copied in a folder of its own; the picture that it left there."""
+    carry_out(code, language, folder, key)
+    return Image.open(io.BytesIO((folder / "edited.webp").read_bytes()))
+
+
+def carry_out(code: str, language: str, folder: Path, key: str) -> None:
+    """Run what was copied in a folder of its own."""
     name, command = RUN[language]
     (folder / name).write_text(code)
     done = subprocess.run(
@@ -63,7 +71,6 @@ def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
         check=False,
     )
     assert done.returncode == 0, f"{language} ended with {done.returncode}:\n{code}\n{done.stdout}\n{done.stderr}"
-    return Image.open(io.BytesIO((folder / "edited.webp").read_bytes()))
 
 
 @pytest.mark.parametrize("language", RUN)
@@ -123,3 +130,15 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
     expect(page.locator("#drop-full")).to_contain_text(".webp")
     page.fill("#prompt", PROMPT)
     run("Submit, then collect", "example")
+
+
+def test_no_text_of_a_link_becomes_code(open_page: OpenPage) -> None:
+    """The format names the file, and a link's can be any text: what isn't one is only ever quoted."""
+    page = open_page("/" + linked('{"prompt": "x", "output_format": "png; touch here #", "num_images": 2}'), key=None)
+    for language in RUN:
+        page.get_by_role("tab", name=language, exact=True).click()
+        for mode in ("Wait for it", "Submit, then collect"):
+            page.get_by_role("radio", name=mode).check()
+            lines = page.locator("#code").inner_text().splitlines()
+            [line] = [each for each in lines if "touch here" in each]
+            assert re.search(r"""["'=]png; touch here #["']""", line), line

@@ -4,6 +4,7 @@ import { getJson, here } from "../shared/api.js";
 import { copy, h, toast } from "../shared/dom.js";
 import { ago, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
+import { seedAt } from "../shared/seeds.js";
 import { confirmed } from "../shared/shell.js";
 import { badge, button, definition, dialog, heading, pager, repeated, table, within } from "./parts.js";
 
@@ -135,19 +136,12 @@ function openRequest({ request_id: id }, base, isAdmin) {
 
 /** All that is known of a request. `cancel`: what a button for that does, null for none. */
 function whole(row, cancel) {
-  const picture = row.images?.[0]?.url ?? row.output;
   const { metrics = {}, timings = {} } = row;
   return [
     h(
       "div.request-top",
       {},
-      picture
-        ? h("img.request-picture", { src: here(picture), alt: `Result of “${row.prompt}”` })
-        : h(
-            "div.request-picture.none",
-            {},
-            row.status === "COMPLETED" ? "The picture is no longer kept." : "No picture",
-          ),
+      picturesOf(row),
       h(
         "div.form",
         {},
@@ -194,6 +188,26 @@ function whole(row, cancel) {
         ]),
     ),
   ];
+}
+
+function picturesOf({ images, prompt, seed, status }) {
+  if (!images?.length) {
+    return h("div.request-picture.none", {}, status === "COMPLETED" ? "The picture is no longer kept." : "No picture");
+  }
+  const picture = (url, about) => h("img.request-picture", { src: here(url), alt: `Result of “${prompt}”${about}` });
+  if (images.length === 1) return picture(images[0].url, "");
+  return h(
+    "ul.request-pictures",
+    {},
+    images.map(({ url }, at) =>
+      h(
+        "li",
+        {},
+        picture(url, `, picture ${at + 1} of ${images.length}`),
+        h("span.faint.numbers", {}, `Seed ${seedAt(seed, at)}`),
+      ),
+    ),
+  );
 }
 
 /** Where the device's time went, as one bar. */

@@ -45,10 +45,11 @@ export function offered(me) {
   return ready || loras.length ? loras : null;
 }
 
-/** Price and time of the edit in the form, as far as they are known. */
-export function drawPrice({ estimate, me, listed }) {
+/** Price and time of the edit in the form, of so many `pictures`, as far as they are known. */
+export function drawPrice({ estimate, me, listed, pictures }) {
   const { eta_seconds: time, queue_position: place } = estimate ?? {};
-  const price = estimate?.price ?? me?.price_per_edit ?? listed;
+  const each = me?.price_per_edit ?? listed;
+  const price = estimate?.price ?? (each && each * pictures);
   const words = $("#estimate");
   if (me && me.balance.available < price) {
     fill(words, h("b", {}, money(price)), ` · balance ${money(me.balance.available)} is too low`);

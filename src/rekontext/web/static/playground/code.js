@@ -1,12 +1,13 @@
 // Code for exactly one request, in five ways and two modes. Pure: values in, text out.
 //
 // A file of the user's own is read from the working directory by its name, and so is a mask; an example is downloaded
-// first; a link is sent as it is. The key comes from the environment, so it is never in what is copied.
+// first; a link is sent as it is. The key comes from the environment, so it is never in what is copied. Of several
+// pictures each is a file with its number in its name.
 
 import { SLUG } from "../shared/api.js";
 import { toJson } from "../shared/json.js";
 import { lorasAsText } from "./loras.js";
-import { BY_NAME, isEqual } from "./parameters.js";
+import { BY_NAME, countIn, isEqual } from "./parameters.js";
 
 export const LANGUAGES = [
   { id: "curl", label: "curl", file: "edit.sh" },
@@ -38,11 +39,16 @@ export function sent(request) {
  */
 export function code(language, { request, photo, mask = null, host, isAsync }) {
   const fields = sent(request);
+  const { options, default: usual } = BY_NAME.get("output_format");
+  // It becomes a part of the code as it is, and who made a link can have put any text there.
+  const suffix = options.includes(request.output_format) ? request.output_format : usual;
   const about = {
     fields,
     host,
     isAsync,
-    out: `edited.${request.output_format ?? "png"}`,
+    out: `edited.${suffix}`,
+    count: countIn(request),
+    outOf: (number) => `edited-${number}.${suffix}`,
     link: photo?.url ?? null,
     name: photo?.name ?? "photo.jpg",
     download: photo?.url ? null : (photo?.origin ?? null),
@@ -60,7 +66,7 @@ function formFile(field, name) {
   return `-F ${shell(`${field}=@"${name.replaceAll(/[\\"]/g, "\\$&")}"`)}`;
 }
 
-function curl({ fields, host, isAsync, out, link, name, download, mask }) {
+function curl({ fields, host, isAsync, out, count, outOf, link, name, download, mask }) {
   const lines = [];
   if (download) lines.push(`curl -sS -o ${shell(name)} ${shell(download)}`, "");
   const isJson = link && !mask;
@@ -73,6 +79,23 @@ function curl({ fields, host, isAsync, out, link, name, download, mask }) {
       ];
   const join = (first, rest) => [first, ...rest].join(" \\\n  ");
   const key = `-H "x-api-key: $${KEY_VARIABLE}"`;
+  const numbers = Array.from({ length: count }, (_, at) => at + 1).join(" ");
+  const urlOfOne = `printf '%s' "$result" | grep -oE '"url": *"[^"]*"' | sed -n "$n"'s/.*"\\(.*\\)"/\\1/p'`;
+  if (!isAsync && count > 1) {
+    const call = join(`curl -sS --fail-with-body ${host}/v1/${SLUG}`, [key, "-H 'accept: application/json'", ...body]);
+    lines.push(
+      `if result=$(${call}); then`,
+      "  # Each picture is a data URI.",
+      `  for n in ${numbers}; do`,
+      `    ${urlOfOne} | sed 's/.*,//' | base64 --decode > ${outOf("$n")}`,
+      "  done",
+      "else",
+      `  printf '%s\\n' "$result" >&2`,
+      "  false",
+      "fi",
+    );
+    return lines.join("\n");
+  }
   if (!isAsync) {
     lines.push(
       join(`curl -sS --fail-with-body ${host}/v1/${SLUG}`, [key, "-H 'accept: image/*'", ...body, `-o ${out}`]),
@@ -92,10 +115,15 @@ function curl({ fields, host, isAsync, out, link, name, download, mask }) {
     "  sleep 1",
     "done",
     "",
-    "# Collect the picture.",
+    count > 1 ? "# Collect the pictures." : "# Collect the picture.",
     caught("result", `curl -sS --fail-with-body ${host}/v2/requests/$id ${key}`),
-    `curl -sS --fail-with-body "$(printf '%s' "$result" | ${text("output")})" -o ${out}`,
   );
+  if (count > 1) {
+    const fetched = `curl -sS --fail-with-body "$(${urlOfOne})" -o ${outOf("$n")}`;
+    lines.push(`for n in ${numbers}; do`, `  ${fetched}`, "done");
+  } else {
+    lines.push(`curl -sS --fail-with-body "$(printf '%s' "$result" | ${text("output")})" -o ${out}`);
+  }
   return lines.join("\n");
 }
 
@@ -119,9 +147,19 @@ function pythonRead(variable, name) {
   return `with open(${JSON.stringify(name)}, "rb") as file:\n    ${variable} = file.read()`;
 }
 
-function python({ fields, host, isAsync, out, link, name, download, mask }) {
+/** A loop over several pictures; `read` makes the bytes of one that is called `name`. */
+function pythonSaved(pictures, name, read, outOf) {
+  return [
+    `for number, ${name} in enumerate(${pictures}, 1):`,
+    `    with open(f${JSON.stringify(outOf("{number}"))}, "wb") as file:`,
+    `        file.write(${read})`,
+  ];
+}
+
+function python({ fields, host, isAsync, out, count, outOf, link, name, download, mask }) {
   const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
-  const lines = ["import os"];
+  const isInline = !isAsync && count > 1;
+  const lines = [...(isInline ? ["import base64"] : []), "import os"];
   if (isAsync) lines.push("import time");
   lines.push("", "import requests", "", `headers = {"x-api-key": os.environ["${KEY_VARIABLE}"]}`);
   const isJson = link && !mask;
@@ -145,14 +183,23 @@ function python({ fields, host, isAsync, out, link, name, download, mask }) {
     lines.push(
       `answer = requests.post(`,
       `    ${JSON.stringify(url)},`,
-      `    headers={**headers, "accept": "image/*"},`,
+      `    headers={**headers, "accept": "${isInline ? "application/json" : "image/*"}"},`,
       `    ${body},`,
       "    timeout=600,",
       ")",
       "if not answer.ok:",
       "    raise SystemExit(answer.text)",
-      `with open(${JSON.stringify(out)}, "wb") as file:`,
-      "    file.write(answer.content)",
+      ...(isInline
+        ? [
+            "# Each picture is a data URI.",
+            ...pythonSaved(
+              `answer.json()["images"]`,
+              "image",
+              `base64.b64decode(image["url"].partition(",")[2])`,
+              outOf,
+            ),
+          ]
+        : [`with open(${JSON.stringify(out)}, "wb") as file:`, "    file.write(answer.content)"]),
       `print("seed", answer.headers["x-seed-value"])`,
     );
     return lines.join("\n");
@@ -169,8 +216,12 @@ function python({ fields, host, isAsync, out, link, name, download, mask }) {
     `result = requests.get(job["response_url"], headers=headers, timeout=60).json()`,
     `if result["status"] != "COMPLETED":`,
     `    raise SystemExit(result["error"])`,
-    `with open(${JSON.stringify(out)}, "wb") as file:`,
-    `    file.write(requests.get(result["output"], timeout=60).content)`,
+    ...(count > 1
+      ? pythonSaved(`result["images"]`, "image", `requests.get(image["url"], timeout=60).content`, outOf)
+      : [
+          `with open(${JSON.stringify(out)}, "wb") as file:`,
+          `    file.write(requests.get(result["output"], timeout=60).content)`,
+        ]),
     `print("seed", result["seed"])`,
   );
   return lines.join("\n");
@@ -187,11 +238,13 @@ function asText(fields) {
   return Object.fromEntries(Object.entries(fields).map(text));
 }
 
-function sdk({ fields, host, isAsync, out, link, name, download, mask }) {
+/** Its `run_sync` asks for an answer that is a picture, so several are waited for by `run`. */
+function sdk({ fields, host, isAsync, out, count, outOf, link, name, download, mask }) {
   const lines = [];
+  const isQueued = isAsync || count > 1;
   if (!link || mask) lines.push("import base64");
   lines.push("import os");
-  if (isAsync || download) lines.push("import urllib.request");
+  if (isQueued || download) lines.push("import urllib.request");
   lines.push("", "from segmind import SegmindClient", "");
   lines.push(`client = SegmindClient(api_key=os.environ["${KEY_VARIABLE}"], base_url="${host}/v1", timeout=600)`);
   if (!link) {
@@ -205,14 +258,20 @@ function sdk({ fields, host, isAsync, out, link, name, download, mask }) {
   const image = link ? JSON.stringify(link) : "base64.b64encode(photo).decode()";
   lines.push(
     "",
-    `answer = client.${isAsync ? "run" : "run_sync"}(`,
+    `answer = client.${isQueued ? "run" : "run_sync"}(`,
     `    ${JSON.stringify(SLUG)},`,
     `    input_image=${image},`,
   );
   if (mask) lines.push("    mask_image=base64.b64encode(mask).decode(),");
   for (const [field, value] of Object.entries(fields)) lines.push(`    ${field}=${pythonValue(value)},`);
   lines.push(")");
-  if (isAsync) {
+  if (count > 1) {
+    lines.push(
+      `for number, image in enumerate(answer["images"], 1):`,
+      `    urllib.request.urlretrieve(image["url"], f${JSON.stringify(outOf("{number}"))})`,
+      `print("seed", answer["seed"])`,
+    );
+  } else if (isAsync) {
     lines.push(`urllib.request.urlretrieve(answer["output"], ${JSON.stringify(out)})`, `print("seed", answer["seed"])`);
   } else {
     lines.push(
@@ -224,9 +283,10 @@ function sdk({ fields, host, isAsync, out, link, name, download, mask }) {
   return lines.join("\n");
 }
 
-/** Its client waits in any case: where others collect, it is told of the end by a stream. */
-function openai({ fields, host, isAsync, out, link, name, download, mask }) {
-  const { prompt, output_format: format, output_quality: quality, ...rest } = fields;
+/** Its client waits in any case: where others collect, it is told of the end by a stream, which has one picture. */
+function openai({ fields, host, isAsync, out, count, outOf, link, name, download, mask }) {
+  const { prompt, output_format: format, output_quality: quality, num_images: several, ...rest } = fields;
+  const isStreamed = isAsync && count === 1;
   const more = { ...rest, ...(rest.loras && { loras: asText(rest).loras }) }; // its client would take a list apart
   const url = link ?? download;
   const lines = ["import base64", ...(mask ? ["import io"] : []), "import os"];
@@ -250,7 +310,7 @@ function openai({ fields, host, isAsync, out, link, name, download, mask }) {
   }
   lines.push(
     "",
-    `${isAsync ? "events" : "answer"} = client.images.edit(`,
+    `${isStreamed ? "events" : "answer"} = client.images.edit(`,
     `    model=${JSON.stringify(SLUG)},`,
     "    image=photo,",
     ...(mask ? [`    mask=("mask.png", mask.getvalue()),`] : []),
@@ -258,16 +318,22 @@ function openai({ fields, host, isAsync, out, link, name, download, mask }) {
   );
   if (format) lines.push(`    output_format=${JSON.stringify(format === "jpg" ? "jpeg" : format)},`);
   if (quality !== undefined) lines.push(`    output_compression=${pythonValue(quality)},`);
-  if (isAsync) lines.push("    stream=True,");
+  if (several !== undefined) lines.push(`    n=${pythonValue(several)},`);
+  if (isStreamed) lines.push("    stream=True,");
   if (Object.keys(more).length) lines.push("    extra_body={", ...pythonFields(more, "        "), "    },");
   lines.push(")");
-  if (isAsync) lines.push("for event in events:", "    picture = event.b64_json  # the last one is the edited picture");
+  if (count > 1) {
+    lines.push(...pythonSaved("answer.data", "picture", "base64.b64decode(picture.b64_json)", outOf));
+    return lines.join("\n");
+  }
+  if (isStreamed)
+    lines.push("for event in events:", "    picture = event.b64_json  # the last one is the edited picture");
   else lines.push("picture = answer.data[0].b64_json");
   lines.push(`with open(${JSON.stringify(out)}, "wb") as file:`, "    file.write(base64.b64decode(picture))");
   return lines.join("\n");
 }
 
-function javascript({ fields, host, isAsync, out, link, name, download, mask }) {
+function javascript({ fields, host, isAsync, out, count, outOf, link, name, download, mask }) {
   const url = `${host}/${isAsync ? "v2" : "v1"}/${SLUG}`;
   const files = (!link && !download) || mask ? "readFile, writeFile" : "writeFile";
   const isJson = link && !mask;
@@ -298,7 +364,13 @@ function javascript({ fields, host, isAsync, out, link, name, download, mask }) 
       lines.push(`edit.append(${JSON.stringify(field)}, ${JSON.stringify(String(value))});`);
     }
   }
-  const more = isAsync ? "" : `, accept: "image/*"`;
+  const more = isAsync ? "" : `, accept: "${count > 1 ? "application/json" : "image/*"}"`;
+  const saved = [
+    "for (const [at, { url }] of result.images.entries()) {",
+    "  const picture = await fetch(url);",
+    `  await writeFile(\`${outOf("${at + 1}")}\`, Buffer.from(await picture.arrayBuffer()));`,
+    "}",
+  ];
   const type = isJson ? `, "content-type": "application/json"` : "";
   const all = more || type ? `{ ...headers${more}${type} }` : "headers";
   lines.push(
@@ -312,7 +384,9 @@ function javascript({ fields, host, isAsync, out, link, name, download, mask }) 
   );
   if (!isAsync) {
     lines.push(
-      `await writeFile(${JSON.stringify(out)}, Buffer.from(await answer.arrayBuffer()));`,
+      ...(count > 1
+        ? ["const result = await answer.json();", "// Each picture is a data URI.", ...saved]
+        : [`await writeFile(${JSON.stringify(out)}, Buffer.from(await answer.arrayBuffer()));`]),
       `console.log("seed", answer.headers.get("x-seed-value"));`,
     );
     return lines.join("\n");
@@ -327,8 +401,12 @@ function javascript({ fields, host, isAsync, out, link, name, download, mask }) 
     "",
     "const result = await ask(job.response_url);",
     `if (result.status !== "COMPLETED") throw new Error(result.error);`,
-    "const picture = await fetch(result.output);",
-    `await writeFile(${JSON.stringify(out)}, Buffer.from(await picture.arrayBuffer()));`,
+    ...(count > 1
+      ? saved
+      : [
+          "const picture = await fetch(result.output);",
+          `await writeFile(${JSON.stringify(out)}, Buffer.from(await picture.arrayBuffer()));`,
+        ]),
     `console.log("seed", result.seed);`,
   );
   return lines.join("\n");

@@ -60,6 +60,13 @@ export class Compare {
     else this.cut = 50;
   }
 
+  /** Show another picture as large as the one after, in its place: cut and zoom stay as they are. */
+  exchange({ after, alt }) {
+    const bottom = $(".after img", this.#frame);
+    bottom.src = after;
+    bottom.alt = `After: ${alt}`;
+  }
+
   /** Percent of the width that shows the picture before. */
   get cut() {
     return this.#cut;

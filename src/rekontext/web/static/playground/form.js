@@ -95,7 +95,7 @@ export class Form extends EventTarget {
       },
       "reset",
     );
-    const isGroup = kind === "choice" || kind === "ratio" || kind === "loras";
+    const isGroup = kind === "choice" || kind === "count" || kind === "ratio" || kind === "loras";
     const title = isGroup
       ? h("span.label", { id: `${name}-label` }, label)
       : h("label.label", { for: `p-${name}`, id: `${name}-label` }, label);
@@ -227,10 +227,16 @@ export class Form extends EventTarget {
   _choice({ name, options }) {
     const radios = options.map((option) => this.#radio(name, option));
     this.#writers.set(name, (value) => {
-      for (const radio of radios) radio.checked = radio.value === value;
+      radios.forEach((radio, at) => {
+        radio.checked = options[at] === value;
+      });
     });
     const group = radios.map((radio) => h("label", {}, radio, radio.value));
     return { head: h("div.segments", { role: "radiogroup", "aria-labelledby": `${name}-label` }, group) };
+  }
+
+  _count({ name, min, max }) {
+    return this._choice({ name, options: Array.from({ length: max - min + 1 }, (_, at) => min + at) });
   }
 
   _ratio({ name, options }) {

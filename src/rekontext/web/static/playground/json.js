@@ -3,7 +3,7 @@
 import { $ } from "../shared/dom.js";
 import { fromJson, toJson } from "../shared/json.js";
 import { maskName } from "./mask.js";
-import { BY_NAME, isEqual } from "./parameters.js";
+import { BY_NAME, isEqual, withoutNeedless } from "./parameters.js";
 import { fromLink } from "./photo.js";
 
 /** How a photo, or what is marked on it, stands in the text: as its link, or as "@name" where it has none. */
@@ -15,10 +15,10 @@ function maskSourceOf(photo, mask) {
   return mask && (mask.source ?? `@${maskName(photo)}`);
 }
 
-/** The request as text; null and an empty list ask for nothing. */
+/** The request as text; null, an empty list and one picture ask for nothing. */
 function written({ prompt, values, photo, mask }) {
   const document = { input_image: sourceOf(photo), ...(mask && { mask_image: maskSourceOf(photo, mask) }), prompt };
-  for (const [name, value] of Object.entries(values)) {
+  for (const [name, value] of Object.entries(withoutNeedless(values))) {
     if (value !== null && !isEqual(value, [])) document[name] = value;
   }
   return toJson(document, 2);

@@ -12,10 +12,10 @@ import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.
 import { Json } from "./json.js";
 import { Marker } from "./marker.js";
 import { Mask, maskName, percent } from "./mask.js";
-import { ratiosLike, startValues } from "./parameters.js";
+import { countIn, ratiosLike, startValues, withoutNeedless } from "./parameters.js";
 import { PhotoRefused, fromBlob, isSame, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
-import { hasEnded, isWaiting } from "./run.js";
+import { countOf, hasEnded, isWaiting } from "./run.js";
 import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { checkLink, restored, shareLink, uploaded } from "./share.js";
@@ -49,7 +49,16 @@ const form = new Form({ main: $("#fields-main"), output: $("#fields-output"), mo
 const stage = new Stage({
   view: $("#view"),
   bar: $("#bar"),
-  doing: { cancel, sendAgain, again, reuse, remove, share: (run) => share(run.request, run.photo, run.mask), keepSeed },
+  doing: {
+    cancel,
+    sendAgain,
+    choose: choosePicture,
+    again,
+    reuse,
+    remove,
+    share: (run) => share(run.request, run.photo, run.mask),
+    keepSeed,
+  },
 });
 const estimates = new Estimates((estimate) => {
   state.estimate = estimate;
@@ -71,7 +80,7 @@ const drawCode = installSamples({
 // The request
 
 function request() {
-  return { prompt: prompt.value, ...form.values };
+  return withoutNeedless({ prompt: prompt.value, ...form.values });
 }
 
 function requestChanged({ fromJson = false } = {}) {
@@ -89,7 +98,8 @@ function writeJson() {
 
 function keepRequest() {
   const { selected } = state;
-  keepDraft("request", { account: readAccount(), selected, prompt: prompt.value, values: form.values });
+  const chosen = runs.get(selected)?.chosen;
+  keepDraft("request", { account: readAccount(), selected, chosen, prompt: prompt.value, values: form.values });
 }
 
 function keepPhoto() {
@@ -406,8 +416,10 @@ async function again(run) {
   // What was marked since is for the next edit, as what was typed.
   const isOfPhoto = state.photo && (await isSame(state.photo, run.photo));
   const file = isOfPhoto ? await marked()?.file() : run.mask?.file;
+  const { output } = run.pictures[run.chosen];
+  const url = run.result.images[run.chosen]?.url;
   const maskOf = (photo) => file && Mask.read(file, photo, { off: MATCHED_OFF_MAX }).catch(() => null);
-  if (!(await usePhoto(fromBlob(run.output, { name, url: run.result.output }), { maskOf }))) return;
+  if (!(await usePhoto(fromBlob(output, { name, url }), { maskOf }))) return;
   if (prompt.value === run.request.prompt) prompt.value = ""; // what was typed since is for the next edit
   requestChanged();
   $("#tab-form").click();
@@ -476,6 +488,13 @@ function select(id) {
   keepRequest();
 }
 
+/** Look at another picture of an edit that made several. */
+function choosePicture(run, at) {
+  run.chosen = at;
+  draw();
+  keepRequest();
+}
+
 function draw() {
   const isWithin = $(".stage").contains(document.activeElement);
   const run = state.selected && runs.get(state.selected);
@@ -504,8 +523,10 @@ function changed({ detail: run }) {
   draw();
   if (!run) return;
   if (hasEnded(run)) {
+    const count = countOf(run);
+    const done = count > 1 ? `The edit is done, ${count} pictures` : "The edit is done";
     say(
-      { COMPLETED: "The edit is done", FAILED: `The edit failed: ${run.error}`, CANCELLED: "The edit was cancelled" }[
+      { COMPLETED: done, FAILED: `The edit failed: ${run.error}`, CANCELLED: "The edit was cancelled" }[
         run.state
       ],
     );
@@ -536,7 +557,8 @@ function drawAccount() {
 }
 
 function drawEstimate() {
-  drawPrice({ estimate: state.estimate, me: state.me, listed: state.price });
+  const pictures = countIn(form.values);
+  drawPrice({ estimate: state.estimate, me: state.me, listed: state.price, pictures });
 }
 
 function choosePrompt(words) {
@@ -737,7 +759,11 @@ async function restoreDraft() {
     prompt.value = draft.prompt;
     if (state.photosAsked === asked) setPhoto(chosen?.blob && !chosen.shown ? null : chosen, { mask });
     else release(chosen); // another was chosen while this one was read
-    if (runs.get(draft.selected)) select(draft.selected);
+    const edit = runs.get(draft.selected);
+    if (edit) {
+      if (edit.pictures[draft.chosen]) edit.chosen = draft.chosen;
+      select(edit.id);
+    }
   } else if (latest) {
     await takeOver(latest);
     select(latest.id);

@@ -44,6 +44,16 @@ export const PARAMETERS = [
     help: "The shape of the result. Matching keeps that of your photo.",
   },
   {
+    name: "num_images",
+    label: "Pictures",
+    kind: "count",
+    default: 1,
+    min: 1,
+    max: 4,
+    group: "main",
+    help: "How many to choose from, each with the next seed. Each takes and costs as much as one alone.",
+  },
+  {
     name: "num_inference_steps",
     label: "Steps",
     kind: "range",
@@ -162,6 +172,17 @@ export function startValues() {
   return Object.fromEntries(PARAMETERS.map(({ name, start, default: value }) => [name, start ?? value]));
 }
 
+/** How many pictures a request asks for. What is no such number, as from the JSON view, is for the server to refuse. */
+export function countIn({ num_images: count = 1 }) {
+  const { min, max } = BY_NAME.get("num_images");
+  return Number.isInteger(count) && count >= min && count <= max ? count : 1;
+}
+
+/** A request as it was before there could be several pictures, where it asks for one: what was kept then is the same. */
+export function withoutNeedless(request) {
+  return Object.fromEntries(Object.entries(request).filter(([name, value]) => name !== "num_images" || value !== 1));
+}
+
 const RATIO_OFF_MAX = 0.07; // by what part the server lets a photo miss a shape that is its own
 
 /** The values of `aspect_ratio` that leave a photo's shape as it is. */
@@ -180,7 +201,7 @@ export function isEqual(one, other) {
 /** "4 to 50, default 35" and the like. */
 export function rangeInWords({ kind, min, max, above, unit, default: value, options, most, strongest }) {
   const unset = value === null ? "empty" : value;
-  if (kind === "range") return `${min} to ${max} · default ${unset}`;
+  if (kind === "range" || kind === "count") return `${min} to ${max} · default ${unset}`;
   if (kind === "seed") return `0 to 2⁶³ − 1 · −1 or empty: random`;
   if (kind === "number") return `above ${above} ${unit} · default none`;
   if (kind === "loras") return `up to ${most} · strength −${strongest} to ${strongest}, not 0 · default none`;

@@ -3,7 +3,7 @@
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
 import { areRight, lorasAsText, lorasOf } from "./loras.js";
-import { BY_NAME } from "./parameters.js";
+import { BY_NAME, countIn } from "./parameters.js";
 
 const PAUSE_MS = 250;
 
@@ -31,6 +31,7 @@ export class Estimates {
     const { min, max } = BY_NAME.get("num_inference_steps");
     const loras = lorasOf(values.loras);
     const steps = values.num_inference_steps;
+    const pictures = countIn(values);
     const isRight = steps >= min && steps <= max && areRight(loras, BY_NAME.get("loras"));
     if (!readKey() || !isRight) {
       this.#told(null);
@@ -39,6 +40,7 @@ export class Estimates {
     this.#timer = setTimeout(async () => {
       const query = new URLSearchParams();
       for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);
+      if (pictures > 1) query.set("num_images", pictures);
       if (loras.length) query.set("loras", lorasAsText(loras));
       if (photo?.width) {
         query.set("width", photo.width);

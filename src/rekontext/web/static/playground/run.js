@@ -2,6 +2,8 @@
 
 import { ENDED } from "../shared/api.js";
 import { readAccount } from "../shared/key.js";
+import { seedAt } from "../shared/seeds.js";
+import { countIn } from "./parameters.js";
 import { linkOf, photoOf, photoRecord } from "./photo.js";
 
 const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
@@ -18,8 +20,9 @@ const RUNNING = new Set(["SENDING", "QUEUED", "PROCESSING"]);
  * @property {boolean} isInDoubt  an answer to the submit was lost
  * @property {?number} eta        seconds that were left at `etaAt`
  * @property {?object} result     the server's document of an edit that has ended
- * @property {?Blob} output       the picture
- * @property {?string} shown      blob: URL of the picture, until the run is removed
+ * @property {object[]} pictures  what it made, in the order of the seeds: {output, shown}, a Blob and a blob: URL of it
+ *                                that is good until the run is removed
+ * @property {number} chosen      which of them is looked at
  * @property {?number} keyKeptS   the server knows its idempotency key for so many seconds
  * @property {boolean} isLost     the server can't be reached; what is known of the edit is old
  */
@@ -41,8 +44,8 @@ export function newRun(request, photo, mask, keyKeptS) {
     position: null,
     preview: null,
     result: null,
-    output: null,
-    shown: null,
+    pictures: [],
+    chosen: 0,
     error: null,
     isInDoubt: false,
     isLost: false,
@@ -51,18 +54,30 @@ export function newRun(request, photo, mask, keyKeptS) {
   };
 }
 
-/** A run as IndexedDB keeps it. */
-export function recordOf({ preview, shown, photo, ...run }) {
-  return { ...run, photo: photoRecord(photo) };
+/** A run as IndexedDB keeps it: the first picture apart, as pages have kept it that knew of one. */
+export function recordOf({ preview, pictures, chosen, photo, ...run }) {
+  const [output = null, ...others] = pictures.map((picture) => picture.output);
+  return { ...run, output, others, photo: photoRecord(photo) };
 }
 
 /** The run of a record. */
-export async function runOf(record) {
-  return { ...record, photo: await photoOf(record.photo), preview: null, shown: shownOf(record.output) };
+export async function runOf({ output, others = [], ...record }) {
+  const pictures = picturesOf(output ? [output, ...others] : []);
+  return { ...record, photo: await photoOf(record.photo), preview: null, pictures, chosen: 0 };
 }
 
-export function shownOf(output) {
-  return output && URL.createObjectURL(output);
+export function picturesOf(outputs) {
+  return outputs.map((output) => ({ output, shown: URL.createObjectURL(output) }));
+}
+
+/** The seed of one of its pictures. */
+export function seedOf({ result }, at) {
+  return seedAt(result.seed, at);
+}
+
+/** How many pictures it made, or was asked for. */
+export function countOf({ pictures, request }) {
+  return pictures.length || countIn(request);
 }
 
 export function hasEnded(run) {

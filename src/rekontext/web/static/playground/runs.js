@@ -5,7 +5,7 @@ import { AGAIN_MS, ENDED, call, events, here, outcome, pause } from "../shared/a
 import { toJson } from "../shared/json.js";
 import { readAccount } from "../shared/key.js";
 import { isSame, isSameFile } from "./photo.js";
-import { accepted, hasEnded, heard, isRunning, newRun, recordOf, runOf, shownOf } from "./run.js";
+import { accepted, hasEnded, heard, isRunning, newRun, picturesOf, recordOf, runOf } from "./run.js";
 import { amend, drop, keep, kept } from "./store.js";
 import { isForgotten, saysNo, submit } from "./submit.js";
 
@@ -126,7 +126,7 @@ export class Runs extends EventTarget {
     this.#stops.get(run.id)?.abort();
     this.#runs.delete(run.id);
     await drop(run.id);
-    URL.revokeObjectURL(run.shown);
+    for (const { shown } of run.pictures) URL.revokeObjectURL(shown);
     this.dispatchEvent(new CustomEvent("change", { detail: null }));
   }
 
@@ -169,16 +169,18 @@ export class Runs extends EventTarget {
     else this.#change(run, heard(event, data));
   }
 
-  /** End the run as the server's document says; a picture that the server can't give just now is asked for later. */
+  /** End the run as the server's document says; pictures that the server can't give just now are asked for later. */
   async #ended(run, document) {
-    const { status, error, output: link } = document;
+    const { status, error } = document;
     if (status !== "COMPLETED") {
       if (ENDED.has(status)) this.#end(run, { state: status, result: document, error });
       return;
     }
     try {
-      const output = link && (await (await call(here(link), { key: null })).blob());
-      if (output) this.#end(run, { state: status, result: document, output, shown: shownOf(output) });
+      const outputs = await Promise.all(
+        document.images.map(async ({ url }) => (await call(here(url), { key: null })).blob()),
+      );
+      if (outputs.length) this.#end(run, { state: status, result: document, pictures: picturesOf(outputs) });
       else this.#lose(run, document);
     } catch (fault) {
       // Else the connection broke off, or the link's time was up.

@@ -5,6 +5,7 @@ import { $, $$, copy, fill, glyph, h } from "../shared/dom.js";
 import { installTabs } from "../shared/tabs.js";
 import { KEY_VARIABLE, LANGUAGES, code } from "./code.js";
 import { maskName } from "./mask.js";
+import { countIn } from "./parameters.js";
 
 /**
  * Build the panel. Returns the function that draws it anew.
@@ -20,7 +21,7 @@ export function installSamples({ asked, upload, saveMask }) {
     const { request, photo, mask } = asked();
     const host = ROOT.href.replace(/\/$/, "");
     $("#code").textContent = code(language.id, { request, photo, mask: mask && maskName(photo), host, isAsync });
-    fill($("#code-note"), note({ language, request, photo, mask, upload, saveMask }));
+    fill($("#code-note"), note({ language, request, photo, mask, isAsync, upload, saveMask }));
   };
   fill(
     $("#languages"),
@@ -44,7 +45,7 @@ export function installSamples({ asked, upload, saveMask }) {
 }
 
 /** What it takes to run the code. */
-function note({ language, request, photo, mask, upload, saveMask }) {
+function note({ language, request, photo, mask, isAsync, upload, saveMask }) {
   const words = [h("code", {}, `export ${KEY_VARIABLE}=rk_…`), " first; save as ", h("code", {}, language.file)];
   if (!photo) words.push(", next to ", h("code", {}, "photo.jpg"), ".");
   else if (photo.url || photo.origin) words.push(".");
@@ -64,6 +65,10 @@ function note({ language, request, photo, mask, upload, saveMask }) {
   if (language.id === "openai" && mask) words.push(" Needs ", h("code", {}, "pip install openai pillow"), ".");
   if (language.id === "sdk") words.push(" Needs ", h("code", {}, "pip install segmind"), ".");
   if (language.id === "javascript") words.push(" Needs Node 18 or newer.");
+  if (countIn(request) > 1 && language.id === "openai" && isAsync)
+    words.push(" Its stream has one picture, so the code waits for all.");
+  if (countIn(request) > 1 && language.id === "sdk" && !isAsync)
+    words.push(" ", h("code", {}, "run_sync"), " gives one picture; ", h("code", {}, "run"), " waits for all.");
   if (request.previews > 0) words.push(" Previews are left out: only an event stream shows them.");
   return words;
 }

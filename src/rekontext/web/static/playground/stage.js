@@ -7,7 +7,7 @@ import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
 import { lorasAsText, lorasOf } from "./loras.js";
 import { percent } from "./mask.js";
-import { isRunning, isWaiting, secondsLeft } from "./run.js";
+import { countOf, isRunning, isWaiting, secondsLeft, seedOf } from "./run.js";
 import { Tint } from "./tint.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
@@ -21,9 +21,10 @@ export class Stage {
   #bar;
   #doing;
   #shown = null;
+  #chosen = 0; // of the pictures of the result that is shown
   #compare = null;
 
-  /** `doing` has a function for each thing a person can do here: cancel, sendAgain, again, reuse, remove, share,
+  /** `doing` has a function for each thing a person can do here: cancel, sendAgain, choose, again, reuse, remove, share,
    * keepSeed. */
   constructor({ view, bar, doing }) {
     this.#view = view;
@@ -167,28 +168,61 @@ export class Stage {
 
   #result(run) {
     const isNew = run.ended && Date.now() - run.ended < 3000;
-    if (this.#turn(`result ${run.id}`)) return;
-    const { result } = run;
-    const [{ width, height }] = result.images.length ? result.images : [{ width: 1, height: 1 }];
-    const url = run.shown;
-    this.#compared({
-      before: run.photo.shown,
-      after: url,
-      width,
-      height,
-      alt: run.request.prompt,
-      sweep: isNew,
-      fit: isMatched(run, width / height) ? "fill" : "contain",
-    });
+    const isOther = !this.#turn(`result ${run.id}`);
+    if (!isOther && this.#chosen === run.chosen) return;
+    this.#chosen = run.chosen;
+    const { width, height } = run.result.images[run.chosen] ?? { width: 1, height: 1 };
+    const after = run.pictures[run.chosen].shown;
+    const alt = [run.request.prompt, placeOf(run, run.chosen)].filter(Boolean).join(". ");
+    if (isOther) {
+      const fit = isMatched(run, width / height) ? "fill" : "contain";
+      this.#compared({ before: run.photo.shown, after, width, height, alt, sweep: isNew, fit });
+      if (run.pictures.length > 1) this.#view.append(this.#several(run, width / height));
+    } else this.#compare.exchange({ after, alt });
+    fill(this.#bar, this.#tools(run), this.#facts(run, { width, height }));
+  }
+
+  /** The pictures of an edit that made several, to choose the one that is looked at. */
+  #several(run, ratio) {
+    const option = ({ shown }, at) => {
+      const name = placeOf(run, at);
+      const radio = h("input", {
+        type: "radio",
+        name: "picture",
+        checked: at === run.chosen,
+        "aria-label": name,
+        onchange: () => this.#doing.choose(run, at),
+      });
+      return h("label.picture", { title: name }, radio, h("img", { src: shown, alt: "" }));
+    };
+    const saveAll = () =>
+      run.pictures.forEach(({ shown }, at) => h("a", { href: shown, download: fileName(run, at) }).click());
+    const label = `Download all ${run.pictures.length}`;
+    const row = h(
+      "div.several",
+      {},
+      h("div.pictures", { role: "radiogroup", "aria-label": "Pictures of this edit" }, run.pictures.map(option)),
+      h(
+        "button.button.small.quiet",
+        { type: "button", title: label, "aria-label": label, onclick: saveAll },
+        glyph("download"),
+        "All",
+      ),
+    );
+    row.style.setProperty("--ratio", String(ratio));
+    return row;
+  }
+
+  #tools(run) {
     const zoom = h(
       "button.button.small.quiet.scale.numbers",
       { type: "button", title: "Back to the whole picture (0)", onclick: () => this.#compare.reset() },
-      "100 %",
     );
     this.#compare.onZoom = (scale) => {
       zoom.textContent = `${Math.round(scale * 100)} %`;
     };
-    const name = `${run.photo.name.replace(/\.[^.]*$/, "")}-${result.seed}.${suffix(run.output.type)}`;
+    this.#compare.onZoom(this.#compare.zoom);
+    const { shown } = run.pictures[run.chosen];
     const tool = (picture, label, action, text) =>
       h(
         `button.button.small${text ? "" : ".icon.quiet"}`,
@@ -196,37 +230,34 @@ export class Stage {
         glyph(picture),
         text,
       );
-    fill(
-      this.#bar,
+    return h(
+      "div.tools",
+      { role: "toolbar", "aria-label": "Result" },
       h(
-        "div.tools",
-        { role: "toolbar", "aria-label": "Result" },
-        h(
-          "div.zooming",
-          {},
-          tool("minus", "Zoom out (−)", () => this.#compare.zoomBy(1 / 1.5)),
-          zoom,
-          tool("plus", "Zoom in (+)", () => this.#compare.zoomBy(1.5)),
-          document.fullscreenEnabled && tool("fit", "Full screen", () => this.#fullScreen()),
-        ),
-        h(
-          "div.acting",
-          {},
-          tool("pencil", "Use the result as the next photo", () => this.#doing.again(run), "Edit again"),
-          h("a.button.small", { href: url, download: name }, glyph("download"), "Download"),
-          tool("again", "Put these settings back into the form", () => this.#doing.reuse(run)),
-          tool("share", "Copy a link that restores this request", () => this.#doing.share(run)),
-          tool("trash", "Remove from this session", () => this.#doing.remove(run)),
-        ),
+        "div.zooming",
+        {},
+        tool("minus", "Zoom out (−)", () => this.#compare.zoomBy(1 / 1.5)),
+        zoom,
+        tool("plus", "Zoom in (+)", () => this.#compare.zoomBy(1.5)),
+        document.fullscreenEnabled && tool("fit", "Full screen", () => this.#fullScreen()),
       ),
-      this.#facts(run, { width, height }),
+      h(
+        "div.acting",
+        {},
+        tool("pencil", "Use the result as the next photo", () => this.#doing.again(run), "Edit again"),
+        h("a.button.small", { href: shown, download: fileName(run, run.chosen) }, glyph("download"), "Download"),
+        tool("again", "Put these settings back into the form", () => this.#doing.reuse(run)),
+        tool("share", "Copy a link that restores this request", () => this.#doing.share(run)),
+        tool("trash", "Remove from this session", () => this.#doing.remove(run)),
+      ),
     );
   }
 
   #facts(run, { width, height }) {
     const { result } = run;
     const { metrics } = result;
-    const seed = run.request.seed ?? result.seed;
+    const { output } = run.pictures[run.chosen];
+    const seed = seedOf(run, run.chosen);
     const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd.numbers", {}, ...value));
     const passes =
       metrics.passes < metrics.steps ? `${metrics.steps} (${metrics.passes} computed)` : `${metrics.steps}`;
@@ -240,7 +271,7 @@ export class Stage {
         fact(
           "Seed",
           `${seed} `,
-          run.request.seed === null || run.request.seed === undefined
+          String(seed) !== String(run.request.seed)
             ? h("button.link", { type: "button", onclick: () => this.#doing.keepSeed(seed) }, "keep")
             : "",
         ),
@@ -249,8 +280,12 @@ export class Stage {
           seconds(metrics.total_time),
           metrics.queue_time > 0.1 ? h("span.faint", {}, ` ${seconds(metrics.queue_time)} waiting`) : "",
         ),
-        fact("Cost", money(metrics.cost)),
-        fact("Size", `${width} × ${height}`, h("span.faint", {}, ` ${bytes(run.output.size)}`)),
+        fact(
+          "Cost",
+          money(metrics.cost),
+          run.pictures.length > 1 ? h("span.faint", {}, ` for ${run.pictures.length}`) : "",
+        ),
+        fact("Size", `${width} × ${height}`, h("span.faint", {}, ` ${bytes(output.size)}`)),
         fact("Steps", passes),
         ...(run.mask ? [fact("Changed", `${percent(run.mask.part)} of the photo`)] : []),
         model,
@@ -301,6 +336,17 @@ function isMatched({ photo, request, mask }, ratio) {
   return isAsked && Math.abs(photo.width / photo.height / ratio - 1) < MATCHED_OFF_MAX;
 }
 
+/** Which picture of how many it is; nothing where it is the only one. */
+function placeOf(run, at) {
+  const count = run.pictures.length;
+  return count > 1 ? `Picture ${at + 1} of ${count}, seed ${seedOf(run, at)}` : "";
+}
+
+/** What a picture is called when it is saved. */
+function fileName(run, at) {
+  return `${run.photo.name.replace(/\.[^.]*$/, "")}-${seedOf(run, at)}.${suffix(run.pictures[at].output.type)}`;
+}
+
 /** Width by height that the result will have, as far as that is known. */
 function shapeOf(run) {
   const ratio = String(run.request.aspect_ratio); // a list of one, from the JSON view, is for the server to refuse
@@ -318,10 +364,13 @@ function spoken(prompt) {
 }
 
 /** What an edit without a result was asked for. */
-function asked({ request: { prompt, loras }, mask }) {
+function asked(run) {
+  const { prompt, loras } = run.request;
+  const { mask } = run;
   const chosen = lorasOf(loras) ?? [];
   return [
     spoken(prompt),
+    countOf(run) > 1 && h("p.caption", {}, `${countOf(run)} pictures`),
     chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasAsText(chosen, ", ")}`),
     mask && h("p.caption", {}, `in the marked part, ${percent(mask.part)} of the photo`),
   ];

@@ -2,7 +2,7 @@
 
 import { fill, glyph, h } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
-import { isRunning, isWaiting } from "./run.js";
+import { countOf, isRunning, isWaiting } from "./run.js";
 
 export class Strip {
   #place;
@@ -51,18 +51,20 @@ export class Strip {
     button.setAttribute("aria-current", String(isSelected));
     button.style.setProperty("--part", isRunning(run) && run.steps ? run.step / run.steps : 0);
     if (button.dataset.state === run.state && run.state !== "PROCESSING") return;
-    const part = run.mask ? ", in a marked part" : "";
-    button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}${part}`);
+    const count = countOf(run);
+    const more = (count > 1 ? `, ${count} pictures` : "") + (run.mask ? ", in a marked part" : "");
+    button.setAttribute("aria-label", `${WORDS[run.state](run)}: ${run.request.prompt}${more}`);
     if (button.dataset.state === run.state) return;
     button.dataset.state = run.state;
-    button.title = `${run.request.prompt}${part}`;
-    const source = run.shown ?? run.photo.shown;
+    button.title = `${run.request.prompt}${more}`;
+    const source = run.pictures[0]?.shown ?? run.photo.shown;
     fill(
       button,
       source ? h("img", { src: source, alt: "" }) : glyph("link"),
       run.state in MARKS && h("span.mark", {}, glyph(MARKS[run.state])),
       isRunning(run) && h("span.ring", {}),
       run.mask && h("span.masked", {}, glyph("brush")),
+      count > 1 && h("span.count.numbers", {}, `×${count}`),
     );
   }
 }
