@@ -56,7 +56,7 @@ def make_examples(model: str) -> None:
 
 
 def make_screenshots(model: str) -> None:
-    """The playground by day, by night and on a phone, and two views of the console, each after real edits."""
+    """The playground by day, by night, marking and on a phone, and two views of the console, after real edits."""
     path = shutil.which("chromium")
     assert path, "apt-get install chromium"
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,9 @@ def make_screenshots(model: str) -> None:
         wide.emulate_media(color_scheme="dark")
         _keep(wide, "playground-dark")
         wide.emulate_media(color_scheme="light")
+        _mark(wide)
+        _keep(wide, "playground-marking")
+        wide.locator("#unmark").click()
         wide.goto(f"{site.url}/console")
         expect(wide.locator(".chart-svg").first).to_be_visible()
         wide.get_by_text("7 days").click()
@@ -111,6 +114,18 @@ def _edit(page: Page, source: Path, prompts: list[str]) -> None:
     expect(page.locator(".compare.loaded")).to_be_visible()
     expect(page.locator("#estimate")).not_to_contain_text("before it")
     page.locator(".compare").hover()
+
+
+def _mark(page: Page) -> None:
+    """Paint over the middle of the photo."""
+    page.locator("#mark").click()
+    box = page.locator(".marking").bounding_box()
+    assert box is not None
+    for at, (x, y) in enumerate(((0.4, 0.42), (0.58, 0.42), (0.6, 0.55), (0.42, 0.55), (0.4, 0.42))):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+        if at == 0:
+            page.mouse.down()
+    page.mouse.up()
 
 
 def _keep(page: Page, name: str) -> None:
