@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from PIL import Image
 
 from rekontext.contract import EditRefused
-from rekontext.photos import flat_rgb, upright
+from rekontext.photos import flat_rgb, opacity, upright
 
 FREE_FROM: Final = 128
 """From this level of 255 on the model draws anew what is there, as diffusers' inpainting pipelines do it."""
@@ -35,7 +35,7 @@ def white_of(picture: Image.Image) -> Image.Image:
     Raises:
         MaskRefused: it marks nothing; or it has transparent parts, of which nobody can tell what they are to mean.
     """
-    if _opacity(picture).getextrema() != (255, 255):
+    if opacity(picture).getextrema() != (255, 255):
         raise MaskRefused("has transparent parts: it must be white where the photo may change, and black elsewhere")
     return _marked(flat_rgb(upright(picture)).convert("L"), "white")
 
@@ -46,7 +46,18 @@ def transparency_of(picture: Image.Image) -> Image.Image:
     Raises:
         MaskRefused: it has none.
     """
-    return _marked(_opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
+    return _marked(opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
+
+
+def still_marked(smaller: Image.Image) -> Image.Image:
+    """A mask that was made smaller.
+
+    Raises:
+        MaskRefused: what it marked was so small that nothing of it is left.
+    """
+    if _lightest(smaller) < FREE_FROM:
+        raise MaskRefused("marks too little: nothing of it is left at the size of a picture")
+    return smaller.point(_CLEAN)
 
 
 def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -54,16 +65,13 @@ def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def _opacity(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return Image.new("L", picture.size, 255)
-    return picture.convert("RGBA").getchannel("A")
-
-
 def _marked(levels: Image.Image, how: str) -> Image.Image:
-    mask = levels.point(_CLEAN)
-    lightest = mask.getextrema()[1]
-    assert isinstance(lightest, (int, float)), "one channel has one range"
-    if lightest < FREE_FROM:
+    if _lightest(levels) < FREE_FROM:
         raise MaskRefused(f"marks nothing: it must be {how} where the photo may change")
-    return mask
+    return levels.point(_CLEAN)
+
+
+def _lightest(levels: Image.Image) -> float:
+    lightest = levels.getextrema()[1]
+    assert isinstance(lightest, (int, float)), "one channel has one range"
+    return lightest
