@@ -90,6 +90,25 @@ async def test_a_large_photo_takes_a_small_mask_and_a_large_mask_is_made_smaller
     assert [mask_of(request).size for request in studio.fleet.requests] == [(48, 32), (2048, 1365)]
 
 
+async def test_a_large_mask_of_a_narrow_photo_is_as_narrow_as_it_gets(make_studio: MakeStudio) -> None:
+    """Half a pixel of its height is more than its shape may be off."""
+    async with make_studio(PillowFleet()).open() as client:
+        size = (4000, 40)
+        answer = await client.post(
+            V1, json=GOOD | {"input_image": text(photo_bytes(*size)), "mask_image": sent(half_marked(*size))}
+        )
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_mask_may_weigh_more_than_the_picture_that_it_was(make_studio: MakeStudio) -> None:
+    """It is kept without loss; the limit is for what is sent."""
+    mask = encoded(Image.effect_noise((48, 32), 120), "JPEG", quality=5)
+    studio = make_studio(PillowFleet(), picture_bytes_max=1200)
+    async with studio.open() as client:
+        answer = await client.post(V1, json=GOOD | {"mask_image": text(mask)})
+        assert answer.status_code == 200, answer.text
+
+
 async def test_a_photo_that_lies_on_its_side_takes_the_mask_of_what_is_seen(
     studio: Studio, client: httpx2.AsyncClient
 ) -> None:
