@@ -29,6 +29,21 @@ class MaskRefused(EditRefused):
         self.reason = reason
 
 
+def read_white(picture: Image.Image) -> Image.Image:
+    """As `white_of`, of a picture that may not be read yet.
+
+    Raises:
+        EditRefused: it can't be read, or can't be a mask.
+    """
+    try:
+        picture.load()
+        return white_of(picture)
+    except MaskRefused:
+        raise
+    except Exception as error:  # each format fails in ways of its own
+        raise EditRefused(f"mask can't be read: {error}") from error
+
+
 def white_of(picture: Image.Image) -> Image.Image:
     """The mask that a picture in black and white is, upright, of mode "L".
 
