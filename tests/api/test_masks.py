@@ -142,7 +142,7 @@ async def test_a_ratio_that_the_photo_has_anyway_is_no_other(
         (
             {"mask_image": 7},
             "invalid_parameters",
-            "mask_image is 7 (allowed: a picture as input_image and of its",
+            "mask_image is 7 (allowed: a picture of the photo's shape, in any form",
         ),
         ({"mask_image": ""}, "unreadable_picture", "mask_image can't be used: the text is empty"),
         ({"mask_image": text(b"GIF87a")}, "unreadable_picture", "mask_image can't be used: the gif picture's header"),

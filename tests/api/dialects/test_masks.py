@@ -58,6 +58,15 @@ async def test_openai_s_examples_name_the_size_that_their_photo_has(studio: Stud
     assert masks(studio) == [HALF.tobytes()]
 
 
+async def test_openai_takes_one_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """Of two nobody knows which; and a form has its field where no file was chosen."""
+    hole = ("mask", ("mask.png", encoded(with_hole())))
+    twice = await openai_calls.form(client, openai_calls.FILE, hole, hole)
+    assert openai_calls.error(twice, 400, "invalid_parameters")["message"].startswith("Wrong parameter: mask has 2 pic")
+    assert (await openai_calls.form(client, openai_calls.FILE, ("mask", ("", b"")))).status_code == 200
+    assert masks(studio) == [b""]
+
+
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
@@ -70,6 +79,9 @@ async def test_openai_is_told_in_its_words(client: httpx2.AsyncClient, mask: Ima
     error = openai_calls.error(answer, 400, "mask_refused")
     assert error["param"] == "mask"
     assert says in error["message"]
+    wrong = await client.post(openai_calls.EDITS, json=openai_calls.JSON | {"mask": 7})
+    allowed = "(allowed: a picture of the photo's shape, in any form that it may have: transparent where"
+    assert allowed in openai_calls.error(wrong, 400, "invalid_parameters")["message"]
 
 
 async def test_fal_has_a_url_and_a_path_for_it(studio: Studio, client: httpx2.AsyncClient) -> None:
@@ -94,6 +106,16 @@ async def test_fal_is_told_in_its_words(client: httpx2.AsyncClient) -> None:
     [problem] = answer.json()["detail"]
     assert problem["loc"] == ["body", "mask_url"]
     assert problem["msg"].startswith("mask_url has transparent parts")
+
+
+async def test_an_empty_text_is_no_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """Programs that show a field for it send that."""
+    answers = [
+        await client.post(fal_calls.RUN, json=fal_calls.GOOD | {"mask_url": ""}),
+        await client.post(test_huggingface.PATH, json=test_huggingface.asked(mask_image="")),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    assert masks(studio) == [b"", b""]
 
 
 async def test_replicate_has_a_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
