@@ -166,7 +166,7 @@ async def test_a_ratio_that_the_photo_has_anyway_is_no_other(
         (
             {"mask_image": text(MASK), "aspect_ratio": "1:1"},
             "invalid_parameters",
-            'aspect_ratio is "1:1", and with a mask the picture keeps the shape of the photo (allowed: match_',
+            "aspect_ratio asks for 1:1, and with a mask the picture keeps the shape of the photo (allowed: that of",
         ),
     ],
     ids=["number", "empty", "header", "cut-off", "private", "shape", "black", "transparent", "ratio"],
@@ -197,6 +197,7 @@ def test_a_request_without_a_mask_has_the_digest_that_it_had_before_there_were_a
         parameters, problems = parse({**given, "mask_image": mask})
         assert parameters is not None, problems
         found.append(_digest(parameters))
+    found.append(_digest(parameters, "transparency"))
     assert found[0] == "7aab6b0d754fa24f46708700a19aadf4b141b27e82a93993a31c9297bd6d2eed"
     assert len(set(found)) == len(found)
 

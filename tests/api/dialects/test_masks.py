@@ -54,7 +54,10 @@ async def test_openai_s_examples_name_the_size_that_their_photo_has(studio: Stud
     refused = await openai_calls.form(
         client, openai_calls.FILE, ("mask", ("mask.png", encoded(with_hole()))), size="1024x1024"
     )
-    assert "with a mask the picture keeps the shape of the photo" in refused.json()["error"]["message"]
+    says = (
+        "Wrong parameter: size asks for 1:1, and with a mask the picture keeps the shape of the photo (allowed: that of"
+    )
+    assert openai_calls.error(refused, 400, "invalid_parameters")["message"].startswith(says)
     assert masks(studio) == [HALF.tobytes()]
 
 

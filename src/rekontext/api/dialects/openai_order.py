@@ -80,10 +80,12 @@ class Asked:
     Attributes:
         given: the edit's parameters under our names, unchecked.
         wrong: problems with other fields, by name.
+        shaped_by: as `Draft` has it.
     """
 
     given: Mapping[str, object]
     wrong: Mapping[str, Problem]
+    shaped_by: str
     manner: Manner
 
 
@@ -114,9 +116,9 @@ def read(body: JsonObject | FormFields) -> Asked:
         others.refuse("mask_image", f"has {len(masks)} pictures", allowed="one")
     if len(pictures) > 1:
         others.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
-    shape = others.shape()
+    shape, shaped_by = others.shape(), "aspect_ratio"
     if given.get("aspect_ratio") is None:
-        given["aspect_ratio"] = shape
+        given["aspect_ratio"], shaped_by = shape, "size"
     given["output_format"] = others.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
     given["num_images"] = others.choice("n", {str(count): count for count in range(1, PICTURES_MAX + 1)})
     others.choice("background", {"auto": None, "opaque": None})
@@ -128,7 +130,7 @@ def read(body: JsonObject | FormFields) -> Asked:
     if is_streamed and given["num_images"] != 1:
         others.refuse("n", f"is {given['num_images']}, and a stream has one picture", allowed="1")
     manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
-    return Asked(given=given, wrong=others.wrong, manner=manner)
+    return Asked(given=given, wrong=others.wrong, shaped_by=shaped_by, manner=manner)
 
 
 def _put_together(body: FormFields, given: dict[str, object], wrong: dict[str, Problem]) -> None:
