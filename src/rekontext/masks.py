@@ -64,26 +64,39 @@ def transparency_of(picture: Image.Image) -> Image.Image:
     return _marked(opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
 
 
-def still_marked(smaller: Image.Image) -> Image.Image:
-    """A mask that was made smaller.
+def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """At a picture's size. Not with Lanczos, as photos: it rings, and a mask must not mark what its maker hasn't.
 
     Raises:
-        MaskRefused: what it marked was so small that nothing of it is left.
+        MaskRefused: what it marks is so small that nothing of it is left.
     """
-    if _lightest(smaller) < FREE_FROM:
-        raise MaskRefused("marks too little: nothing of it is left at the size of a picture")
-    return smaller.point(_CLEAN)
+    return _still_marked(mask.resize(size, Image.Resampling.BILINEAR))
 
 
-def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """At a picture's size. Not with Lanczos, as photos: it rings, and a mask must not mark what its maker hasn't."""
-    return mask.resize(size, Image.Resampling.BILINEAR)
+def bounded_mask(mask: Image.Image, side_max: int) -> Image.Image:
+    """A smaller copy of a large one, its shape rounded.
+
+    Raises:
+        MaskRefused: as `stretch_mask`.
+    """
+    if max(mask.size) <= side_max:
+        return mask
+    smaller = mask.copy()
+    smaller.thumbnail((side_max, side_max), Image.Resampling.BOX)
+    return _still_marked(smaller).point(_CLEAN)
 
 
 def _marked(levels: Image.Image, how: str) -> Image.Image:
     if _lightest(levels) < FREE_FROM:
         raise MaskRefused(f"marks nothing: it must be {how} where the photo may change")
     return levels.point(_CLEAN)
+
+
+def _still_marked(smaller: Image.Image) -> Image.Image:
+    if _lightest(smaller) < FREE_FROM:
+        width, height = smaller.size
+        raise MaskRefused(f"marks too little: nothing of it is left at {width} x {height}")
+    return smaller
 
 
 def _lightest(levels: Image.Image) -> float:

@@ -234,6 +234,7 @@ class Engine:
         Raises:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
             LoRARefused: one isn't in the folder, can't be read, or was made for another model.
+            MaskRefused: it marks so little that nothing of it is left at the picture's size.
             EngineBroken: the device failed at an earlier edit.
             RuntimeError: the engine is closed, or is another process's.
         """

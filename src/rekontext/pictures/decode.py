@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
-from rekontext.masks import MaskRefused, still_marked, transparency_of, white_of
+from rekontext.masks import MaskRefused, bounded_mask, transparency_of, white_of
 from rekontext.photos import PROFILE_BYTES_MAX, flat_rgb, upright, upright_size
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -149,11 +149,7 @@ def decode_mask(mask: Photo, marks: Marks) -> Image.Image:
 
     def unpacked(opened: Image.Image) -> Image.Image:
         picture = _loaded(opened, mask)
-        levels = white_of(picture) if marks == "white" else transparency_of(picture)
-        if max(levels.size) <= _MASK_SIDE_MAX:
-            return levels
-        levels.thumbnail((_MASK_SIDE_MAX, _MASK_SIDE_MAX), Image.Resampling.BOX)
-        return still_marked(levels)
+        return bounded_mask(white_of(picture) if marks == "white" else transparency_of(picture), _MASK_SIDE_MAX)
 
     return _unpacked(mask, unpacked)
 
