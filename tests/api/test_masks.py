@@ -14,7 +14,7 @@ from rekontext.api.orders import _digest
 from rekontext.api.parameters import parse
 from rekontext.contract import EditRequest
 from rekontext.jobs import mask_key
-from rekontext.pictures import StoreUnavailable
+from rekontext.pictures import Marks, StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.orders import GOOD, PLAIN, V1, V2, followed
 from tests.api.studio import PillowFleet, Studio
@@ -191,13 +191,18 @@ async def test_all_that_is_wrong_is_said_at_once(client: httpx2.AsyncClient) -> 
 def test_a_request_without_a_mask_has_the_digest_that_it_had_before_there_were_any() -> None:
     """Idempotency keys outlive an upgrade. The digest is what the code before made of it."""
     given: dict[str, object] = {"prompt": "make it night", "input_image": "https://a.example/photo.jpg"}
-    masks: list[object] = [None, text(MASK), Upload(data=MASK), Upload(data=MASK + b"x")]
+    masks: list[tuple[object, Marks]] = [
+        (None, "white"),
+        (text(MASK), "white"),
+        (text(MASK), "transparency"),
+        (Upload(data=MASK), "white"),
+        (Upload(data=MASK + b"x"), "white"),
+    ]
     found = []
-    for mask in masks:
+    for mask, marks in masks:
         parameters, problems = parse({**given, "mask_image": mask})
         assert parameters is not None, problems
-        found.append(_digest(parameters))
-    found.append(_digest(parameters, "transparency"))
+        found.append(_digest(parameters, marks))
     assert found[0] == "7aab6b0d754fa24f46708700a19aadf4b141b27e82a93993a31c9297bd6d2eed"
     assert len(set(found)) == len(found)
 
