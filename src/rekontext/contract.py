@@ -37,10 +37,10 @@ PICTURES_MAX: Final = 4
 """Of one edit."""
 LORAS_MAX: Final = 4
 """Of one edit."""
-MASK_SHAPE_TOLERANCE: Final = 0.02
-"""By what part a mask's width / height may differ from its photo's."""
 LORA_STRENGTH_MAX: Final = 4.0
 """Either way: below 0 a LoRA is taken out of what the model knows."""
+MASK_SHAPE_TOLERANCE: Final = 0.02
+"""By what part a mask's width / height may differ from its photo's."""
 PRIORITY_MIN: Final = -2
 PRIORITY_MAX: Final = 2
 SEED_MAX: Final = 2**63 - 1

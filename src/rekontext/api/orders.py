@@ -40,8 +40,8 @@ from rekontext.pictures import (
 _NONE: Final[Mapping[str, Problem]] = {}
 _NOTHING: Final[Mapping[str, object]] = {}
 _OFFERS_SHOWN_MAX: Final = 10
-_RATIO_OFF_MAX: Final = 0.07
-"""By so much, relatively, a photo may miss an aspect ratio that is its own: the model's size for 5:4 is 1104 x 944."""
+RATIO_OFF_MAX: Final = 0.07
+"""By so much, relatively, a size may miss an aspect ratio and have it: the model's own for 5:4 is 1104 x 944."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +281,7 @@ def _marked(mask: Photo, photo: Photo, draft: Draft, ratio: AspectRatio, problem
 def _is_shape_of(size: tuple[int, int], ratio: AspectRatio) -> bool:
     """Whether a photo of this size has that shape anyway."""
     width, colon, height = ratio.partition(":")
-    return not colon or abs(size[0] * int(height) / (size[1] * int(width)) - 1) <= _RATIO_OFF_MAX
+    return not colon or abs(size[0] * int(height) / (size[1] * int(width)) - 1) <= RATIO_OFF_MAX
 
 
 def _url(source: object) -> str | None:
