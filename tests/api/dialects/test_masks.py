@@ -121,6 +121,23 @@ async def test_an_empty_text_is_no_mask(studio: Studio, client: httpx2.AsyncClie
     assert masks(studio) == [b"", b""]
 
 
+async def test_a_size_beside_a_mask_is_refused_as_what_it_was_sent_as(
+    studio: Studio, client: httpx2.AsyncClient
+) -> None:
+    """Nobody finds `aspect_ratio` in a request without one."""
+    square = {"width": 512, "height": 512}
+    bfl = test_bfl.ASKED | {"mask": uri(HALF), **square}
+    replicate = replicate_calls.INPUT | {"mask": uri(HALF), "size": "512x512"}
+    answers = [
+        await client.post(fal_calls.RUN, json=fal_calls.GOOD | {"mask_url": uri(HALF), "image_size": "square"}),
+        await client.post(test_huggingface.PATH, json=test_huggingface.asked(mask_image=uri(HALF), target_size=square)),
+        await client.post(test_bfl.PATH, json=bfl, headers={"x-key": studio.key}),
+        await client.post(replicate_calls.CREATE, json={"input": replicate}),
+    ]
+    for answer, name in zip(answers, ("image_size", "target_size", "width", "size"), strict=True):
+        assert f"{name} asks for 1:1, and with a mask the picture keeps the shape" in answer.text
+
+
 async def test_replicate_has_a_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
     """Which its document shows again, as far as it shows pictures that were sent inline."""
     found = await replicate_calls.done(client, mask=uri(HALF))
