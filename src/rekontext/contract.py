@@ -37,10 +37,10 @@ PICTURES_MAX: Final = 4
 """Of one edit."""
 LORAS_MAX: Final = 4
 """Of one edit."""
-MASK_SHAPE_TOLERANCE: Final = 0.02
-"""By what part a mask's width / height may differ from its photo's."""
 LORA_STRENGTH_MAX: Final = 4.0
 """Either way: below 0 a LoRA is taken out of what the model knows."""
+MASK_SHAPE_TOLERANCE: Final = 0.02
+"""By what part a mask's width / height may differ from its photo's."""
 PRIORITY_MIN: Final = -2
 PRIORITY_MAX: Final = 2
 SEED_MAX: Final = 2**63 - 1
@@ -132,7 +132,7 @@ class EditRequest:
             raise EditRefused(f'mask has mode {mask.mode}: it must be "L", as rekontext.masks makes them')
         if self.photo is None:
             raise EditRefused("mask is given without photo: it must come with the photo whose parts it marks")
-        if not same_shape(mask.size, self.photo.size):
+        if not same_shape(mask.size, self.photo.size, rounded_px=1):  # of a large one there is a smaller copy
             raise EditRefused(
                 f"mask is {mask.width} x {mask.height} and photo {self.photo.width} x {self.photo.height}: "
                 "they must have the same shape"
@@ -141,9 +141,14 @@ class EditRequest:
             raise EditRefused(f'aspect_ratio is {self.aspect_ratio!r}: with mask it must be "match_input_image"')
 
 
-def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether what has `size` can be stretched to `other` and look the same, but for rounding."""
-    return abs(size[0] * other[1] - size[1] * other[0]) <= MASK_SHAPE_TOLERANCE * size[1] * other[0]
+def same_shape(size: tuple[int, int], other: tuple[int, int], *, rounded_px: int = 0) -> bool:
+    """Whether what has `size` can be stretched to `other` and look the same.
+
+    Args:
+        rounded_px: by how many pixels a side of `size` may be off beside: of a narrow one they are a large part.
+    """
+    off = abs(size[0] * other[1] - size[1] * other[0])
+    return off <= MASK_SHAPE_TOLERANCE * size[1] * other[0] + rounded_px * max(other)
 
 
 def _whole(name: str, value: object) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from PIL import Image
 
 from rekontext.contract import EditRefused
-from rekontext.photos import flat_rgb, upright
+from rekontext.photos import flat_rgb, opacity, upright
 
 FREE_FROM: Final = 128
 """From this level of 255 on the model draws anew what is there, as diffusers' inpainting pipelines do it."""
@@ -29,13 +29,28 @@ class MaskRefused(EditRefused):
         self.reason = reason
 
 
+def read_white(picture: Image.Image) -> Image.Image:
+    """As `white_of`, of a picture that may not be read yet.
+
+    Raises:
+        EditRefused: it can't be read, or can't be a mask.
+    """
+    try:
+        picture.load()
+        return white_of(picture)
+    except MaskRefused:
+        raise
+    except Exception as error:  # each format fails in ways of its own
+        raise EditRefused(f"mask can't be read: {error}") from error
+
+
 def white_of(picture: Image.Image) -> Image.Image:
     """The mask that a picture in black and white is, upright, of mode "L".
 
     Raises:
         MaskRefused: it marks nothing; or it has transparent parts, of which nobody can tell what they are to mean.
     """
-    if _opacity(picture).getextrema() != (255, 255):
+    if opacity(picture).getextrema() != (255, 255):
         raise MaskRefused("has transparent parts: it must be white where the photo may change, and black elsewhere")
     return _marked(flat_rgb(upright(picture)).convert("L"), "white")
 
@@ -46,24 +61,45 @@ def transparency_of(picture: Image.Image) -> Image.Image:
     Raises:
         MaskRefused: it has none.
     """
-    return _marked(_opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
+    return _marked(opacity(upright(picture)).point(lambda level: 255 - level), "transparent")
 
 
 def stretch_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """At a picture's size. Not with Lanczos, as photos: it rings, and a mask must not mark what its maker hasn't."""
-    return mask.resize(size, Image.Resampling.BILINEAR)
+    """At a picture's size. Not with Lanczos, as photos: it rings, and a mask must not mark what its maker hasn't.
+
+    Raises:
+        MaskRefused: what it marks is so small that nothing of it is left.
+    """
+    return _still_marked(mask.resize(size, Image.Resampling.BILINEAR))
 
 
-def _opacity(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return Image.new("L", picture.size, 255)
-    return picture.convert("RGBA").getchannel("A")
+def bounded_mask(mask: Image.Image, side_max: int) -> Image.Image:
+    """A smaller copy of a large one, its shape rounded.
+
+    Raises:
+        MaskRefused: as `stretch_mask`.
+    """
+    if max(mask.size) <= side_max:
+        return mask
+    smaller = mask.copy()
+    smaller.thumbnail((side_max, side_max), Image.Resampling.BOX)
+    return _still_marked(smaller).point(_CLEAN)
 
 
 def _marked(levels: Image.Image, how: str) -> Image.Image:
-    mask = levels.point(_CLEAN)
-    lightest = mask.getextrema()[1]
-    assert isinstance(lightest, (int, float)), "one channel has one range"
-    if lightest < FREE_FROM:
+    if _lightest(levels) < FREE_FROM:
         raise MaskRefused(f"marks nothing: it must be {how} where the photo may change")
-    return mask
+    return levels.point(_CLEAN)
+
+
+def _still_marked(smaller: Image.Image) -> Image.Image:
+    if _lightest(smaller) < FREE_FROM:
+        width, height = smaller.size
+        raise MaskRefused(f"marks too little: nothing of it is left at {width} x {height}")
+    return smaller
+
+
+def _lightest(levels: Image.Image) -> float:
+    lightest = levels.getextrema()[1]
+    assert isinstance(lightest, (int, float)), "one channel has one range"
+    return lightest

@@ -64,13 +64,7 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
     if type(picture) is Image.Image and picture.mode == "RGB" and not picture.info:
         return picture  # an opened file holds more than its `info`
     profile = picture.info.get("icc_profile")
-    if picture.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips instead of scaling
-        levels, transparent = picture.convert("I"), picture.info.get("transparency")
-        picture = levels.point(lambda level: level * (1 / 257) + 0.5).convert("L")
-        if isinstance(transparent, int):
-            picture.putalpha(_where_not(levels, transparent))
-    if picture.mode in ("La", "RGBa"):  # colours times opacity, which Pillow converts to nothing but their plain form
-        picture = picture.convert(picture.mode.upper())
+    picture = _plain(picture)
     if not picture.has_transparency_data:
         return _to_srgb(picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB"), profile)
     layered = picture.convert("RGBA")
@@ -78,6 +72,14 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
     flat = Image.new("RGB", layered.size, "white")
     flat.paste(_to_srgb(colours, profile), mask=layered.getchannel("A"))
     return flat
+
+
+def opacity(picture: Image.Image) -> Image.Image:
+    """How opaque its pixels are, of mode "L"."""
+    picture = _plain(picture)
+    if not picture.has_transparency_data:
+        return Image.new("L", picture.size, 255)
+    return picture.convert("RGBA").getchannel("A")
 
 
 def stretch(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -91,6 +93,18 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     except Exception:  # damaged metadata must not cost anybody a good picture
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """In a mode that Pillow converts to others as it should."""
+    if picture.mode.startswith("I"):  # 16-bit gray: its own conversion clips instead of scaling
+        levels, transparent = picture.convert("I"), picture.info.get("transparency")
+        picture = levels.point(lambda level: level * (1 / 257) + 0.5).convert("L")
+        if isinstance(transparent, int):
+            picture.putalpha(_where_not(levels, transparent))
+    if picture.mode in ("La", "RGBa"):  # colours times opacity, which go to nothing but their plain form
+        picture = picture.convert(picture.mode.upper())
+    return picture
 
 
 def _where_not(levels: Image.Image, level: int) -> Image.Image:

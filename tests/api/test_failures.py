@@ -14,6 +14,7 @@ from rekontext.api.parts import Parts
 from rekontext.contract import EditRefused, EngineFault
 from rekontext.database import DatabaseUnavailable
 from rekontext.jobs import JobLife
+from rekontext.masks import MaskRefused
 from rekontext.pictures import StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.orders import PLAIN, V1
@@ -172,13 +173,14 @@ async def test_a_model_that_goes_while_a_call_asks_for_it_is_one_line_in_the_log
     assert [line["fault"] for line in lines if line["event"] == "engine_fault"] == ["secret tensor"]
 
 
-async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio) -> None:
+@pytest.mark.parametrize("fault", [EditRefused("at most 24 words"), MaskRefused("marks too little")])
+async def test_an_engine_s_refusal_is_the_caller_s_fault(studio: Studio, fault: EditRefused) -> None:
     """What the engine will not do is answered 400 in its words."""
-    studio.fleet.fault = EditRefused("this model takes at most 24 words")
+    studio.fleet.fault = fault
     async with studio.open() as client:
         answer = await client.post(V1, json=PLAIN)
-    assert (answer.status_code, answer.json()["code"]) == (400, "edit_refused")
-    assert answer.json()["error"] == "This model takes at most 24 words."
+    assert (answer.status_code, answer.json()["code"]) == (400, fault.code)
+    assert answer.json()["error"].lower() == f"{fault}."
 
 
 @pytest.mark.parametrize("refusal", ["engine", "photo"])

@@ -14,7 +14,7 @@ from rekontext.api.orders import _digest
 from rekontext.api.parameters import parse
 from rekontext.contract import EditRequest
 from rekontext.jobs import mask_key
-from rekontext.pictures import StoreUnavailable
+from rekontext.pictures import Marks, StoreUnavailable
 from tests.api.conftest import MakeStudio
 from tests.api.orders import GOOD, PLAIN, V1, V2, followed
 from tests.api.studio import PillowFleet, Studio
@@ -90,6 +90,25 @@ async def test_a_large_photo_takes_a_small_mask_and_a_large_mask_is_made_smaller
     assert [mask_of(request).size for request in studio.fleet.requests] == [(48, 32), (2048, 1365)]
 
 
+async def test_a_large_mask_of_a_narrow_photo_is_as_narrow_as_it_gets(make_studio: MakeStudio) -> None:
+    """Half a pixel of its height is more than its shape may be off."""
+    async with make_studio(PillowFleet()).open() as client:
+        size = (4000, 40)
+        answer = await client.post(
+            V1, json=GOOD | {"input_image": text(photo_bytes(*size)), "mask_image": sent(half_marked(*size))}
+        )
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_mask_may_weigh_more_than_the_picture_that_it_was(make_studio: MakeStudio) -> None:
+    """It is kept without loss; the limit is for what is sent."""
+    mask = encoded(Image.effect_noise((48, 32), 120), "JPEG", quality=5)
+    studio = make_studio(PillowFleet(), picture_bytes_max=1200)
+    async with studio.open() as client:
+        answer = await client.post(V1, json=GOOD | {"mask_image": text(mask)})
+        assert answer.status_code == 200, answer.text
+
+
 async def test_a_photo_that_lies_on_its_side_takes_the_mask_of_what_is_seen(
     studio: Studio, client: httpx2.AsyncClient
 ) -> None:
@@ -123,7 +142,7 @@ async def test_a_ratio_that_the_photo_has_anyway_is_no_other(
         (
             {"mask_image": 7},
             "invalid_parameters",
-            "mask_image is 7 (allowed: a picture as input_image and of its",
+            "mask_image is 7 (allowed: a picture of the photo's shape, in any form",
         ),
         ({"mask_image": ""}, "unreadable_picture", "mask_image can't be used: the text is empty"),
         ({"mask_image": text(b"GIF87a")}, "unreadable_picture", "mask_image can't be used: the gif picture's header"),
@@ -147,7 +166,7 @@ async def test_a_ratio_that_the_photo_has_anyway_is_no_other(
         (
             {"mask_image": text(MASK), "aspect_ratio": "1:1"},
             "invalid_parameters",
-            'aspect_ratio is "1:1", and with a mask the picture keeps the shape of the photo (allowed: match_',
+            "aspect_ratio asks for 1:1, and with a mask the picture keeps the shape of the photo (allowed: that of",
         ),
     ],
     ids=["number", "empty", "header", "cut-off", "private", "shape", "black", "transparent", "ratio"],
@@ -172,12 +191,18 @@ async def test_all_that_is_wrong_is_said_at_once(client: httpx2.AsyncClient) -> 
 def test_a_request_without_a_mask_has_the_digest_that_it_had_before_there_were_any() -> None:
     """Idempotency keys outlive an upgrade. The digest is what the code before made of it."""
     given: dict[str, object] = {"prompt": "make it night", "input_image": "https://a.example/photo.jpg"}
-    masks: list[object] = [None, text(MASK), Upload(data=MASK), Upload(data=MASK + b"x")]
+    masks: list[tuple[object, Marks]] = [
+        (None, "white"),
+        (text(MASK), "white"),
+        (text(MASK), "transparency"),
+        (Upload(data=MASK), "white"),
+        (Upload(data=MASK + b"x"), "white"),
+    ]
     found = []
-    for mask in masks:
+    for mask, marks in masks:
         parameters, problems = parse({**given, "mask_image": mask})
         assert parameters is not None, problems
-        found.append(_digest(parameters))
+        found.append(_digest(parameters, marks))
     assert found[0] == "7aab6b0d754fa24f46708700a19aadf4b141b27e82a93993a31c9297bd6d2eed"
     assert len(set(found)) == len(found)
 

@@ -412,7 +412,7 @@ def test_numbers_of_other_libraries_are_numbers(engine: Engine) -> None:
     assert picture.tobytes() == engine.edit(PHOTO, "night", steps=2, seed=1, guidance=7.0).tobytes()
 
 
-def test_a_photo_that_can_t_be_read_is_refused(engine: Engine, tmp_path: Path) -> None:
+def test_a_photo_or_a_mask_that_can_t_be_read_is_refused(engine: Engine, tmp_path: Path) -> None:
     """Cut short, closed, or of no pixels."""
     whole = io.BytesIO()
     PHOTO.save(whole, "PNG")
@@ -423,6 +423,8 @@ def test_a_photo_that_can_t_be_read_is_refused(engine: Engine, tmp_path: Path) -
     for photo in (cut, closed):
         with pytest.raises(EditRefused, match="photo can't be read: "):
             engine.edit(photo, "night")
+        with pytest.raises(EditRefused, match="mask can't be read: "):
+            engine.edit(PHOTO, "night", mask=photo, steps=1)
     for size in ((5, 0), (0, 5)):
         with pytest.raises(EditRefused, match="it must have at least one"):
             engine.edit(Image.new("RGB", size), "night")

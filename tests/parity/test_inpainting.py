@@ -189,6 +189,14 @@ def test_a_mask_that_fits_nothing_is_refused(asked: dict[str, Any], why: str) ->
         replace(CASE, **asked)
 
 
+def test_a_mask_of_which_nothing_is_left_is_refused(engine: Engine) -> None:
+    """It would be paid for, and change nothing."""
+    mask = Image.new("L", (1400, 1000))
+    mask.paste(255, (0, 500, 1400, 501))
+    with pytest.raises(EditRefused, match="mask marks too little: nothing of it is left at "):
+        engine.submit(replace(CASE, mask=mask))
+
+
 def test_a_smaller_mask_of_the_same_shape_fits() -> None:
     """Whoever marks parts of a photo of twelve megapixels does it on a smaller copy."""
     assert replace(CASE, photo=PHOTO.resize((4032, 3024)), mask=Image.new("L", (512, 384), 255)).mask is not None

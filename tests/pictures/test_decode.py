@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms
 
-from rekontext.pictures import PIXELS_MAX, PictureLimits, PictureRefused, PictureTooLarge, decode, inspect
+from rekontext.masks import MaskRefused
+from rekontext.pictures import (
+    PIXELS_MAX,
+    Marks,
+    PictureLimits,
+    PictureRefused,
+    PictureTooLarge,
+    decode,
+    decode_mask,
+    inspect,
+)
 from tests.pictures.samples import encoded, gradient, photo_bytes
 
 LIMITS: Final = PictureLimits(bytes_max=1_000_000, pixels_max=1_000_000)
@@ -122,6 +132,9 @@ def test_the_transparent_level_of_a_png_is_laid_on_white_at_every_depth(
     )
     decoded = pixels(png)
     assert [decoded.getpixel((x, 0)) for x in range(3)] == [(level, level, level) for level in seen]
+    assert decode_mask(inspect(png, LIMITS), "transparency").tobytes() == b"\x00\xff\x00"
+    with pytest.raises(MaskRefused, match="has transparent parts"):
+        decode_mask(inspect(png, LIMITS), "white")
 
 
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
@@ -232,6 +245,24 @@ def test_around_a_gifs_first_frame_it_is_white() -> None:
     assert picture.size == (40, 40)
     assert picture.crop((5, 8, 25, 28)).getcolors() == [(400, (0, 0, 255))]
     assert sorted(picture.getcolors() or []) == [(400, (0, 0, 255)), (1200, (255, 255, 255))]
+    mask = decode_mask(inspect(bytes(data), LIMITS), "transparency")
+    assert mask.crop((5, 8, 25, 28)).getcolors() == [(400, 0)]
+    assert sorted(mask.getcolors() or []) == [(400, 0), (1200, 255)]
+    with pytest.raises(MaskRefused, match="has transparent parts"):
+        decode_mask(inspect(bytes(data), LIMITS), "white")
+
+
+@pytest.mark.parametrize("marks", ["white", "transparency"])
+def test_a_mark_that_is_lost_in_a_smaller_copy_is_told(marks: Marks) -> None:
+    """Its maker, who sees it, must not be told that there is none."""
+    mask = Image.new("L", (4096, 8))
+    mask.putpixel((9, 3), 255)
+    if marks == "transparency":
+        opacity = ImageChops.invert(mask)
+        mask = mask.convert("LA")
+        mask.putalpha(opacity)
+    with pytest.raises(MaskRefused, match="marks too little: nothing of it is left"):
+        decode_mask(inspect(encoded(mask), LIMITS), marks)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ from rekontext.jobs import (
     WebhookRefused,
     WebhookUnknown,
 )
+from rekontext.masks import MaskRefused
 from rekontext.pictures import LinkRefused, PictureRefused, PictureTooLarge, StoreUnavailable
 from rekontext.safety import PictureWithheld
 
@@ -296,7 +297,7 @@ def _failed_job(fault: JobFailed) -> Failure:
             reason = str(fault).removeprefix("input_image ").rstrip(".")
             problem = Problem(parameter="input_image", value=None, reason=reason, says_allowed=True, code=code)
             return _parameters(ParametersRefused([problem]))
-        case EditRefused.code | LoRARefused.code:
+        case EditRefused.code | LoRARefused.code | MaskRefused.code:
             return Failure(status=400, code=code, sentence=sentence)
         case PictureWithheld.code:
             return Failure(status=422, code=code, sentence=sentence)

@@ -40,8 +40,8 @@ from rekontext.pictures import (
 _NONE: Final[Mapping[str, Problem]] = {}
 _NOTHING: Final[Mapping[str, object]] = {}
 _OFFERS_SHOWN_MAX: Final = 10
-_RATIO_OFF_MAX: Final = 0.07
-"""By so much, relatively, a photo may miss an aspect ratio that is its own: the model's size for 5:4 is 1104 x 944."""
+RATIO_OFF_MAX: Final = 0.07
+"""By so much, relatively, a size may miss an aspect ratio and have it: the model's own for 5:4 is 1104 x 944."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Draft:
         parameters: None when one of them is wrong.
         source, mask_source: the pictures as they came: text, a file, or something that is neither.
         marks: what of the mask says where the photo may change.
+        shaped_by: the parameter that asks for a shape; another than `aspect_ratio` in some dialects.
         problems: by parameter.
         body_digest: hex SHA-256 of every parameter, the same however it was spelled; empty when one is wrong.
         dialect: what the job is to remember of another vendor's, with its "name"; empty for our own.
@@ -61,6 +62,7 @@ class Draft:
     source: object
     mask_source: object
     marks: Marks
+    shaped_by: str
     problems: Mapping[str, Problem]
     body_digest: str
     dialect: Mapping[str, object] = field(default_factory=dict)
@@ -128,12 +130,13 @@ class OrderReader:
         wrong: Mapping[str, Problem] = _NONE,
         dialect: Mapping[str, object] = _NOTHING,
         marks: Marks = "white",
+        shaped_by: str = "aspect_ratio",
     ) -> Draft:
         """Check every parameter but the pictures, under the names that we have for them.
 
         Args:
             wrong: problems that were found before, by parameter; they stand before those that are found here.
-            dialect, marks: as `Draft` has them.
+            dialect, marks, shaped_by: as `Draft` has them.
         """
         parameters, found = parse(given)
         unreachable = self._unreachable(given.get("webhook_url"))
@@ -147,8 +150,9 @@ class OrderReader:
             source=given.get("input_image"),
             mask_source=given.get("mask_image"),
             marks=marks,
+            shaped_by=shaped_by,
             problems={**wrong} | {each.parameter: each for each in found if each.parameter not in wrong},
-            body_digest="" if parameters is None else await self._threads.run(_digest, parameters),
+            body_digest="" if parameters is None else await self._threads.run(_digest, parameters, marks),
             dialect=dialect,
         )
 
@@ -257,11 +261,11 @@ def _marked(mask: Photo, photo: Photo, draft: Draft, ratio: AspectRatio, problem
         told = f"is {size[0]}x{size[1]} and the photo {photo_size[0]}x{photo_size[1]}: they must have the same shape"
         refuse(told, MaskRefused.code)
     if not _is_shape_of(photo_size, ratio):
-        problems["aspect_ratio"] = Problem(
-            parameter="aspect_ratio",
+        problems[draft.shaped_by] = Problem(
+            parameter=draft.shaped_by,
             value=ratio,
-            reason=f'is "{ratio}", and with a mask the picture keeps the shape of the photo',
-            allowed_text="match_input_image, or nothing",
+            reason=f"asks for {ratio}, and with a mask the picture keeps the shape of the photo",
+            allowed_text="that of the photo, or nothing",
         )
     if problems:
         return None
@@ -277,7 +281,7 @@ def _marked(mask: Photo, photo: Photo, draft: Draft, ratio: AspectRatio, problem
 def _is_shape_of(size: tuple[int, int], ratio: AspectRatio) -> bool:
     """Whether a photo of this size has that shape anyway."""
     width, colon, height = ratio.partition(":")
-    return not colon or abs(size[0] * int(height) / (size[1] * int(width)) - 1) <= _RATIO_OFF_MAX
+    return not colon or abs(size[0] * int(height) / (size[1] * int(width)) - 1) <= RATIO_OFF_MAX
 
 
 def _url(source: object) -> str | None:
@@ -290,7 +294,7 @@ def _named(offers: Sequence[str]) -> str:
     return f"{shown_names} and {more} more" if more > 0 else shown_names or "none"
 
 
-def _digest(parameters: KontextParameters) -> str:
+def _digest(parameters: KontextParameters, marks: Marks = "white") -> str:
     """The same for two requests that ask for the same: what is null, unknown, or the default asks for nothing.
 
     Takes milliseconds for a large picture.
@@ -301,6 +305,8 @@ def _digest(parameters: KontextParameters) -> str:
         del plain["loras"]
     if parameters.mask_image is None:  # likewise
         del plain["mask_image"]
+    elif marks != "white":  # of one picture it may be another mask
+        plain["marks"] = marks
     if parameters.num_images == 1:
         del plain["num_images"]
     for name, value in plain.items():

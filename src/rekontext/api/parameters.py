@@ -1,6 +1,6 @@
 """The parameters of `flux-kontext-dev` on Segmind's surface: names, types, ranges and defaults as its page states them.
 
-`acceleration` and those after it are our own.
+`mask_image`, `num_images`, `acceleration` and those after it are our own.
 
 How strict: JSON types are meant as they stand, so "35" is no number and true is no number; 35.0 is the integer 35,
 because many clients have one number type. null stands for a parameter left out. A form has only text, which is read

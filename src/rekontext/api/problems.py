@@ -33,7 +33,8 @@ _SHOWN_CHARACTERS: Final = 80
 
 ALLOWED: Final[Mapping[str, str]] = {
     "input_image": "a jpeg, png, gif or webp picture: an http(s) URL, a data URI, base64, or a file in a form",
-    "mask_image": "a picture as input_image and of its shape, white where that may change, black where it stays",
+    "mask_image": "a picture of the photo's shape, in any form that it may have: "
+    "white where it may change, black where it stays",
     "prompt": f"UTF-8 text of 1 to {PROMPT_CHARACTERS_MAX} characters, neither blank nor with NUL in it",
     "aspect_ratio": "one of " + ", ".join(ASPECT_RATIOS),
     "disable_safety_checker": "true or false",

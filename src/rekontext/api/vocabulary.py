@@ -25,6 +25,8 @@ class Vocabulary:
     def ours(self, given: Mapping[str, object]) -> dict[str, object]:
         """What was given in its words, in ours; only what we have a name for."""
         found = {our: given[their] for our, their in self.names.items() if given.get(their) is not None}
+        if found.get("mask_image") == "":  # clients that show a field for it send that empty
+            del found["mask_image"]
         for name, values in self.values.items():
             value = found.get(name)
             if isinstance(value, str):

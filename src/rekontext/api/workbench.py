@@ -16,6 +16,7 @@ from rekontext.database import AccountId, JobId
 from rekontext.jobs import File, Job
 from rekontext.pictures import (
     MEDIA_TYPES,
+    PIXELS_MAX,
     CodecThreads,
     OutputFormat,
     Photo,
@@ -158,7 +159,7 @@ class EditWorkbench:
             job=job.id,
             account=job.account,
             photo=await self._threads.run(self._decode, photo),
-            mask=None if mask is None else await self._threads.run(self._decode_mask, mask),
+            mask=None if mask is None else await self._threads.run(_kept_mask, mask),
             is_suspect=job.faults > 0,
         )
         # An early look would be seen before the check.
@@ -209,9 +210,10 @@ class EditWorkbench:
         except PictureRefused as fault:
             raise PhotoRefused(fault) from fault
 
-    def _decode_mask(self, data: bytes) -> Image.Image:
-        """One that `encode_mask` made when the job was ordered."""
-        return decode_mask(inspect(data, self._limits), "white")
+
+def _kept_mask(data: bytes) -> Image.Image:
+    """One that `encode_mask` made when the job was ordered: it may weigh more than what was sent."""
+    return decode_mask(inspect(data, PictureLimits(bytes_max=len(data), pixels_max=PIXELS_MAX)), "white")
 
 
 class PhotoRefused(EditRefused):

@@ -38,7 +38,7 @@ from rekontext.engine.placement import open_placed
 from rekontext.engine.precision import choose_device
 from rekontext.engine.scheduler import Policy, equal_shares
 from rekontext.engine.ticket import Ticket
-from rekontext.masks import white_of
+from rekontext.masks import read_white
 from rekontext.models import MINI
 from rekontext.photos import seen
 
@@ -210,7 +210,7 @@ class Engine:
             id="",
             prompt=prompt,
             photo=None if photo is None else seen(photo),
-            mask=None if mask is None else white_of(mask),
+            mask=None if mask is None else read_white(mask),
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
@@ -234,6 +234,7 @@ class Engine:
         Raises:
             DeadlineUnmeetable: the edit can't be done by its `deadline_s`.
             LoRARefused: one isn't in the folder, can't be read, or was made for another model.
+            MaskRefused: it marks so little that nothing of it is left at the picture's size.
             EngineBroken: the device failed at an earlier edit.
             RuntimeError: the engine is closed, or is another process's.
         """

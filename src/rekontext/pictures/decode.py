@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
-from rekontext.masks import MaskRefused, transparency_of, white_of
+from rekontext.masks import MaskRefused, bounded_mask, transparency_of, white_of
 from rekontext.photos import PROFILE_BYTES_MAX, flat_rgb, upright, upright_size
 from rekontext.pictures.refused import PictureRefused, PictureTooLarge
 
@@ -136,19 +136,11 @@ def decode(photo: Photo) -> Image.Image:
         PictureRefused: the file is cut off or damaged.
     """
 
-    def unpacked(opened: Image.Image) -> Image.Image:
-        frame = opened.tile[0].extents if isinstance(opened, GifImagePlugin.GifImageFile) else None
-        opened.load()
-        if photo.format == "png":
-            _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
-        flat = flat_rgb(upright(opened))
-        return flat if frame in (None, (0, 0, *flat.size)) else _alone(flat, frame)
-
-    return _unpacked(photo, unpacked)
+    return _unpacked(photo, lambda opened: flat_rgb(upright(_loaded(opened, photo))))
 
 
 def decode_mask(mask: Photo, marks: Marks) -> Image.Image:
-    """Unpack what a picture marks, as `rekontext.masks` has it; of a large one a smaller copy.
+    """Unpack what a picture marks, as `rekontext.masks` has it; of a large one a smaller copy, its shape rounded.
 
     Raises:
         MaskRefused: it can't be a mask.
@@ -156,12 +148,8 @@ def decode_mask(mask: Photo, marks: Marks) -> Image.Image:
     """
 
     def unpacked(opened: Image.Image) -> Image.Image:
-        opened.load()
-        levels = white_of(opened) if marks == "white" else transparency_of(opened)
-        if max(levels.size) <= _MASK_SIDE_MAX:
-            return levels
-        levels.thumbnail((_MASK_SIDE_MAX, _MASK_SIDE_MAX), Image.Resampling.BOX)
-        return white_of(levels)  # of something tiny nothing may be left
+        picture = _loaded(opened, mask)
+        return bounded_mask(white_of(picture) if marks == "white" else transparency_of(picture), _MASK_SIDE_MAX)
 
     return _unpacked(mask, unpacked)
 
@@ -260,6 +248,20 @@ def _stored_size(data: bytes, photo_format: PhotoFormat, limits: PictureLimits) 
         raise PictureRefused(f"the {photo_format} picture's header can't be read") from fault
 
 
+def _loaded(opened: Image.Image, photo: Photo) -> Image.Image:
+    """A file's pixels, and which of them are transparent. Around a GIF's first frame all are: nothing is drawn there,
+    and Pillow has its first colour."""
+    frame = opened.tile[0].extents if isinstance(opened, GifImagePlugin.GifImageFile) else None
+    opened.load()
+    if photo.format == "png":
+        _scale_transparent_level(opened, bits=photo.data[_PNG_BITS_AT])
+    if frame in (None, (0, 0, *opened.size)):
+        return opened
+    alone = Image.new("RGBA", opened.size)
+    alone.paste(opened.convert("RGBA").crop(frame), frame)
+    return alone
+
+
 def _scale_transparent_level(picture: Image.Image, *, bits: int) -> None:
     """Pillow brings a PNG's pixels to 8 bits a channel, but leaves the level that is transparent as the file has it."""
     level = picture.info.get("transparency")
@@ -267,10 +269,3 @@ def _scale_transparent_level(picture: Image.Image, *, bits: int) -> None:
         picture.info["transparency"] = level * 255 // (2**bits - 1)
     elif isinstance(level, tuple) and bits == 16:
         picture.info["transparency"] = tuple(channel >> 8 for channel in level)
-
-
-def _alone(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """What is inside of the box, on white. Around a GIF's first frame nothing is drawn; Pillow has its first colour."""
-    alone = Image.new("RGB", picture.size, "white")
-    alone.paste(picture.crop(box), box)
-    return alone

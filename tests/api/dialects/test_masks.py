@@ -54,8 +54,20 @@ async def test_openai_s_examples_name_the_size_that_their_photo_has(studio: Stud
     refused = await openai_calls.form(
         client, openai_calls.FILE, ("mask", ("mask.png", encoded(with_hole()))), size="1024x1024"
     )
-    assert "with a mask the picture keeps the shape of the photo" in refused.json()["error"]["message"]
+    says = (
+        "Wrong parameter: size asks for 1:1, and with a mask the picture keeps the shape of the photo (allowed: that of"
+    )
+    assert openai_calls.error(refused, 400, "invalid_parameters")["message"].startswith(says)
     assert masks(studio) == [HALF.tobytes()]
+
+
+async def test_openai_takes_one_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """Of two nobody knows which; and a form has its field where no file was chosen."""
+    hole = ("mask", ("mask.png", encoded(with_hole())))
+    twice = await openai_calls.form(client, openai_calls.FILE, hole, hole)
+    assert openai_calls.error(twice, 400, "invalid_parameters")["message"].startswith("Wrong parameter: mask has 2 pic")
+    assert (await openai_calls.form(client, openai_calls.FILE, ("mask", ("", b"")))).status_code == 200
+    assert masks(studio) == [b""]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +82,9 @@ async def test_openai_is_told_in_its_words(client: httpx2.AsyncClient, mask: Ima
     error = openai_calls.error(answer, 400, "mask_refused")
     assert error["param"] == "mask"
     assert says in error["message"]
+    wrong = await client.post(openai_calls.EDITS, json=openai_calls.JSON | {"mask": 7})
+    allowed = "(allowed: a picture of the photo's shape, in any form that it may have: transparent where"
+    assert allowed in openai_calls.error(wrong, 400, "invalid_parameters")["message"]
 
 
 async def test_fal_has_a_url_and_a_path_for_it(studio: Studio, client: httpx2.AsyncClient) -> None:
@@ -94,6 +109,33 @@ async def test_fal_is_told_in_its_words(client: httpx2.AsyncClient) -> None:
     [problem] = answer.json()["detail"]
     assert problem["loc"] == ["body", "mask_url"]
     assert problem["msg"].startswith("mask_url has transparent parts")
+
+
+async def test_an_empty_text_is_no_mask(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """Programs that show a field for it send that."""
+    answers = [
+        await client.post(fal_calls.RUN, json=fal_calls.GOOD | {"mask_url": ""}),
+        await client.post(test_huggingface.PATH, json=test_huggingface.asked(mask_image="")),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    assert masks(studio) == [b"", b""]
+
+
+async def test_a_size_beside_a_mask_is_refused_as_what_it_was_sent_as(
+    studio: Studio, client: httpx2.AsyncClient
+) -> None:
+    """Nobody finds `aspect_ratio` in a request without one."""
+    square = {"width": 512, "height": 512}
+    bfl = test_bfl.ASKED | {"mask": uri(HALF), **square}
+    replicate = replicate_calls.INPUT | {"mask": uri(HALF), "size": "512x512"}
+    answers = [
+        await client.post(fal_calls.RUN, json=fal_calls.GOOD | {"mask_url": uri(HALF), "image_size": "square"}),
+        await client.post(test_huggingface.PATH, json=test_huggingface.asked(mask_image=uri(HALF), target_size=square)),
+        await client.post(test_bfl.PATH, json=bfl, headers={"x-key": studio.key}),
+        await client.post(replicate_calls.CREATE, json={"input": replicate}),
+    ]
+    for answer, name in zip(answers, ("image_size", "target_size", "width", "size"), strict=True):
+        assert f"{name} asks for 1:1, and with a mask the picture keeps the shape" in answer.text
 
 
 async def test_replicate_has_a_mask(studio: Studio, client: httpx2.AsyncClient) -> None:

@@ -93,10 +93,12 @@ class BlackForestLabs:
             allowed = await parts.edits.allow(caller)
             body = await parts.orders.json(request)
             given, wrong = {**_DEFAULTS, **self.vocabulary.ours(body)}, terms.unheeded(body, _UNHEEDED)
+            shaped_by = "aspect_ratio"
             if "aspect_ratio" not in given:  # beside which the AI SDK sends a size
+                shaped_by = "width"
                 size = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
                 given["aspect_ratio"] = terms.asked_shape(size or None, "width", wrong)
-            draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})
+            draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name}, shaped_by=shaped_by)
             submitted = await surfaces.submit(request, caller, draft, parts)
             job = submitted.job.id
             document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}

@@ -68,11 +68,13 @@ class Asked:
     Attributes:
         given: the edit's parameters under our names, unchecked.
         wrong: problems with other fields, by name.
+        shaped_by: as `Draft` has it.
         is_inline: the result is to have the picture in itself.
     """
 
     given: Mapping[str, object]
     wrong: Mapping[str, Problem]
+    shaped_by: str
     is_inline: bool
 
 
@@ -88,16 +90,18 @@ def read(body: JsonObject, *, webhook: str | None, priority: str) -> Asked:
         allowed = "the same as image_url, or nothing"
         wrong[_REFERENCE] = terms.problem(_REFERENCE, reference, "is another photo", allowed=allowed)
     shape = terms.asked_shape(body.get("image_size"), "image_size", wrong, named=_SIZES)
-    ratio = body.get("resolution_mode") or body.get("aspect_ratio") or shape
+    ratio = body.get("resolution_mode") or body.get("aspect_ratio")
+    shaped_by = "aspect_ratio" if ratio else "image_size"
     given = {
         **_DEFAULTS,
         **VOCABULARY.ours(
-            {**body, "resolution_mode": ratio, "loras": _in_ours(body.get("loras")), "fal_webhook": webhook}
+            {**body, "resolution_mode": ratio or shape, "loras": _in_ours(body.get("loras")), "fal_webhook": webhook}
         ),
         "disable_safety_checker": not _flag(body, "enable_safety_checker", wrong, default=True),
         "priority": _PRIORITIES.get(priority, 0),
     }
-    return Asked(given=given, wrong=wrong, is_inline=_flag(body, "sync_mode", wrong, default=False))
+    is_inline = _flag(body, "sync_mode", wrong, default=False)
+    return Asked(given=given, wrong=wrong, shaped_by=shaped_by, is_inline=is_inline)
 
 
 def _in_ours(loras: object) -> object:

@@ -79,10 +79,11 @@ class HuggingFace:
         photo, asked = await _read(request, parts)
         wrong = terms.unheeded(asked, _UNHEEDED)
         given = self.vocabulary.ours({**asked, "inputs": photo})
+        shaped_by = "aspect_ratio"
         if (shape := terms.asked_shape(asked.get("target_size"), "target_size", wrong)) is not None:
-            given["aspect_ratio"] = shape
+            given["aspect_ratio"], shaped_by = shape, "target_size"
         given["output_format"] = _format(request.headers.get("accept", ""))
-        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name})
+        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name}, shaped_by=shaped_by)
         return await surfaces.submit(request, caller, draft, parts)
 
 

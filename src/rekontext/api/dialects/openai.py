@@ -121,7 +121,11 @@ class OpenAI:
         """The job, and how its end is wanted. Nothing of the body outlasts this call, however long that takes."""
         asked = openai_order.read(await parts.orders.body(request))
         draft = await parts.orders.draft_of(
-            asked.given, wrong=asked.wrong, dialect={"name": self.name}, marks="transparency"
+            asked.given,
+            wrong=asked.wrong,
+            dialect={"name": self.name},
+            marks="transparency",
+            shaped_by=asked.shaped_by,
         )
         draft = openai_order.with_looks(draft, looks=asked.manner.looks)
         return await surfaces.submit(request, caller, draft, parts), asked.manner

@@ -6,11 +6,11 @@ A form says everything in text, JSON in its own types.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from rekontext.api.bodies import FormFields, JsonObject
+from rekontext.api.bodies import FormFields, JsonObject, Upload
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
 from rekontext.api.orders import Draft
@@ -39,12 +39,18 @@ NAMES: Final[Mapping[str, str]] = {
     "deadline_s": "deadline_s",
     "webhook_url": "webhook_url",
 }
-VOCABULARY: Final = Vocabulary(names=NAMES)
+VOCABULARY: Final = Vocabulary(
+    names=NAMES,
+    allowed={
+        "mask_image": "a picture of the photo's shape, in any form that it may have: transparent where it may change"
+    },
+)
 _ALSO: Final = {"steps": "num_inference_steps", "guidance_scale": "guidance"}
 _OURS: Final = {
     their: our for our, their in NAMES.items() if our not in ("input_image", "mask_image", "num_images")
 } | _ALSO
 _PICTURE: Final = re.compile(r"images?(\[\d*\])?")
+_MASK: Final = re.compile(r"mask(\[\d*\])?")
 _LORA: Final = re.compile(r"loras\[\d*\]")
 _SIZES: Final = f"auto, or WIDTHxHEIGHT close to {terms.PROPORTIONS}"
 _UNHEEDED: Final[Mapping[str, object]] = {"markup": None, "negative_prompt": ""}
@@ -74,10 +80,12 @@ class Asked:
     Attributes:
         given: the edit's parameters under our names, unchecked.
         wrong: problems with other fields, by name.
+        shaped_by: as `Draft` has it.
     """
 
     given: Mapping[str, object]
     wrong: Mapping[str, Problem]
+    shaped_by: str
     manner: Manner
 
 
@@ -90,25 +98,27 @@ def read(body: JsonObject | FormFields) -> Asked:
     repeated: dict[str, Problem] = {}
     if isinstance(body, dict):
         fields = body
-        pictures = _pictures(list(body.items()))
         given = {_OURS[name]: value for name, value in body.items() if name in _OURS}
     else:
         fields = dict(body)
-        pictures = _pictures(body)
         given, repeated = from_form([(_OURS[name], value) for name, value in body if name in _OURS])
         _put_together(body, given, repeated)
     if (model := fields.get("model")) not in (None, "", SLUG):
         raise UnknownModel(str(shown(model)), known=[SLUG])
     others = _Others(fields, wrong=repeated | terms.unheeded(fields, _UNHEEDED))
+    pictures = _pictures(body, _PICTURE)
     if pictures:
         given["input_image"] = pictures[0]
-    if (mask := _source(fields.get("mask"))) not in (None, ""):
-        given["mask_image"] = mask
+    masks = _pictures(body, _MASK)
+    if masks:
+        given["mask_image"] = masks[0]
+    if len(masks) > 1:
+        others.refuse("mask_image", f"has {len(masks)} pictures", allowed="one")
     if len(pictures) > 1:
         others.refuse("input_image", f"has {len(pictures)} pictures", allowed="one")
-    shape = others.shape()
+    shape, shaped_by = others.shape(), "aspect_ratio"
     if given.get("aspect_ratio") is None:
-        given["aspect_ratio"] = shape
+        given["aspect_ratio"], shaped_by = shape, "size"
     given["output_format"] = others.choice("output_format", {"png": "png", "jpeg": "jpg", "webp": "webp"})
     given["num_images"] = others.choice("n", {str(count): count for count in range(1, PICTURES_MAX + 1)})
     others.choice("background", {"auto": None, "opaque": None})
@@ -120,7 +130,7 @@ def read(body: JsonObject | FormFields) -> Asked:
     if is_streamed and given["num_images"] != 1:
         others.refuse("n", f"is {given['num_images']}, and a stream has one picture", allowed="1")
     manner = Manner(is_linked=is_linked, is_streamed=is_streamed, looks=looks if is_streamed else 0)
-    return Asked(given=given, wrong=others.wrong, manner=manner)
+    return Asked(given=given, wrong=others.wrong, shaped_by=shaped_by, manner=manner)
 
 
 def _put_together(body: FormFields, given: dict[str, object], wrong: dict[str, Problem]) -> None:
@@ -162,13 +172,13 @@ def _every(steps: int, looks: int) -> int:
     return max(1, steps // (looks + 1))
 
 
-def _pictures(fields: Sequence[tuple[str, object]]) -> list[object]:
+def _pictures(body: JsonObject | FormFields, called: re.Pattern[str]) -> list[object]:
     """Every picture, under any name that one or a list of them is sent by."""
     found: list[object] = []
-    for name, value in fields:
-        if _PICTURE.fullmatch(name):
+    for name, value in body.items() if isinstance(body, dict) else body:
+        if called.fullmatch(name):
             found += [_source(each) for each in (value if isinstance(value, list) else [value])]
-    return [source for source in found if source not in (None, "")]
+    return [source for source in found if source not in (None, "", Upload(data=b""))]
 
 
 def _source(value: object) -> object:

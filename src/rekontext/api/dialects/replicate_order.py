@@ -58,8 +58,9 @@ _EVENTS: Final = "webhook_events_filter"
 _COMPLETED: Final = "completed"
 
 
-def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem]]:
-    """The edit's parameters under our names, unchecked, and what is wrong with other fields, by name.
+def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem], str]:
+    """The edit's parameters under our names, unchecked, what is wrong with other fields, by name, and which of them
+    asks for a shape.
 
     Raises:
         ParametersRefused: it has no input.
@@ -84,7 +85,8 @@ def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem]]:
         LORA: _lora(asked, wrong),
         "webhook": body.get("webhook") if is_told else None,
     }
-    return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong
+    shaped_by = "size" if asked.get("aspect_ratio") is None else "aspect_ratio"
+    return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong, shaped_by
 
 
 def told(parameters: Mapping[str, Any]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from rekontext.api.documents import error
 from rekontext.api.errors import Failure
+from rekontext.api.orders import RATIO_OFF_MAX
 from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
@@ -27,8 +28,6 @@ _SHAPES: Final[Mapping[float, AspectRatio]] = {
     for width, colon, height in [ratio.partition(":")]
     if colon
 }
-_OFF_MAX: Final = 0.07
-"""By so much, relatively, a size may miss its proportions: the model's own size for 5:4 is 1104 x 944."""
 PROPORTIONS: Final = f"one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
 _NONE: Final[Mapping[str, AspectRatio]] = {}
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -74,7 +73,7 @@ def shape_of(size: object) -> AspectRatio | None:
     if min(width, height) < 1:
         return None
     off, shape = min((abs(log(ratio * height / width)), shape) for ratio, shape in _SHAPES.items())
-    return shape if off <= _OFF_MAX else None
+    return shape if off <= RATIO_OFF_MAX else None
 
 
 def asked_shape(
