@@ -56,7 +56,7 @@ class EditRequest:
         photo_size: width and height of a photo that isn't here, in a request that is only estimated.
         mask: of mode "L" and the photo's shape, as `rekontext.masks` makes them: white where the picture may differ
             from the photo, black where it is the photo, gray where the two are blended. None is white everywhere. With
-            one `aspect_ratio` must be "match_input_image".
+            one `aspect_ratio` must be what the photo has anyway.
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
@@ -137,8 +137,6 @@ class EditRequest:
                 f"mask is {mask.width} x {mask.height} and photo {self.photo.width} x {self.photo.height}: "
                 "they must have the same shape"
             )
-        if self.aspect_ratio != "match_input_image":
-            raise EditRefused(f'aspect_ratio is {self.aspect_ratio!r}: with mask it must be "match_input_image"')
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int], *, rounded_px: int = 0) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rekontext.contract import EditRequest
+from rekontext.contract import EditRefused, EditRequest
 from rekontext.engine.acceleration import step_map
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
 
@@ -40,11 +40,18 @@ def plan_of(request: EditRequest, *, canvas: Canvas, text_tokens: int) -> Plan:
 
     Args:
         text_tokens: of every prompt.
+
+    Raises:
+        EditRefused: with a mask, for another shape than the photo's.
     """
     photo_size = request.photo.size if request.photo else request.photo_size
     size = canvas.output(request.aspect_ratio, photo_size)
     # The reference keeps the photo's own shape even where another ratio is asked for.
     reference_size = canvas.nearest(photo_size) if photo_size else None
+    if request.mask is not None and size != reference_size:
+        raise EditRefused(
+            f"aspect_ratio is {request.aspect_ratio!r}: with mask it must be 'match_input_image', or what the photo has"
+        )
     tokens = [_tokens(picture) for picture in (size, reference_size) if picture]
     return Plan(
         size=size,
