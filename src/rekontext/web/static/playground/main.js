@@ -10,8 +10,7 @@ import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
 import { drawKnown, drawMe, drawPrice, offered } from "./account.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { Json } from "./json.js";
-import { Marker } from "./marker.js";
-import { Mask, maskName, percent } from "./mask.js";
+import { Marking, maskIn } from "./marking.js";
 import { countIn, ratiosLike, startValues, withoutNeedless } from "./parameters.js";
 import { PhotoRefused, fromBlob, isSame, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
@@ -28,15 +27,12 @@ const LOADING_LOOK_MS = 2000;
 const FETCHING_LOOK_MS = 200;
 const ARRIVES_SOON_MS = 2000;
 const COUNT_DOWN_MS = 1000;
-const SAVED_MS = 60_000;
 const state = {
   photo: null,
   photosAsked: 0,
   isSubmitting: false,
   fetching: null, // the timer of a photo that is on its way
   arrival: null, // of that photo: a promise, and what keeps it
-  mask: null, // of the photo, once somebody began to mark it
-  marker: null, // while it is being marked
   me: null,
   awaitsMe: false,
   price: null,
@@ -60,21 +56,32 @@ const stage = new Stage({
     keepSeed,
   },
 });
+const marking = new Marking({
+  changed: maskChanged,
+  begun: () => {
+    state.selected = null;
+    draw();
+    keepRequest();
+    bringOnStage();
+  },
+  ended: draw,
+  say,
+});
 const estimates = new Estimates((estimate) => {
   state.estimate = estimate;
   drawEstimate();
 });
 const strip = new Strip($("#strip"), select);
 const json = new Json({
-  present: () => ({ photo: state.photo, mask: marked() }),
+  present: () => ({ photo: state.photo, mask: marking.mask }),
   take: takeJson,
   use: (loading) => takePhoto(loading, { fromJson: true }),
-  useMask: takeMask,
+  useMask: (loading, link) => marking.takePicture(loading, link),
 });
 const drawCode = installSamples({
-  asked: () => ({ request: request(), photo: state.photo, mask: marked() }),
+  asked: () => ({ request: request(), photo: state.photo, mask: marking.mask }),
   upload: linkPhoto,
-  saveMask,
+  saveMask: () => marking.save(),
 });
 
 // The request
@@ -93,7 +100,7 @@ function requestChanged({ fromJson = false } = {}) {
 }
 
 function writeJson() {
-  json.write({ prompt: prompt.value, values: form.values, photo: state.photo, mask: marked() });
+  json.write({ prompt: prompt.value, values: form.values, photo: state.photo, mask: marking.mask });
 }
 
 function keepRequest() {
@@ -176,7 +183,8 @@ function release(photo) {
 function setPhoto(photo, { mask = null, fromJson = false } = {}) {
   awaitPhoto(false);
   const earlier = state.photo;
-  Object.assign(state, { photo, mask, marker: null, selected: null });
+  Object.assign(state, { photo, selected: null });
+  marking.use(photo, mask);
   clearFault("mask_image");
   keepPhoto();
   drawPhoto(photo, {
@@ -191,98 +199,15 @@ function setPhoto(photo, { mask = null, fromJson = false } = {}) {
   release(earlier);
 }
 
-// What may change of the photo
-
-/** The photo's mask; null where nothing is marked, and all may change. */
-function marked() {
-  return state.mask?.isEmpty ? null : state.mask;
-}
-
+/** What may change of the photo is another part now. */
 function maskChanged({ fromJson = false } = {}) {
   clearFault("mask_image");
   if (!fromJson) writeJson();
   drawCode();
-  drawMask();
+  marking.draw();
   const why = "with a part marked the picture keeps the photo's shape";
-  form.limit("aspect_ratio", marked() && ratiosLike(state.photo), why);
-  keepMask();
-}
-
-function drawMask() {
-  const mask = marked();
-  $("#mask-row").hidden = !state.photo?.shown || !state.photo.width;
-  $("#mark").setAttribute("aria-pressed", String(state.marker !== null));
-  $("#unmark").hidden = !mask;
-  $("#mask_image-help").textContent = mask
-    ? `Only ${percent(mask.part)} may change.`
-    : "and the edit changes nothing else.";
-}
-
-async function keepMask() {
-  const mask = marked();
-  const version = mask?.version;
-  const file = mask && (await mask.file());
-  if (mask !== marked() || mask?.version !== version) return; // it is kept as it is by now
-  keepDraft("mask", mask && { account: readAccount(), file });
-}
-
-/** Begin to mark the photo, or end it. */
-function toggleMarking() {
-  if (state.marker) {
-    endMarking();
-    return;
-  }
-  state.mask ??= new Mask(state.photo);
-  state.selected = null;
-  state.marker = new Marker({
-    photo: state.photo,
-    mask: state.mask,
-    told: { changed: maskChanged, done: endMarking, say },
-  });
-  drawMask();
-  draw();
-  keepRequest();
-  bringOnStage();
-  state.marker.surface.focus({ preventScroll: true });
-}
-
-function endMarking() {
-  state.marker?.settle();
-  state.marker = null;
-  drawMask();
-  draw();
-  $("#mark").focus();
-}
-
-function unmark() {
-  state.marker?.settle();
-  state.mask.clear();
-  state.marker?.redraw();
-  maskChanged();
-  draw();
-  say("Nothing is marked");
-  $("#mark").focus();
-}
-
-/** Take a picture over as the mask of the present photo, as the JSON asks for it. May throw `PhotoRefused`. */
-async function takeMask(loading, link) {
-  const { photo } = state;
-  if (!photo?.width) throw new PhotoRefused("mask_image: the photo that it is of can't be seen here.");
-  const picture = await loading;
-  URL.revokeObjectURL(picture.shown);
-  if (!picture.blob) throw new PhotoRefused("mask_image: sign in first, so that the server may fetch it.");
-  const mask = await Mask.read(picture.blob, photo);
-  if (photo !== state.photo) return;
-  if (picture.url) mask.source = link;
-  Object.assign(state, { mask, marker: null });
-  maskChanged({ fromJson: true });
-  draw();
-}
-
-async function saveMask() {
-  const url = URL.createObjectURL(await marked().file());
-  h("a", { href: url, download: maskName(state.photo) }).click();
-  setTimeout(() => URL.revokeObjectURL(url), SAVED_MS);
+  form.limit("aspect_ratio", marking.mask && ratiosLike(state.photo), why);
+  marking.keep();
 }
 
 // Running
@@ -292,7 +217,7 @@ async function run(event) {
   // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
   if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
   state.isSubmitting = true;
-  state.marker?.settle();
+  marking.settle();
   const before = state.selected;
   let edit;
   try {
@@ -338,7 +263,7 @@ async function prepared() {
     refuse(`This API key lacks the scope '${lacking}'; to edit here it needs 'edit' and 'read'.`);
     return;
   }
-  const mask = marked();
+  const mask = marking.mask;
   const edit = await runs.add(
     request(),
     state.photo,
@@ -415,16 +340,16 @@ async function again(run) {
   const name = `${stem}-edited.${run.request.output_format ?? "png"}`;
   // What was marked since is for the next edit, as what was typed.
   const isOfPhoto = state.photo && (await isSame(state.photo, run.photo));
-  const file = isOfPhoto ? await marked()?.file() : run.mask?.file;
+  const file = isOfPhoto ? await marking.mask?.file() : run.mask?.file;
   const { output } = run.pictures[run.chosen];
   const url = run.result.images[run.chosen]?.url;
-  const maskOf = (photo) => file && Mask.read(file, photo, { off: MATCHED_OFF_MAX }).catch(() => null);
+  const maskOf = (photo) => maskIn(file, photo, { off: MATCHED_OFF_MAX });
   if (!(await usePhoto(fromBlob(output, { name, url }), { maskOf }))) return;
   if (prompt.value === run.request.prompt) prompt.value = ""; // what was typed since is for the next edit
   requestChanged();
   $("#tab-form").click();
   prompt.focus();
-  toast(`The result is the photo now${marked() ? ", with the same part marked" : ""}. What should change next?`);
+  toast(`The result is the photo now${marking.mask ? ", with the same part marked" : ""}. What should change next?`);
 }
 
 async function reuse(run) {
@@ -438,11 +363,6 @@ async function takeOver(run) {
   form.set({ ...startValues(), ...values }); // an older version of the page kept fewer
   prompt.value = text;
   setPhoto(run.photo, { mask });
-}
-
-/** The mask that a kept file holds; null where there is none, or none of this photo that can still be read. */
-function maskIn(file, photo) {
-  return file && photo?.width ? Mask.read(file, photo).catch(() => null) : null;
 }
 
 async function remove(run) {
@@ -482,8 +402,8 @@ async function share(asked, photo, mask) {
 // What is on stage
 
 function select(id) {
-  Object.assign(state, { selected: id, marker: null });
-  drawMask();
+  state.selected = id;
+  marking.leave();
   draw();
   keepRequest();
 }
@@ -498,9 +418,9 @@ function choosePicture(run, at) {
 function draw() {
   const isWithin = $(".stage").contains(document.activeElement);
   const run = state.selected && runs.get(state.selected);
-  if (state.marker) stage.marking(state.photo, state.marker);
+  if (marking.marker) stage.marking(state.photo, marking.marker);
   else if (run) stage.run(run);
-  else if (state.photo) stage.photo(state.photo, marked());
+  else if (state.photo) stage.photo(state.photo, marking.mask);
   else stage.empty(EXAMPLES[0]);
   const all = runs.all;
   $("#session").hidden = all.length === 0;
@@ -539,7 +459,7 @@ function changed({ detail: run }) {
 
 function countDown() {
   const run = state.selected && runs.get(state.selected);
-  if (run && isWaiting(run) && !state.marker) stage.run(run);
+  if (run && isWaiting(run) && !marking.marker) stage.run(run);
 }
 
 function say(text) {
@@ -620,7 +540,7 @@ async function signIn(how) {
     state.me = me;
     keepRequest();
     keepPhoto();
-    keepMask();
+    marking.keep();
     drawAccount();
     runs.restore();
     estimates.ask(form.values, state.photo);
@@ -634,11 +554,7 @@ function takeJson({ prompt: text, values, photo, mask }) {
   prompt.value = text;
   form.set(values);
   if (photo !== undefined) setPhoto(photo, { fromJson: true });
-  else if (mask !== undefined) {
-    Object.assign(state, { mask, marker: null });
-    maskChanged({ fromJson: true });
-    draw();
-  }
+  else if (mask !== undefined) marking.take(mask);
   requestChanged({ fromJson: true });
 }
 
@@ -686,10 +602,7 @@ function installRest() {
     else $("#json").focus();
   });
   fill($("#share"), glyph("share"));
-  $("#share").addEventListener("click", () => share(request(), state.photo, marked()));
-  fill($("#mark"), glyph("brush"), "Mark a part");
-  $("#mark").addEventListener("click", toggleMarking);
-  $("#unmark").addEventListener("click", unmark);
+  $("#share").addEventListener("click", () => share(request(), state.photo, marking.mask));
   $("#key-button").addEventListener("click", async () => {
     if (!state.me) await signIn({});
     else if (
