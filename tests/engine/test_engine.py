@@ -487,6 +487,35 @@ def test_several_pictures_are_those_of_the_seeds_that_follow(engine: Engine) -> 
         replace(request, pictures=5)
 
 
+def test_an_edit_of_several_pictures_is_stopped_and_overtaken_between_two_passes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture has its own at every step, which is what the device is given for."""
+    passes: list[int] = []
+    advance = stages.advance_a_picture
+
+    def listen(model: stages.Model, edit: stages.Edit) -> None:
+        passes.append(edit.step)
+        if len(passes) == 6:  # within its second step
+            ticket.cancel()
+        if len(passes) == 2:
+            short.append(engine.submit(EditRequest(id="short", prompt="x", photo=PHOTO, steps=1, seed=1)))
+            short[0].future.add_done_callback(lambda _: ended_after.append(len(passes)))
+        advance(model, edit)
+
+    monkeypatch.setattr(stages, "advance_a_picture", listen)
+    short: list[Ticket] = []
+    ended_after: list[int] = []
+    request = EditRequest(id="x", prompt="night", photo=PHOTO, steps=50, seed=1, pictures=4)
+    with engine._core._changed:  # so that `ticket` is bound before the first pass
+        ticket = engine.submit(request)
+    with pytest.raises(EditCancelled):
+        ticket.result(60)
+    short[0].result(60)
+    assert passes == [0, 0, 0, 0, 1, 1]
+    assert ended_after[0] < 6
+
+
 def test_an_edit_of_several_pictures_shares_no_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Among others of its shape, which share theirs."""
     monkeypatch.setattr(engine._core, "batching", Batching(mode="any"))

@@ -346,7 +346,7 @@ class EngineCore:
             self._beside(self._tickets[number], self._prepare)
 
     def _step(self, group: list[Ticket]) -> None:
-        """One step of one edit, or of several that share a pass."""
+        """One step of one edit, or of several that share a pass; of several pictures one's part of it."""
         edits = [ticket.edit for ticket in group if ticket.edit is not None]
         # An edit's first latents are the side stream's, which gives their memory to the next edit as soon as nobody
         # holds them: that must not be before this step, which is only being queued, has read them.
@@ -382,12 +382,12 @@ class EngineCore:
             now_s = time.monotonic()
             for ticket, edit in zip(group, edits, strict=True):
                 ticket.took("denoise", took_s)
-                remaining_s = self._outlook.work_s(edit.plan, step=edit.step)
+                remaining_s = self._outlook.work_s(edit.plan, step=edit.step, ahead=len(edit.ahead))
                 self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
-            told = [ticket.number for ticket in group if ticket.on_progress]
+            told = [ticket.number for ticket in group if ticket.on_progress] if not edits[0].ahead else []
             estimates = self._scheduler.estimates(now_s, of=told) if told else {}
             for ticket, edit in zip(group, edits, strict=True):
-                if ticket.on_progress:
+                if ticket.number in told:
                     finish_s = estimates[ticket.number].finish_s
                     news.append((ticket, Progress(step=edit.step, steps=edit.request.steps, remaining_s=finish_s)))
                 if edit.is_denoised:
@@ -398,14 +398,16 @@ class EngineCore:
         if is_measured:
             with self._changed:
                 # With all that is done around the pass: whoever waits for the next one waits for that too.
-                plan, passes = edits[0].plan, len(group) * edits[0].plan.pictures
-                self.costs.learn("step", plan.tokens, (time.perf_counter() - started) / passes)
+                self.costs.learn("step", edits[0].plan.tokens, (time.perf_counter() - started) / len(group))
 
     def _pass(self, edits: list[stages.Edit]) -> bool:
         """Advance the edits by a step. Returns whether its time says what such a pass costs."""
         if not edits[0].runs_next:
             stages.advance(edits, [None])
             return False
+        if edits[0].plan.pictures > 1:
+            stages.advance_a_picture(self.model, edits[0])
+            return True
         shape = edits[0].plan.shape
         measuring = len(edits) > self.batching.limit(shape)
         if measuring:

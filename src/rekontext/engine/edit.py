@@ -58,6 +58,7 @@ class Edit:
         latents_pne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
         kept: what of the photo stays; None where the whole picture may change.
         seen: the last computed velocities, at most two.
+        ahead: velocities of its first pictures at the next step, while those of the others are still to be computed.
         step: steps done.
         passes: transformer passes done for each picture.
     """
@@ -70,6 +71,7 @@ class Edit:
     latents_pne: Tensor
     kept: Kept | None = None
     seen: tuple[Seen, ...] = ()
+    ahead: tuple[Tensor, ...] = ()
     step: int = 0
     passes: int = 0
 
@@ -125,16 +127,16 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
 
 @torch.inference_mode()
 def velocities(model: Model, edits: Sequence[Edit]) -> list[Tensor]:
-    """What the transformer says of each edit at its own step, (p, n, e) in float32. All edits have one shape.
+    """What the transformer says of each edit at its own step, (1, n, e) in float32.
 
-    Several pictures of one edit have a pass each: it is the bits of one alone that they are to have.
+    Args:
+        edits: of one shape, and of one picture each.
     """
+    assert all(edit.plan.pictures == 1 for edit in edits), "who makes several pictures shares no pass"
     first = edits[0].conditioning
     rows = [edit.modulation_sw[edit.step : edit.step + 1] for edit in edits]
     if len(edits) == 1:
-        alone = [model.transformer(latents, first, rows[0]).float() for latents in edits[0].latents_pne.split(1)]
-        return [alone[0] if len(alone) == 1 else torch.cat(alone)]
-    assert all(edit.plan.pictures == 1 for edit in edits), "who makes several pictures shares no pass"
+        return [model.transformer(edits[0].latents_pne, first, rows[0]).float()]
     references = [edit.conditioning.reference_bmd for edit in edits]
     together = Conditioning(
         text_btd=torch.cat([edit.conditioning.text_btd for edit in edits]),
@@ -171,9 +173,30 @@ def _moved(edit: Edit, velocity: Tensor | None) -> Tensor:
     return latents_pne if edit.kept is None else edit.kept.put_back(latents_pne, sigma_next)
 
 
+@torch.inference_mode()
+def advance_a_picture(model: Model, edit: Edit) -> None:
+    """One pass, for the next of an edit's pictures at a step that runs the transformer; the last one ends the step.
+
+    Not one for all of them: each is to have the bits that it would have alone. If it raises, nothing has changed.
+    """
+    at = len(edit.ahead)
+    row = edit.modulation_sw[edit.step : edit.step + 1]
+    found = (*edit.ahead, model.transformer(edit.latents_pne[at : at + 1], edit.conditioning, row).float())
+    if len(found) < edit.plan.pictures:
+        edit.ahead = found
+        return
+    advance([edit], [torch.cat(found)])
+    edit.ahead = ()
+
+
 def step(model: Model, edit: Edit) -> None:
-    """Run the edit's next step by itself."""
-    advance([edit], velocities(model, [edit]) if edit.runs_next else [None])
+    """Run the edit's next step by itself, of all its pictures."""
+    if not edit.runs_next:
+        advance([edit], [None])
+        return
+    done = edit.step
+    while edit.step == done:
+        advance_a_picture(model, edit)
 
 
 @torch.inference_mode()

@@ -37,10 +37,16 @@ class Outlook:
         """Sizes and passes of an edit."""
         return plan_of(request, canvas=self.canvas, text_tokens=self.text_tokens)
 
-    def work_s(self, plan: Plan, step: int | None = None) -> float:
-        """Predicted device seconds that a plan still needs; None for `step` is before preparing."""
-        work_s = sum(plan.runs[step or 0 :]) * self.costs.predict("step", plan.tokens)
-        work_s = plan.pictures * (work_s + self.costs.predict("decode", plan.output_tokens))
+    def work_s(self, plan: Plan, step: int | None = None, *, ahead: int = 0) -> float:
+        """Predicted device seconds that a plan still needs.
+
+        Args:
+            step: the next one; None is before preparing.
+            ahead: passes of it that are done, for the first of several pictures.
+        """
+        passes = plan.pictures * sum(plan.runs[step or 0 :]) - ahead
+        work_s = passes * self.costs.predict("step", plan.tokens)
+        work_s += plan.pictures * self.costs.predict("decode", plan.output_tokens)
         if step is None:
             work_s += self.costs.predict("prepare", plan.tokens)
             work_s += self.costs.predict("swap", 1) if plan.loras != self.merged else 0.0

@@ -16,7 +16,7 @@ class Plan:
     Attributes:
         size, reference_size: in pixels; no reference for text-to-image.
         output_tokens, tokens: of the picture being made, and of the whole sequence with text and reference.
-        pictures: how many are made; a step is one of each.
+        pictures: how many are made; a step has a pass for each.
         runs: which steps run the transformer; the others are extrapolated.
         loras: names and strengths of those that must be merged for it.
     """
