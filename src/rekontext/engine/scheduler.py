@@ -323,17 +323,19 @@ class _DecayingUse:
         self._use[account] = (self.of(account, now_s) + seconds, now_s)
 
     def of(self, account: str, now_s: float) -> float:
-        seconds, then_s = self._use.get(account, (0.0, now_s))
-        return seconds * exp((then_s - now_s) / self.at_most_s)
+        return _decayed(*self._use.get(account, (0.0, now_s)), now_s, self.at_most_s)
 
     def by_account(self, now_s: float) -> dict[str, float]:
         """Of every account that isn't forgotten."""
         at_most_s = self.at_most_s
-        use = {account: seconds * exp((then_s - now_s) / at_most_s) for account, (seconds, then_s) in self._use.items()}
-        for account, seconds in use.items():
-            if seconds < _FORGOTTEN_S:
-                del self._use[account]
-        return use if len(use) == len(self._use) else {account: use[account] for account in self._use}
+        use = {account: _decayed(*used, now_s, at_most_s) for account, used in self._use.items()}
+        for account in [account for account, seconds in use.items() if seconds < _FORGOTTEN_S]:
+            del self._use[account], use[account]
+        return use
+
+
+def _decayed(seconds: float, then_s: float, now_s: float, at_most_s: float) -> float:
+    return seconds * exp((then_s - now_s) / at_most_s)
 
 
 @dataclass(kw_only=True, eq=False)
