@@ -8,6 +8,7 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from rekontext.api.orders import RATIO_OFF_MAX
 from rekontext.api.parameters import schema
 from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX, MASK_SHAPE_TOLERANCE
 from rekontext.masks import FREE_FROM
@@ -138,3 +139,4 @@ def test_the_form_knows_what_the_server_takes(open_page: OpenPage) -> None:
         "import('/web/playground/mask.js').then(({MARKED_FROM, SHAPE_OFF_MAX}) => [MARKED_FROM, SHAPE_OFF_MAX])"
     )
     assert masks == [FREE_FROM, MASK_SHAPE_TOLERANCE]
+    assert page.evaluate("import('/web/playground/parameters.js').then((each) => each.RATIO_OFF_MAX)") == RATIO_OFF_MAX

@@ -156,10 +156,7 @@ def decode_mask(mask: Photo, marks: Marks) -> Image.Image:
 
 def shown_size(photo: Photo) -> tuple[int, int]:
     """Width and height as a viewer shows it; as stored, where its metadata can't be read."""
-    try:
-        return _read(photo.data, photo.format, upright_size)
-    except Exception:  # what is wrong with it is told where it is unpacked
-        return photo.width, photo.height
+    return _read(photo.data, photo.format, upright_size)
 
 
 def _unpacked(photo: Photo, use: Callable[[Image.Image], T]) -> T:

@@ -193,7 +193,7 @@ class _Predictions:
         except FileGone:
             return None
         assert job.outputs, f"job {job.id} has a picture of no type"
-        return await parts.threads.run(terms.data_uri, data, job.outputs[0].content_type)
+        return await parts.threads.run(answers.data_uri, data, job.outputs[0].content_type)
 
     async def _frames(self, request: Request, job: Job) -> AsyncGenerator[bytes, None]:
         """Clients drop what has no id. Only the last one's says that all was heard."""

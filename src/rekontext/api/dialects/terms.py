@@ -1,8 +1,7 @@
-"""What several dialects say alike: fields that can't be heeded, shapes by pixels, pictures as data URIs. Pure."""
+"""What several dialects say alike: fields that can't be heeded, shapes by pixels. Pure."""
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping
 from math import log
@@ -112,8 +111,3 @@ def why(job: Job, vocabulary: Vocabulary) -> str | None:
     """Why a job has no picture, in a vendor's words."""
     sentence = error(job)
     return None if sentence is None else vocabulary.renamed(sentence)
-
-
-def data_uri(data: bytes, content_type: str) -> str:
-    """A picture as text. Takes milliseconds for a large one: not for the event loop."""
-    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"

@@ -183,7 +183,8 @@ export function withoutNeedless(request) {
   return Object.fromEntries(Object.entries(request).filter(([name, value]) => name !== "num_images" || value !== 1));
 }
 
-const RATIO_OFF_MAX = 0.07; // by what part the server lets a photo miss a shape that is its own
+/** By what part the server lets a photo miss a shape that is its own. */
+export const RATIO_OFF_MAX = 0.07;
 
 /** The values of `aspect_ratio` that leave a photo's shape as it is. */
 export function ratiosLike({ width, height }) {
