@@ -44,3 +44,16 @@ def await_draft(page: Page, *expected: str) -> None:
             return
         page.wait_for_timeout(10)
     raise AssertionError(f"{page.evaluate(kept)} is kept, not {expected}")
+
+
+def change_kept_run(page: Page, change: str) -> None:
+    """The one edit that this browser keeps, as a function in JavaScript makes it of what it was; read at a reload."""
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            indexedDB.open("rekontext").onsuccess = ({ target: { result: database } }) => {
+                const store = database.transaction("runs", "readwrite").objectStore("runs");
+                store.getAll().onsuccess = ({ target: { result: [run] } }) => store.put((CHANGE)(run));
+                store.transaction.oncomplete = () => resolve(database.close());
+            };
+        })""".replace("CHANGE", change)
+    )

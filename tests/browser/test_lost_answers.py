@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import choose, run
+from tests.browser.hands import change_kept_run, choose, run
 from tests.browser.site import Site
 
 SUBMIT = "**/v2/flux-kontext-dev"
@@ -225,15 +225,6 @@ def test_an_edit_that_this_page_gave_up_is_asked_about(open_page: OpenPage, phot
     choose(page, photo)
     run(page)
     expect(page.locator(".facts")).to_be_visible()
-    page.evaluate(
-        """() => new Promise((resolve) => {
-            indexedDB.open("rekontext").onsuccess = ({ target: { result: database } }) => {
-                const store = database.transaction("runs", "readwrite").objectStore("runs");
-                store.getAll().onsuccess = ({ target: { result: [run] } }) =>
-                    store.put({ ...run, state: "FAILED", error: "Not now.", result: null, output: null });
-                store.transaction.oncomplete = () => resolve(database.close());
-            };
-        })"""
-    )
+    change_kept_run(page, '(run) => ({ ...run, state: "FAILED", error: "Not now.", result: null, output: null })')
     page.reload()
     expect(page.locator(".facts")).to_be_visible()

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -37,15 +38,23 @@ def mark(page: Page) -> None:
     expect(page.locator(".marking")).to_be_visible()
 
 
-def paint(page: Page, *points: tuple[float, float], button: str = "left") -> None:
+def paint(page: Page, *points: tuple[float, float], button: Literal["left", "right"] = "left") -> None:
     """Draw the brush from point to point, each given in parts of the photo's width and height."""
     box = page.locator(".marking").bounding_box()
     assert box is not None
     for at, (x, y) in enumerate(points):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=3)
         if at == 0:
-            page.mouse.down(button=button)  # type: ignore[arg-type]
-    page.mouse.up(button=button)  # type: ignore[arg-type]
+            page.mouse.down(button=button)
+    page.mouse.up(button=button)
+
+
+def mark_half(page: Page, photo: Path) -> int:
+    """A photo whose left half is marked: percent of it."""
+    choose(page, photo)
+    mark(page)
+    paint(page, *HALF)
+    return marked(page)
 
 
 def marked(page: Page) -> int:
@@ -210,10 +219,7 @@ def test_a_finger_paints_and_does_not_scroll(open_page: OpenPage, site: Site, ph
 def test_a_mask_stays_with_its_photo(open_page: OpenPage, site: Site, photo: Path) -> None:
     """Over a reload, a share and an edit; another photo has none, and a draft without one brings none back."""
     page = open_page()
-    choose(page, photo)
-    mark(page)
-    paint(page, *HALF)
-    part = marked(page)
+    part = mark_half(page, photo)
     await_mask(page)
     page.reload()
     expect(page.locator(".tint")).to_be_visible()
@@ -256,10 +262,7 @@ def test_a_mask_stays_with_its_photo(open_page: OpenPage, site: Site, photo: Pat
 def test_the_same_part_of_a_result_is_edited_again(open_page: OpenPage, site: Site, photo: Path) -> None:
     """The part stays marked as the result becomes the photo, as it was or as it was changed since."""
     page = open_page()
-    choose(page, photo)
-    mark(page)
-    paint(page, *HALF)
-    part = marked(page)
+    part = mark_half(page, photo)
     edited(page, site)
     page.get_by_role("button", name="Edit again").click()
     expect(page.locator(".toast")).to_contain_text("with the same part marked")
@@ -307,10 +310,7 @@ def test_a_refusal_is_told_at_the_mask_and_takes_nothing_away(
     """In the server's words; the same part is still marked and can be sent again."""
     refusals.append(400)
     page = open_page()
-    choose(page, photo)
-    mark(page)
-    paint(page, *HALF)
-    part = marked(page)
+    part = mark_half(page, photo)
     white = io.BytesIO()
     Image.new("L", (50, 50), 255).save(white, "PNG")
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Download, Locator, Page, Request, expect
 from rekontext.contract import SEED_MAX
 from tests.browser.conftest import OpenPage
 from tests.browser.console import edit
-from tests.browser.hands import await_draft, choose, run
+from tests.browser.hands import await_draft, change_kept_run, choose, run
 from tests.browser.site import Site
 from tests.browser.test_code import RUN, carry_out, copied
 from tests.browser.test_promises import DRAWN, assert_fits, check, tops
@@ -167,15 +167,7 @@ def test_an_edit_that_an_earlier_page_kept_is_opened(open_page: OpenPage, photo:
     choose(page, photo)
     run(page)
     expect(page.locator(".facts")).to_be_visible()
-    page.evaluate(
-        """() => new Promise((resolve) => {
-            indexedDB.open("rekontext").onsuccess = ({ target: { result: database } }) => {
-                const store = database.transaction("runs", "readwrite").objectStore("runs");
-                store.getAll().onsuccess = ({ target: { result: [{ others, ...run }] } }) => store.put(run);
-                store.transaction.oncomplete = () => resolve(database.close());
-            };
-        })"""
-    )
+    change_kept_run(page, "({ others, ...run }) => run")
     page.reload()
     expect(page.locator(".facts")).to_be_visible()
     expect(page.locator(".layer.after img")).to_have_attribute("alt", "After: make it night")
