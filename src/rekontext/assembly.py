@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rekontext import AGENT
 from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, registry
 from rekontext.api import create_app, dialects
 from rekontext.api.auth import DatabaseKeys
+from rekontext.api.brought import HUB, BroughtLoras
 from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
@@ -59,6 +61,7 @@ from rekontext.pictures import (
     PictureLimits,
     open_store,
 )
+from rekontext.pictures.copies import LocalCopies
 from rekontext.pictures.recent import RecentStore
 from rekontext.safety import SafetyCheck
 from rekontext.secret import derive
@@ -66,6 +69,8 @@ from rekontext.settings import Settings, variable
 from rekontext.sources import Clock, Ids, SystemClock, draw_seed, random_bytes, random_id
 from rekontext.works import Works
 
+_COPIES_BYTES_MAX: Final = 16 * 2**30
+"""Of LoRAs that lie elsewhere. In a folder store they are the store's own files, which take no room twice."""
 _RECENT_BYTES_MAX: Final = 256 * 2**20
 
 
@@ -140,6 +145,15 @@ def assemble(
             agent=AGENT,
             allow=AllowList(settings.fetch_allow),
         )
+        lora_fetcher = Fetcher(
+            timeout_s=settings.lora_timeout_s,
+            redirects_max=settings.fetch_redirects_max,
+            agent=AGENT,
+            allow=AllowList(settings.fetch_allow),
+            what="LoRA",
+            accept="*/*",
+        )
+        copies = LocalCopies(store, settings.data_dir / "loras", bytes_max=_COPIES_BYTES_MAX)
         limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
         photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
         signer = LinkSigner(derive(secret, "links"))
@@ -170,7 +184,7 @@ def assemble(
             life=life,
             fleet=fleet,
             objects=store,
-            workbench=workbench or EditWorkbench(limits=limits, threads=threads, safety=safety),
+            workbench=workbench or EditWorkbench(limits=limits, threads=threads, copies=copies, safety=safety),
             hub=hub,
             clock=clock,
             worker=settings.worker or f"{socket.gethostname()}:{settings.port}",
@@ -213,6 +227,17 @@ def assemble(
                 body_bytes_max=settings.body_bytes_max,
                 receivers=receivers,
                 offers=partial(_offers, fleet),
+                brought=BroughtLoras(
+                    database=database,
+                    objects=store,
+                    copies=copies,
+                    fetcher=lora_fetcher,
+                    threads=threads,
+                    clock=clock,
+                    bytes_max=settings.lora_bytes_max,
+                    kept_bytes_max=settings.loras_bytes_max,
+                    hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
+                ),
             ),
             photos=photos,
             threads=threads,
@@ -229,6 +254,7 @@ def assemble(
                 picture_bytes_max=settings.picture_bytes_max,
                 idempotency_s=settings.idempotency_s,
                 uploads_bytes_max=settings.uploads_bytes_max,
+                loras_bytes_max=settings.loras_bytes_max,
                 queued_max=settings.queue_max,
                 in_flight_max=settings.in_flight_max,
                 running_max=running_max,
@@ -253,7 +279,7 @@ def assemble(
             sweeper=sweeper,
             database=database,
             limiter=limiter,
-            sessions=[fetcher, post] if safety is None else [fetcher, post, safety],
+            sessions=[fetcher, lora_fetcher, post, *([] if safety is None else [safety])],
             grace_s=settings.shutdown_grace_s,
             on_ready=on_ready,
             on_broken=on_broken,

@@ -13,6 +13,8 @@ from operator import index
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, SupportsFloat, SupportsIndex, get_args
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
 AspectRatio = Literal[
@@ -65,6 +67,7 @@ class EditRequest:
         acceleration: one of `ACCELERATIONS`.
         loras: names of those that are on offer, each once, and their strengths, neither 0 nor beyond
             `LORA_STRENGTH_MAX`; in the order of their names, in which they are merged.
+        lora_files: where those of them lie that are on offer to nobody else, by name. Nobody overwrites these files.
         preview_every: steps between two previews; None for no previews.
         account: whose share of the device this edit uses up.
         priority: `PRIORITY_MIN`..`PRIORITY_MAX`; each level counts as half or double the length.
@@ -88,6 +91,7 @@ class EditRequest:
     aspect_ratio: AspectRatio = "match_input_image"
     acceleration: Acceleration = "none"
     loras: tuple[tuple[str, float], ...] = ()
+    lora_files: Mapping[str, Path] = field(default_factory=dict)
     preview_every: int | None = None
     account: str = ""
     priority: int = 0

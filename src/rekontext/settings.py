@@ -150,11 +150,18 @@ class Settings(BaseSettings):
     uploads_bytes_max: int = Field(
         default=2048 * _MIB, ge=1024, le=2**50, description="of all uploads of an account that are kept"
     )
+    lora_bytes_max: int = Field(
+        default=1024 * _MIB, ge=0, le=2**34, description="of a LoRA that an edit brings by its address; 0 takes none"
+    )
+    loras_bytes_max: int = Field(
+        default=4096 * _MIB, ge=0, le=2**50, description="of all such LoRAs of an account that are kept"
+    )
     picture_bytes_max: int = Field(default=20 * _MIB, ge=1024, le=2**31)
     picture_pixels_max: int = Field(default=50_000_000, ge=1, le=89_000_000)
     codec_threads: int = Field(default=2, ge=1, le=64, description="threads that decode and encode pictures")
 
     fetch_timeout_s: float = Field(default=20.0, gt=0, le=600, description="for one input URL, redirects included")
+    lora_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="for fetching one LoRA")
     fetch_redirects_max: int = Field(default=3, ge=0, le=20)
     fetch_allow: Entries = Field(
         default=(), description="networks and hosts that may be fetched though not public, separated by commas"

@@ -51,6 +51,12 @@ def read(loras: object) -> Loras:
         ([{"name": "watercolour", "strength": 0.8}, {"name": "ink"}], INK_AND_WATERCOLOUR),
         ([{"name": "ink", "strength": None}, "watercolour:0.80"], INK_AND_WATERCOLOUR),
         ([{"name": "ink", "strength": 4}, "b.v2_x-y:-4"], (("b.v2_x-y", -4.0), ("ink", 4.0))),
+        ("ink@0123456789abcdef:0.5", (("ink@0123456789abcdef", 0.5),)),
+        ("owner/name", (("owner/name", 1.0),)),
+        ("owner/name/ink.safetensors:-1,ink", (("ink", 1.0), ("owner/name/ink.safetensors", -1.0))),
+        ("https://a.example:8443/ink?a=1:2:0.8", (("https://a.example:8443/ink?a=1:2", 0.8),)),
+        ("http://a.example/ink", (("http://a.example/ink", 1.0),)),
+        ([{"name": "https://a.example/a,b:3", "strength": 0.5}], (("https://a.example/a,b:3", 0.5),)),
     ],
 )
 def test_loras_are_read_however_they_are_written(written: object, meant: Loras) -> None:
@@ -109,9 +115,11 @@ def test_a_form_s_list_is_read_up_to_a_bound() -> None:
         ([{"name": "ink", "strength": float("nan")}], 'has "ink" with a strength of "nan"'),
         ([{"name": "ink", "strength": -5}], 'has "ink" with a strength of -5'),
         ([{"name": "ink", "strength": 10**400}], 'has "ink" with a strength of 1'),
-        ("owner/name", 'has "owner/name", which is no name of one'),
-        (["https://a.example/ink.safetensors"], 'has "https://a.example/ink.safetensors", which is no name of one'),
-        (["a,b"], 'has "a,b", which is no name of one'),
+        (["a,b"], 'has "a,b", which is neither a name nor an address of one'),
+        (["ink@0123456789abcde"], 'has "ink@0123456789abcde", which is neither'),
+        ("https://a.example/\x07x", 'has "https://a.example/'),
+        (["https://a.example/" + "x" * 2000], 'has "https://a.example/x'),
+        ("https://a.example/ink.safetensors:9", 'has "https://a.example/ink.safetensors" with a strength of 9'),
     ],
 )
 def test_what_is_wrong_with_them_is_said(written: object, reason: str) -> None:
@@ -228,7 +236,6 @@ async def test_a_form_that_names_them_twice_is_refused(studio: Studio) -> None:
         (("ink",), "a,ink,b:2", 'asks for "a" and "b", and this server offers ink'),
         ((), ["ink"], 'asks for "ink", and this server offers none'),
         (("ink",), ["Ink"], 'asks for "Ink", and this server offers ink'),
-        (("ink",), ["https://a.example/x:y"], 'asks for "https://a.example/x:y", and this server offers ink'),
         (
             tuple(f"l{i:02}" for i in range(23)),
             "ink",

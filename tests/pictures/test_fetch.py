@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -36,6 +37,10 @@ class Site:
                 return web.Response(body=PHOTO)
             case "/signed":
                 return web.Response(status=302, headers={"Location": "/photo?sig=a%2Fb%3D%3a&x=~"})
+            case "/tagged":
+                if request.headers.get("if-none-match") == '"one"':
+                    return web.Response(status=304)
+                return web.Response(body=PHOTO, headers={"ETag": '"one"'})
             case "/once":
                 raise web.HTTPFound("/photo")
             case "/away":
@@ -245,3 +250,27 @@ async def test_secrets_in_a_url_are_not_repeated(site: Site) -> None:
         with pytest.raises(PictureUnreachable) as caught:
             await opened.fetch(f"http://me:hush@127.0.0.1:{site.port}/nothing?sig=hush", bytes_max=1000)
     assert "hush" not in str(caught.value)
+
+
+async def test_a_large_file_goes_to_the_disk(site: Site, tmp_path: Path) -> None:
+    """With the tag by which it is known again; where it is the same still, nothing is sent."""
+    there, again, untagged = (tmp_path / name for name in ("there", "again", "untagged"))
+    async with fetcher("127.0.0.1") as fetch:
+        tag = await fetch.fetch_file(site.url("/tagged"), there, bytes_max=10_000)
+        assert (tag, there.read_bytes()) == ('"one"', PHOTO)
+        assert await fetch.fetch_file(site.url("/tagged"), again, bytes_max=10_000, tag='"one"') is None
+        assert await fetch.fetch_file(site.url("/chunked"), untagged, bytes_max=200_000, tag='"one"') == ""
+    assert untagged.read_bytes() == bytes(100_000)
+
+
+async def test_a_file_s_bounds_are_a_picture_s(site: Site, tmp_path: Path) -> None:
+    """In bytes, told beforehand or not, and in the name of what it should have been."""
+    async with Fetcher(
+        timeout_s=5, redirects_max=2, agent="test", allow=AllowList(["127.0.0.1"]), what="LoRA", accept="*/*"
+    ) as fetch:
+        for path in ("/photo", "/chunked"):
+            with pytest.raises(PictureTooLarge, match=rf"the LoRA at http://127.0.0.1:\d+{path} has more than 1999"):
+                await fetch.fetch_file(site.url(path), tmp_path / path[1:], bytes_max=1999)
+        assert site.accept == "*/*"
+        with pytest.raises(PictureUnreachable, match="answered 404"):
+            await fetch.fetch_file(site.url("/none"), tmp_path / "none", bytes_max=10_000)

@@ -56,6 +56,42 @@ async def test_a_first_object_replaces_none(store: PictureStore) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_file_becomes_an_object_and_an_object_a_file(store: PictureStore, tmp_path: Path) -> None:
+    """Without being read into memory; a second one replaces the first, whichever was which file."""
+    first, second, back = (tmp_path / name for name in ("first", "second", "back"))
+    first.write_bytes(b"first")
+    second.write_bytes(b"second")
+    for file in (first, first, second):
+        await store.put_file("loras/a", file, content_type="application/octet-stream")
+    assert await store.has("loras/a")
+    assert not await store.has("loras/b")
+    assert await store.get("loras/a") == b"second"
+    await store.copy_to(back, "loras/a")
+    await store.delete("loras/a")
+    assert (first.read_bytes(), second.read_bytes(), back.read_bytes()) == (b"first", b"second", b"second")
+    with pytest.raises(ObjectMissing):
+        await store.copy_to(tmp_path / "none", "loras/a")
+    assert [file.name for file in (tmp_path / "objects").rglob("*") if file.is_file()] == []
+
+
+@pytest.mark.anyio
+async def test_files_are_copied_where_they_can_t_have_two_names(
+    store: PictureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another disk, or a file system without such links."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    file, back = tmp_path / "file", tmp_path / "back"
+    file.write_bytes(b"some")
+    await store.put_file("loras/a", file, content_type="application/octet-stream")
+    await store.copy_to(back, "loras/a")
+    assert await store.get("loras/a") == back.read_bytes() == b"some"
+
+
+@pytest.mark.anyio
 async def test_an_object_is_on_the_disk_once_it_is_written(
     store: PictureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def facts(job: Job, balance: Balance) -> dict[str, str]:
     }
     made_by = maker(job)
     if "model" in made_by:
-        headers["x-rekontext-model"] = quote(str(made_by["model"]), safe="/ ._-+:")
+        headers["x-rekontext-model"] = quote(str(made_by["model"]), safe="/ ._-+:@")
     if "notice" in made_by:
         headers["x-rekontext-notice"] = str(made_by["notice"])
     return headers

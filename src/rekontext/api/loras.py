@@ -9,8 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX
-from rekontext.models import LORA_NAME, lora_and_strength
+from rekontext.models import BROUGHT_LORA, LORA_NAME, STRENGTH, lora_and_strength
 
+ADDRESS_CHARACTERS_MAX: Final = 2000
 _PIECES_MAX: Final = 16
 """Of a text that names LoRAs: it is taken apart at so many commas."""
 LORAS_UNREAD: Final = "loras_unread"
@@ -20,7 +21,12 @@ Loras = tuple[tuple[str, float], ...]
 _ONE_LORA: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
+        "name": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": ADDRESS_CHARACTERS_MAX,
+            "description": "On offer, or brought before; or the URL of a .safetensors file, or owner/name on the hub.",
+        },
         "strength": {
             "type": "number",
             "minimum": -LORA_STRENGTH_MAX,
@@ -84,8 +90,8 @@ def _lora(entry: object) -> tuple[str, float]:
     name: object
     strength: object
     match entry:
-        case str() if "/" in entry:  # a path, or a URL, whose colon stands before no strength
-            name, strength = entry, None
+        case str() if "/" in entry:  # an address, which has colons of its own
+            name, strength = _address_and_strength(entry)
         case str():
             try:
                 name, strength = lora_and_strength(entry)
@@ -105,10 +111,18 @@ def _lora(entry: object) -> tuple[str, float]:
     return name, by
 
 
+def _address_and_strength(entry: str) -> tuple[str, float]:
+    address, colon, strength = entry.rpartition(":")
+    if colon and "/" in address and STRENGTH.fullmatch(strength):
+        return address, float(strength)
+    return entry, 1.0
+
+
 def _named(loras: Loras) -> Loras:
     for name, _ in loras:
-        if not LORA_NAME.fullmatch(name):
-            raise _loras_unread(f"has {quoted(name)}, which is no name of one")
+        is_name = LORA_NAME.fullmatch(name) or BROUGHT_LORA.fullmatch(name)
+        if not is_name and not ("/" in name and len(name) <= ADDRESS_CHARACTERS_MAX and name.isprintable()):
+            raise _loras_unread(f"has {quoted(name)}, which is neither a name nor an address of one")
     return loras
 
 

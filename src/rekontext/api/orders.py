@@ -16,7 +16,8 @@ import orjson
 from starlette.requests import Request
 
 from rekontext.api.bodies import FormFields, JsonObject, Upload, read_body, read_json
-from rekontext.api.loras import loras_of
+from rekontext.api.brought import BringingRefused, BroughtLoras
+from rekontext.api.loras import Loras, loras_of
 from rekontext.api.parameters import KontextParameters, from_form, parse
 from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.api.workbench import EditOrder, shown_source
@@ -24,6 +25,7 @@ from rekontext.contract import AspectRatio, same_shape
 from rekontext.database import AccountId
 from rekontext.dialling import AllowList
 from rekontext.masks import MaskRefused
+from rekontext.models import LORA_NAME
 from rekontext.pictures import (
     CodecThreads,
     Marks,
@@ -86,6 +88,7 @@ class OrderReader:
         body_bytes_max: also the most that one field of a form may hold.
         receivers: what of webhooks' addresses that aren't public may be dialled all the same.
         offers: names of the LoRAs that an edit may ask for; None while nobody can say, and then any are accepted.
+        brought: brings those that are asked for by address.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class OrderReader:
         body_bytes_max: int,
         receivers: AllowList,
         offers: Callable[[], Sequence[str] | None],
+        brought: BroughtLoras,
     ) -> None:
         self._photos = photos
         self._threads = threads
@@ -104,6 +108,7 @@ class OrderReader:
         self._body_bytes_max = body_bytes_max
         self._receivers = receivers
         self._offers = offers
+        self._brought = brought
 
     async def draft(self, request: Request) -> Draft:
         """Read the body and check every parameter but the pictures. Finds problems, raises none of them.
@@ -157,7 +162,7 @@ class OrderReader:
         )
 
     async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
-        """Fetch the pictures.
+        """Fetch the pictures, and LoRAs that lie elsewhere.
 
         Args:
             account: for whom.
@@ -174,6 +179,7 @@ class OrderReader:
         if photo is not None and mask is not None and not problems:
             ratio = "match_input_image" if parameters is None else parameters.aspect_ratio
             marked = await self._threads.run(_marked, mask, photo, draft, ratio, problems)
+        loras = await self._loras(parameters, problems, account)
         if parameters is None or photo is None or problems:
             raise ParametersRefused(list(problems.values()))
         return EditOrder(
@@ -191,7 +197,7 @@ class OrderReader:
             output_quality=parameters.output_quality,
             has_safety_checker=not parameters.disable_safety_checker,
             acceleration=parameters.acceleration,
-            loras=parameters.loras,
+            loras=loras,
             priority=parameters.priority,
             deadline_s=parameters.deadline_s,
             preview_every=parameters.previews or None,
@@ -214,7 +220,7 @@ class OrderReader:
     def _unoffered(self, loras: object) -> Problem | None:
         """What is wrong with LoRAs that can be read, and aren't all on offer."""
         try:
-            names = [name for name, _ in loras_of(loras)]
+            names = [name for name, _ in loras_of(loras) if LORA_NAME.fullmatch(name)]
         except ParametersRefused:  # as `parse` has found, too
             return None
         offers = self._offers() if names else None
@@ -224,6 +230,21 @@ class OrderReader:
         told = f"this server offers {_named(offers)}"
         reason = f"asks for {' and '.join(strange)}, and {told}"
         return Problem(parameter="loras", value=shown(loras), reason=reason, says_allowed=True, allowed_text=told)
+
+    async def _loras(
+        self, parameters: KontextParameters | None, problems: dict[str, Problem], account: AccountId
+    ) -> Loras:
+        """Its LoRAs by name, or none and a new problem. None is fetched for an order that fails anyway."""
+        if parameters is None or problems or all(LORA_NAME.fullmatch(name) for name, _ in parameters.loras):
+            return () if parameters is None else parameters.loras
+        try:
+            return await self._brought.named(parameters.loras, account=account)
+        except BringingRefused as fault:
+            value = shown([{"name": name, "strength": strength} for name, strength in parameters.loras])
+            problems["loras"] = Problem(
+                parameter="loras", value=value, reason=str(fault), says_allowed=True, code=fault.code
+            )
+            return ()
 
     async def _picture(
         self, name: str, source: object, problems: dict[str, Problem], account: AccountId, shortcut: Shortcut | None

@@ -32,7 +32,7 @@ class Limits:
         body_bytes_max: of one request.
         picture_bytes_max: of one photo.
         idempotency_s: an idempotency key is known for so long.
-        uploads_bytes_max: of all uploads that are kept of an account.
+        uploads_bytes_max, loras_bytes_max: of all that are kept of an account.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
 
@@ -40,6 +40,7 @@ class Limits:
     picture_bytes_max: int
     idempotency_s: float
     uploads_bytes_max: int
+    loras_bytes_max: int
     queued_max: int
     in_flight_max: int
     running_max: int

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from PIL import Image
 
-from rekontext.contract import Acceleration, AspectRatio, EditRefused, EditRequest, EditResult, Preview
+from rekontext.contract import Acceleration, AspectRatio, EditRefused, EditRequest, EditResult, LoRARefused, Preview
 from rekontext.database import AccountId, JobId
-from rekontext.jobs import File, Job
+from rekontext.jobs import File, Job, lora_key
+from rekontext.models import BROUGHT_LORA
 from rekontext.pictures import (
     MEDIA_TYPES,
     PIXELS_MAX,
     CodecThreads,
+    ObjectMissing,
     OutputFormat,
     Photo,
     PictureLimits,
@@ -28,6 +32,7 @@ from rekontext.pictures import (
     inspect,
     shown_address,
 )
+from rekontext.pictures.copies import LocalCopies
 from rekontext.safety import SafetyCheck
 
 _SHOWN_URL_CHARACTERS: Final = 500
@@ -112,12 +117,14 @@ def edit_request(
     account: AccountId,
     photo: Image.Image | None,
     mask: Image.Image | None = None,
+    lora_files: Mapping[str, Path] = MappingProxyType({}),
     is_suspect: bool = False,
 ) -> EditRequest:
     """The request that a job's parameters describe. Its deadline was kept or refused when it was accepted.
 
     Args:
         photo: None for an estimate, which its size is enough for, and no mask.
+        lora_files: where the LoRAs lie that its account brought.
     """
     width, height = parameters["input_size"]
     return EditRequest(
@@ -133,6 +140,7 @@ def edit_request(
         aspect_ratio=parameters["aspect_ratio"],
         acceleration=parameters["acceleration"],
         loras=tuple((each["name"], each["strength"]) for each in parameters.get("loras", ())),
+        lora_files=lora_files,
         preview_every=parameters["previews"] or None,
         account=account,
         priority=parameters["priority"],
@@ -144,11 +152,20 @@ class EditWorkbench:
     """A `rekontext.jobs.Workbench` that decodes and encodes in threads, and has finished pictures checked.
 
     Args:
+        copies: where LoRAs are to be had that accounts brought.
         safety: None checks nothing.
     """
 
-    def __init__(self, *, limits: PictureLimits, threads: CodecThreads, safety: SafetyCheck | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: PictureLimits,
+        threads: CodecThreads,
+        copies: LocalCopies,
+        safety: SafetyCheck | None = None,
+    ) -> None:
         self._limits = limits
+        self._copies = copies
         self._threads = threads
         self._safety = safety
 
@@ -160,6 +177,7 @@ class EditWorkbench:
             account=job.account,
             photo=await self._threads.run(self._decode, photo),
             mask=None if mask is None else await self._threads.run(_kept_mask, mask),
+            lora_files=await self._lora_files(job),
             is_suspect=job.faults > 0,
         )
         # An early look would be seen before the check.
@@ -198,6 +216,17 @@ class EditWorkbench:
     def preview(self, preview: Preview) -> Mapping[str, object]:
         """As `Workbench.preview`, but the picture stays one: it is encoded if and when somebody listens."""
         return {"step": preview.step, "steps": preview.steps, "picture": preview.picture}
+
+    async def _lora_files(self, job: Job) -> dict[str, Path]:
+        parameters: Parameters = job.parameters
+        found = {}
+        for each in parameters.get("loras", ()):
+            if (brought := BROUGHT_LORA.fullmatch(each["name"])) is not None:
+                try:
+                    found[each["name"]] = await self._copies.path(lora_key(brought[1]))
+                except ObjectMissing as fault:
+                    raise LoRARefused(f"the LoRA {each['name']} was deleted, or its time is over") from fault
+        return found
 
     def _check_of(self, job: Job) -> SafetyCheck | None:
         """What the job's picture is checked by."""

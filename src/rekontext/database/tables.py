@@ -306,6 +306,25 @@ assets = Table(
     Index("ix_assets_age", "created_at"),
 )
 
+loras = Table(
+    "loras",
+    metadata,
+    _id(primary_key=True),
+    _account(),
+    Column("object_key", String(500), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("source", String(500), nullable=False),
+    Column("source_digest", String(64), nullable=False),
+    Column("tag", String(500), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("seen_at", Instant, nullable=False),
+    Column("used_at", Instant, nullable=False),
+    UniqueConstraint("object_key"),
+    Index("ix_loras_account", "account_id", "used_at"),
+    Index("ix_loras_age", "used_at"),
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

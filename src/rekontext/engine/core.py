@@ -139,7 +139,7 @@ class EngineCore:
         """Queue an edit, as `Engine.submit`."""
         if self._process != os.getpid():  # its thread is there, not here: this edit would wait for ever
             raise RuntimeError("this engine was opened before a fork, by the parent: open one in this process")
-        adaptation = self._hotswap.find(request.loras)
+        adaptation = self._hotswap.find(request.loras, request.lora_files)
         parked = park(request, plan, waits=bool(self._tickets))
         with self._changed:
             if self._is_closing:

@@ -40,6 +40,8 @@ _KEPT_BYTES_MAX: Final = 2 * 2**30
 _RESERVE_BYTES: Final = 6 * 2**30
 """What copies that are set aside leave free on a GPU: steps, decoding and the libraries need it."""
 
+_NO_FILES: Final[Mapping[str, Path]] = {}
+
 _log = logging.getLogger(__name__)
 
 _Stamp = tuple[str, int, int, int]
@@ -53,10 +55,12 @@ class Adaptation:
     Attributes:
         key: the files and their strengths.
         name: how it is called in messages.
+        brought: those of the files that an account brought, by name: what is wrong with them may be told.
     """
 
     key: tuple[tuple[_Stamp, float], ...] = ()
     name: str = field(default="", compare=False)
+    brought: Mapping[str, Path] = field(default_factory=dict, compare=False)
     transformer: Changes = field(default_factory=Changes, compare=False)
     clip: Changes = field(default_factory=Changes, compare=False)
     t5: Changes = field(default_factory=Changes, compare=False)
@@ -86,8 +90,11 @@ class Hotswap:
         self._alive: WeakValueDictionary[_Stamp, TensorSource] = WeakValueDictionary()
         self._reading = Lock()
 
-    def find(self, loras: Sequence[tuple[str, float]]) -> Adaptation:
+    def find(self, loras: Sequence[tuple[str, float]], brought: Mapping[str, Path] = _NO_FILES) -> Adaptation:
         """What an edit asks for, read, and checked in all but its values. On any thread.
+
+        Args:
+            brought: files beside those on offer, by name, which nobody overwrites.
 
         Raises:
             LoRARefused: one isn't on offer, can't be read, or was made for another model.
@@ -95,18 +102,20 @@ class Hotswap:
         if not loras:
             return NONE
         merged, key = LoRAs(), []
-        files = offered_loras(self._folder)
+        files = offered_loras(self._folder) if any(name not in brought for name, _ in loras) else {}
         for name, strength in loras:
-            if name not in files:
+            file = brought.get(name) or files.get(name)
+            if file is None:
                 raise LoRARefused(f"the LoRA {name} isn't on offer here; on offer: {first_of(files) or 'none'}")
-            with _refusing(name):
-                stamp, source = self._read(files[name])
+            with _refusing(name, brought):
+                stamp, source = self._read(file, whole=name not in brought)
                 merged.add(source, name, strength)
             key.append((stamp, strength))
-        with _refusing(" and ".join(merged.names)):
+        with _refusing(" and ".join(merged.names), brought):
             return Adaptation(
                 key=tuple(key),
                 name=" and ".join(merged.names),
+                brought=brought,
                 transformer=merged.of_transformer(self._transformer.shapes),
                 clip=merged.of_encoder("clip", self._parts.clip),
                 t5=merged.of_encoder("t5", self._parts.t5),
@@ -125,10 +134,9 @@ class Hotswap:
         """
         is_mending, self.merged = self.merged is None, None
         with torch.no_grad():
-            self._transformer.merge(wanted.transformer, of=wanted.name)
+            self._transformer.merge(wanted.transformer, of=wanted)
             is_other = [
-                held.merge(changes, of=wanted.name)
-                for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
+                held.merge(changes, of=wanted) for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
             ]
         self.merged = wanted
         # What a failure left half done may have put back all that there was to put back, and nobody was told.
@@ -143,8 +151,8 @@ class Hotswap:
         """Do without them."""
         self._transformer.release()
 
-    def _read(self, file: Path) -> tuple[_Stamp, TensorSource]:
-        """A file's tensors in memory, and by what it is known to be the same as before."""
+    def _read(self, file: Path, *, whole: bool) -> tuple[_Stamp, TensorSource]:
+        """A file's tensors, `whole` in memory or mapped, and by what it is known to be the same as before."""
         try:
             about = file.stat()
         except OSError as error:
@@ -155,7 +163,7 @@ class Hotswap:
             if source is None:
                 if about.st_size > FILE_BYTES_MAX:
                     raise CheckpointError(f"{file} has {about.st_size} bytes: a LoRA has at most {FILE_BYTES_MAX}")
-                source = self._alive[stamp] = TensorSource([file], whole=True)
+                source = self._alive[stamp] = TensorSource([file], whole=whole)
             self._sources[stamp] = source
             self._sources.move_to_end(stamp)
             while len(self._sources) > 1 and sum(size for _, size, *_ in self._sources) > _KEPT_BYTES_MAX:
@@ -164,11 +172,16 @@ class Hotswap:
 
 
 @contextmanager
-def _refusing(loras: str) -> Iterator[None]:
-    """What is wrong with a file is for the operator's log; who asked for it is told which it is."""
+def _refusing(loras: str, brought: Mapping[str, Path]) -> Iterator[None]:
+    """What is wrong with a file is for whoever has it: for the operator's log, or for the caller who brought it."""
     try:
         yield
     except CheckpointError as error:
+        why = str(error)
+        for name, file in brought.items():
+            if str(file) in why:
+                told = f"the LoRA {name} can't be merged into this model: {why.replace(str(file), name)}"
+                raise LoRARefused(told) from error
         _log.error("the LoRA %s can't be merged: %s", loras, error)
         raise LoRARefused(f"the LoRA {loras} can't be merged into this model; the server's log says why") from error
 
@@ -179,7 +192,7 @@ class _Held(ABC):
     def __init__(self) -> None:
         self._changed: set[str] = set()
 
-    def merge(self, changes: Changes, *, of: str) -> bool:
+    def merge(self, changes: Changes, *, of: Adaptation) -> bool:
         """Have exactly the changes that are those of some LoRAs. Returns whether anything was done for it."""
         others = sorted(self._changed.union(changes))
         for name in others:
@@ -187,7 +200,7 @@ class _Held(ABC):
                 self._set_aside(name)
                 self._changed.add(name)
                 wide = self._wide(name)
-                with _refusing(of):
+                with _refusing(of.name, of.brought):
                     wide = changes.merged(name, wide)
                 self._put(name, wide)
             else:
@@ -264,7 +277,7 @@ class _Transformer(_Held):
         """Forget what was set aside."""
         self._originals.clear()
 
-    def merge(self, changes: Changes, *, of: str) -> bool:
+    def merge(self, changes: Changes, *, of: Adaptation) -> bool:
         """As `_Held.merge`."""
         is_other = super().merge(changes, of=of)
         # Even if nothing was done now: before it a failure may have come between a change and this.

@@ -3,7 +3,7 @@
 `Desk` is what the wire calls, `Dispatcher` runs jobs on a fleet, `JobLife` has the transitions.
 """
 
-from rekontext.jobs import assets, endpoints, idempotency, queries, trial, usage, workers
+from rekontext.jobs import assets, endpoints, idempotency, loras, queries, trial, usage, workers
 from rekontext.jobs.assets import Asset, AssetUnknown, UploadsFull
 from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
@@ -19,6 +19,7 @@ from rekontext.jobs.errors import (
 from rekontext.jobs.events import Event, EventHub
 from rekontext.jobs.idempotency import KEY_CHARACTERS_MAX
 from rekontext.jobs.life import Accepted, JobLife, TakenBack
+from rekontext.jobs.loras import Lora, LorasFull, LoraUnknown
 from rekontext.jobs.model import (
     Bounds,
     Idempotency,
@@ -29,7 +30,17 @@ from rekontext.jobs.model import (
     Patience,
     State,
 )
-from rekontext.jobs.objects import ASSETS_FOLDER, Objects, asset_key, clear_away, input_key, mask_key, output_key
+from rekontext.jobs.objects import (
+    ASSETS_FOLDER,
+    LORAS_FOLDER,
+    Objects,
+    asset_key,
+    clear_away,
+    input_key,
+    lora_key,
+    mask_key,
+    output_key,
+)
 from rekontext.jobs.others import Others
 from rekontext.jobs.outbox import EVENT_TYPES, Outbox
 from rekontext.jobs.posting import WebhookPost
@@ -42,6 +53,7 @@ __all__ = [
     "ASSETS_FOLDER",
     "EVENT_TYPES",
     "KEY_CHARACTERS_MAX",
+    "LORAS_FOLDER",
     "Accepted",
     "Asset",
     "AssetUnknown",
@@ -62,6 +74,9 @@ __all__ = [
     "JobUnknown",
     "Lease",
     "LeaseLost",
+    "Lora",
+    "LoraUnknown",
+    "LorasFull",
     "NotDelivered",
     "Objects",
     "Order",
@@ -90,6 +105,8 @@ __all__ = [
     "history",
     "idempotency",
     "input_key",
+    "lora_key",
+    "loras",
     "mask_key",
     "output_key",
     "pending_messages",

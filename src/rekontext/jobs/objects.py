@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
@@ -16,6 +17,7 @@ _log = structlog.get_logger(__name__)
 INPUTS_FOLDER: Final = "inputs"
 MASKS_FOLDER: Final = "masks"
 ASSETS_FOLDER: Final = "assets"
+LORAS_FOLDER: Final = "loras"
 OUTPUTS_FOLDER: Final = "outputs"
 
 
@@ -31,6 +33,22 @@ class Objects(Protocol):
         Raises:
             ObjectExists: there is one that `is_first` would have replaced.
         """
+        ...
+
+    async def put_file(self, key: str, file: Path, *, content_type: str) -> None:
+        """Write an object that is too large for memory. `file` stays, and nobody changes it any more."""
+        ...
+
+    async def copy_to(self, file: Path, key: str) -> None:
+        """Write an object into a file that isn't there yet, of which part may be there if it fails.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        ...
+
+    async def has(self, key: str) -> bool:
+        """Whether there is an object."""
         ...
 
     async def get(self, key: str) -> bytes:
@@ -76,6 +94,11 @@ def mask_key(job: JobId) -> str:
 def asset_key(asset: str) -> str:
     """Where an uploaded file's bytes lie."""
     return f"{ASSETS_FOLDER}/{asset}"
+
+
+def lora_key(lora: str) -> str:
+    """Where the bytes of a LoRA lie that an account brought."""
+    return f"{LORAS_FOLDER}/{lora}"
 
 
 def output_folder(job: JobId) -> str:

@@ -19,11 +19,12 @@ import structlog
 from sqlalchemy import Column, Connection, Delete, Row, Select, Update, bindparam, delete, exists, func, select, update
 
 from rekontext.database import Database, DatabaseUnavailable
-from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, webhook_deliveries
+from rekontext.database.tables import accounts, api_keys, assets, idempotency_keys, jobs, loras, webhook_deliveries
 from rekontext.jobs import workers
 from rekontext.jobs.objects import (
     ASSETS_FOLDER,
     INPUTS_FOLDER,
+    LORAS_FOLDER,
     MASKS_FOLDER,
     OUTPUTS_FOLDER,
     Objects,
@@ -79,6 +80,13 @@ ASSETS: Final = (
     .limit(bindparam("limit"))
     .offset(bindparam("skipped"))
 )
+LORAS: Final = (
+    select(loras.c.id, loras.c.object_key)
+    .where(loras.c.used_at <= bindparam("before", type_=loras.c.used_at.type))
+    .order_by(loras.c.used_at, loras.c.id)
+    .limit(bindparam("limit"))
+    .offset(bindparam("skipped"))
+)
 # Those that jobs name go after these.
 CLOSED_KEYS: Final = (
     select(api_keys.c.id)
@@ -102,7 +110,7 @@ class Retention:
         inputs_s: input pictures and masks, after their job ended.
         records_s: jobs with their parameters and prompts, and the webhook log, after the end; closed API keys too.
         idempotency_s: idempotency keys, after their first use; those of unfinished jobs stay.
-        assets_s: uploaded files.
+        assets_s: uploaded files; LoRAs that accounts brought, after their last use.
     """
 
     inputs_s: float = 3600.0
@@ -122,6 +130,7 @@ class Swept:
     deliveries: int
     api_keys: int
     assets: int
+    loras: int
     orphans: int
     cut_off: int
     workers: int
@@ -164,6 +173,7 @@ class Sweeper:
             deliveries=await self._guarded("deliveries", lambda: self._delete(_delete_deliveries, kept.records_s)),
             api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
+            loras=await self._guarded("loras", self._loras),
             orphans=await self._guarded("orphans", self._orphans),
             cut_off=await self._guarded("cut_off", self._cut_off),
             workers=await self._guarded("workers", self._workers),
@@ -206,6 +216,13 @@ class Sweeper:
 
         before = self._before(self._retention.assets_s)
         return await self._remove("assets", ASSETS, {"before": before}, remove, _forget_assets)
+
+    async def _loras(self) -> int:
+        async def remove(row: Row[Any]) -> None:
+            await self._objects.delete(row.object_key)
+
+        before = self._before(self._retention.assets_s)
+        return await self._remove("loras", LORAS, {"before": before}, remove, _forget_loras)
 
     async def _remove(
         self,
@@ -264,7 +281,7 @@ class Sweeper:
         is_seeing_many = not timedelta() <= now - self._many_seen_at < age
         looked_through = [(INPUTS_FOLDER, jobs.c.id), (MASKS_FOLDER, jobs.c.id)]
         if is_seeing_many:
-            looked_through += [(ASSETS_FOLDER, assets.c.id), (OUTPUTS_FOLDER, jobs.c.id)]
+            looked_through += [(ASSETS_FOLDER, assets.c.id), (LORAS_FOLDER, loras.c.id), (OUTPUTS_FOLDER, jobs.c.id)]
         orphans, most = list[str](), BATCH * BATCHES_PER_SWEEP_MAX
         for folder, ids in looked_through:
             orphans += await self._unknown(folder, ids, since=began, before=now - age, at_most=most - len(orphans))
@@ -317,7 +334,7 @@ class Sweeper:
             return 0
         self._cut_off_seen_at = now
         removed, most = 0, BATCH * BATCHES_PER_SWEEP_MAX
-        for folder in (INPUTS_FOLDER, MASKS_FOLDER, ASSETS_FOLDER, OUTPUTS_FOLDER):
+        for folder in (INPUTS_FOLDER, MASKS_FOLDER, ASSETS_FOLDER, LORAS_FOLDER, OUTPUTS_FOLDER):
             removed += await self._objects.clear_cut_off(folder, before=now - age, at_most=most - removed)
         if removed == most:
             self._cut_off_seen_at = _NEVER
@@ -371,6 +388,10 @@ def _clear(rows: Sequence[Row[Any]], **values: None) -> Update:
 
 def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
     return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
+
+
+def _forget_loras(rows: Sequence[Row[Any]]) -> Delete:
+    return delete(loras).where(loras.c.id.in_([row.id for row in rows]))
 
 
 def _owner(key: str) -> str:

@@ -11,9 +11,11 @@ SLUG: Final = "flux-kontext-dev"
 """Under which edits are ordered, whatever model of the family makes them."""
 
 MINI: Final = "mini"
-_NUMBER: Final = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
+STRENGTH: Final = re.compile(r"[+-]?(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)
 LORA_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 """Of one that is on offer: neither commas nor colons, which stand between names and before strengths."""
+BROUGHT_LORA: Final = re.compile(rf"{LORA_NAME.pattern}@([0-9a-f]{{16}})", re.ASCII)
+"""Of one that an account brought: what it is called there, and the id that we gave it."""
 _HUB_ID: Final = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?")
 
 
@@ -52,7 +54,7 @@ def lora_and_strength(entry: str) -> tuple[str, float]:
     name, colon, strength = entry.rpartition(":")
     if not colon:
         name, strength = entry, "1"
-    by = float(strength) if _NUMBER.fullmatch(strength) else 0.0
+    by = float(strength) if STRENGTH.fullmatch(strength) else 0.0
     if not name.strip() or by == 0:
         raise ValueError(
             f'"{entry}" is no LoRA; allowed is FILE or FILE:STRENGTH, such as watercolour.safetensors:0.8, with the '

@@ -1,13 +1,14 @@
-"""Pictures by URL, without ever dialling an address that the caller could not reach from outside (see dialling.py).
+"""Pictures and other files by URL, without ever dialling an address that the caller could not reach from outside.
 
-Knows nothing of pictures: it brings bytes.
+See dialling.py. Knows nothing of what they are: it brings bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
@@ -20,13 +21,16 @@ from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureU
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
+_WRITTEN_BYTES: Final = 4 * 2**20
+"""So many at a time go into a file."""
+_Take = Callable[[bytes], Awaitable[None]]
 PER_CALLER_MAX: Final = 8
 """Fetches of one caller that may be under way; more wait for each other, within their own time.
 
 Hosts that never answer, all of one caller, would else hold up everybody's."""
 
 # By name: "image/*" invites hosts that choose to send what we can't read.
-_ACCEPT: Final = "image/jpeg, image/png, image/webp, image/gif, */*;q=0.1"
+_PICTURES: Final = "image/jpeg, image/png, image/webp, image/gif, */*;q=0.1"
 _COMPLETE_URL: Final = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 
 
@@ -37,6 +41,8 @@ class Fetcher:
         timeout_s: for the whole fetch, redirects included.
         redirects_max: how many redirects are followed.
         agent: the User-Agent header.
+        what: what is fetched, in messages.
+        accept: the Accept header.
     """
 
     def __init__(
@@ -46,13 +52,16 @@ class Fetcher:
         redirects_max: int,
         agent: str,
         allow: AllowList | None = None,
+        what: str = "picture",
+        accept: str = _PICTURES,
     ) -> None:
+        self._what = what
         self._timeout_s = timeout_s
         self._redirects_max = redirects_max
         self._places: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
         self._sessions = GuardedSessions(
             allow or AllowList(),
-            headers={"User-Agent": agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"},
+            headers={"User-Agent": agent, "Accept": accept, "Accept-Encoding": "identity"},
             auto_decompress=False,  # a compressed body can grow past any limit in one read
         )
 
@@ -75,12 +84,49 @@ class Fetcher:
             PictureTooLarge: more than `bytes_max` bytes.
             PictureUnreachable: everything else that went wrong; the message says what.
         """
+        body = bytearray()
+
+        async def take(chunk: bytes) -> None:
+            body.extend(chunk)
+
+        await self._fetch(address, take, bytes_max=bytes_max, caller=caller)
+        return bytes(body)
+
+    async def fetch_file(
+        self, address: str, file: Path, *, bytes_max: int, caller: Hashable = None, tag: str = ""
+    ) -> str | None:
+        """GET `address` into a new file, of which part is there if it fails.
+
+        Args:
+            tag: of what is known of it; empty for nothing.
+
+        Returns:
+            The tag of what is in the file, empty if its server gives none; None, and an empty file, where it is what is
+            known.
+
+        Raises:
+            PictureTooLarge, PictureUnreachable: as `fetch`.
+        """
+        with file.open("xb") as target:
+            waiting = bytearray()
+
+            async def take(chunk: bytes) -> None:
+                waiting.extend(chunk)
+                if len(waiting) >= _WRITTEN_BYTES:
+                    await asyncio.to_thread(target.write, bytes(waiting))
+                    waiting.clear()
+
+            found = await self._fetch(address, take, bytes_max=bytes_max, caller=caller, tag=tag)
+            await asyncio.to_thread(target.write, bytes(waiting))
+        return found
+
+    async def _fetch(self, address: str, take: _Take, *, bytes_max: int, caller: Hashable, tag: str = "") -> str | None:
         places = self._places.setdefault(caller, asyncio.Semaphore(PER_CALLER_MAX))
         has_begun = False
         try:
             async with asyncio.timeout(self._timeout_s), places:
                 has_begun = True
-                return await self._follow(address, bytes_max)
+                return await self._follow(address, take, bytes_max, tag)
         except TimeoutError as fault:
             why = f"{shown_address(address)} did not answer within {self._timeout_s:g} s"
             if not has_begun:
@@ -91,21 +137,38 @@ class Fetcher:
         except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell
             raise PictureUnreachable(f"{shown_address(address)} can't be fetched: {reason(fault)}") from fault
 
-    async def _follow(self, address: str, bytes_max: int) -> bytes:
+    async def _follow(self, address: str, take: _Take, bytes_max: int, tag: str) -> str | None:
         url = _parse(address)
+        asked = {"If-None-Match": tag} if tag else {}
         for _ in range(self._redirects_max + 1):
-            async with self._sessions.to(url).get(url, allow_redirects=False) as answer:
+            async with self._sessions.to(url).get(url, allow_redirects=False, headers=asked) as answer:
                 if answer.status in _REDIRECTS and "location" in answer.headers:
                     url = _parse(answer.headers["location"], base=url)
                     continue
+                if answer.status == 304 and tag:
+                    return None
                 if answer.status != 200:
                     raise PictureUnreachable(f"{shown_address(str(url))} answered {answer.status}, not 200")
                 if answer.headers.get("content-encoding", "identity").lower() != "identity":
                     raise PictureUnreachable(
                         f"{shown_address(str(url))} answered with a compressed body, which is not read"
                     )
-                return await _body(answer, bytes_max)
+                await self._body(answer, take, bytes_max)
+                return answer.headers.get("etag", "")
         raise PictureUnreachable(f"{shown_address(address)} redirects more than {self._redirects_max} times")
+
+    async def _body(self, answer: aiohttp.ClientResponse, take: _Take, bytes_max: int) -> None:
+        too_large = PictureTooLarge(
+            f"the {self._what} at {shown_address(str(answer.url))} has more than {bytes_max} bytes"
+        )
+        if (answer.content_length or 0) > bytes_max:
+            raise too_large
+        count = 0
+        async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+            count += len(chunk)
+            if count > bytes_max:
+                raise too_large
+            await take(chunk)
 
 
 def _parse(text: str, *, base: URL | None = None) -> URL:
@@ -119,18 +182,6 @@ def _parse(text: str, *, base: URL | None = None) -> URL:
     if not valid:
         raise PictureUnreachable(f"{shown_address(text)} is not a complete http or https URL")
     return url
-
-
-async def _body(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    too_large = PictureTooLarge(f"the picture at {shown_address(str(answer.url))} has more than {bytes_max} bytes")
-    if (answer.content_length or 0) > bytes_max:
-        raise too_large
-    body = bytearray()
-    async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > bytes_max:
-            raise too_large
-    return bytes(body)
 
 
 def shown_address(address: str, *, most: int = 120) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 
 from rekontext.pictures.store import PictureStore, StoredObject
 
@@ -34,6 +35,19 @@ class RecentStore:
         await self._store.put(key, data, content_type=content_type, is_first=is_first)
         if not key.startswith(self._besides):
             self._remember(key, data)
+
+    async def put_file(self, key: str, file: Path, *, content_type: str) -> None:
+        """As `PictureStore.put_file`; it isn't remembered."""
+        self._forget(key)
+        await self._store.put_file(key, file, content_type=content_type)
+
+    async def copy_to(self, file: Path, key: str) -> None:
+        """As `PictureStore.copy_to`."""
+        await self._store.copy_to(file, key)
+
+    async def has(self, key: str) -> bool:
+        """As `PictureStore.has`."""
+        return await self._store.has(key)
 
     async def get(self, key: str) -> bytes:
         """As `PictureStore.get`."""

@@ -13,6 +13,8 @@ import hashlib
 import hmac
 import os
 import re
+import secrets
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,6 +34,7 @@ _CUT_OFF: Final = re.compile(r"#\d+")
 """How the name ends under which a file is written before it has its own. The library takes no such key."""
 _DISK: Final = ThreadPoolExecutor(4, thread_name_prefix="store")
 """Waits for local disks, which may stall: nothing else waits with it."""
+_CHUNK_BYTES: Final = 8 * 2**20
 _RETRIED_FOR: Final = timedelta(seconds=15)  # not the library's three minutes: somebody waits for the answer
 
 
@@ -91,6 +94,45 @@ class PictureStore:
             except AlreadyExistsError as error:
                 raise ObjectExists(f"there is an object {key!r}") from error
 
+    async def put_file(self, key: str, file: Path, *, content_type: str) -> None:
+        """Write an object that is too large for memory, replacing what was there.
+
+        Args:
+            file: stays; nobody changes it any more, since in a folder the object may be the same file.
+        """
+        with _in_our_words("write", key):
+            if self._folder is None:
+                await obstore.put_async(self._store, key, file, attributes={"Content-Type": content_type})
+            else:
+                await asyncio.to_thread(_file_to_disk, self._store, self._folder, key, file)
+
+    async def copy_to(self, file: Path, key: str) -> None:
+        """Write an object into a file that isn't there yet, of which part may be there if it fails.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        with _in_our_words("read", key):
+            try:
+                if self._folder is not None:
+                    await asyncio.to_thread(_link_or_copy, self._folder / key, file)
+                    return
+                found = await obstore.get_async(self._store, key)
+                with file.open("xb") as target:
+                    async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                        await asyncio.to_thread(target.write, chunk)
+            except FileNotFoundError as error:
+                raise ObjectMissing(f"there is no object {key!r}") from error
+
+    async def has(self, key: str) -> bool:
+        """Whether there is an object."""
+        with _in_our_words("look at", key):
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return False
+        return True
+
     async def get(self, key: str) -> bytes:
         """Read an object whole.
 
@@ -131,12 +173,39 @@ class PictureStore:
             return await asyncio.to_thread(_clear_cut_off, self._folder, folder, before, at_most)
 
 
+def _file_to_disk(store: Any, root: Path, key: str, file: Path) -> None:
+    """As `_write_to_disk`; where the file is on the same disk, nothing is written but its second name."""
+    target = root / key
+    passing = root / f"{key}#{secrets.randbelow(2**32)}"  # as the library's own, which are cleared away after a kill
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, passing)
+        passing.replace(target)
+        passing.unlink(missing_ok=True)  # it is still there where both were one file already
+    except OSError:  # on another disk, or one without such links
+        obstore.put(store, key, file)
+    _sync_all(root, key)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # on another disk, or one without such links
+        shutil.copyfile(source, target)
+
+
 def _write_to_disk(store: Any, root: Path, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> None:
     """Return once the object, its name and the folders above it are on the disk: the library leaves that open.
 
     A folder that was there may have been made a moment ago, by whoever is about to sync it as well: so all are synced.
     """
     obstore.put(store, key, data, mode=mode)
+    _sync_all(root, key)
+
+
+def _sync_all(root: Path, key: str) -> None:
     file = root / key
     try:
         for path in (file, *(root / folder for folder in Path(key).parents)):  # each has its name in the one after it

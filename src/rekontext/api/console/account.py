@@ -15,7 +15,7 @@ from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
 from rekontext.contract import STEPS_DEFAULT
-from rekontext.jobs import Asset, assets, usage
+from rekontext.jobs import Asset, Lora, assets, loras, usage
 from rekontext.jobs.usage import Percentiles, Usage
 from rekontext.models import SLUG
 from rekontext.moments import moment
@@ -86,6 +86,38 @@ def add(routes: APIRouter, parts: Parts) -> None:
         """Its link opens nothing any more. Edits that were accepted with it go on: each has a copy."""
         await uploads.delete(file_id, caller, parts)
         return {"id": file_id, "deleted": True}
+
+    @routes.get("/loras", summary="LoRAs that the account brought")
+    async def brought(caller: Reader, limit: Annotated[int, Query(ge=1, le=loras.PAGE_MAX)] = 50) -> dict[str, object]:
+        """Those first that it used last. An edit may ask for them by name, without their address."""
+
+        def look(tx: Connection) -> tuple[list[Lora], int]:
+            return loras.of_account(tx, caller.account, limit=limit), loras.kept_bytes(tx, caller.account)
+
+        found, kept = await parts.database.read(look)
+        return {
+            "loras": [
+                {
+                    "id": lora.id,
+                    "name": lora.reference,
+                    "source": lora.source,
+                    "bytes": lora.bytes,
+                    "created_at": moment(lora.created_at),
+                    "used_at": moment(lora.used_at),
+                }
+                for lora in found
+            ],
+            "bytes_kept": kept,
+            "bytes_max": parts.limits.loras_bytes_max,
+        }
+
+    @routes.delete("/loras/{lora_id}", summary="Delete a LoRA that the account brought")
+    async def delete_lora(caller: Editor, lora_id: str) -> dict[str, object]:
+        """Edits that were accepted with it and haven't begun fail, free of charge. Its address may bring it again."""
+        lora = await parts.database.read(lambda tx: loras.get(tx, lora_id, account=caller.account))
+        await parts.objects.delete(lora.object_key)  # first: if this fails, it is still there to be deleted
+        await parts.database.transact(lambda tx: loras.forget(tx, lora))
+        return {"id": lora_id, "deleted": True}
 
 
 def described(account: Account, parts: Parts) -> dict[str, object]:

@@ -1,0 +1,66 @@
+"""A web site with LoRAs on it, and a hub, for the accounts of tests to bring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+
+def lora_file(*, seed: int = 0, size: int = 64, **metadata: str) -> bytes:
+    """A small one, by its header; no model has its module."""
+    header = {
+        "transformer.x.lora_A.weight": {"dtype": "U8", "shape": [size // 2], "data_offsets": [0, size // 2]},
+        "transformer.x.lora_B.weight": {"dtype": "U8", "shape": [size // 2], "data_offsets": [size // 2, size]},
+        **({"__metadata__": metadata} if metadata else {}),
+    }
+    told = json.dumps(header).encode()
+    return len(told).to_bytes(8, "little") + told + bytes((seed + i) % 256 for i in range(size))
+
+
+class LoraSite:
+    """Files by path, each with a tag, and who came for what.
+
+    Attributes:
+        visits: the path and the status that was answered.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"/ink.safetensors": lora_file()}
+        self.visits: list[tuple[str, int]] = []
+        self.url = ""
+
+    async def page(self, request: web.Request) -> web.Response:
+        data = self.files.get(request.path)
+        tag = None if data is None else f'"{hash(data):x}"'
+        if data is None:
+            answer = web.Response(status=404)
+        elif request.headers.get("if-none-match") == tag:
+            answer = web.Response(status=304)
+        else:
+            answer = web.Response(body=data, headers={"ETag": tag or ""})
+        self.visits.append((request.path, answer.status))
+        return answer
+
+    def add_repository(self, name: str, files: dict[str, bytes]) -> None:
+        """A repository of the hub."""
+        siblings = [{"rfilename": file} for file in ("README.md", "pictures/a.safetensors", *files)]
+        self.files[f"/api/models/{name}"] = json.dumps({"id": name, "siblings": siblings}).encode()
+        for file, data in files.items():
+            self.files[f"/{name}/resolve/main/{file}"] = data
+
+
+@asynccontextmanager
+async def open_site() -> AsyncIterator[LoraSite]:
+    """On loopback, which a service must have been told that it may dial."""
+    site = LoraSite()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", site.page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    site.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield site
+    await runner.cleanup()
