@@ -252,7 +252,7 @@ async def test_an_edit_whose_lora_was_deleted_fails_free_of_charge(studio: Studi
         result = (await client.get(place)).json()
         balance = (await client.get("/console/api/me")).json()["balance"]
     assert result["code"] == "lora_refused"
-    assert f"the LoRA {kept['name']} was deleted, or its time is over" in result["error"]
+    assert f"The LoRA {kept['name']} was deleted, or its time is over" in result["error"]
     assert balance["available"] == 10
 
 
