@@ -154,7 +154,7 @@ async def test_the_hub_s_names_will_do(studio: Studio, site: LoraSite) -> None:
     [
         ("/none", None, "/none answered 404, not 200"),
         ("/page", b"<html>sign in</html>", "/page is no safetensors file: it begins with '<html>sign in</h'"),
-        ("/cut", lora_file()[:-1], "/cut is cut short: transformer.x.lora_B.weight ends at byte 64 of 63"),
+        ("/cut", lora_file()[:-1], "/cut is cut short: transformer.x.lora_B.weight ends at byte 249 of 248"),
         ("/large", lora_file(size=20_000), "/large has more than 10000 bytes"),
     ],
 )

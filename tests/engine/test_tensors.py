@@ -41,7 +41,7 @@ def test_one_scale_or_one_for_each_row(tmp_path: Path, suffix: str, dtype: torch
     """A scale means the same beside every format: files leave some layers wide and scale them too."""
     weight, scale = torch.randn(ROWS, COLUMNS).to(dtype), torch.rand(shape) + 1
     opened = source(tmp_path, weight=weight, **{suffix: scale})
-    for again in opened, opened, TensorSource(opened.paths, whole=True):
+    for again in opened, opened, TensorSource(opened.paths, mapped=False):
         found = again.read("layer.weight", torch.float32)
         assert torch.equal(found, weight.float() * (scale.reshape(-1, 1) if scale.numel() > 1 else scale))
 

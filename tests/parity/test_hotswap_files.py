@@ -19,6 +19,7 @@ from rekontext.contract import EditRequest, LoRARefused
 from rekontext.engine import Engine, EngineBroken, hotswap
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.tensors import TensorSource
+from tests.api.brought import lora_file
 from tests.parity.hotswapping import BOTH, INK, SETS, drawn, opening
 from tests.parity.loras import trained
 from tests.parity.with_peft import EDIT
@@ -99,6 +100,65 @@ def test_a_file_is_in_memory_once_for_all_who_wait_and_for_nobody_who_is_done(
             ticket.result(60)
         gc.collect()
         assert [source() is None for source in read] == [True, False], "the tickets are still here"
+
+
+def in_memory(source: TensorSource) -> bool:
+    [file] = {id(file): file for _, file in source._files.values()}.values()
+    return file._data is not None
+
+
+def test_files_of_edits_that_wait_take_no_memory_beyond_the_bound(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read again when it is the edit's turn, and it has the bytes that it would have had."""
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        expected = [drawn(engine, loras) for loras in SETS]
+    monkeypatch.setattr(hotswap, "_KEPT_BYTES_MAX", 0)
+    swap = Hotswap(opening(torch.float32)(folder, ()), shelf)
+    waiting = [swap.find(loras) for loras in (INK, SETS[3], INK)]
+    assert [in_memory(source) for source in swap._alive.values()] == [True, False]
+    assert waiting[0] == waiting[2] != waiting[1]
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        tickets = [engine.submit(replace(EDIT, loras=loras)) for loras in SETS]
+        assert [ticket.result(60).picture.tobytes() for ticket in tickets] == expected
+
+
+def test_a_file_that_is_overwritten_while_its_edit_waits_makes_no_other_edit(
+    folder: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that merely lost its name is still read as it was."""
+    monkeypatch.setattr(hotswap, "_KEPT_BYTES_MAX", 0)
+    swap = Hotswap(opening(torch.float32)(folder, ()), shelf)
+    ink, wash = swap.find(INK), swap.find((("wash", 1.0),))
+    (shelf / "new").write_bytes((shelf / "wash.safetensors").read_bytes())
+    (shelf / "new").replace(shelf / "ink.safetensors")
+    swap.merge(ink)
+    swap.find((("ink", 1.0),))  # and the bytes of the other go
+    with (shelf / "wash.safetensors").open("r+b") as file:
+        file.write(b"another")
+    with pytest.raises(LoRARefused, match="the LoRA wash can't be merged"):
+        swap.merge(wash)
+    assert "wash.safetensors was changed since it was opened" in caplog.text
+
+
+def test_a_file_that_an_account_brought_is_merged_as_one_on_offer_is(folder: Path, shelf: Path, tmp_path: Path) -> None:
+    """What is wrong with it may be told to whoever brought it, but not where it lies here."""
+    brought = {"ink@0123456789abcdef": tmp_path / "copies-of-0123"}
+    brought["ink@0123456789abcdef"].write_bytes((shelf / "ink.safetensors").read_bytes())
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        mixed = replace(EDIT, loras=(("ink@0123456789abcdef", 0.7), ("wash", -0.5)), lora_files=brought)
+        assert engine.submit(mixed).result().picture.tobytes() == drawn(engine, BOTH)
+    with Engine.open(str(folder), device="cpu", dtype="float32") as engine:
+        alone = replace(EDIT, loras=(("ink@0123456789abcdef", 0.7),), lora_files=brought)
+        engine.submit(alone).result()
+        named = lora_file(seed=1)
+        brought["ink@0123456789abcdef"].write_bytes(named)
+        with pytest.raises(LoRARefused) as refused:
+            engine.submit(alone)
+    assert str(refused.value) == (
+        "the LoRA ink@0123456789abcdef can't be merged into this model: ink@0123456789abcdef changes what this model's "
+        "transformer doesn't have, so it was made for another model: x"
+    )
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from rekontext.models import offered_loras
 FILE_BYTES_MAX: Final = 4 * 2**30
 """Of one LoRA: of rank 256 for all of the published model's matrices it has 2.4 GB."""
 _KEPT_BYTES_MAX: Final = 2 * 2**30
-"""Of files that are kept in memory for the next edit that asks for them."""
+"""Of files that are kept in memory; the last that was asked for always is."""
 _RESERVE_BYTES: Final = 6 * 2**30
 """What copies that are set aside leave free on a GPU: steps, decoding and the libraries need it."""
 
@@ -86,7 +86,7 @@ class Hotswap:
         self._transformer = _Transformer(parts.transformer, parts.stored, opened_in_fp8=parts.placement.fp8)
         self._clip, self._t5 = _Encoder(parts.clip), _Encoder(parts.t5)
         self._sources: OrderedDict[_Stamp, TensorSource] = OrderedDict()
-        # Those that edits hold as well: a queue in turns must not have a copy of the file for each of its edits.
+        # Those that edits hold as well: a queue in turns must not open the file for each of its edits.
         self._alive: WeakValueDictionary[_Stamp, TensorSource] = WeakValueDictionary()
         self._reading = Lock()
 
@@ -108,7 +108,7 @@ class Hotswap:
             if file is None:
                 raise LoRARefused(f"the LoRA {name} isn't on offer here; on offer: {first_of(files) or 'none'}")
             with _refusing(name, brought):
-                stamp, source = self._read(file, whole=name not in brought)
+                stamp, source = self._read(file)
                 merged.add(source, name, strength)
             key.append((stamp, strength))
         with _refusing(" and ".join(merged.names), brought):
@@ -151,8 +151,8 @@ class Hotswap:
         """Do without them."""
         self._transformer.release()
 
-    def _read(self, file: Path, *, whole: bool) -> tuple[_Stamp, TensorSource]:
-        """A file's tensors, `whole` in memory or mapped, and by what it is known to be the same as before."""
+    def _read(self, file: Path) -> tuple[_Stamp, TensorSource]:
+        """A file's tensors, and by what it is known to be the same as before."""
         try:
             about = file.stat()
         except OSError as error:
@@ -163,12 +163,21 @@ class Hotswap:
             if source is None:
                 if about.st_size > FILE_BYTES_MAX:
                     raise CheckpointError(f"{file} has {about.st_size} bytes: a LoRA has at most {FILE_BYTES_MAX}")
-                source = self._alive[stamp] = TensorSource([file], whole=whole)
-            self._sources[stamp] = source
-            self._sources.move_to_end(stamp)
-            while len(self._sources) > 1 and sum(size for _, size, *_ in self._sources) > _KEPT_BYTES_MAX:
-                self._sources.popitem(last=False)
+                source = self._alive[stamp] = TensorSource([file], mapped=False)
+            self._keep(stamp, source)
             return stamp, source
+
+    def _keep(self, stamp: _Stamp, source: TensorSource) -> None:
+        """Have a file in memory before its edit's turn, when the device would wait for the disk."""
+        try:
+            source.keep()
+        except OSError as error:
+            raise CheckpointError(f"{source.label} can't be read: {error.strerror}") from error
+        self._sources[stamp] = source
+        self._sources.move_to_end(stamp)
+        while len(self._sources) > 1 and sum(size for _, size, *_ in self._sources) > _KEPT_BYTES_MAX:
+            _, other = self._sources.popitem(last=False)
+            other.forget()  # edits that wait for it read it when it is their turn
 
 
 @contextmanager

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rekontext.engine.gguf_file import GGUFFile
+from rekontext.models.headers import HeaderError, read_header
 
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 GGUF_SUFFIX: Final = ".gguf"
@@ -59,8 +61,8 @@ class TensorSource:
     Args:
         paths: the files; later ones must not repeat a name of earlier ones.
         prefix: cut off from every name; tensors without it are left out.
-        whole: safetensors files are read into memory at once. Of one that is overwritten while it is only mapped,
-            reading a page that isn't there any more ends the process.
+        mapped: False for safetensors files that may be overwritten: of one that is mapped, reading a page that isn't
+            there any more ends the process.
 
     Attributes:
         metadata: what stands in the files' headers beside the tensors.
@@ -69,7 +71,7 @@ class TensorSource:
         CheckpointError: a file is missing, is a pickle, or is neither a safetensors nor a GGUF file.
     """
 
-    def __init__(self, paths: Iterable[Path], *, prefix: str = "", whole: bool = False) -> None:
+    def __init__(self, paths: Iterable[Path], *, prefix: str = "", mapped: bool = True) -> None:
         self.prefix = prefix
         self._files: dict[str, tuple[Path, Any]] = {}
         self._mapped: dict[Path, os.stat_result] = {}
@@ -84,11 +86,13 @@ class TensorSource:
                 if is_gguf:
                     file: Any = GGUFFile(path)
                 else:
-                    file = _InMemory(path) if whole else safe_open(path, framework="pt", device="cpu")
+                    file = safe_open(path, framework="pt", device="cpu") if mapped else _Unmapped(path)
+            except HeaderError as error:
+                raise CheckpointError(f"{path} {error}") from error
             except (SafetensorError, OSError, ValueError) as error:
                 kind = "GGUF" if is_gguf else "safetensors"
                 raise CheckpointError(f"{path} is not a readable {kind} file: {error}") from error
-            if not isinstance(file, _InMemory):
+            if not isinstance(file, _Unmapped):
                 self._mapped[path] = path.stat()
             self.metadata |= file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -109,6 +113,23 @@ class TensorSource:
                 raise CheckpointError(f"{index}: weight_map must be an object: each tensor's name and its file's")
             return cls(folder / shard for shard in sorted(set(shards.values())))
         return cls([folder / f"{stem}.safetensors"])
+
+    def keep(self) -> None:
+        """Have the files in memory that aren't mapped, so that reading a tensor waits for no disk.
+
+        Raises:
+            CheckpointError: one was overwritten since it was opened.
+            OSError: one can't be read.
+        """
+        for _, file in self._files.values():
+            if isinstance(file, _Unmapped):
+                file.keep()
+
+    def forget(self) -> None:
+        """Read tensors from these files again."""
+        for _, file in self._files.values():
+            if isinstance(file, _Unmapped):
+                file.forget()
 
     @property
     def label(self) -> str:
@@ -227,7 +248,7 @@ class TensorSource:
             raise self._refused(name, f"is stored as {found}")
         path, file = self._files[name]
         if path in self._mapped and _is_overwritten(path, self._mapped[path]):
-            raise CheckpointError(f"{path} was changed since it was opened, and can't be read any more")
+            raise _overwritten(path)
         tensor: Tensor = file.get_tensor(self.prefix + name)
         return tensor
 
@@ -241,33 +262,60 @@ class TensorSource:
         return CheckpointError(f"{self._files[name][0]}: {self.prefix}{name} {why}: only {_CAN_BE_OPENED}")
 
 
-class _InMemory:
-    """A safetensors file that was read whole, as `safe_open` would show it.
+class _Unmapped:
+    """A safetensors file whose tensors are read one by one, as `safe_open` would show it.
 
-    Tensors are made one by one: not all formats that files may have are PyTorch's.
+    It is held open: whatever takes its name later, this is what is read, or, if it was overwritten, nothing is.
     """
 
     def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        self._parts: dict[str, dict[str, Any]] = dict(deserialize(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        self._metadata: dict[str, str] | None = header.get("__metadata__")
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._before = os.fstat(self._file)
+        with open(self._file, "rb", closefd=False) as opened:
+            self._header = read_header(opened)
+        self._data: bytearray | None = None
 
-    def metadata(self) -> dict[str, str] | None:
-        return self._metadata
+    def metadata(self) -> Mapping[str, str]:
+        return self._header.metadata
 
     def keys(self) -> Iterable[str]:
-        return self._parts
+        return self._header.tensors
 
     def get_slice(self, name: str) -> _Slice:
-        part = self._parts[name]
-        return _Slice(part["dtype"], tuple(part["shape"]))
+        stored = self._header.tensors[name]
+        return _Slice(stored.dtype, stored.shape)
 
     def get_tensor(self, name: str) -> Tensor:
-        part = self._parts[name]
-        dtype = _FORMATS[part["dtype"]]
-        flat = torch.frombuffer(part["data"], dtype=dtype) if part["data"] else torch.empty(0, dtype=dtype)
-        return flat.reshape(part["shape"])
+        stored = self._header.tensors[name]
+        dtype, data, start = _FORMATS[stored.dtype], self._data, stored.first
+        if stored.first == stored.last:
+            return torch.empty(stored.shape, dtype=dtype)
+        if data is None:
+            data, start = self._read(stored.first, stored.last), 0
+        flat = torch.frombuffer(data, dtype=torch.uint8, count=stored.last - stored.first, offset=start)
+        # Tensors may begin anywhere in a file, and only at multiples of their size in memory.
+        return (flat if start % dtype.itemsize == 0 else flat.clone()).view(dtype).reshape(stored.shape)
+
+    def keep(self) -> None:
+        """Have all of it in memory."""
+        if self._data is None:
+            self._data = self._read(0, self._before.st_size)
+
+    def forget(self) -> None:
+        """Read from the file again."""
+        self._data = None
+
+    def _read(self, first: int, last: int) -> bytearray:
+        data = bytearray(last - first)
+        view = memoryview(data)
+        while view and (count := os.preadv(self._file, [view], last - len(view))):
+            view = view[count:]
+        now = os.fstat(self._file)
+        if view or (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            raise _overwritten(self._path)
+        return data
 
 
 class _Slice(NamedTuple):
@@ -279,6 +327,10 @@ class _Slice(NamedTuple):
 
     def get_shape(self) -> tuple[int, ...]:
         return self.shape
+
+
+def _overwritten(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} was changed since it was opened, and can't be read any more")
 
 
 def _is_overwritten(path: Path, before: os.stat_result) -> bool:
