@@ -78,7 +78,6 @@ class InstantFleet:
     card = ModelCard(name="instant", canvas_area=2**20, parameters=0, device="none", dtype="none", is_mini=True)
     is_ready = True
     devices: ClassVar[Mapping[str, DeviceState]] = {"none": "ready"}
-    offers = ()
 
     @staticmethod
     @cache
@@ -86,7 +85,10 @@ class InstantFleet:
         """A picture of one megapixel that compresses about as well as a photo."""
         return Image.effect_noise((64, 64), 60).resize((1024, 1024), Image.Resampling.BICUBIC).convert("RGB")
 
-    def profile(self) -> Mapping[str, object]:
+    async def offers(self) -> Sequence[str]:
+        return ()
+
+    async def profile(self) -> Mapping[str, object]:
         return {}
 
     async def start(self) -> None:

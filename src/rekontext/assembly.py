@@ -330,9 +330,9 @@ def safety_of(settings: Settings) -> SafetyCheck | None:
     )
 
 
-def _offers(fleet: Fleet) -> Sequence[str] | None:
+async def _offers(fleet: Fleet) -> Sequence[str] | None:
     """The LoRAs on offer; None while only another process could say, and none has been up yet."""
-    return None if isinstance(fleet, ElsewhereFleet) and not fleet.is_ready else fleet.offers
+    return None if isinstance(fleet, ElsewhereFleet) and not fleet.is_ready else await fleet.offers()
 
 
 async def _latest_profile(database: Database) -> Mapping[str, object] | None:

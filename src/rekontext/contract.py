@@ -329,12 +329,11 @@ class Fleet(Protocol):
         """Whether the model is loaded and edits would run."""
         ...
 
-    @property
-    def offers(self) -> Sequence[str]:
-        """Names of the LoRAs that an edit may ask for, in their order. They may change while it runs."""
+    async def offers(self) -> Sequence[str]:
+        """Names of the LoRAs that an edit may ask for, in their order, as they are now."""
         ...
 
-    def profile(self) -> Mapping[str, object]:
+    async def profile(self) -> Mapping[str, object]:
         """After `start`: what another process needs to know of it, as JSON values: see `rekontext.fleet.profile`."""
         ...
 

@@ -113,11 +113,10 @@ class PillowFleet:
             raise EngineFault("the model isn't loaded")
         return self._card
 
-    @property
-    def offers(self) -> tuple[str, ...]:
+    async def offers(self) -> tuple[str, ...]:
         return self.loras
 
-    def profile(self) -> Mapping[str, object]:
+    async def profile(self) -> Mapping[str, object]:
         costs = CostModel(seconds={"step": {1: self._step_s}, "prepare": {1: 0.0}, "decode": {1: 0.0}})
         return to_profile(self._card, Outlook(canvas=Canvas(area=256 * 256), text_tokens=1, costs=costs), self.loras)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from threading import Thread, current_thread, main_thread
 from typing import Any, cast
 
 import httpx2
@@ -14,7 +17,9 @@ from rekontext.api.bodies import Upload
 from rekontext.api.loras import Loras
 from rekontext.api.orders import _digest
 from rekontext.api.parameters import from_form, parse
-from rekontext.contract import LoRARefused
+from rekontext.contract import Fleet, LoRARefused
+from rekontext.fleet import LocalFleet, Opening, ProcessFleet, local, processes
+from rekontext.models import offered_loras
 from tests.api.conftest import MakeStudio
 from tests.api.orders import GOOD, V1, V2, followed
 from tests.api.studio import SOON_S, PillowFleet, Studio
@@ -346,3 +351,22 @@ async def test_the_document_has_them_for_both_kinds_of_body(client: httpx2.Async
     assert (entry["required"], entry["additionalProperties"]) == (["name"], False)
     assert (entry["properties"]["strength"]["minimum"], entry["properties"]["strength"]["maximum"]) == (-4, 4)
     assert (in_form["type"], "anyOf" in in_form) == ("string", False)
+
+
+@pytest.mark.parametrize("fleet", [LocalFleet, partial(ProcessFleet, devices=("cpu",))])
+async def test_a_slow_folder_holds_up_nobody(
+    fleet: Callable[[Opening], Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie on another machine: it is looked into beside the event loop."""
+    (tmp_path / "ink.safetensors").touch()
+    where: list[Thread] = []
+
+    def slow(folder: Path | None) -> Mapping[str, Path]:
+        where.append(current_thread())
+        return offered_loras(folder)
+
+    monkeypatch.setattr(local, "offered_loras", slow)
+    monkeypatch.setattr(processes, "offered_loras", slow)
+    assert await fleet(Opening(lora_folder=tmp_path)).offers() == ("ink",)
+    assert where != []
+    assert main_thread() not in where

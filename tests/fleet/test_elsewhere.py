@@ -57,9 +57,9 @@ async def test_a_fleet_elsewhere_speaks_by_what_it_was_told() -> None:
     await asyncio.wait_for(starting, 10)
     assert (fleet.is_ready, fleet.devices, fleet.card.knows) == (True, {}, ("night",))
     assert fleet.card.title == "kontext + warm:0.5"
-    assert fleet.offers == ("ink",)
+    assert await fleet.offers() == ("ink",)
     assert fleet.estimate(REQUEST).finish_s == pytest.approx(1.0 + 10 * 0.5 + 2.0)
-    assert fleet.profile() == told
+    assert await fleet.profile() == told
     watching = asyncio.create_task(fleet.watch())
     told = profile_of("newer", step_s=0.1)
     async with asyncio.timeout(10):
@@ -124,7 +124,7 @@ async def test_a_real_fleet_tells_what_it_takes_to_estimate_for_it() -> None:
     fleet = LocalFleet(Opening())
     await fleet.start()
     try:
-        card, outlook, _ = from_profile(json.loads(json.dumps(fleet.profile())))
+        card, outlook, _ = from_profile(json.loads(json.dumps(await fleet.profile())))
         assert card == fleet.card
         assert outlook.estimate(REQUEST, now_s=0.0).finish_s == pytest.approx(fleet.estimate(REQUEST).finish_s)
     finally:

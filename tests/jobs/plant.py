@@ -57,11 +57,10 @@ class FakeFleet:
     def card(self) -> ModelCard:
         return ModelCard(name="fake", canvas_area=64, parameters=1, device="none", dtype="none", is_mini=True)
 
-    @property
-    def offers(self) -> tuple[str, ...]:
+    async def offers(self) -> tuple[str, ...]:
         return ()
 
-    def profile(self) -> Mapping[str, object]:
+    async def profile(self) -> Mapping[str, object]:
         return {"name": "fake"}
 
     async def start(self) -> None:

@@ -7,7 +7,7 @@ Between them the caller may find that the same request came before, and then not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -99,7 +99,7 @@ class OrderReader:
         draw_seed: Callable[[], int],
         body_bytes_max: int,
         receivers: AllowList,
-        offers: Callable[[], Sequence[str] | None],
+        offers: Callable[[], Awaitable[Sequence[str] | None]],
         brought: BroughtLoras,
     ) -> None:
         self._photos = photos
@@ -148,7 +148,7 @@ class OrderReader:
         if unreachable is not None and "webhook_url" not in {each.parameter for each in found}:
             parameters, found = None, [*found, unreachable]
         # It keeps its digest: what was on offer when the same request came before has made an edit, whatever is now.
-        if (unoffered := self._unoffered(given.get("loras"))) is not None:
+        if (unoffered := await self._unoffered(given.get("loras"))) is not None:
             found = [*(each for each in found if each.parameter != "loras"), unoffered]
         return Draft(
             parameters=parameters,
@@ -217,13 +217,13 @@ class OrderReader:
             return None
         return Problem(parameter="webhook_url", value=shown(webhook_url), reason=f"can't be told: {why}")
 
-    def _unoffered(self, loras: object) -> Problem | None:
+    async def _unoffered(self, loras: object) -> Problem | None:
         """What is wrong with LoRAs that can be read, and aren't all on offer."""
         try:
             names = [name for name, _ in loras_of(loras) if LORA_NAME.fullmatch(name)]
         except ParametersRefused:  # as `parse` has found, too
             return None
-        offers = self._offers() if names else None
+        offers = await self._offers() if names else None
         strange = [] if offers is None else [quoted(name) for name in names if name not in offers]
         if offers is None or not strange:
             return None

@@ -59,12 +59,11 @@ class ElsewhereFleet:
         """Whether it is known what edits are accepted for."""
         return self._known is not None
 
-    @property
-    def offers(self) -> Sequence[str]:
+    async def offers(self) -> Sequence[str]:
         """As they were told."""
         return self._told()[2] if self.is_ready else ()
 
-    def profile(self) -> Mapping[str, Any]:
+    async def profile(self) -> Mapping[str, Any]:
         """As it was told."""
         return self._profile
 

@@ -63,14 +63,13 @@ class LocalFleet:
         """Whether `start` has returned, `close` was not called, and the engine goes on."""
         return self._engine is not None and not self._engine.broken.done()
 
-    @property
-    def offers(self) -> Sequence[str]:
-        """As `Fleet.offers`."""
-        return tuple(offered_loras(self._opening.lora_folder))
+    async def offers(self) -> Sequence[str]:
+        """As `Fleet.offers`. Off the event loop: the folder may lie on another machine."""
+        return tuple(await asyncio.to_thread(offered_loras, self._opening.lora_folder))
 
-    def profile(self) -> Mapping[str, object]:
+    async def profile(self) -> Mapping[str, object]:
         """As `Fleet.profile`."""
-        return to_profile(self.card, self._started().outlook(), self.offers)
+        return to_profile(self.card, self._started().outlook(), await self.offers())
 
     async def start(self) -> None:
         """Load the model.

@@ -106,18 +106,17 @@ class ProcessFleet:
         is_at_its_end = self._broken is not None and self._broken.done()
         return self._card is not None and not self._is_closed and not is_at_its_end and any(self._usable())
 
-    @property
-    def offers(self) -> Sequence[str]:
-        """As `Fleet.offers`."""
-        return tuple(offered_loras(self._lora_folder))
+    async def offers(self) -> Sequence[str]:
+        """As `Fleet.offers`. Off the event loop: the folder may lie on another machine."""
+        return tuple(await asyncio.to_thread(offered_loras, self._lora_folder))
 
-    def profile(self) -> Mapping[str, object]:
+    async def profile(self) -> Mapping[str, object]:
         """As `Fleet.profile`; by what the first device has measured that was up."""
         outlooks = (process.outlook for process in self._processes)
         outlook = next((each for each in outlooks if each is not None), None)
         if outlook is None:
             raise EngineFault("the model isn't loaded")
-        return to_profile(self.card, outlook, self.offers)
+        return to_profile(self.card, outlook, await self.offers())
 
     async def start(self) -> None:
         """Load the model on one device, then on the others, unless those are to sleep.

@@ -381,7 +381,7 @@ class Dispatcher:
 
     async def report(self) -> None:
         """Write down what this process has, if it has devices, and see what all of them have together."""
-        await self._answered(self._others.report(self._own()))
+        await self._answered(self._others.report(await self._own()))
 
     async def share_progress(self) -> None:
         """Tell how far the edits here are, and see how far those elsewhere are."""
@@ -399,7 +399,7 @@ class Dispatcher:
         """Without devices there is nothing to write, and what is running elsewhere is known by looking only."""
         return self._life.patience.lease_s / _HEARTBEATS_PER_LEASE if self._fleet.devices else self._poll_s
 
-    def _own(self) -> Worker | None:
+    async def _own(self) -> Worker | None:
         if not (self._fleet.is_ready and self._fleet.devices):
             return None
         return Worker(
@@ -407,7 +407,7 @@ class Dispatcher:
             seen_at=self._clock.now(),
             devices=dict(self._fleet.devices),
             edit_s=self._runner.edit_s,
-            profile=self._fleet.profile(),
+            profile=await self._fleet.profile(),
         )
 
     async def _once_begun(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -39,7 +39,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "balance": described_balance(balance),
             "spent_this_month": usd(spent),
             "price_per_edit": _price(parts),
-            "model": described_model(parts),
+            "model": await described_model(parts),
             "version": __version__,
             "requests_per_minute": parts.edits.requests_per_minute(caller.key.policy),
             "picture_bytes_max": parts.limits.picture_bytes_max,
@@ -132,7 +132,7 @@ def described_for(caller: ApiKey, key: ApiKey) -> dict[str, object]:
     return described_key(key) | {"is_current": key.id == caller.id}
 
 
-def described_model(parts: Parts) -> dict[str, Any]:
+async def described_model(parts: Parts) -> dict[str, Any]:
     """The model that is served, or that it is still loading, and the LoRAs that edits may ask for."""
     card = parts.fleet.card if parts.fleet.is_ready else None
     return {
@@ -141,7 +141,7 @@ def described_model(parts: Parts) -> dict[str, Any]:
         "is_mini": None if card is None else card.is_mini,
         "ready": card is not None,
         "knows": [] if card is None else list(card.knows),
-        "loras": list(parts.fleet.offers),
+        "loras": list(await parts.fleet.offers()),
         "device": None if card is None else card.device,
     }
 

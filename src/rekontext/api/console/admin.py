@@ -124,7 +124,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "running_max": parts.limits.running_max,
             "queued_max": parts.limits.queued_max,
             "edit_s": round(parts.dispatcher.edit_s, 3),
-            "model": described_model(parts),
+            "model": await described_model(parts),
             "devices": dict(parts.fleet.devices),
             "worker": parts.dispatcher.worker,
             "workers": [
