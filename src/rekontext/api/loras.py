@@ -22,7 +22,7 @@ _ONE_LORA: Final[dict[str, Any]] = {
     "properties": {
         "name": {"type": "string", "pattern": f"^{LORA_NAME.pattern}$"},
         "strength": {
-            "type": "number",
+            "type": ["number", "null"],
             "minimum": -LORA_STRENGTH_MAX,
             "maximum": LORA_STRENGTH_MAX,
             "not": {"const": 0},
