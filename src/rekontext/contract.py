@@ -62,7 +62,7 @@ class EditRequest:
         steps: Euler steps, 1..`STEPS_MAX`; the HTTP API asks for at least `STEPS_MIN`.
         guidance: embedded guidance scale, `GUIDANCE_MIN`..`GUIDANCE_MAX`.
         seed: 0..`SEED_MAX`; the same seed gives the same picture.
-        pictures: how many are made, 1..`PICTURES_MAX`; the next one is that of the next seed, and so on.
+        pictures: how many are made, 1..`PICTURES_MAX`; each has its own seed: see `seed_at`.
         aspect_ratio: one of `ASPECT_RATIOS`; without a photo "match_input_image" means 1:1.
         acceleration: one of `ACCELERATIONS`.
         loras: names of those that are on offer, each once, and their strengths, neither 0 nor beyond
@@ -141,6 +141,11 @@ class EditRequest:
                 f"mask is {mask.width} x {mask.height} and photo {self.photo.width} x {self.photo.height}: "
                 "they must have the same shape"
             )
+
+
+def seed_at(seed: int, at: int) -> int:
+    """The seed of a picture of an edit that began with `seed`, counted from 0. After the largest comes 0."""
+    return (seed + at) % (SEED_MAX + 1)
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int], *, rounded_px: int = 0) -> bool:

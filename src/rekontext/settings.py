@@ -118,7 +118,9 @@ class Settings(BaseSettings):
     )
     rate_limits_url: str = Field(default="memory://", description="redis://HOST:PORT/0 counts over all processes")
     deadline_s: float = Field(default=300.0, gt=0, le=86_400, description="longest wait of one synchronous edit")
-    run_s_max: float = Field(default=_HOUR, gt=0, le=_DAY, description="an attempt that takes longer has failed")
+    run_s_max: float = Field(
+        default=_HOUR, gt=0, le=_DAY, description="an attempt that takes longer, for each of its pictures, has failed"
+    )
     lease_s: float = Field(default=30.0, ge=1, le=_HOUR, description="a worker silent for so long is taken for dead")
     faults_max: int = Field(default=3, ge=1, le=100, description="attempts that may fail through our fault")
     queue_s_max: float = Field(

@@ -113,6 +113,7 @@ async def test_requests_are_found_by_what_they_were(client: httpx2.AsyncClient) 
     assert (page["total"], page["total_pages"], page["page"]) == (3, 2, 1)
     row = page["data"][0]
     assert (row["cost"], row["steps"], row["status"], row["error"]) == (0.04, 4, "COMPLETED", None)
+    assert row["num_images"] == 1
     assert (await client.get(row["output"])).status_code == 200
     whole = (await client.get(f"/console/api/requests/{row['request_id']}")).json()
     assert whole["parameters"]["guidance"] == 7.0

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from rekontext.accounts import AccountRefused
 from rekontext.api import dialects, plain, web
-from rekontext.api.parameters import FILES_MAX
+from rekontext.api.parameters import FILES_MAX, parse
+from rekontext.api.problems import ALLOWED
 from rekontext.contract import ASPECT_RATIOS
 from rekontext.jobs import JobRefused
 from rekontext.jobs.endpoints import URL_CHARACTERS_MAX
@@ -35,8 +36,9 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
         schema = operation["requestBody"]["content"][content_type]["schema"]
         properties = schema["properties"]
         assert sorted(schema["required"]) == ["input_image", "prompt"]
-        assert properties["aspect_ratio"]["enum"] == list(ASPECT_RATIOS)
-        assert properties["output_format"]["enum"] == ["webp", "jpg", "png"]
+        none = [None] if content_type == "application/json" else []
+        assert properties["aspect_ratio"]["enum"] == [*ASPECT_RATIOS, *none]
+        assert properties["output_format"]["enum"] == ["webp", "jpg", "png", *none]
         ranges = {
             name: (each.get("minimum"), each.get("maximum"), each.get("default")) for name, each in properties.items()
         }
@@ -63,6 +65,25 @@ async def test_the_document_has_every_parameter_with_its_range_and_default(clien
     }
     assert {"x-request-id", "x-seed-value"} <= set(operation["responses"]["200"]["headers"])
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "x-api-key"
+
+
+async def test_null_stands_in_the_document_for_what_may_be_null(client: httpx2.AsyncClient) -> None:
+    """And for nothing else: clients made from the document send it, or refuse to."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/flux-kontext-dev", "/v2/flux-kontext-dev"):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(body["properties"]) == set(ALLOWED)
+        for name, described in body["properties"].items():
+            _, problems = parse({"input_image": "aGk=", "prompt": "x", name: None})
+            assert _takes_null(described) == (not problems), f"{path}: {name} is described as {described}"
+
+
+def _takes_null(described: dict[str, Any]) -> bool:
+    """Whether null fits what JSON Schema says of a field."""
+    if "anyOf" in described:
+        return any(map(_takes_null, described["anyOf"]))
+    kinds = described["type"]
+    return "null" in ([kinds] if isinstance(kinds, str) else kinds) and None in described.get("enum", [None])
 
 
 PAGE: Final = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")

@@ -345,11 +345,12 @@ async def test_the_document_has_them_for_both_kinds_of_body(client: httpx2.Async
     content = document["paths"][V2]["post"]["requestBody"]["content"]
     in_json = content["application/json"]["schema"]["properties"]["loras"]
     in_form = content["multipart/form-data"]["schema"]["properties"]["loras"]
-    listed, text = in_json["anyOf"]
+    listed, text, _ = in_json["anyOf"]
     entry = listed["items"]["anyOf"][1]
     assert (listed["maxItems"], text["type"], in_json["default"]) == (4, "string", [])
     assert (entry["required"], entry["additionalProperties"]) == (["name"], False)
-    assert (entry["properties"]["strength"]["minimum"], entry["properties"]["strength"]["maximum"]) == (-4, 4)
+    strength = entry["properties"]["strength"]
+    assert (strength["type"], strength["minimum"], strength["maximum"]) == (["number", "null"], -4, 4)
     assert (in_form["type"], "anyOf" in in_form) == ("string", False)
 
 

@@ -62,7 +62,7 @@ async def test_each_is_that_of_its_seed_and_costs_what_one_does(
     assert [inline(image["url"]) for image in waited["images"]] == alone
     assert waited["output"] == waited["images"][0]["url"]
     whole = (await client.get(f"/console/api/requests/{job['request_id']}")).json()
-    assert (whole["parameters"]["num_images"], len(whole["images"])) == (3, 3)
+    assert (whole["num_images"], whole["parameters"]["num_images"], len(whole["images"])) == (3, 3, 3)
     assert studio.fleet.requests[-1].pictures == 3
 
 

@@ -36,13 +36,13 @@ def rows(page: Page) -> Locator:
     return page.locator("main tbody tr:visible")
 
 
-def begin_edit(site: Site, photo: Path) -> None:
+def begin_edit(site: Site, photo: Path, **more: str) -> None:
     """One that halts at its third step, until the site goes on."""
     site.fleet.pause_at = 3
     taken = httpx2.post(
         f"{site.url}/v2/flux-kontext-dev",
         headers={"x-api-key": site.key},
-        data={"prompt": "make it night"},
+        data={"prompt": "make it night"} | more,
         files={"input_image": photo.read_bytes()},
         timeout=WAIT_S,
     )

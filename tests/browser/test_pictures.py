@@ -16,7 +16,7 @@ from playwright.sync_api import Download, Locator, Page, Request, expect
 
 from rekontext.contract import SEED_MAX
 from tests.browser.conftest import OpenPage
-from tests.browser.console import edit
+from tests.browser.console import begin_edit, edit
 from tests.browser.hands import await_draft, change_kept_run, choose, run
 from tests.browser.site import Site
 from tests.browser.test_code import RUN, carry_out, copied
@@ -231,6 +231,36 @@ def test_copied_code_takes_all_pictures(open_page: OpenPage, site: Site, photo: 
             assert [each.name for each in files] == ["edited-1.webp", "edited-2.webp", "edited-3.webp"], code
             assert len({Image.open(each).convert("RGB").tobytes() for each in files}) == 3
     assert {"Python", "Segmind SDK", "OpenAI SDK", "JavaScript"} <= set(done)
+
+
+def test_the_console_s_list_counts_the_pictures_of_an_edit(open_page: OpenPage, site: Site, photo: Path) -> None:
+    """On the small picture and in what the row is called; not where there is one, nor before they are there."""
+    edit(site, photo, "counted", accept="application/json", num_images="3")
+    edit(site, photo, "single")
+    begin_edit(site, photo, num_images="2")
+    page = open_page("/console#requests")
+
+    def row(prompt: str) -> Locator:
+        return page.get_by_role("button", name=f"Open the request: {prompt}")
+
+    expect(row("counted")).to_have_accessible_name("Open the request: counted, 3 pictures")
+    expect(row("counted").locator(".count")).to_have_text("×3")
+    expect(row("single")).to_have_accessible_name("Open the request: single")
+    expect(row("single").locator(".count")).to_have_count(0)
+    running = row("make it night").first
+    expect(running).to_have_accessible_name("Open the request: make it night")
+    expect(running.locator(".count")).to_have_count(0)
+    site.go_on()
+    expect(running).to_have_accessible_name("Open the request: make it night, 2 pictures")
+    expect(running.locator(".count")).to_have_text("×2")
+    check(page, "a list of several pictures")
+    picture, count = (row("counted").locator(each).bounding_box() for each in (".row-picture", ".count"))
+    assert picture is not None
+    assert count is not None
+    assert picture["x"] < count["x"]
+    assert count["x"] + count["width"] <= picture["x"] + picture["width"]
+    assert picture["y"] < count["y"]
+    assert count["y"] + count["height"] <= picture["y"] + picture["height"]
 
 
 def test_the_console_shows_all_pictures_of_a_request(open_page: OpenPage, site: Site, photo: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from rekontext.contract import SEED_MAX
 from rekontext.photos import stretch
 from tests.cli.commands import Run
 
@@ -31,6 +34,65 @@ def test_edit_is_repeatable_by_its_seed(run: Run, model: str) -> None:
     assert Path("one.jpg").read_bytes() == Path("two.jpg").read_bytes()
     with Image.open("one.jpg") as written:
         assert (written.format, written.width) == ("PNG", written.height)
+
+
+def test_several_pictures_are_files_beside_the_first(run: Run, model: str) -> None:
+    """Each is told with its seed, and is what an edit with that seed alone writes."""
+    options = ["edit", "photo.jpg", "make it night", "--model", model, "--steps", "4"]
+    outcome = run([*options, "-o", "night.PNG", "--num-images", "3", "--seed", str(SEED_MAX)])
+    assert outcome.code == 0, outcome.err
+    files = {"night.PNG": SEED_MAX, "night-2.PNG": 0, "night-3.PNG": 1}
+    assert sorted(each.name for each in Path.cwd().iterdir()) == sorted([*files, "photo.jpg"])
+    for line, (name, seed) in zip(outcome.out.splitlines(), files.items(), strict=True):
+        with Image.open(name) as written:
+            assert re.fullmatch(rf"{name}  {written.width}x{written.height}  seed {seed}  [\d.]+ s for 3", line)
+        run([*options, "-o", "alone.png", "--seed", str(seed)])
+        assert Path("alone.png").read_bytes() == Path(name).read_bytes()
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_how_many_pictures_there_may_be_is_told(run: Run, count: int) -> None:
+    """In one line, before anything is loaded."""
+    outcome = run(["edit", "photo.jpg", "x", "-o", "a.png", "--num-images", str(count)])
+    assert (outcome.code, outcome.err) == (2, f"error: --num-images is {count} (allowed: an integer from 1 to 4)\n")
+
+
+def test_a_place_that_can_not_take_one_of_several_pictures_is_told_before_the_work(run: Run) -> None:
+    """The model would be asked for next."""
+    Path("a-3.png").mkdir()
+    options = ["--num-images", "3", "--model", "./nowhere"]
+    outcome = run(["edit", "photo.jpg", "x", "-o", "a.png", *options])
+    assert (outcome.code, outcome.err) == (2, "error: a-3.png is a folder; give the name of a file in it\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: a-3.png can't be written: No space left"),
+    ],
+)
+def test_pictures_whose_writing_breaks_off_leave_what_was_there(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch, fault: BaseException, code: int, says: str
+) -> None:
+    """All of it and nothing besides, also where some of them had been written."""
+    Path("a.png").write_bytes(b"precious")
+    before = sorted(Path.cwd().iterdir())
+    whole = Path.write_bytes
+    room = iter([True, True])
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if next(room, False):
+            return whole(path, data)
+        whole(path, data[:9])
+        raise fault
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    options = ["--num-images", "3", "--model", model, "--steps", "4"]
+    outcome = run(["edit", "photo.jpg", "x", "-o", "a.png", *options])
+    assert (outcome.code, outcome.out) == (code, "")
+    assert says in outcome.err
+    assert (sorted(Path.cwd().iterdir()), Path("a.png").read_bytes()) == (before, b"precious")
 
 
 def test_a_failed_edit_leaves_the_old_file(run: Run) -> None:

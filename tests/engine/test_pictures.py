@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,28 @@ def test_several_pictures_are_those_of_the_seeds_that_follow(engine: Engine) -> 
     assert three_s == pytest.approx(3 * one_s)
     with pytest.raises(EditRefused, match="pictures is 5: it must be from 1 to 4"):
         replace(request, pictures=5)
+
+
+def test_variants_are_what_edit_gives_with_the_seeds_that_follow(engine: Engine) -> None:
+    """Bit for bit, whatever else is asked for; a step is told once, when all pictures have taken it."""
+    mask = Image.new("L", PHOTO.size)
+    mask.paste(255, (0, 0, 45, 60))
+    asked: dict[str, Any] = {"mask": mask, "steps": 3, "guidance": 2.5, "acceleration": "high"}
+    news: list[Progress | Preview] = []
+    found = engine.variants(PHOTO, "night", pictures=3, seed=SEED_MAX, on_step=news.append, **asked)
+    alone = [engine.edit(PHOTO, "night", seed=seed, **asked) for seed in (SEED_MAX, 0, 1)]
+    assert [each.tobytes() for each in found] == [each.tobytes() for each in alone]
+    assert len({each.tobytes() for each in found}) == 3
+    assert [each.step for each in news] == [0, 1, 2, 3]
+
+
+def test_variants_are_four_of_a_drawn_seed_unless_told_otherwise(engine: Engine) -> None:
+    """Two calls draw two; what can't be a number of pictures is refused by name."""
+    first, second = (engine.variants(None, "night", steps=1) for _ in range(2))
+    assert len({each.tobytes() for each in first + second}) == 8
+    for pictures, says in ((0, "from 1 to 4"), (5, "from 1 to 4"), (2.0, "an integer"), (True, "an integer")):
+        with pytest.raises(EditRefused, match=f"pictures is {pictures}: it must be {says}"):
+            engine.variants(PHOTO, "night", pictures=pictures)  # type: ignore[arg-type]
 
 
 def test_an_edit_of_several_pictures_is_stopped_and_overtaken_between_two_passes(

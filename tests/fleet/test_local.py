@@ -22,6 +22,9 @@ class _Workbench:
     def __init__(self) -> None:
         self.photo: weakref.ref[Image.Image] | None = None
 
+    def outline(self, _job: object) -> EditRequest:
+        return EditRequest(id="job", prompt="make it night", seed=1, steps=50)
+
     async def unpack(self, _job: object, _photo: bytes, _mask: bytes | None) -> EditRequest:
         photo = Image.new("RGB", (640, 480), "gray")
         self.photo = weakref.ref(photo)

@@ -102,7 +102,9 @@ class FakeWorkbench:
         return EditRequest(id=job.id, prompt=str(job.parameters["prompt"]), seed=seed, steps=4)
 
     def outline(self, job: Job) -> EditRequest:
-        return EditRequest(id=job.id, prompt=str(job.parameters["prompt"]), seed=0, steps=4)
+        pictures = job.parameters.get("num_images", 1)
+        assert isinstance(pictures, int)
+        return EditRequest(id=job.id, prompt=str(job.parameters["prompt"]), seed=0, steps=4, pictures=pictures)
 
     async def pack(self, job: Job, result: EditResult) -> Sequence[File]:
         return [File(name="0.png", data=f"picture {result.seed}".encode(), content_type="image/png", width=8, height=8)]

@@ -174,6 +174,20 @@ async def test_an_edit_that_never_ends_is_stopped(office: Office, store: Picture
     assert failed.error == "The edit was not done within 0.5 s."
 
 
+async def test_an_edit_of_several_pictures_has_that_time_for_each(office: Office, store: PictureStore) -> None:
+    """It takes as many times as long."""
+    office.patience = Patience(faults_max=1)
+    plant = Plant(office=office, objects=store, run_s_max=0.2, fleet=FakeFleet(behaviours=[Gate()]))
+    order = office.order()
+    async with plant.at_work():
+        began_s = asyncio.get_running_loop().time()
+        accepted = await plant.desk.submit(replace(order, parameters={**order.parameters, "num_images": 3}))
+        failed = await plant.ended(accepted.job)
+        took_s = asyncio.get_running_loop().time() - began_s
+    assert (failed.error_code, failed.error) == ("edit_timeout", "The edit was not done within 0.6 s.")
+    assert took_s >= 0.6
+
+
 async def test_why_an_attempt_failed_is_in_the_log_though_the_edit_is_tried_again(
     office: Office, store: PictureStore
 ) -> None:

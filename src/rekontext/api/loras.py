@@ -28,7 +28,7 @@ _ONE_LORA: Final[dict[str, Any]] = {
             "description": "On offer, or brought before; or the URL of a .safetensors file, or owner/name on the hub.",
         },
         "strength": {
-            "type": "number",
+            "type": ["number", "null"],
             "minimum": -LORA_STRENGTH_MAX,
             "maximum": LORA_STRENGTH_MAX,
             "not": {"const": 0},

@@ -255,8 +255,11 @@ _TEXTS: Final = frozenset({"mask_image", "aspect_ratio", "output_format", "accel
 _NOTHING: Final = frozenset({"", "null"})  # a script's null becomes a form's "null"
 
 
+_NULL: Final = {"type": "null"}
+
+
 def schema(*, as_form: bool) -> dict[str, Any]:
-    """JSON Schema of the parameters, for the API's documentation."""
+    """JSON Schema of the parameters, for the API's documentation. In JSON, null stands for one that is left out."""
     document = KontextParameters.model_json_schema()
     for ours in ("$defs", "description"):  # what is written for whoever reads the code
         document.pop(ours, None)
@@ -273,4 +276,16 @@ def schema(*, as_form: bool) -> dict[str, Any]:
         document["properties"]["loras"] = {"type": "string", **loras}
         for optional in ("mask_image", "deadline_s", "loras", "webhook_url"):
             document["properties"][optional]["example"] = ""
+    else:
+        for name in KontextParameters.model_fields.keys() - _REQUIRED:
+            document["properties"][name] = _nullable(document["properties"][name])
     return document
+
+
+def _nullable(described: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of what a field may be, or null. Bounds and descriptions stay where they stand."""
+    if "anyOf" in described:
+        kinds = [each for each in described["anyOf"] if each != _NULL]
+        return described | {"anyOf": [*kinds, _NULL]}
+    choices = {"enum": [*described["enum"], None]} if "enum" in described else {}
+    return described | {"type": [described["type"], "null"]} | choices

@@ -54,6 +54,7 @@ class Rows:
             "status": job.state.value,
             "prompt": job.parameters.get("prompt"),
             "seed": (job.made or job.parameters).get("seed"),
+            "num_images": job.parameters.get("num_images", 1),
             "steps": job.parameters.get("num_inference_steps"),
             "aspect_ratio": job.parameters.get("aspect_ratio"),
             "loras": job.parameters.get("loras", []),

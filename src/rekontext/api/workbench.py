@@ -194,7 +194,7 @@ class EditWorkbench:
             PictureWithheld: the check says so.
             SafetyUnavailable: the check says nothing.
         """
-        names = [job.id, *(f"{job.id}-{number}" for number in range(2, len(result.pictures) + 1))]
+        names = numbered(job.id, len(result.pictures))
         return [await self._file(job, name, picture) for name, picture in zip(names, result.pictures, strict=True)]
 
     async def _file(self, job: Job, name: str, picture: Image.Image) -> File:
@@ -238,6 +238,11 @@ class EditWorkbench:
             return decode(inspect(data, self._limits))
         except PictureRefused as fault:
             raise PhotoRefused(fault) from fault
+
+
+def numbered(name: str, pictures: int) -> list[str]:
+    """Names for the files of so many pictures of one edit: `name` itself for the first, `name`-2 and so on."""
+    return [name, *(f"{name}-{number}" for number in range(2, pictures + 1))]
 
 
 def _kept_mask(data: bytes) -> Image.Image:

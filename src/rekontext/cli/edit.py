@@ -1,4 +1,4 @@
-"""`rekontext edit`: one picture edited on this machine, with its progress shown."""
+"""`rekontext edit`: one photo edited on this machine, with its progress shown."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rekontext import AGENT, contract
 from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
+from rekontext.api.workbench import numbered
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
 from rekontext.cli.output import check_writable, format_of, write
@@ -39,7 +40,7 @@ def run_edit(
     lora: Sequence[str] | None,
     given: Mapping[str, object],
 ) -> None:
-    """Edit `source` and write `out`; on failure `out` is left as it was.
+    """Edit `source` and write `out`, and further pictures beside it; on failure all is left as it was.
 
     Args:
         source, mask: files, or URLs.
@@ -51,6 +52,9 @@ def run_edit(
     check_writable(out)
     output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
+    outs = [out.with_name(stem + out.suffix) for stem in numbered(out.stem, parameters.num_images)]
+    for other in outs[1:]:
+        check_writable(other)
     settings = settings_of(model=model, lora=lora)
     photo = _picture(source, settings, decode)
     marked = None if mask is None else _picture(mask, settings, _decode_mask)
@@ -61,10 +65,11 @@ def run_edit(
         with console.status(f"Loading {settings.model} …"):
             engine = open_engine(settings)
         started = time.monotonic()
-        with engine, _progress(console, parameters.num_inference_steps) as on_step:
-            picture = engine.edit(
+        with engine, _progress(console, parameters) as on_step:
+            pictures = engine.variants(
                 photo,
                 parameters.prompt,
+                pictures=parameters.num_images,
                 mask=marked,
                 steps=parameters.num_inference_steps,
                 guidance=parameters.guidance,
@@ -73,9 +78,11 @@ def run_edit(
                 acceleration=parameters.acceleration,
                 on_step=on_step,
             )
-    took_s = time.monotonic() - started
-    write(out, encode(picture, parameters.output_format, parameters.output_quality))
-    typer.echo(f"{out}  {picture.width}x{picture.height}  seed {seed}  {took_s:.1f} s")
+    took = f"{time.monotonic() - started:.1f} s" + (f" for {len(outs)}" if len(outs) > 1 else "")
+    encoded = [encode(picture, parameters.output_format, parameters.output_quality) for picture in pictures]
+    write(dict(zip(outs, encoded, strict=True)))
+    for at, (each, picture) in enumerate(zip(outs, pictures, strict=True)):
+        typer.echo(f"{each}  {picture.width}x{picture.height}  seed {contract.seed_at(seed, at)}  {took}")
     if engine.card.is_mini:
         console.print(MINI_NOTICE, style="dim")
 
@@ -118,8 +125,9 @@ async def _fetched(url: str, settings: Settings) -> bytes:
 
 
 @contextmanager
-def _progress(console: Console, steps: int) -> Iterator[contract.OnProgress]:
+def _progress(console: Console, parameters: KontextParameters) -> Iterator[contract.OnProgress]:
     """A bar with the step count and the remaining time; yields what the engine is to call after each step."""
+    what = f" {parameters.num_images} pictures" if parameters.num_images > 1 else ""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -130,13 +138,14 @@ def _progress(console: Console, steps: int) -> Iterator[contract.OnProgress]:
         transient=True,
     )
     with bar:
-        task = bar.add_task("Preparing", total=steps, remaining="")
-        yield lambda progress: _show(bar, task, progress)
+        task = bar.add_task(f"Preparing{what}", total=parameters.num_inference_steps, remaining="")
+        yield lambda progress: _show(bar, task, progress, what)
 
 
-def _show(bar: Progress, task: TaskID, progress: contract.Progress | contract.Preview) -> None:
+def _show(bar: Progress, task: TaskID, progress: contract.Progress | contract.Preview, what: str) -> None:
     if isinstance(progress, contract.Preview):
         return
     is_last = progress.step == progress.steps
     left = "" if progress.remaining_s is None or is_last else f"{progress.remaining_s:.0f} s left"
-    bar.update(task, completed=progress.step, remaining=left, description="Decoding" if is_last else "Denoising")
+    description = f"{'Decoding' if is_last else 'Denoising'}{what}"
+    bar.update(task, completed=progress.step, remaining=left, description=description)

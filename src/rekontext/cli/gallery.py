@@ -65,5 +65,5 @@ def run_gallery(
             steps=steps,
             on_cell=lambda done, _: bar.update(task, completed=done),
         )
-    write(out, encode(sheet, output_format, _QUALITY))
+    write({out: encode(sheet, output_format, _QUALITY)})
     console.print(f"{out}: {len(pictures)} photos, {len(instructions or INSTRUCTIONS)} instructions", highlight=False)

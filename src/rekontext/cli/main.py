@@ -90,6 +90,9 @@ def edit(
     ] = None,
     model: Model = None,
     lora: Lora = None,
+    num_images: Annotated[
+        int, typer.Option(help="1 to 4 pictures, of the seeds that follow: OUT, and beside it OUT-2 and so on.")
+    ] = 1,
     seed: Annotated[
         int | None, typer.Option(help="The same seed gives the same picture.", show_default="random")
     ] = None,
@@ -115,6 +118,7 @@ def edit(
         lora=lora,
         given={
             "prompt": prompt,
+            "num_images": num_images,
             "seed": seed,
             "num_inference_steps": steps,
             "guidance": guidance,

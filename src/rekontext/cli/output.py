@@ -44,26 +44,20 @@ def check_writable(out: Path) -> None:
         raise CommandFailed(f"{out} can't be written; choose another place")
 
 
-def write(out: Path, data: bytes) -> None:
-    """Whole or not at all.
+def write(files: Mapping[Path, bytes]) -> None:
+    """Files of one folder, each whole or not at all; none takes its place before all of them have found room.
 
     Raises:
-        CommandFailed: not at all; what was there is as it was.
+        CommandFailed: one can't be written. If that is for want of room, what was there is as it was.
     """
-    part: Path | None = None
+    out, *_ = files
     try:
-        with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}.", delete=False) as file:
-            part = Path(file.name)
-            file.write(data)
-        part.chmod(0o666 & ~_umask())
-        part.replace(out)
+        with tempfile.TemporaryDirectory(
+            dir=out.absolute().parent, prefix=".rekontext-", ignore_cleanup_errors=True
+        ) as folder:
+            for out, data in files.items():
+                (Path(folder) / out.name).write_bytes(data)
+            for out in files:
+                (Path(folder) / out.name).replace(out)
     except OSError as fault:
-        if part is not None:
-            part.unlink(missing_ok=True)
         raise CommandFailed(f"{out} can't be written: {fault.strerror}", exit_code=1) from fault
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

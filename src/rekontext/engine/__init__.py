@@ -3,7 +3,8 @@
     engine = Engine.open("mini")
     picture = engine.edit(photo, "make it night", seed=42)
 
-Many edits at once: `engine.submit(request)` gives a `Ticket` for each.
+Several pictures to choose from: `engine.variants(photo, prompt)`. Many edits at once: `engine.submit(request)` gives a
+`Ticket` for each.
 """
 
 from importlib import import_module

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rekontext.contract import SEED_MAX, EditRequest
+from rekontext.contract import EditRequest, seed_at
 from rekontext.engine.acceleration import Seen, extrapolate
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
@@ -103,7 +103,7 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         reference = model.autoencoder.encode(request.photo, plan.reference_size)
         positions.append(picture_positions(plan.reference_size, stream=1))
 
-    seeds = ((request.seed + i) % (SEED_MAX + 1) for i in range(plan.pictures))
+    seeds = (seed_at(request.seed, i) for i in range(plan.pictures))
     latents = torch.cat([pack(noise(seed, plan.size, model.autoencoder.channels)) for seed in seeds])
     latents = latents.to(transformer.device)
     kept = None

@@ -200,6 +200,47 @@ class Engine:
             LoRARefused: as `submit`.
             RuntimeError, EngineBroken: as `submit`.
         """
+        (picture,) = self.variants(
+            photo,
+            prompt,
+            pictures=1,
+            mask=mask,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            aspect_ratio=aspect_ratio,
+            acceleration=acceleration,
+            loras=loras,
+            on_step=on_step,
+        )
+        return picture
+
+    def variants(
+        self,
+        photo: Image.Image | None,
+        prompt: str,
+        *,
+        pictures: int = 4,
+        mask: Image.Image | None = None,
+        steps: int = STEPS_DEFAULT,
+        guidance: float = GUIDANCE_DEFAULT,
+        seed: int | None = None,
+        aspect_ratio: AspectRatio = "match_input_image",
+        acceleration: Acceleration = "none",
+        loras: Mapping[str, float] = MappingProxyType({}),
+        on_step: OnProgress | None = None,
+    ) -> list[Image.Image]:
+        """Several pictures of one edit, to choose from: what `edit` gives with `seed`, `seed` + 1 and so on.
+
+        Args:
+            pictures: 1..4. Each takes as long as one; photo and prompt are read once.
+            seed: of the first; None draws it.
+            on_step: as for `edit`; a step is over when all pictures have taken it.
+            The others: as for `edit`.
+
+        Raises:
+            As `edit`.
+        """
         for name, picture in (("photo", photo), ("mask", mask)):
             if picture is not None and not isinstance(picture, Image.Image):
                 raise EditRefused(
@@ -214,13 +255,14 @@ class Engine:
             steps=steps,
             guidance=guidance,
             seed=secrets.randbelow(SEED_MAX) if seed is None else seed,
+            pictures=pictures,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
             loras=tuple(loras.items()),
         )
         ticket = self.submit(request, on_progress=on_step)
         try:
-            return ticket.result().picture
+            return list(ticket.result().pictures)
         except BaseException:  # whoever is interrupted doesn't want it any more
             ticket.cancel()
             raise

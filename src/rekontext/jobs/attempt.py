@@ -71,7 +71,7 @@ class Traces:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """Runs attempts. `run_s_max`: one that takes longer is a fault of ours."""
+    """Runs attempts. `run_s_max`: one that takes longer, for each of its pictures, is a fault of ours."""
 
     fleet: Fleet
     objects: Objects
@@ -81,7 +81,7 @@ class Attempts:
     async def run(self, job: Job, *, on_progress: OnProgress, traces: Traces) -> Made | Failed:
         """Run the edit. Cancelling it stops the edit within one step."""
         try:
-            async with asyncio.timeout(self.run_s_max):
+            async with asyncio.timeout(self._limit_s(job)):
                 # Not held here while it waits: a photo may be large.
                 edit = self.fleet.edit(await self._request(job), on_progress=on_progress)
                 began = asyncio.get_running_loop().time()
@@ -95,7 +95,7 @@ class Attempts:
         except EditRefused as refusal:
             return Failed(code=refusal.code, error=str(refusal), retry=False)
         except TimeoutError:
-            error = f"The edit was not done within {self.run_s_max:g} s."
+            error = f"The edit was not done within {self._limit_s(job):g} s."
             _log.error("edit_failed", job=job.id, attempt=job.attempt, code="edit_timeout", why=error)
             return Failed(code="edit_timeout", error=error, retry=True)
         except SafetyUnavailable as fault:
@@ -123,6 +123,9 @@ class Attempts:
             inference_s=result.inference_s,
             timings={"wait": max(0.0, waited_s), **result.timings},
         )
+
+    def _limit_s(self, job: Job) -> float:
+        return self.run_s_max * self.workbench.outline(job).pictures
 
     async def _request(self, job: Job) -> EditRequest:
         assert job.input_key is not None, f"job {job.id} is {job.state}, and its input was swept"

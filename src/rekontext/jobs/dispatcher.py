@@ -54,7 +54,7 @@ class Dispatcher:
         worker: names this process in the database. Jobs left under the same name by an earlier process are taken back
             at once, so two that run at the same time must not share it.
         running_max: jobs that are with the fleet at the same time.
-        run_s_max: an attempt that takes longer is a fault of ours.
+        run_s_max: an attempt that takes longer, for each of its pictures, is a fault of ours.
         poll_s: how long a job that came through another process may go unseen.
     """
 

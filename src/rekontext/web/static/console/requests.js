@@ -2,7 +2,7 @@
 
 import { getJson, here } from "../shared/api.js";
 import { copy, h, toast } from "../shared/dom.js";
-import { ago, moment, money, seconds } from "../shared/format.js";
+import { ago, moment, money, plural, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { seedAt } from "../shared/seeds.js";
 import { confirmed } from "../shared/shell.js";
@@ -61,15 +61,15 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
     // Links to one picture differ from look to look: a row that has its picture keeps it.
     const thumbnail = (row) => {
       if (!row.output) return h("span.row-picture", {});
-      if (!pictures.has(row.request_id))
-        pictures.set(row.request_id, h("img.row-picture", { src: here(row.output), alt: "", loading: "lazy" }));
+      if (!pictures.has(row.request_id)) pictures.set(row.request_id, firstPicture(row));
       return pictures.get(row.request_id);
     };
+    const more = (row) => (hasSeveral(row) ? `, ${plural(row.num_images, "picture")}` : "");
     const columns = [
       {
         title: "Edit",
         kind: "wide",
-        label: (row) => `Open the request: ${row.prompt}`,
+        label: (row) => `Open the request: ${row.prompt}${more(row)}`,
         cell: (row) => [thumbnail(row), h("span.prompt", { dir: "auto" }, row.prompt)],
       },
       { title: "Status", cell: (row) => badge(row.status) },
@@ -108,6 +108,17 @@ function field(label, control) {
 
 function goesOn(row) {
   return row.status === "QUEUED" || row.status === "PROCESSING";
+}
+
+function hasSeveral({ output, num_images: count }) {
+  return Boolean(output) && count > 1;
+}
+
+/** The first picture of an edit, small, and how many there are. */
+function firstPicture(row) {
+  const picture = h("img.row-picture", { src: here(row.output), alt: "", loading: "lazy" });
+  if (!hasSeveral(row)) return picture;
+  return h("span.row-pictures", {}, picture, h("span.count.numbers", {}, `×${row.num_images}`));
 }
 
 /** A request in a dialog, which follows it until it has ended. */
