@@ -251,6 +251,7 @@ class EditResult:
         others: those of the seeds that follow, where several were asked for.
         seed, steps, acceleration, loras: as really used.
         passes: times that the transformer really ran for each picture; fewer than `steps` only with acceleration.
+        prompt_tokens: that were read of a prompt that has more; None where it was read whole.
         inference_s: seconds that the device worked on this edit; waiting between steps doesn't count.
         timings: the same by stage: "prepare", "denoise", "decode" (seconds).
     """
@@ -262,6 +263,7 @@ class EditResult:
     passes: int
     acceleration: Acceleration = "none"
     loras: tuple[tuple[str, float], ...] = ()
+    prompt_tokens: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
     others: tuple[Image, ...] = ()
 

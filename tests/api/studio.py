@@ -101,6 +101,7 @@ class PillowFleet:
         self.may_break = asyncio.Event()
         self.steps_done = 0
         self.fault: Exception | None = None
+        self.prompt_tokens: int | None = None
         self.tell: OnProgress = lambda _: None
 
     @property
@@ -163,6 +164,7 @@ class PillowFleet:
             passes=request.steps,
             acceleration=request.acceleration,
             loras=request.loras,
+            prompt_tokens=self.prompt_tokens,
             inference_s=time.perf_counter() - started,
             timings={"denoise": time.perf_counter() - started},
         )

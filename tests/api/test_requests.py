@@ -23,6 +23,20 @@ from tests.api.studio import SOON_S, PillowFleet, Studio
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.parametrize("is_mini", [True, False])
+async def test_a_prompt_that_was_not_read_whole_is_told(make_studio: MakeStudio, is_mini: bool) -> None:
+    """With the picture, its facts and its record: it was paid for as one that was."""
+    fleet = PillowFleet(is_mini=is_mini)
+    async with make_studio(fleet).open() as client:
+        whole = await client.post(V1, json=GOOD)
+        fleet.prompt_tokens = 512
+        cut = await client.post(V1, json=GOOD)
+        result = (await client.get(f"/v2/requests/{cut.headers['x-request-id']}")).json()
+    told = "The model reads 512 tokens of a prompt; what this one has beyond them was left out."
+    assert result["notice"] == cut.headers["x-rekontext-notice"] == (f"{MINI_NOTICE} {told}" if is_mini else told)
+    assert told not in whole.headers.get("x-rekontext-notice", "")
+
+
 async def test_a_result_names_the_model_that_made_it(make_studio: MakeStudio) -> None:
     """Started with other weights, or while these are still loading, the service says of old results what was true."""
     known = {"idempotency-key": "k"}

@@ -459,3 +459,18 @@ def test_an_engine_in_bfloat16_stays_near_float32(tmp_path: Path) -> None:
         for dtype in ("float32", "bfloat16")
     ]
     assert np.sqrt(np.mean((pictures[0] - pictures[1]) ** 2)) < 0.05 * 255
+
+
+def test_a_prompt_that_is_cut_is_told(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Its picture is that of what was read, as in diffusers; nothing is said of one that fits exactly."""
+    tokens = engine.model.prompts.tokens
+    fits = "a"
+    while len(engine.model.prompts._parts.t5_tokenizer(f"{fits} a").input_ids) <= tokens:
+        fits += " a"
+    request = EditRequest(id="x", prompt=fits, seed=1, steps=1)
+    whole, cut = (engine.submit(replace(request, prompt=each)).result(60) for each in (fits, f"{fits} a red house"))
+    assert (whole.prompt_tokens, cut.prompt_tokens) == (None, tokens)
+    engine.edit(None, fits, steps=1)
+    assert caplog.text == ""
+    engine.edit(None, f"{fits} a red house", steps=1)
+    assert f"{tokens} tokens of the prompt were read; what it has beyond them was left out" in caplog.text

@@ -106,7 +106,9 @@ class Documents:
     def model(self) -> dict[str, object]:
         """Which model is served, and a notice if it is only the embedded one."""
         card = self.card()
-        return {} if card is None else _named(card.title, is_mini=card.is_mini)
+        if card is None:
+            return {}
+        return {"model": card.title, **({"notice": MINI_NOTICE} if card.is_mini else {})}
 
     def webhook(self, job: Job) -> dict[str, object]:
         """What the outbox says of a job that has just ended."""
@@ -140,9 +142,19 @@ def metrics(job: Job, balance: Balance | None = None) -> dict[str, object]:
 
 
 def maker(job: Job) -> dict[str, object]:
-    """Which model made a job's pictures, whatever is served now, and a notice if it was only the embedded one."""
+    """Which model made a job's pictures, whatever is served now, and a notice of what whoever sees them should know."""
     made = job.made or {}
-    return _named(str(made["model"]), is_mini=bool(made["is_mini"])) if "model" in made else {}
+    if "model" not in made:
+        return {}
+    notices = [MINI_NOTICE] if made["is_mini"] else []
+    if "prompt_tokens" in made:
+        notices.append(prompt_notice(made["prompt_tokens"]))
+    return {"model": str(made["model"]), **({"notice": " ".join(notices)} if notices else {})}
+
+
+def prompt_notice(tokens: object) -> str:
+    """That a prompt was read up to so many tokens."""
+    return f"The model reads {tokens} tokens of a prompt; what this one has beyond them was left out."
 
 
 def described(output: Output) -> dict[str, Any]:
@@ -173,11 +185,6 @@ def as_sentence(text: str) -> str:
     is_name = "_" in text.partition(" ")[0]
     text = text if is_name else text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _named(name: str, *, is_mini: bool) -> dict[str, object]:
-    notice: dict[str, object] = {"notice": MINI_NOTICE} if is_mini else {}
-    return {"model": name, **notice}
 
 
 def _seconds(value: float | None) -> float | None:

@@ -465,6 +465,7 @@ class EngineCore:
             passes=edit.passes,
             acceleration=edit.request.acceleration,
             loras=edit.request.loras,
+            prompt_tokens=None if edit.reads_whole_prompt else self.model.prompts.tokens,
             inference_s=sum(ticket.timings.values()),
             timings=dict(ticket.timings),
         )

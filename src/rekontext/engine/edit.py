@@ -56,6 +56,7 @@ class Edit:
         sigmas: steps + 1 noise levels.
         modulation_sw: all steps' modulation, on the device.
         latents_pne: float32 on the device, whatever the model computes in: rounding must not add up over steps.
+        reads_whole_prompt: False where it has more tokens than the model reads.
         kept: what of the photo stays; None where the whole picture may change.
         seen: the last computed velocities, at most two.
         ahead: velocities of its first pictures at the next step, while those of the others are still to be computed.
@@ -69,6 +70,7 @@ class Edit:
     conditioning: Conditioning
     modulation_sw: Tensor
     latents_pne: Tensor
+    reads_whole_prompt: bool = True
     kept: Kept | None = None
     seen: tuple[Seen, ...] = ()
     ahead: tuple[Tensor, ...] = ()
@@ -121,6 +123,7 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         conditioning=transformer.condition(prompt.states_1tw, reference, rotation),
         modulation_sw=transformer.modulation(torch.from_numpy(sigmas[:-1]), request.guidance, prompt.pooled_1p),
         latents_pne=latents,
+        reads_whole_prompt=not prompt.is_cut,
         kept=kept,
     )
 

@@ -5,6 +5,7 @@ Knows no users, money or HTTP. What it takes and gives is in `rekontext.contract
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -41,6 +42,8 @@ from rekontext.engine.ticket import Ticket
 from rekontext.masks import read_white
 from rekontext.models import MINI
 from rekontext.photos import seen
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -262,10 +265,15 @@ class Engine:
         )
         ticket = self.submit(request, on_progress=on_step)
         try:
-            return list(ticket.result().pictures)
+            result = ticket.result()
         except BaseException:  # whoever is interrupted doesn't want it any more
             ticket.cancel()
             raise
+        if result.prompt_tokens is not None:
+            _log.warning(
+                "%d tokens of the prompt were read; what it has beyond them was left out", result.prompt_tokens
+            )
+        return list(result.pictures)
 
     def submit(self, request: EditRequest, *, on_progress: OnProgress | None = None) -> Ticket:
         """Queue an edit. Many may be queued: a photo that waits is kept at the size it will be used at, compressed.

@@ -22,10 +22,12 @@ class PromptEmbedding:
     Attributes:
         states_1tw: T5's last states; padding is attended to, as the model was trained.
         pooled_1p: CLIP's pooled state.
+        is_cut: whether the prompt has more tokens than T5 reads of it.
     """
 
     states_1tw: Tensor
     pooled_1p: Tensor
+    is_cut: bool
 
 
 class PromptEncoder:
@@ -58,11 +60,13 @@ class PromptEncoder:
         t5_ids = parts.t5_tokenizer(
             prompt, padding="max_length", max_length=parts.text_tokens, truncation=True, return_tensors="pt"
         ).input_ids
+        uncut = parts.t5_tokenizer(prompt, verbose=False).input_ids
         # Not the encoders' own device: one that waits on the host computes where the transformer does.
         device = parts.transformer.device
         embedding = PromptEmbedding(
             states_1tw=parts.t5(t5_ids.to(device))[0],
             pooled_1p=parts.clip(clip_ids.to(device)).pooler_output,
+            is_cut=len(uncut) > parts.text_tokens,
         )
         self._cache[prompt] = embedding
         if len(self._cache) > CACHED_PROMPTS_MAX:

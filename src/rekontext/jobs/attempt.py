@@ -119,6 +119,7 @@ class Attempts:
                 "model": card.title_with(result.loras),
                 "is_mini": card.is_mini,
                 **({"served": card.title} if result.loras else {}),
+                **({} if result.prompt_tokens is None else {"prompt_tokens": result.prompt_tokens}),
             },
             inference_s=result.inference_s,
             timings={"wait": max(0.0, waited_s), **result.timings},
