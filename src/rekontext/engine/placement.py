@@ -15,7 +15,7 @@ from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, MemoryPlan, Placement, memory_plans
 from rekontext.engine.packed import can_pack
-from rekontext.engine.precision import choose_dtype, multiplies_bfloat16
+from rekontext.engine.precision import choose_dtype, keep_float32, multiplies_bfloat16
 from rekontext.engine.pretrained import offload_encoder
 from rekontext.engine.tensors import CheckpointError
 
@@ -45,6 +45,8 @@ def open_placed(
     """
 
     def opened(placement: Placement) -> Parts:
+        if choose_dtype(dtype, device) is torch.float32:
+            keep_float32(device)
         parts = open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement, loras=loras)
         if device.type == "cpu" and packed and not placement.fp8 and can_pack(parts.transformer.dtype):
             parts.transformer.pack()
