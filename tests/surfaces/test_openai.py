@@ -104,7 +104,7 @@ def test_loras_as_a_text_or_a_list(
     client.images.edit(image=photo, prompt="invert it", extra_body=FAST | {"loras": loras})
     assert served.studio.fleet.requests[-1].loras == (("ink", 1.0), ("watercolour", 0.5))
     with pytest.raises(openai.BadRequestError, match="this server offers ink, watercolour") as caught:
-        client.images.edit(image=photo, prompt="x", extra_body={"loras": "owner/name"})
+        client.images.edit(image=photo, prompt="x", extra_body={"loras": "nosuch"})
     assert caught.value.param == "loras"
 
 

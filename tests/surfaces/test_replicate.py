@@ -84,7 +84,7 @@ def test_a_lora_is_named_by_its_weights(
     assert (made.status, served.studio.fleet.requests[-1].loras) == ("succeeded", (("ink", 0.5),))
     assert client.models.get(MODEL).versions.get(made.version).id == made.version
     with pytest.raises(ReplicateError, match=r"lora_weights asks for .* this server offers ink"):
-        client.run(MODEL, input={**FAST, "input_image": photo, "lora_weights": "owner/name"})
+        client.run(MODEL, input={**FAST, "input_image": photo, "lora_weights": "nosuch"})
 
 
 def test_run_takes_a_version(client: Client, photo: Path) -> None:

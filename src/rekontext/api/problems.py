@@ -45,8 +45,8 @@ ALLOWED: Final[Mapping[str, str]] = {
     "seed": f"an integer from 0 to {SEED_MAX}, or -1 or nothing for a random one",
     "num_images": f"an integer from 1 to {PICTURES_MAX}",
     "acceleration": "one of " + ", ".join(ACCELERATIONS),
-    "loras": f"at most {LORAS_MAX} that are on offer, each once, in a list or separated by commas: NAME, "
-    f'NAME:STRENGTH or, in a list, {{"name": NAME, "strength": NUMBER}}; '
+    "loras": f"at most {LORAS_MAX}, each once, in a list or separated by commas: NAME, NAME:STRENGTH or, in a list, "
+    f'{{"name": NAME, "strength": NUMBER}}, where NAME is on offer, brought before, or the address of one; '
     f"a strength is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
     "priority": f"an integer from {PRIORITY_MIN} to {PRIORITY_MAX}",
     "deadline_s": f"a number of seconds above 0, at most {DEADLINE_S_MAX}",

@@ -55,8 +55,8 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 def keep_float32(device: torch.device) -> None:
     """Have a GPU's convolutions multiply float32 numbers whole, as products of matrices do by PyTorch's default.
 
-    Else they take ten bits of each (TF32), and the autoencoder's pixels are off by more than float32 stands for. It is a
-    switch of the whole process.
+    Else they take ten bits of each (TF32), and the autoencoder's pixels are off by more than float32 stands for. It is
+    a switch of the whole process.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False

@@ -57,10 +57,8 @@ class Lora:
         return f"{self.name}@{self.id}"
 
 
-class LorasFull(JobRefused):
-    """The account's LoRAs have as many bytes as they may, and it has used them all just now."""
-
-    code = "loras_full"
+class LorasFull(Exception):
+    """The account's LoRAs have as many bytes as they may, and it has used them all just now. The message is for the caller."""
 
     def __init__(self, *, in_use: int, most: int) -> None:
         super().__init__(

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from rekontext.contract import LoRARefused
+from tests.api.brought import lora_file, open_site
 from tests.api.conftest import MakeStudio
 from tests.api.dialects import fal_calls, openai_calls, replicate_calls, test_bfl, test_huggingface
 from tests.api.dialects.replicate_calls import CREATE, HELD, INPUT, MODEL, PREDICTIONS, done
@@ -45,8 +46,8 @@ async def test_fal_has_paths_and_scales(studio: Studio, client: httpx2.AsyncClie
 @pytest.mark.parametrize(
     ("loras", "says"),
     [
-        ([{"path": "https://a.example/x.safetensors"}], f'asks for "https://a.example/x.safetensors", and {OFFERED}'),
-        ([{"path": "owner/name", "scale": 1}], f'asks for "owner/name", and {OFFERED}'),
+        ([{"path": "http://127.0.0.1:9/x"}], "can't be used: http://127.0.0.1:9/x can't be fetched: 127.0.0.1 is not"),
+        ([{"path": "nosuch", "scale": 1}], f'asks for "nosuch", and {OFFERED}'),
         ([{"path": "ink", "scale": 9}], 'has "ink" with a strength of 9 (allowed: a list of at most 4'),
         ([{"path": "ink", "name": "ink"}], 'has an entry with "path" in it (allowed: a list of at most 4'),
         ([{"path": "ink", "weight_name": "x"}], 'has an entry with "weight_name" in it'),
@@ -92,9 +93,9 @@ async def test_replicate_shows_an_edit_of_our_own_surface_with_several(client: h
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"lora_weights": "owner/name"}, f'lora_weights asks for "owner/name", and {OFFERED}'),
-        ({"lora_weights": "ink:0.5"}, f'lora_weights asks for "ink:0.5", and {OFFERED}'),
-        ({"lora_weights": 7}, "lora_weights has an entry whose name is 7 (allowed: the name of a LoRA"),
+        ({"lora_weights": "nosuch"}, f'lora_weights asks for "nosuch", and {OFFERED}'),
+        ({"lora_weights": "ink:0.5"}, 'lora_weights has "ink:0.5", which is neither a name nor an address'),
+        ({"lora_weights": 7}, "lora_weights has an entry whose name is 7 (allowed: the address of a LoRA"),
         ({"lora_weights": "ink", "lora_strength": 0}, "lora_strength is 0 (allowed: a number from -4 to 4, and not 0)"),
         ({"lora_weights": "ink", "lora_strength": "1"}, 'lora_strength is "1" (allowed: a number'),
         ({"loras": ["ink"]}, "loras can't be heeded here (allowed: one LoRA, as lora_weights and lora_strength)"),
@@ -161,3 +162,21 @@ async def test_one_that_can_t_be_merged_is_the_caller_s_in_every_dialect(
     assert (fal.status_code, fal.json()["code"]) == (400, "lora_refused")
     assert openai_calls.error(openai, 400, "lora_refused")["message"] == "The LoRA ink can't be merged into mini."
     assert (replicate["status"], replicate["error"]) == ("failed", "The LoRA ink can't be merged into mini.")
+
+
+async def test_each_brings_them_by_address(make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their vendors have it: fal a URL, Replicate the hub's name, with or without the hub's."""
+    async with open_site() as site:
+        monkeypatch.setenv("HF_ENDPOINT", site.url)
+        site.add_repository("o/wash", {"pytorch_lora_weights.safetensors": lora_file(seed=1)})
+        studio = make_studio(fetch_allow=("127.0.0.1",))
+        async with studio.open() as client:
+            path = f"{site.url}/ink.safetensors"
+            answer = await client.post(fal_calls.RUN, json=fal_calls.GOOD | {"loras": [{"path": path, "scale": 0.5}]})
+            assert answer.status_code == 200, answer.text
+            found = await done(client, lora_weights="huggingface.co/o/wash", lora_strength=0.8)
+            again = await done(client, lora_weights=found["input"]["lora_weights"])
+            assert (await openai_calls.form(client, loras="o/wash:0.8")).status_code == 200
+    names = [[(name.partition("@")[0], by) for name, by in request.loras] for request in studio.fleet.requests]
+    assert names == [[("ink", 0.5)], [("wash", 0.8)], [("wash", 1.0)], [("wash", 0.8)]]
+    assert again["input"]["lora_weights"] == found["input"]["lora_weights"] == studio.fleet.requests[1].loras[0][0]

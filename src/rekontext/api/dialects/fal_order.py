@@ -22,7 +22,7 @@ _UNHEEDED: Final[Mapping[str, object]] = {
 _REFERENCE: Final = "reference_image_url"
 """What its endpoint for masks calls the photo that the model looks at, beside the one that it edits."""
 _OF_A_LORA: Final[Mapping[str, str]] = {"path": "name", "scale": "strength"}
-"""In an entry of `loras`, theirs -> ours. Of a path only the name of what is on offer will do."""
+"""In an entry of `loras`, theirs -> ours."""
 _SIZES: Final[Mapping[str, AspectRatio]] = {
     "square_hd": "1:1",
     "square": "1:1",
@@ -55,8 +55,8 @@ VOCABULARY: Final = Vocabulary(
     allowed={
         "output_format": "one of png, jpeg, webp",
         "aspect_ratio": f"one of match_input, {', '.join(ASPECT_RATIOS[1:])}",
-        "loras": f'a list of at most {LORAS_MAX} that are on offer, each once, as {{"path": NAME, "scale": NUMBER}}; '
-        f"a scale is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
+        "loras": f'a list of at most {LORAS_MAX}, each once, as {{"path": WHERE, "scale": NUMBER}}, where WHERE is its '
+        f"address or a name on offer; a scale is from {-LORA_STRENGTH_MAX:g} to {LORA_STRENGTH_MAX:g}, and not 0",
     },
 )
 

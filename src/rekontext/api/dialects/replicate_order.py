@@ -44,7 +44,7 @@ LORA_STRENGTH: Final = "lora_strength"
 """An input may have one LoRA, in two parameters."""
 VOCABULARY: Final = Vocabulary(
     names={**{name: name for name in INPUT}, "mask_image": MASK, "loras": LORA, "webhook_url": "webhook"},
-    allowed={"loras": "the name of a LoRA that is on offer"},
+    allowed={"loras": "the address of a LoRA, or the name of one that is on offer"},
 )
 _UNHEEDED: Final[Mapping[str, object]] = {
     "num_outputs": 1,
