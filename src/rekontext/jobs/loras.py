@@ -58,7 +58,7 @@ class Lora:
 
 
 class LorasFull(Exception):
-    """The account's LoRAs have as many bytes as they may, and it has used them all just now. In words for the caller."""
+    """The account's LoRAs have as many bytes as they may, and it used them all just now. In words for the caller."""
 
     def __init__(self, *, in_use: int, most: int) -> None:
         super().__init__(

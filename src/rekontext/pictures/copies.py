@@ -27,7 +27,7 @@ class Store(Protocol):
 
 
 class LocalCopies:
-    """The files of one folder. For one event loop; several processes may share the folder.
+    """Those of one of the store's folders. For one event loop; several processes may share the files.
 
     Args:
         folder: made when something is first put there.
@@ -75,7 +75,7 @@ class LocalCopies:
         await asyncio.to_thread(self._take_in, file, target)
 
     def _file(self, key: str) -> Path:
-        return self._folder / f"{key.replace('/', '-')}.safetensors"
+        return self._folder / f"{key.rpartition('/')[2]}.safetensors"
 
     def _new_name(self) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
