@@ -57,6 +57,7 @@ from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
 from rekontext.api.problems import ParametersRefused, Problem, shown
+from rekontext.api.room import BodiesFull, TooManyBodies
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import EditRefused, EngineFault, LoRARefused
 from rekontext.database import DatabaseUnavailable
@@ -203,6 +204,7 @@ _AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| aft
 
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
+_BODIES_RETRY_S: Final = 5
 
 # For an edit that goes on or is done, or may be: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
@@ -381,6 +383,8 @@ _ANSWERS: Final[Mapping[type, _Answer]] = {
     UploadsFull: _in_its_words(409),
     IdempotencyKeyReused: _in_its_words(409),
     BodyTooLarge: _in_its_words(413, "body_too_large"),
+    TooManyBodies: _in_its_words(429, headers=_retry(_BODIES_RETRY_S)),
+    BodiesFull: _in_its_words(503, headers=_retry(_BODIES_RETRY_S)),
     UnsupportedContentType: _in_its_words(415, "unsupported_content_type"),
     Busy: _busy,
     RateLimited: _rate_limited,
