@@ -33,6 +33,10 @@ class Objects(Protocol):
         """
         ...
 
+    async def has(self, key: str) -> bool:
+        """Whether there is an object."""
+        ...
+
     async def get(self, key: str) -> bytes:
         """Read an object whole.
 

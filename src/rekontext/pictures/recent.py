@@ -35,6 +35,10 @@ class RecentStore:
         if not key.startswith(self._besides):
             self._remember(key, data)
 
+    async def has(self, key: str) -> bool:
+        """As `PictureStore.has`."""
+        return await self._store.has(key)
+
     async def get(self, key: str) -> bytes:
         """As `PictureStore.get`."""
         recent = self._recent.get(key)

@@ -91,6 +91,15 @@ class PictureStore:
             except AlreadyExistsError as error:
                 raise ObjectExists(f"there is an object {key!r}") from error
 
+    async def has(self, key: str) -> bool:
+        """Whether there is an object."""
+        with _in_our_words("look at", key):
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return False
+        return True
+
     async def get(self, key: str) -> bytes:
         """Read an object whole.
 
