@@ -411,8 +411,10 @@ def test_what_is_no_request_is_logged_and_counted_by_what_it_was_told(tmp_path: 
             with dialled(served) as second:
                 full = to_the_end(second)
     assert refused == [400, 503]
-    told = [(line["status"], line["code"], line["request_id"]) for line in lines if line.get("code")]
+    coded = [line for line in lines if line.get("code")]
+    told = [(line["status"], line["code"], line["request_id"]) for line in coded]
     assert told == [(400, "malformed_request", id_in(malformed)), (503, "too_many_connections", id_in(full))]
+    assert [line["client"] for line in coded] == ["127.0.0.1"] * 2
 
 
 def test_a_body_that_turns_out_to_be_none_belongs_to_its_request(tmp_path: Path) -> None:

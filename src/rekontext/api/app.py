@@ -57,7 +57,7 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
     app.add_middleware(RoomForBodies, room=BodyRoom(bytes_max=parts.limits.bodies_bytes_max))
     app.add_middleware(NotKept)
     app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
-    app.add_middleware(Sight, answered=metrics_of.answered)
+    app.add_middleware(Sight, answered=metrics_of.answered, client_of=parts.origins.client_of)
     app.add_middleware(RequestIds, new_id=parts.ids)
     app.add_middleware(HeadAsGet)
     app.add_middleware(WholeTargets)  # added last, so it is the outermost

@@ -224,7 +224,8 @@ class Connection(H11Protocol):
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             if not is_at_work:  # else the app tells of it
-                _log.info("request", status=status, code=code, request_id=name)
+                client = None if self.client is None else self.client[0]
+                _log.info("request", client=client, status=status, code=code, request_id=name)
                 self._refused(status)
         self.transport.close()
         if is_at_work:  # there is nobody to answer any more

@@ -22,6 +22,7 @@ _DAY_S: Final = 86_400
 _WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE)
 _PATH_LOGGED: Final = 200
 """Characters: a stranger's may have as many as a head."""
+_AGENT_LOGGED: Final = 80
 _DOING_GETS: Final = frozenset({"/webhook/inactive"})
 _QUIET: Final = frozenset(
     {"healthz", "readyz", "scrape", "status", "fal_get_status", "bfl_get_result", "replicate_get_prediction"}
@@ -61,11 +62,16 @@ class RequestIds:
 
 
 class Sight:
-    """Counts and logs each request by its path, never by its query, which may be a signature."""
+    """Counts and logs each request by its path, never by its query, which may be a signature.
 
-    def __init__(self, app: ASGIApp, *, answered: Answered) -> None:
+    Args:
+        client_of: tells the address that a request comes from.
+    """
+
+    def __init__(self, app: ASGIApp, *, answered: Answered, client_of: Callable[[Request], str | None]) -> None:
         self._app = app
         self._answered = answered
+        self._client_of = client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +99,10 @@ class Sight:
         operation = getattr(scope.get("endpoint"), "__name__", "unknown")
         self._answered(operation, status, took_s)
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
-        asked = {"method": scope["method"], "path": scope["path"][:_PATH_LOGGED]}
+        request = Request(scope)
+        asked = {"method": scope["method"], "path": scope["path"][:_PATH_LOGGED], "client": self._client_of(request)}
+        if agent := request.headers.get("user-agent"):
+            asked["agent"] = agent[:_AGENT_LOGGED]
         log("request", **asked, status=status, took_ms=round(took_s * 1000, 1), **scope[_NOTED_KEY])
 
 
