@@ -53,10 +53,10 @@ from rekontext.api.edits import (
     UnknownModel,
 )
 from rekontext.api.links import FileGone
-from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id, takes_head
+from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
-from rekontext.api.problems import ParametersRefused, Problem, shown
+from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.api.room import BodiesFull, TooManyBodies
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import EditRefused, EngineFault, LoRARefused
@@ -180,7 +180,7 @@ def _methods_at(request: Request) -> list[str]:
     if "app_root_path" in request.scope:  # below a mount, where there are static files
         return ["HEAD", "GET"]
     methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
-    return ["HEAD", *methods] if "GET" in methods and takes_head(request.scope["path"]) else methods
+    return ["HEAD", *methods] if "GET" in methods else methods
 
 
 def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
@@ -317,11 +317,10 @@ def _query_problem(error: Mapping[str, object]) -> Problem:
     reason = reason if reason[:2].isupper() else reason[:1].lower() + reason[1:]
     if error["type"] == "missing":
         return Problem(parameter=name, value=None, reason="is missing", says_allowed=True, allowed_text="a value")
-    value = shown(error["input"])
+    given = error["input"]
     allowed = _allowed(str(error["type"]), reason)
-    return Problem(
-        parameter=name, value=value, reason=f"is {value!r}: {reason}", says_allowed=True, allowed_text=allowed
-    )
+    reason = f"is {quoted(given)}: {reason}"
+    return Problem(parameter=name, value=shown(given), reason=reason, says_allowed=True, allowed_text=allowed)
 
 
 def _allowed(kind: str, reason: str) -> str:

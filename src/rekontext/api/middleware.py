@@ -24,6 +24,7 @@ _PATH_LOGGED: Final = 200
 """Characters: a stranger's may have as many as a head."""
 _AGENT_LOGGED: Final = 80
 _DOING_GETS: Final = frozenset({"/webhook/inactive"})
+"""Where GET does something, as an SDK wants it: HEAD has a route of its own there, which only looks."""
 _QUIET: Final = frozenset(
     {"healthz", "readyz", "scrape", "status", "fal_get_status", "bfl_get_result", "replicate_get_prediction"}
 )
@@ -124,11 +125,6 @@ class WholeTargets:
         await self._app(scope, receive, send)
 
 
-def takes_head(path: str) -> bool:
-    """Whether a path that takes GET takes HEAD too: not where GET does something, as an SDK wants it."""
-    return path not in _DOING_GETS
-
-
 class HeadAsGet:
     """Answers HEAD as GET is answered, less the body: routes need to know GET only (RFC 9110, 9.3.2).
 
@@ -139,8 +135,9 @@ class HeadAsGet:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD" or not takes_head(scope["path"]):
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
+        method = "HEAD" if scope["path"] in _DOING_GETS else "GET"
         is_over = False
 
         async def send_head(message: Message) -> None:
@@ -153,7 +150,7 @@ class HeadAsGet:
         async def receive_until_over() -> Message:
             return {"type": "http.disconnect"} if is_over else await receive()
 
-        return await self._app({**scope, "method": "GET"}, receive_until_over, send_head)
+        return await self._app({**scope, "method": method}, receive_until_over, send_head)
 
 
 class NotKept:
