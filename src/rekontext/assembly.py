@@ -251,6 +251,7 @@ def assemble(
             pepper=pepper,
             limits=Limits(
                 body_bytes_max=settings.body_bytes_max,
+                bodies_bytes_max=settings.bodies_bytes,
                 picture_bytes_max=settings.picture_bytes_max,
                 idempotency_s=settings.idempotency_s,
                 uploads_bytes_max=settings.uploads_bytes_max,

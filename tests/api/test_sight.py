@@ -179,12 +179,30 @@ async def test_an_answer_that_breaks_is_counted_once(has_begun: bool) -> None:
     async def send(_: Message) -> None:
         pass
 
-    sight = Sight(breaks, answered=lambda operation, status, _: answered.append((operation, status)))
+    sight = Sight(
+        breaks,
+        answered=lambda operation, status, _: answered.append((operation, status)),
+        client_of=Origins().client_of,
+    )
     with capture_logs() as lines, pytest.raises(RuntimeError, match="broken"):
-        await sight({"type": "http", "method": "GET", "path": "/"}, receive=never, send=send)
+        await sight({"type": "http", "method": "GET", "path": "/", "headers": []}, receive=never, send=send)
     expected = 200 if has_begun else 500
     assert answered == [("unknown", expected)]
     assert [line["status"] for line in lines] == [expected]
+
+
+async def test_a_request_is_logged_with_where_it_comes_from(make_studio: MakeStudio) -> None:
+    """Without a key nothing else tells one stranger from another. What it calls itself may be as long as a head."""
+    studio = make_studio(trusted_proxies="127.0.0.0/8")
+    headers = {"x-api-key": "", "x-forwarded-for": "1.2.3.4, 203.0.113.9", "user-agent": "scanner/1 " * 500}
+    async with studio.open() as client:
+        with capture_logs() as lines:
+            await client.get("/v1/get-user-credits", headers=headers)
+            await client.get("/v1/get-user-credits", headers={"user-agent": ""})
+    [strangers, own] = [line for line in lines if line["event"] == "request"]
+    assert (strangers["client"], strangers["status"], strangers["code"]) == ("203.0.113.9", 401, "missing_api_key")
+    assert strangers["agent"] == "scanner/1 " * 8
+    assert (own["client"], "agent" in own) == ("127.0.0.1", False)
 
 
 async def test_a_path_is_logged_as_far_as_it_tells_something(client: httpx2.AsyncClient) -> None:
@@ -307,3 +325,26 @@ def test_the_origin_is_the_one_that_the_client_used() -> None:
     assert trusting.of(_request("10.1.1.1", host="a.example", **loud)) == "https://edits.example.com"
     fixed = Origins(external_url="https://x.example", trusted_proxies=["10.0.0.0/8"])
     assert fixed.of(_request("10.1.1.1", host="a.example", **forwarded)) == "https://x.example"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", "1.2.3.4", "203.0.113.9"),
+        ("10.1.1.1", "", "10.1.1.1"),
+        ("10.1.1.1", "198.51.100.7", "198.51.100.7"),
+        ("10.1.1.1", "made, up, 1.2.3.4, 198.51.100.7", "198.51.100.7"),
+        ("10.1.1.1", "1.2.3.4, 198.51.100.7, 10.2.2.2", "198.51.100.7"),
+        ("10.1.1.1", "10.3.3.3, 10.2.2.2", "10.3.3.3"),
+        ("10.1.1.1", "1.2.3.4, unknown, 10.2.2.2", "10.2.2.2"),
+        ("10.1.1.1", "198.51.100.7:4711", "198.51.100.7"),
+        ("10.1.1.1", "[2001:db8::7]:4711", "2001:db8::7"),
+        ("10.1.1.1", "2001:DB8::7", "2001:db8::7"),
+        ("unix", "1.2.3.4", "unix"),
+    ],
+)
+def test_the_client_is_the_last_that_a_trusted_proxy_has_heard(peer: str, forwarded: str, client: str) -> None:
+    """Whatever stands before it in X-Forwarded-For anybody may have written: a ban would hit whom they name."""
+    trusting = Origins(trusted_proxies=["10.0.0.0/8"])
+    assert trusting.client_of(_request(peer, x_forwarded_for=forwarded)) == client
+    assert Origins().client_of(_request(peer, x_forwarded_for=forwarded)) == peer

@@ -30,6 +30,7 @@ class Limits:
 
     Attributes:
         body_bytes_max: of one request.
+        bodies_bytes_max: of all bodies that this process holds at a time.
         picture_bytes_max: of one photo.
         idempotency_s: an idempotency key is known for so long.
         uploads_bytes_max, loras_bytes_max: of all that are kept of an account.
@@ -37,6 +38,7 @@ class Limits:
     """
 
     body_bytes_max: int
+    bodies_bytes_max: int
     picture_bytes_max: int
     idempotency_s: float
     uploads_bytes_max: int

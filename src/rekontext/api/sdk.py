@@ -219,6 +219,11 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
         changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return _shown(changed)
 
+    @routes.head("/webhook/inactive", include_in_schema=False)
+    async def webhook_left_on(caller: Editor, webhook_id: str) -> dict[str, object]:
+        """As GET, and nothing is switched off."""
+        return _shown(await changed_endpoint(parts, caller, webhook_id))
+
     @routes.get("/webhook/dispatch-logs", summary="What a webhook was sent")
     async def dispatch_logs(caller: Reader, webhook_id: str) -> dict[str, object]:
         found = await parts.database.read_long(
