@@ -166,14 +166,13 @@ def test_an_edit_in_python_takes_files_by_their_paths(folder: Path, shelf: Path,
     (tmp_path / "wash.safetensors").write_bytes((shelf / "wash.safetensors").read_bytes())
     asked: dict[str, Any] = {"steps": EDIT.steps, "guidance": EDIT.guidance, "seed": EDIT.seed}
     with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
-        by_path = {Path(shelf / "ink.safetensors"): 0.7, tmp_path / "wash.safetensors": -0.5}
-        found = engine.edit(EDIT.photo, EDIT.prompt, loras=by_path, **asked)
+        ink, wash = shelf / "ink.safetensors", tmp_path / "wash.safetensors"
+        found = engine.edit(EDIT.photo, EDIT.prompt, loras={ink: 0.7, wash: -0.5}, **asked)
         assert found == engine.edit(EDIT.photo, EDIT.prompt, loras={"ink": 0.7, "wash": -0.5}, **asked)
-        assert found == engine.edit(
-            EDIT.photo, EDIT.prompt, loras={shelf / "ink.safetensors": 0.7, "wash": -0.5}, **asked
-        )
+        mixed: dict[str | Path, float] = {ink: 0.7, "wash": -0.5}
+        assert found == engine.edit(EDIT.photo, EDIT.prompt, loras=mixed, **asked)
         with pytest.raises(EditRefused, match="loras has wash twice"):
-            engine.edit(EDIT.photo, EDIT.prompt, loras={"wash": 1.0, tmp_path / "wash.safetensors": 0.5}, **asked)
+            engine.edit(EDIT.photo, EDIT.prompt, loras={**mixed, wash: 0.5}, **asked)
         with pytest.raises(LoRARefused, match="none can't be merged into this model: none can't be read: No such file"):
             engine.edit(EDIT.photo, EDIT.prompt, loras={tmp_path / "none.safetensors": 0.5}, **asked)
 

@@ -194,7 +194,7 @@ class Engine:
             seed: the same seed gives the same picture; None draws one.
             aspect_ratio: one of `rekontext.contract.ASPECT_RATIOS`.
             acceleration: "none" is exact; "regular" and "high" leave out transformer passes.
-            loras: names of those in the folder that the engine was opened with, or paths of others, and their strengths.
+            loras: strengths, by names in the folder that the engine was opened with, or by paths of files.
             on_step: called from the engine's threads after preparing and after every step.
 
         Returns:
