@@ -156,6 +156,17 @@ def assemble(
         copies = LocalCopies(store, settings.data_dir / "loras", bytes_max=_COPIES_BYTES_MAX)
         limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
         photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
+        brought = BroughtLoras(
+            database=database,
+            objects=store,
+            copies=copies,
+            fetcher=lora_fetcher,
+            threads=threads,
+            clock=clock,
+            bytes_max=settings.lora_bytes_max,
+            kept_bytes_max=settings.loras_bytes_max,
+            hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
+        )
         signer = LinkSigner(derive(secret, "links"))
         links = Links(
             signer=signer,
@@ -227,19 +238,10 @@ def assemble(
                 body_bytes_max=settings.body_bytes_max,
                 receivers=receivers,
                 offers=partial(_offers, fleet),
-                brought=BroughtLoras(
-                    database=database,
-                    objects=store,
-                    copies=copies,
-                    fetcher=lora_fetcher,
-                    threads=threads,
-                    clock=clock,
-                    bytes_max=settings.lora_bytes_max,
-                    kept_bytes_max=settings.loras_bytes_max,
-                    hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
-                ),
+                brought=brought,
             ),
             photos=photos,
+            brought=brought,
             threads=threads,
             links=links,
             origins=Origins(external_url=settings.external_url, trusted_proxies=settings.trusted_proxies),
@@ -256,6 +258,7 @@ def assemble(
                 idempotency_s=settings.idempotency_s,
                 uploads_bytes_max=settings.uploads_bytes_max,
                 loras_bytes_max=settings.loras_bytes_max,
+                lora_bytes_max=settings.lora_bytes_max,
                 queued_max=settings.queue_max,
                 in_flight_max=settings.in_flight_max,
                 running_max=running_max,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
@@ -20,6 +20,7 @@ from rekontext.pictures import CodecThreads
 
 _FIELDS_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 2**16
+_PIECE_BYTES: Final = 4 * 2**20
 _JSON_ITEMS_MAX: Final = 2**16
 _CHARSET: Final = re.compile(r";\s*charset\s*=\s*(\"[^\"]*\"|[^;]*)", re.IGNORECASE)
 
@@ -108,6 +109,25 @@ async def read_raw(request: Request) -> bytes:
         return await _whole(request)
     except ClientDisconnect as fault:
         raise CallerGone from fault
+
+
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body as it is, some megabytes at a time, once.
+
+    Raises:
+        CompressedBody, BodyTooLarge, CallerGone.
+    """
+    _content_type(request)
+    waiting = bytearray()
+    try:
+        async for chunk in request.stream():
+            waiting += chunk
+            if len(waiting) >= _PIECE_BYTES:
+                yield bytes(waiting)
+                waiting.clear()
+    except ClientDisconnect as fault:
+        raise CallerGone from fault
+    yield bytes(waiting)
 
 
 async def _whole(request: Request) -> bytes:

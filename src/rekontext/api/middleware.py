@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -248,27 +248,33 @@ class BodyLimit:
     """Raises `BodyTooLarge` into whoever reads more than `bytes_max` bytes of body, declared or not.
 
     Starlette has a limit of its own; it answers in plain text where this API answers in JSON.
+
+    Args:
+        others: what holds instead for paths that begin so.
     """
 
-    def __init__(self, app: ASGIApp, *, bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, *, bytes_max: int, others: Mapping[str, int]) -> None:
         self._app = app
         self._bytes_max = bytes_max
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        others = (most for prefix, most in self._others.items() if scope["path"].startswith(prefix))
+        bytes_max = next(others, self._bytes_max)
         declared = Headers(scope=scope).get("content-length", "")
-        is_over = declared.isdecimal() and int(declared[:20]) > self._bytes_max
+        is_over = declared.isdecimal() and int(declared[:20]) > bytes_max
         seen = 0
 
         async def receive_limited() -> Message:
             nonlocal seen
             if is_over and seen == 0:
-                raise BodyTooLarge(self._bytes_max)
+                raise BodyTooLarge(bytes_max)
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._bytes_max:
-                raise BodyTooLarge(self._bytes_max)
+            if seen > bytes_max:
+                raise BodyTooLarge(bytes_max)
             return message
 
         return await self._app(scope, receive_limited, send)

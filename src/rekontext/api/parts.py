@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from rekontext.accounts import Scope
 from rekontext.api.auth import Caller, Keys, caller_of
+from rekontext.api.brought import BroughtLoras
 from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
@@ -34,6 +35,7 @@ class Limits:
         picture_bytes_max: of one photo.
         idempotency_s: an idempotency key is known for so long.
         uploads_bytes_max, loras_bytes_max: of all that are kept of an account.
+        lora_bytes_max: of one that an account brings; 0 where none is taken.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
 
@@ -43,6 +45,7 @@ class Limits:
     idempotency_s: float
     uploads_bytes_max: int
     loras_bytes_max: int
+    lora_bytes_max: int
     queued_max: int
     in_flight_max: int
     running_max: int
@@ -71,6 +74,7 @@ class Parts:
     keys: Keys
     orders: OrderReader
     photos: PhotoReader
+    brought: BroughtLoras
     threads: CodecThreads
     links: Links
     origins: Origins

@@ -106,14 +106,18 @@ class RoomForBodies:
     """Raises `TooManyBodies` or `BodiesFull` into whoever begins to read a body that there is no room for.
 
     Who sends it has to be known by then, or it counts as one of those without a key.
+
+    Args:
+        besides: paths that begin so; their bodies go to the disk.
     """
 
-    def __init__(self, app: ASGIApp, *, room: BodyRoom) -> None:
+    def __init__(self, app: ASGIApp, *, room: BodyRoom, besides: str) -> None:
         self._app = app
         self._room = room
+        self._besides = besides
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(self._besides):
             return await self._app(scope, receive, send)
         length = Headers(scope=scope).get("content-length", "")
         declared = int(length[:20]) if length.isdecimal() else 0

@@ -11,6 +11,7 @@ from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.accounts.described import described_account, described_balance, described_key
 from rekontext.api import uploads
+from rekontext.api.brought import lora_json
 from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
@@ -96,17 +97,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
         found, kept = await parts.database.read(look)
         return {
-            "loras": [
-                {
-                    "id": lora.id,
-                    "name": lora.reference,
-                    "source": lora.source,
-                    "bytes": lora.bytes,
-                    "created_at": moment(lora.created_at),
-                    "used_at": moment(lora.used_at),
-                }
-                for lora in found
-            ],
+            "loras": [lora_json(lora) for lora in found],
             "bytes_kept": kept,
             "bytes_max": parts.limits.loras_bytes_max,
         }
