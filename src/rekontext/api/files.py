@@ -68,7 +68,14 @@ def router(parts: Parts) -> APIRouter:
         try:
             return lora_json(await parts.brought.take(called, pieces(request), account=caller.account))
         except BringingRefused as fault:
-            problem = Problem(parameter="file", value=None, reason=str(fault), says_allowed=True, code=fault.code)
+            problem = Problem(
+                parameter="file",
+                value=None,
+                reason=str(fault),
+                says_allowed=True,
+                code=fault.code,
+                allowed_text="a .safetensors file with a LoRA in it",
+            )
             raise ParametersRefused([problem]) from fault
 
     return routes
