@@ -173,7 +173,9 @@ def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
         (["accounts", "create", "alice", "--credits", "ten"], "'ten' is not an amount"),
         (["accounts", "create", "  "], "1 to 200 characters"),
         (["keys", "create", "alice", "--sync-response", "xml"], "--sync-response"),
-        (["credits", "add", "bob", "1e999999"], "'1e999999' is beyond the largest amount"),
+        (["credits", "add", "bob", "1e999999"], "'1e999999' is not an amount"),
+        (["credits", "add", "bob", "1_5"], "'1_5' is not an amount in US dollars; write it in plain digits"),
+        (["credits", "add", "bob", "1000000001"], "'1000000001' is beyond the largest amount"),
         (["keys", "create", "bob", "--name", "x" * 201], "1 to 200 characters, this one has 201"),
         (["keys", "create", "bob", "--requests-per-minute", "3000000000"], "allowed: 1 to 1000000"),
         (

@@ -7,12 +7,13 @@ from decimal import Decimal
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
+from rekontext.accounts.money import is_plain
 from rekontext.accounts.registry import Limits
 from rekontext.api.console.account import described, described_model
 from rekontext.api.console.keys import acts_of
@@ -27,7 +28,15 @@ from rekontext.moments import moment
 
 _SHOWN_MAX: Final = 100
 
-Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6)]
+
+def _plain(value: object) -> object:
+    """Pydantic reads a text as Python does, and books 1_5 as 15."""
+    if isinstance(value, str) and not is_plain(value):
+        raise ValueError("must be a number in plain digits, such as 10 or 0.04")
+    return value
+
+
+Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6), BeforeValidator(_plain)]
 
 
 class AccountWanted(BaseModel):
@@ -51,7 +60,7 @@ class LimitsWanted(BaseModel):
         """Those that were sent."""
         limits = Limits()
         if "monthly_cap" in self.model_fields_set:
-            limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(str(self.monthly_cap))
+            limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(f"{self.monthly_cap:f}")
         if "in_flight_max" in self.model_fields_set:
             limits["in_flight_max"] = self.in_flight_max
         return limits
@@ -87,7 +96,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/admin/accounts", summary="Open an account", status_code=201)
     async def create_account(caller: Operator, wanted: AccountWanted) -> dict[str, object]:
         """The answer holds its first key, which is never shown again."""
-        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.credits))
+        acts, micros = acts_of(parts, caller), parse_usd(f"{wanted.credits:f}")
         account, key = await parts.database.transact(
             lambda tx: acts.create_account(tx, wanted.name, credits_micros=micros)
         )
@@ -101,7 +110,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
     @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
     async def add_credits(caller: Operator, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
-        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.amount))
+        acts, micros = acts_of(parts, caller), parse_usd(f"{wanted.amount:f}")
         balance = await parts.database.transact(
             lambda tx: acts.add_credits(tx, AccountId(account_id), micros, source=wanted.kind, note=wanted.note)
         )
