@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, update
 
 from rekontext.accounts import AccountUnknown, Balance, NameTaken, audit, ledger, registry
 from rekontext.database import AccountId, Database
+from rekontext.database.tables import accounts
 from tests.fakes import FakeClock, FakeRandomness
 
 
@@ -46,6 +47,28 @@ def test_names_are_unique(database: Database, alice: AccountId, clock: FakeClock
             lambda tx: registry.create(tx, "Alice", account=AccountId("b"), randomness=randomness, now=clock.now())
         )
     assert [account.id for account, _ in database.read_sync(registry.every_with_balance)] == [alice]
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "Alice ", "\tAlice", "A\u200blice", "Alice\u202e", "A\xa0lice", "\x1b]0;pwn\a", "A\nlice"]
+)
+def test_a_new_account_can_t_look_like_another(
+    database: Database, clock: FakeClock, randomness: FakeRandomness, name: str
+) -> None:
+    """Blanks at the edges and what can't be seen are refused, and shown as escapes."""
+    with pytest.raises(ValueError, match="1 to 200 characters that can be seen, and spaces between them") as refused:
+        database.transact_sync(
+            lambda tx: registry.create(tx, name, account=AccountId("b"), randomness=randomness, now=clock.now())
+        )
+    assert repr(name) in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_an_account_that_is_there_keeps_its_name(database: Database, alice: AccountId) -> None:
+    """It was opened when more was allowed; it is found and limited as any."""
+    database.transact_sync(lambda tx: tx.execute(update(accounts).values(name=" Al\u200bice ")))
+    assert database.read_sync(lambda tx: registry.find(tx, " Al\u200bice ")).id == alice
+    assert database.transact_sync(lambda tx: registry.set_limits(tx, alice, in_flight_max=2)).in_flight_max == 2
 
 
 def test_accounts_are_listed_with_what_they_have_in_one_question(

@@ -172,6 +172,8 @@ def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
         (["keys", "revoke", "key_0"], "there is no API key 'key_0'"),
         (["accounts", "create", "alice", "--credits", "ten"], "'ten' is not an amount"),
         (["accounts", "create", "  "], "1 to 200 characters"),
+        (["accounts", "create", "x" * 201], "an account's name has 201 characters; allowed: 1 to 200"),
+        (["accounts", "create", "\x1b]0;pwn\a"], r"an account's name is '\x1b]0;pwn\x07'; allowed: 1 to 200"),
         (["keys", "create", "alice", "--sync-response", "xml"], "--sync-response"),
         (["credits", "add", "bob", "1e999999"], "'1e999999' is not an amount"),
         (["credits", "add", "bob", "1_5"], "'1_5' is not an amount in US dollars; write it in plain digits"),

@@ -158,8 +158,8 @@ def test_a_full_disk_is_told_as_one(place: Path, monkeypatch: pytest.MonkeyPatch
     ("arguments", "says"),
     [
         (["acme", "--credits", "-5"], "-$5.00 can't be added as a grant"),
-        (["  "], "an account's name is blank; allowed: 1 to 200 characters"),
-        (["x" * 201], "an account's name has 1 to 200 characters, this one has 201"),
+        ([" "], "an account's name is ' '; allowed: 1 to 200 characters"),
+        (["x" * 201], "an account's name has 201 characters; allowed: 1 to 200"),
     ],
 )
 def test_a_refused_account_leaves_no_database_behind(run: Run, place: Path, arguments: list[str], says: str) -> None:

@@ -18,6 +18,7 @@ from rekontext.database.tables import AccountId, accounts, balances
 from rekontext.sources import Randomness
 
 NAME_CHARACTERS_MAX: Final = 200
+NAME_ALLOWED: Final = f"1 to {NAME_CHARACTERS_MAX} characters that can be seen, and spaces between them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,17 @@ _WITH_BALANCE_LOCKED: Final = _WITH_BALANCE.where(accounts.c.id == bindparam("ac
 
 
 def check_name(name: str) -> None:
-    """Return if an account may have this name, as far as it is for the name.
+    """Return if a new account may have this name, as far as it is for the name. Those that there are keep theirs.
+
+    Operators tell accounts apart by their names: none may look like another, or speak to a terminal.
 
     Raises:
-        ValueError: it is blank or too long.
+        ValueError: it is blank or too long, begins or ends with a blank, or has characters that can't be seen.
     """
-    if not name.strip():
-        raise ValueError(f"an account's name is blank; allowed: 1 to {NAME_CHARACTERS_MAX} characters, not all blank")
     if len(name) > NAME_CHARACTERS_MAX:
-        raise ValueError(f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(name)}")
+        raise ValueError(f"an account's name has {len(name)} characters; allowed: {NAME_ALLOWED}")
+    if not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"an account's name is {name!r}; allowed: {NAME_ALLOWED}")
 
 
 def create(
@@ -77,7 +80,7 @@ def create(
 
     Raises:
         NameTaken: another account has this name.
-        ValueError: the name is blank or too long.
+        ValueError: as `check_name`.
     """
     check_name(name)
     made = Account(

@@ -74,7 +74,8 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     _say(
         as_json,
         described_account(account) | {"credits": usd(micros), "key_id": key.key.id, "api_key": key.secret},
-        f'Account "{account.name}" ({account.id}) with {format_usd(micros)}.\nIts API key: {key.secret}\n{_ONCE}',
+        f'Account "{printable(account.name)}" ({account.id}) with {format_usd(micros)}.\n'
+        f"Its API key: {key.secret}\n{_ONCE}",
     )
 
 

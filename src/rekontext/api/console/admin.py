@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
@@ -39,12 +39,22 @@ def _plain(value: object) -> object:
 Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6), BeforeValidator(_plain)]
 
 
+def _tellable(name: str) -> str:
+    try:
+        registry.check_name(name)
+    except ValueError as fault:
+        raise ValueError(f"must be {registry.NAME_ALLOWED}") from fault
+    return name
+
+
 class AccountWanted(BaseModel):
     """An account to be opened."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S"), Storable]
+    name: Annotated[
+        str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX), Storable, AfterValidator(_tellable)
+    ]
     credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
 
 
