@@ -80,6 +80,42 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
 
 
+def test_an_operator_revokes_another_account_s_keys(open_page: OpenPage, site: Site) -> None:
+    """One of them or all, each after the question that one's own asks; the page itself stays signed in."""
+    with httpx2.Client(base_url=f"{site.url}/console/api/admin/", headers={"x-api-key": site.key}) as operator:
+        opened = operator.post("accounts", json={"name": "print shop"}).json()
+        for name in ("till", "website"):
+            operator.post(f"accounts/{opened['account']['id']}/keys", json={"name": name})
+    page = open_page("/console#accounts")
+    rows(page).filter(has_text="print shop").get_by_role("button", name="Keys").click()
+    shown = page.get_by_role("dialog", name="Keys of print shop")
+    keys = shown.locator("tbody tr")
+    expect(keys).to_have_count(3)
+
+    shown.get_by_role("button", name="Revoke website").click()
+    question = page.get_by_role("dialog", name="Revoke website?")
+    expect(question).to_contain_text("Programs that use it are refused from now on.")
+    question.get_by_role("button", name="Keep").click()
+    expect(keys.filter(has_text="revoked")).to_have_count(0)
+    shown.get_by_role("button", name="Revoke website").click()
+    question.get_by_role("button", name="Revoke").click()
+    expect(keys.filter(has_text="website")).to_contain_text("revoked")
+    expect(keys.filter(has_text="active")).to_have_count(2)
+
+    shown.get_by_role("button", name="Revoke all").click()
+    question = page.get_by_role("dialog", name="Revoke every key of print shop?")
+    question.get_by_role("button", name="Revoke all").click()
+    expect(keys.filter(has_text="revoked")).to_have_count(3)
+    expect(shown.get_by_role("button", name="Revoke")).to_have_count(0)
+    page.keyboard.press("Escape")
+    refused = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": opened["api_key"]}, timeout=WAIT_S)
+    assert refused.json()["code"] == "invalid_api_key"
+
+    rows(page).filter(has_text="owner").get_by_role("button", name="Keys").click()
+    page.get_by_role("dialog", name="Keys of owner").get_by_role("button", name="Revoke all").click()
+    expect(page.get_by_role("dialog", name="Revoke every key of owner?")).to_contain_text("it signs you out")
+
+
 def test_a_limit_is_the_account_s_own_only_once_it_was_set(open_page: OpenPage) -> None:
     """Where it follows the server its field is empty; what wasn't changed isn't sent."""
     page = open_page("/console#accounts")

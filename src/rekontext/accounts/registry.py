@@ -19,6 +19,8 @@ from rekontext.sources import Randomness
 
 NAME_CHARACTERS_MAX: Final = 200
 NAME_ALLOWED: Final = f"1 to {NAME_CHARACTERS_MAX} characters that can be seen, and spaces between them"
+IN_FLIGHT_MAX: Final = 100_000
+"""What an account's limit of unfinished edits can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,5 +183,5 @@ def _with_balance(row: RowMapping) -> tuple[Account, Balance]:
 def _check_limits(monthly_cap_micros: int | None, in_flight_max: int | None) -> None:
     if monthly_cap_micros is not None and monthly_cap_micros < 0:
         raise ValueError(f"monthly_cap_micros is {monthly_cap_micros}; allowed: 0 or more, or none")
-    if in_flight_max is not None and in_flight_max < 1:
-        raise ValueError(f"in_flight_max is {in_flight_max}; allowed: 1 or more, or none")
+    if in_flight_max is not None and not 1 <= in_flight_max <= IN_FLIGHT_MAX:
+        raise ValueError(f"in_flight_max is {in_flight_max}; allowed: 1 to {IN_FLIGHT_MAX}, or none")

@@ -64,7 +64,7 @@ class LimitsWanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
-    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=100_000), Whole] = None
+    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=registry.IN_FLIGHT_MAX), Whole] = None
 
     def limits(self) -> Limits:
         """Those that were sent."""
