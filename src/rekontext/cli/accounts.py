@@ -38,7 +38,7 @@ from rekontext.accounts.ledger import Source
 from rekontext.accounts.registry import Limits
 from rekontext.accounts.statement import Movement
 from rekontext.cli.failure import CommandFailed, not_permitted
-from rekontext.cli.settings import settings_of
+from rekontext.cli.settings import keep_private, settings_of
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
 from rekontext.installation import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.logs import printable
@@ -280,6 +280,7 @@ def _transact(
     Raises:
         CommandFailed: the settings or the database can't be used, or the act is refused.
     """
+    keep_private()
     settings = settings_of(data_dir=data_dir)
     try:
         if not may_be_new and (missing := unmade_database(settings)):
