@@ -19,7 +19,7 @@ from rekontext.api.documents import MINI_NOTICE
 from rekontext.api.parameters import KontextParameters, parse
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
-from rekontext.cli.output import check_writable, format_of, write
+from rekontext.cli.output import check_writable, format_asked, write
 from rekontext.cli.settings import settings_of
 from rekontext.dialling import AllowList
 from rekontext.masks import MaskRefused
@@ -49,7 +49,7 @@ def run_edit(
         CommandFailed: the input is bad, or the model can't be used.
     """
     check_writable(out)
-    output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
+    output_format = format_asked(out, given["output_format"])
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
     settings = settings_of(model=model, lora=lora)
     photo = _picture(source, settings, decode)
