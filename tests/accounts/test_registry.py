@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Connection, event, update
 
@@ -89,6 +91,31 @@ def test_accounts_are_listed_with_what_they_have_in_one_question(
     database.transact_sync(open_bob)
     assert database.read_sync(look) == [(alice, 0), (bob, 7)]
     assert len(asked) == 1
+
+
+def test_accounts_are_found_page_by_page(
+    database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness
+) -> None:
+    """The newest first; by a part of the name, capitals or not, which is no pattern, or by the whole id."""
+
+    def open_more(tx: Connection) -> None:
+        for name in ("Print Shop", "printer_2", "100% Ltd"):
+            made = AccountId(f"acc_{name[0:5]}")
+            registry.create(tx, name, account=made, randomness=randomness, now=clock.advance(1))
+
+    def found(**asked: Any) -> tuple[list[str], int]:
+        page = database.read_sync(lambda tx: registry.page_with_balance(tx, **asked))
+        return [account.name for account, _ in page.accounts], page.total
+
+    database.transact_sync(open_more)
+    assert found() == (["100% Ltd", "printer_2", "Print Shop", "Alice"], 4)
+    assert found(per_page=3, page=2) == (["Alice"], 4)
+    assert found(per_page=3, page=3) == ([], 4)
+    assert found(name_contains="PRINT", per_page=1) == (["printer_2"], 2)
+    assert found(name_contains="%") == (["100% Ltd"], 1)
+    assert found(name_contains="_") == (["printer_2"], 1)
+    assert found(name_contains=alice) == (["Alice"], 1)
+    assert found(name_contains=alice[:-1]) == ([], 0)
 
 
 def test_limits_can_be_changed_and_lifted(database: Database, alice: AccountId) -> None:

@@ -358,6 +358,25 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     assert older[0]["id"] < records[-1]["id"]
 
 
+async def test_accounts_come_page_by_page(client: httpx2.AsyncClient) -> None:
+    """As requests do, and under the name that they had when all came at once."""
+    for name in ("print shop", "printer", "bakery"):
+        assert (await client.post("/console/api/admin/accounts", json={"name": name})).status_code == 201
+
+    async def found(query: str) -> tuple[list[str], tuple[int, ...]]:
+        document = (await client.get(f"/console/api/admin/accounts{query}")).json()
+        counts = tuple(document[name] for name in ("page", "per_page", "total", "total_pages"))
+        return [each["name"] for each in document["accounts"]], counts
+
+    assert await found("") == (["bakery", "printer", "print shop", "owner"], (1, 20, 4, 1))
+    assert await found("?per_page=3&page=2") == (["owner"], (2, 3, 4, 2))
+    assert await found("?search= PRINT ") == (["printer", "print shop"], (1, 20, 2, 1))
+    assert await found("?search=") == await found("")
+    for wrong in ("per_page=101", "page=0", f"search={'x' * 201}"):
+        answer = await client.get(f"/console/api/admin/accounts?{wrong}")
+        assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (400, wrong.partition("=")[0])
+
+
 async def test_an_admin_revokes_a_customer_s_keys(client: httpx2.AsyncClient, studio: Studio) -> None:
     """One by its id, or every open one; each has its line in the audit log, with who did it."""
     opened = (await client.post("/console/api/admin/accounts", json={"name": "alice"})).json()

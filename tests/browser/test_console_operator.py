@@ -80,6 +80,36 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
 
 
+def test_an_operator_looks_for_an_account_among_many(open_page: OpenPage, site: Site) -> None:
+    """A page at a time; what was asked for is there again after a reload, and a new account is always seen."""
+    with httpx2.Client(base_url=f"{site.url}/console/api/admin/", headers={"x-api-key": site.key}) as operator:
+        for number in range(20):
+            operator.post("accounts", json={"name": f"shop {number}"})
+    page = open_page("/console#accounts")
+    expect(rows(page)).to_have_count(20)
+    expect(page.get_by_text("Page 1 of 2, 21 in all")).to_be_visible()
+    page.get_by_role("button", name="Older").click()
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("owner")
+    page.get_by_label("Search").fill("SHOP 1")
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(11)
+    page.reload()
+    expect(rows(page)).to_have_count(11)
+    expect(page.get_by_label("Search")).to_have_value("SHOP 1")
+
+    page.get_by_role("button", name="New account").click()
+    form = page.get_by_role("dialog", name="New account")
+    form.get_by_label("Name").fill("bakery")
+    form.get_by_role("button", name="Open it").click()
+    page.get_by_role("button", name="I have it").click()
+    expect(rows(page).first).to_contain_text("bakery")
+    expect(page.get_by_label("Search")).to_be_empty()
+    page.get_by_label("Search").fill("nobody")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.get_by_text("No account matches.")).to_be_visible()
+
+
 def test_an_operator_revokes_another_account_s_keys(open_page: OpenPage, site: Site) -> None:
     """One of them or all, each after the question that one's own asks; the page itself stays signed in."""
     with httpx2.Client(base_url=f"{site.url}/console/api/admin/", headers={"x-api-key": site.key}) as operator:

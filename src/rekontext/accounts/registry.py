@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypedDict, Unpack
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts import ledger
@@ -42,6 +42,14 @@ class Account:
 
     def __repr__(self) -> str:
         return f"Account(id={self.id!r}, name={self.name!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountsPage:
+    """Some accounts with what they have, and how many there are in all."""
+
+    accounts: Sequence[tuple[Account, Balance]]
+    total: int
 
 
 class Limits(TypedDict, total=False):
@@ -143,6 +151,30 @@ def every_with_balance(tx: Connection) -> Sequence[tuple[Account, Balance]]:
     """All accounts with what they have, oldest first."""
     query = _WITH_BALANCE.order_by(accounts.c.created_at, accounts.c.id)
     return [_with_balance(row) for row in tx.execute(query).mappings()]
+
+
+def page_with_balance(
+    tx: Connection, *, name_contains: str | None = None, page: int = 1, per_page: int = 20
+) -> AccountsPage:
+    """One page of the accounts with what they have, the newest first.
+
+    Args:
+        name_contains: to be found in its name, capitals or not; or it is its id.
+        page, per_page: 1 or more.
+    """
+    assert page >= 1, f"page {page} of accounts"
+    assert per_page >= 1, f"{per_page} accounts on a page"
+    found: ColumnElement[bool] = true()
+    if name_contains:
+        found = accounts.c.name.icontains(name_contains, autoescape=True) | (accounts.c.id == name_contains)
+    query = (
+        _WITH_BALANCE.where(found)
+        .order_by(accounts.c.created_at.desc(), accounts.c.id.desc())
+        .limit(per_page)
+        .offset((page - 1) * per_page)
+    )
+    total = tx.execute(select(func.count()).select_from(accounts).where(found)).scalar_one()
+    return AccountsPage(accounts=[_with_balance(row) for row in tx.execute(query).mappings()], total=total)
 
 
 def oldest(tx: Connection) -> Account:

@@ -21,6 +21,7 @@ from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
+from rekontext.api.rows import PageNumber, PageSize, place
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
@@ -37,6 +38,14 @@ def _plain(value: object) -> object:
 
 
 Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6), BeforeValidator(_plain)]
+
+
+class AccountsWanted(BaseModel):
+    """Which accounts are asked for, and which page of them."""
+
+    search: Annotated[str | None, Field(max_length=registry.NAME_CHARACTERS_MAX)] = None
+    page_number: Annotated[PageNumber, Field(alias="page")] = 1
+    per_page: PageSize = 20
 
 
 def _tellable(name: str) -> str:
@@ -93,14 +102,22 @@ class CreditsWanted(BaseModel):
 
 
 def add(routes: APIRouter, parts: Parts) -> None:
-    @routes.get("/admin/accounts", summary="Every account")
-    async def list_accounts(_caller: Operator) -> dict[str, object]:
-        found = await parts.database.read_long(registry.every_with_balance)
+    @routes.get("/admin/accounts", summary="Accounts, the newest first")
+    async def list_accounts(_caller: Operator, wanted: Annotated[AccountsWanted, Query()]) -> dict[str, object]:
+        found = await parts.database.read_long(
+            lambda tx: registry.page_with_balance(
+                tx,
+                name_contains=wanted.search and wanted.search.strip(),
+                page=wanted.page_number,
+                per_page=wanted.per_page,
+            )
+        )
         return {
             "accounts": [
                 described(account, parts) | {"balance": described_balance(balance)}
-                for account, balance in reversed(found)
-            ]
+                for account, balance in found.accounts
+            ],
+            **place(number=wanted.page_number, size=wanted.per_page, total=found.total),
         }
 
     @routes.post("/admin/accounts", summary="Open an account", status_code=201)
