@@ -366,4 +366,4 @@ def _tariff(settings: Settings) -> Tariff:
 
 
 def _micros(dollars: Decimal) -> int:
-    return parse_usd(str(dollars))
+    return parse_usd(f"{dollars:f}")

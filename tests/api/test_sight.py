@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from rekontext import __version__
 from rekontext.api.middleware import Sight
 from rekontext.api.origins import Origins
+from rekontext.contract import EditRequest, EditResult, EngineFault, OnProgress
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, Studio, gone
 from tests.pictures.samples import photo_bytes
@@ -50,6 +52,52 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_webhook_messages{state="pending"}']) == 0
     assert float(figures['rekontext_devices{state="ready"}']) == 1
     assert float(figures['rekontext_devices{state="failed"}']) == 0
+
+
+async def test_metrics_tell_faults_of_ours_from_what_callers_sent(
+    make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged photo wakes nobody up; an attempt that fails is counted, too, where the next one does not."""
+    studio = make_studio(faults_max=2)
+    edit = studio.fleet.edit
+
+    async def fails_once(request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        if not request.is_suspect:
+            raise EngineFault("a bit flipped")
+        return await edit(request, on_progress=on_progress)
+
+    async def counted(client: httpx2.AsyncClient, name: str) -> dict[str, float]:
+        text = (await client.get("/metrics")).text
+        found = re.findall(rf'^rekontext_{name}_total{{code="(\w+)"}} (\S+)$', text, flags=re.MULTILINE)
+        assert {code for code, _ in found} >= {"engine_fault", "edit_timeout", "worker_lost"}, "there before the first"
+        return {code: float(count) for code, count in found if float(count)}
+
+    async with studio.open() as client:
+        assert await counted(client, "failed_edits") == await counted(client, "faults") == {}
+        damaged = GOOD | {"input_image": base64.b64encode(photo_bytes(64, 64)[:-300]).decode()}
+        assert (await client.post(V1, json=damaged)).status_code == 400
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1}
+        assert await counted(client, "faults") == {}
+        studio.fleet.fault = EngineFault("no device")
+        assert (await client.post(V1, json=GOOD)).status_code == 500
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1, "engine_fault": 1}
+        assert await counted(client, "faults") == {"engine_fault": 2}
+        monkeypatch.setattr(studio.fleet, "edit", fails_once)
+        studio.fleet.fault = None
+        assert (await client.post(V1, json=GOOD)).status_code == 200
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1, "engine_fault": 1}
+        assert await counted(client, "faults") == {"engine_fault": 3}
+
+
+async def test_metrics_know_their_process_and_have_no_noise(client: httpx2.AsyncClient) -> None:
+    """Memory, files, CPU and version of this process; not when each series began."""
+    await client.post(V1, json=GOOD)
+    text = (await client.get("/metrics")).text
+    figures = dict(re.findall(r"^([a-z]\S+) (\S+)$", text, flags=re.MULTILINE))
+    assert figures[f'rekontext_build_info{{version="{__version__}"}}'] == "1.0"
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
+        assert float(figures[f"process_{name}"]) > 0
+    assert "_created" not in text
 
 
 async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStudio) -> None:

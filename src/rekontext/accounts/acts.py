@@ -5,7 +5,7 @@ Repository functions, as everywhere in this room: the caller's transaction makes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Unpack
@@ -126,6 +126,17 @@ class Acts:
         if was_open:
             self._record(tx, "key.revoke", key, account=found.account)
         return found
+
+    def revoke_keys(self, tx: Connection, account: AccountId) -> Sequence[ApiKey]:
+        """Close every open key of an account for good, which stops whoever uses it. Returns these keys.
+
+        Raises:
+            AccountUnknown: there is no such account.
+        """
+        registry.lock(tx, account)  # a key that is being made is waited for and closed, or is made after this
+        return [
+            self.revoke_key(tx, each.id, account=account) for each in keys.open_of_account(tx, account, now=self.now())
+        ]
 
     def reset_keys(self, tx: Connection) -> int:
         """Go on with this pepper where the old one is lost: every key is closed. Returns how many were open.
