@@ -38,7 +38,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 FROM ${BASE} AS runtime
 # A user by number, so that others can tell that it isn't root. /data is to be kept; /cache, its home, holds what the hub
 # and the compiler would fetch and make again.
-RUN useradd --uid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin rekontext \
+RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin rekontext \
     && install --directory --owner=10001 --group=10001 --mode=700 /data /cache
 ENV PATH=/opt/rekontext/bin:$PATH \
     HOME=/cache \
@@ -53,7 +54,9 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import http.client, os, sys; \
 call = http.client.HTTPConnection('127.0.0.1', int(os.environ['REKONTEXT_PORT']), timeout=4); \
 call.request('GET', '/healthz'); sys.exit(call.getresponse().status != 200)"]
-ENTRYPOINT ["rekontext"]
+# The kernel keeps signals from a container's first process until that has handlers for them, which takes a second of
+# imports: a stop within it would wait for the kill.
+ENTRYPOINT ["tini", "--", "rekontext"]
 CMD ["serve"]
 
 FROM runtime AS service

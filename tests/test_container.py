@@ -146,7 +146,7 @@ def test_the_image_s_variables_are_settings(target: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_image_runs_one_program_that_isn_t_root_s(target: str) -> None:
     """No shell between it and the signals, and a user by number: a name can't be told from root's by others."""
-    assert json.loads(inherited(target, "ENTRYPOINT")[-1]) == ["rekontext"]
+    assert json.loads(inherited(target, "ENTRYPOINT")[-1]) == ["tini", "--", "rekontext"]
     assert json.loads(inherited(target, "CMD")[-1]) == ["serve"]
     assert inherited(target, "STOPSIGNAL")[-1] == "SIGTERM"
     user = inherited(target, "USER")[-1]
