@@ -132,7 +132,8 @@ def test_serve_ends_with_0_when_it_is_told_to(by: signal.Signals) -> None:
         "knows=())\n"
         "engine = SimpleNamespace(card=card, broken=Future(), close=lambda: None)\n"
         "LocalFleet._open = lambda self: engine\n"
-        "LocalFleet.profile = lambda self: {}\n"
+        "async def profile(self): return {}\n"
+        "LocalFleet.profile = profile\n"
         "sys.stdout = None\n"
         "atexit.register(os._exit, 9)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever runs the tests may have it ignored
