@@ -29,7 +29,7 @@ from rekontext.api.links import Links
 from rekontext.api.metrics import Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
-from rekontext.api.parts import Limits, Parts
+from rekontext.api.parts import Parts, ServiceLimits
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
@@ -202,8 +202,8 @@ def assemble(
             running_max=running_max,
             run_s_max=settings.run_s_max,
         )
-        desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
-        forecast = Forecast(fleet=fleet, works=dispatcher)
+        desk = Desk(database=database, life=life, hub=hub, clock=clock, dispatcher=dispatcher)
+        forecast = Forecast(fleet=fleet, dispatcher=dispatcher)
         receivers = AllowList(settings.webhook_allow)
         post = WebhookPost(allow=receivers, agent=AGENT)
         deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
@@ -251,7 +251,7 @@ def assemble(
             randomness=random_bytes,
             receivers=receivers,
             pepper=pepper,
-            limits=Limits(
+            limits=ServiceLimits(
                 body_bytes_max=settings.body_bytes_max,
                 bodies_bytes_max=settings.bodies_bytes,
                 picture_bytes_max=settings.picture_bytes_max,

@@ -17,7 +17,7 @@ from rekontext.accounts.errors import TooManyKeys
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
-from rekontext.accounts.registry import Account, Limits
+from rekontext.accounts.registry import Account, AccountLimits
 from rekontext.database.tables import AccountId, KeyId, accounts
 from rekontext.sources import Ids, Randomness
 
@@ -54,7 +54,7 @@ class Acts:
             self.add_credits(tx, account.id, credits_micros, source="grant", note="at the account's opening")
         return account, self.create_key(tx, account.id, policy or KeyPolicy())
 
-    def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+    def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[AccountLimits]) -> Account:
         """Replace the limits that are given; where they are these already there is nothing to record.
 
         Raises as `registry.set_limits`.

@@ -52,7 +52,7 @@ class AccountsPage:
     total: int
 
 
-class Limits(TypedDict, total=False):
+class AccountLimits(TypedDict, total=False):
     """Limits of an account to be set, as in `Account`; one that is missing stays as it is."""
 
     monthly_cap_micros: int | None
@@ -183,7 +183,7 @@ def oldest(tx: Connection) -> Account:
     return Account(**tx.execute(query).mappings().one())
 
 
-def set_limits(tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+def set_limits(tx: Connection, account: AccountId, **limits: Unpack[AccountLimits]) -> Account:
     """Replace the limits that are given; None lifts the cap, or takes the service's default.
 
     Raises:

@@ -26,7 +26,7 @@ from rekontext.sources import Clock, Ids, Randomness
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServiceLimits:
     """Bounds that several surfaces say or keep.
 
     Attributes:
@@ -84,7 +84,7 @@ class Parts:
     randomness: Randomness
     receivers: AllowList
     pepper: bytes
-    limits: Limits
+    limits: ServiceLimits
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def caller(self, request: Request, scope: Scope | None) -> Caller:

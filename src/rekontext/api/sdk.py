@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
-from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
+from rekontext.api.hooks import changed_endpoint, described_delivery, endpoint_json, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
 from rekontext.api.parameters import Day, schema
 from rekontext.api.parts import Parts
@@ -234,7 +234,7 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
 
 def _shown(endpoint: Endpoint) -> dict[str, object]:
     """A webhook in the SDK's words."""
-    own = described(endpoint)
+    own = endpoint_json(endpoint)
     return {
         "webhook_id": own["id"],
         "webhook_url": own["url"],

@@ -35,7 +35,7 @@ from rekontext.accounts import (
 )
 from rekontext.accounts.described import described_account, described_balance, described_key
 from rekontext.accounts.ledger import Source
-from rekontext.accounts.registry import Limits
+from rekontext.accounts.registry import AccountLimits
 from rekontext.accounts.statement import Movement
 from rekontext.cli.failure import CommandFailed, not_permitted
 from rekontext.cli.settings import keep_private, settings_of
@@ -98,7 +98,7 @@ def set_limits(
     Args:
         monthly_cap, in_flight: as typed; "none" lifts one, and one that is None stays as it is.
     """
-    limits = Limits()
+    limits = AccountLimits()
     if monthly_cap is not None:
         limits["monthly_cap_micros"] = None if monthly_cap == _NO_LIMIT else _cap(monthly_cap)
     if in_flight is not None:

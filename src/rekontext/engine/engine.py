@@ -29,7 +29,7 @@ from rekontext.contract import (
 )
 from rekontext.engine import edit as stages
 from rekontext.engine import warming
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.core import EngineCore
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
@@ -54,7 +54,7 @@ class Engine:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: OpenedModel,
         *,
         is_mini: bool = False,
         policy: Policy | None = None,

@@ -35,7 +35,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
         account, balance, spent = await parts.database.read(look)
         return {
-            "account": described(account, parts),
+            "account": account_json(account, parts),
             "key": described_for(caller.key, caller.key),
             "balance": described_balance(balance),
             "spent_this_month": usd(spent),
@@ -111,7 +111,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"id": lora_id, "deleted": True}
 
 
-def described(account: Account, parts: Parts) -> dict[str, object]:
+def account_json(account: Account, parts: Parts) -> dict[str, object]:
     """Its own limit of edits in flight is null where it follows the service's."""
     own = account.in_flight_max
     in_flight_max = parts.limits.in_flight_max if own is None else own

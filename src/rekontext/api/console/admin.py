@@ -14,8 +14,8 @@ from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
 from rekontext.accounts.money import is_plain
-from rekontext.accounts.registry import Limits
-from rekontext.api.console.account import described, described_model
+from rekontext.accounts.registry import AccountLimits
+from rekontext.api.console.account import account_json, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
@@ -75,9 +75,9 @@ class LimitsWanted(BaseModel):
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
     in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=registry.IN_FLIGHT_MAX), Whole] = None
 
-    def limits(self) -> Limits:
+    def limits(self) -> AccountLimits:
         """Those that were sent."""
-        limits = Limits()
+        limits = AccountLimits()
         if "monthly_cap" in self.model_fields_set:
             limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(f"{self.monthly_cap:f}")
         if "in_flight_max" in self.model_fields_set:
@@ -114,7 +114,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         )
         return {
             "accounts": [
-                described(account, parts) | {"balance": described_balance(balance)}
+                account_json(account, parts) | {"balance": described_balance(balance)}
                 for account, balance in found.accounts
             ],
             **place(number=wanted.page_number, size=wanted.per_page, total=found.total),
@@ -127,13 +127,13 @@ def add(routes: APIRouter, parts: Parts) -> None:
         account, key = await parts.database.transact(
             lambda tx: acts.create_account(tx, wanted.name, credits_micros=micros)
         )
-        return {"account": described(account, parts), "api_key": key.secret}
+        return {"account": account_json(account, parts), "api_key": key.secret}
 
     @routes.patch("/admin/accounts/{account_id}", summary="Set an account's limits")
     async def set_limits(caller: Operator, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
         acts, limits = acts_of(parts, caller), wanted.limits()
         changed = await parts.database.transact(lambda tx: acts.set_limits(tx, AccountId(account_id), **limits))
-        return {"account": described(changed, parts)}
+        return {"account": account_json(changed, parts)}
 
     @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
     async def add_credits(caller: Operator, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
