@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import InternalError, OperationalError
 
@@ -367,6 +368,17 @@ def test_the_tables_of_a_newer_version_are_left_alone(database: Database, databa
         Database.open(database_url)
     with pytest.raises(DatabaseUnavailable, match="newer Rekontext"):
         database.check_sync()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_can_t_hold_every_prompt_is_refused(postgres_server: str, encoding: str) -> None:
+    """Where it was made in another locale than today's: with what makes a good one."""
+    name = f"in_{encoding.lower()}"
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as admin:
+        make = "CREATE DATABASE {} ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        admin.execute(sql.SQL(make).format(sql.Identifier(name), sql.Literal(encoding)))
+    with pytest.raises(ValueError, match=f"the database {name} is in {encoding}, in which not every prompt"):
+        Database.open(f"{postgres_server}/{name}")
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

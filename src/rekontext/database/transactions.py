@@ -153,6 +153,15 @@ class Database:
             connect_args=_postgres_arguments(url),
         )
 
+        @event.listens_for(write, "connect", insert=True)  # before SQLAlchemy asks it anything
+        def require_utf8(connection: Any, _record: object) -> None:
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding != "UTF8":
+                raise ValueError(
+                    f"the database {url.database} is in {encoding}, in which not every prompt can be written; allowed is "
+                    "UTF8: createdb --encoding=UTF8 --template=template0 makes one"
+                )
+
         @event.listens_for(write, "handle_error")
         def leave(context: ExceptionContext) -> None:
             # A session that began while no writes were taken takes none ever after: neither it nor those pooled since.
