@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ import httpx2
 import pytest
 
 from rekontext.api.bodies import Upload
-from rekontext.api.loras import Loras
+from rekontext.api.loras import Loras, loras_of, shown_loras
 from rekontext.api.orders import _digest
 from rekontext.api.parameters import from_form, parse
+from rekontext.api.problems import ParametersRefused
 from rekontext.contract import Fleet, LoRARefused
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet, local, processes
 from rekontext.models import offered_loras
@@ -337,6 +339,22 @@ async def test_an_estimate_is_asked_with_them(studio: Studio, monkeypatch: pytes
     assert asked == [INK_AND_WATERCOLOUR]
     assert wrong.status_code == 400
     assert (wrong.json()["errors"][0]["parameter"], wrong.json()["errors"][0]["value"]) == ("loras", "ink:9")
+
+
+def test_secrets_of_addresses_are_not_told_back() -> None:
+    """Neither in a sentence nor as a value, however they are asked for."""
+    secret = "https://user:pa55@a.example/x.safetensors?token=s3cret#access_token=s3cret"
+    for given in (secret, f"ink,{secret}:9", [secret, secret], [{"name": secret, "strength": 9}], [{"path": secret}]):
+        told = str(shown_loras(given))
+        assert "a.example/x.safetensors" in told
+        assert not {"pa55", "s3cret"} & set(re.split(r"\W+", told)), told
+        if given != secret:
+            with pytest.raises(ParametersRefused) as refused:
+                loras_of(given)
+            [problem] = refused.value.problems
+            assert not {"pa55", "s3cret"} & set(re.split(r"\W+", f"{problem.sentence} {problem.value}")), problem
+    assert shown_loras("user:pa55@a.example/x.safetensors") == "a.example/x.safetensors"
+    assert shown_loras(["ink@1f3a9c0e5b7d2a41", 3]) == '["ink@1f3a9c0e5b7d2a41",3]'
 
 
 async def test_the_document_has_them_for_both_kinds_of_body(client: httpx2.AsyncClient) -> None:

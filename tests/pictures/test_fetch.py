@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from rekontext.dialling import AllowList
-from rekontext.pictures import Fetcher, PictureTooLarge, PictureUnreachable
+from rekontext.pictures import Fetcher, PictureTooLarge, PictureUnreachable, shown_address
 from rekontext.pictures.fetch import PER_CALLER_MAX
 
 pytestmark = pytest.mark.anyio
@@ -250,6 +250,20 @@ async def test_secrets_in_a_url_are_not_repeated(site: Site) -> None:
         with pytest.raises(PictureUnreachable) as caught:
             await opened.fetch(f"http://me:hush@127.0.0.1:{site.port}/nothing?sig=hush", bytes_max=1000)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:hush@a.example/x@2.png?sig=hush#token=hush", "https://a.example/x@2.png"),
+        ("https://a.example/x.png#token=hush", "https://a.example/x.png"),
+        ("me:hush@a.example/x.png", "a.example/x.png"),
+        ("http:/me:hush@a.example/x.png", "a.example/x.png"),
+        ("owner/name/x.safetensors", "owner/name/x.safetensors"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(address: str, shown: str) -> None:
+    assert shown_address(address) == shown
 
 
 async def test_a_large_file_goes_to_the_disk(site: Site, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.contract import LORA_STRENGTH_MAX, LORAS_MAX
 from rekontext.models import BROUGHT_LORA, LORA_NAME, STRENGTH, lora_and_strength
+from rekontext.pictures import shown_address
 
 ADDRESS_CHARACTERS_MAX: Final = 2000
 _PIECES_MAX: Final = 16
@@ -59,8 +60,13 @@ def loras_of(given: object) -> Loras:
     try:
         return () if given is None else _read(given)
     except PydanticCustomError as fault:
-        problem = Problem(parameter="loras", value=shown(given), reason=fault.message())
+        problem = Problem(parameter="loras", value=shown_loras(given), reason=fault.message())
         raise ParametersRefused([problem]) from fault
+
+
+def shown_loras(given: object) -> object:
+    """As `shown`, without the passwords and signatures of addresses."""
+    return shown([_bare(each) for each in given[: LORAS_MAX + 1]] if isinstance(given, list) else _bare(given))
 
 
 def lora_strength(value: object) -> float | None:
@@ -75,13 +81,13 @@ def _read(given: object) -> Loras:
     if isinstance(given, str):  # as in the setting, nothing between two commas asks for nothing
         entries = [part.strip() for part in given.split(",", _PIECES_MAX) if part.strip()]
     if not isinstance(entries, list):
-        raise _loras_unread(f"is {quoted(given)}")
+        raise _loras_unread(f"is {_quoted(given)}")
     if len(entries) > LORAS_MAX:
         raise _loras_unread(f"has more than {LORAS_MAX} entries")
     found: dict[str, float] = {}
     for name, strength in map(_lora, entries):
         if name in found:
-            raise _loras_unread(f"has {quoted(name)} twice")
+            raise _loras_unread(f"has {_quoted(name)} twice")
         found[name] = strength
     return tuple(sorted(found.items()))
 
@@ -96,18 +102,18 @@ def _lora(entry: object) -> tuple[str, float]:
             try:
                 name, strength = lora_and_strength(entry)
             except ValueError as fault:
-                raise _loras_unread(f"has {quoted(entry)} in it") from fault
+                raise _loras_unread(f"has {_quoted(entry)} in it") from fault
         case dict():
             if strange := entry.keys() - {"name", "strength"}:
                 raise _loras_unread(f"has an entry with {quoted(min(strange))} in it")
             name, strength = entry.get("name"), entry.get("strength")
         case _:
-            raise _loras_unread(f"has {quoted(entry)} in it")
+            raise _loras_unread(f"has {_quoted(entry)} in it")
     if not isinstance(name, str) or not name:
-        raise _loras_unread(f"has an entry whose name is {quoted(name)}")
+        raise _loras_unread(f"has an entry whose name is {_quoted(name)}")
     by = lora_strength(1 if strength is None else strength)
     if by is None:
-        raise _loras_unread(f"has {quoted(name)} with a strength of {quoted(strength)}")
+        raise _loras_unread(f"has {_quoted(name)} with a strength of {quoted(strength)}")
     return name, by
 
 
@@ -122,8 +128,23 @@ def _named(loras: Loras) -> Loras:
     for name, _ in loras:
         is_name = LORA_NAME.fullmatch(name) or BROUGHT_LORA.fullmatch(name)
         if not is_name and not ("/" in name and len(name) <= ADDRESS_CHARACTERS_MAX and name.isprintable()):
-            raise _loras_unread(f"has {quoted(name)}, which is neither a name nor an address of one")
+            raise _loras_unread(f"has {_quoted(name)}, which is neither a name nor an address of one")
     return loras
+
+
+def _bare(entry: object) -> object:
+    """An entry, or a text of several, without what stands behind an address's first ? or # or before its @."""
+    match entry:
+        case str() if "/" in entry:
+            several = entry.partition("?")[0].partition("#")[0].split(",")
+            return ",".join(shown_address(each) if "/" in each else each for each in several)
+        case dict():
+            return {name: _bare(value) if isinstance(value, str) else value for name, value in entry.items()}
+    return entry
+
+
+def _quoted(entry: object) -> str:
+    return quoted(_bare(entry))
 
 
 def _loras_unread(reason: str) -> PydanticCustomError:

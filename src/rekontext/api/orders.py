@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from rekontext.api.bodies import FormFields, JsonObject, Upload, read_body, read_json
 from rekontext.api.brought import BringingRefused, BroughtLoras
-from rekontext.api.loras import Loras, loras_of
+from rekontext.api.loras import Loras, loras_of, shown_loras
 from rekontext.api.parameters import KontextParameters, from_form, parse
 from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.api.workbench import EditOrder, shown_source
@@ -229,7 +229,7 @@ class OrderReader:
             return None
         told = f"this server offers {_named(offers)}"
         reason = f"asks for {' and '.join(strange)}, and {told}"
-        return Problem(parameter="loras", value=shown(loras), reason=reason, says_allowed=True, allowed_text=told)
+        return Problem(parameter="loras", value=shown_loras(loras), reason=reason, says_allowed=True, allowed_text=told)
 
     async def _loras(
         self, parameters: KontextParameters | None, problems: dict[str, Problem], account: AccountId
@@ -240,7 +240,7 @@ class OrderReader:
         try:
             return await self._brought.named(parameters.loras, account=account)
         except BringingRefused as fault:
-            value = shown([{"name": name, "strength": strength} for name, strength in parameters.loras])
+            value = shown_loras([{"name": name, "strength": strength} for name, strength in parameters.loras])
             problems["loras"] = Problem(
                 parameter="loras", value=value, reason=str(fault), says_allowed=True, code=fault.code
             )

@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from rekontext.api.bodies import Upload
-from rekontext.api.loras import LORAS_UNREAD, AskedLoras
+from rekontext.api.loras import LORAS_UNREAD, AskedLoras, shown_loras
 from rekontext.api.problems import ALLOWED, DEADLINE_S_MAX, PROMPT_CHARACTERS_MAX, Problem, quoted, shown
 from rekontext.contract import (
     GUIDANCE_DEFAULT,
@@ -189,7 +189,8 @@ def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, obj
         if name not in ALLOWED:
             continue
         if name in given:
-            repeated[name] = Problem(parameter=name, value=shown(value), reason="is given more than once")
+            told = shown_loras(value) if name == "loras" else shown(value)
+            repeated[name] = Problem(parameter=name, value=told, reason="is given more than once")
         given[name] = _from_text(name, value) if isinstance(value, str) else _from_file(name, value)
     return given, repeated
 
@@ -209,7 +210,8 @@ def nameless_file(text: str) -> Upload | None:
 def _problem(name: str, value: object, reason: str | None = None) -> Problem:
     if value is None:
         return Problem(parameter=name, value=None, reason="is missing")
-    return Problem(parameter=name, value=shown(value), reason=reason or f"is {quoted(value)}")
+    told = shown_loras(value) if name == "loras" else shown(value)
+    return Problem(parameter=name, value=told, reason=reason or f"is {quoted(value)}")
 
 
 def _from_text(name: str, text: str) -> object:

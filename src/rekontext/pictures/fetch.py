@@ -23,6 +23,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
 _WRITTEN_BYTES: Final = 4 * 2**20
 """So many at a time go into a file."""
+_SECRETS: Final = re.compile(r"[?#]")
+"""Behind the first of them signatures and tokens stand."""
 _Take = Callable[[bytes], Awaitable[None]]
 PER_CALLER_MAX: Final = 8
 """Fetches of one caller that may be under way; more wait for each other, within their own time.
@@ -186,7 +188,9 @@ def _parse(text: str, *, base: URL | None = None) -> URL:
 
 def shown_address(address: str, *, most: int = 120) -> str:
     """An address to be shown or kept: at most so many characters, without the password or signature in it."""
-    bare = address.partition("?")[0]
+    bare = _SECRETS.split(address, maxsplit=1)[0]
     scheme, separator, rest = bare.partition("://")
+    if not separator:  # it is none, and what was meant as its password may stand anywhere
+        return bare.rpartition("@")[2][:most]
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:most]

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from rekontext.api.bodies import FormFields, JsonObject, Upload
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
+from rekontext.api.loras import shown_loras
 from rekontext.api.orders import Draft
 from rekontext.api.parameters import from_form, nameless_file
 from rekontext.api.problems import Problem, shown
@@ -131,7 +132,7 @@ def _put_together(body: FormFields, given: dict[str, object], wrong: dict[str, P
     if not fields:
         return
     if "loras" in given:
-        wrong["loras"] = Problem(parameter="loras", value=shown(given["loras"]), reason="is given more than once")
+        wrong["loras"] = Problem(parameter="loras", value=shown_loras(given["loras"]), reason="is given more than once")
     elif all(_LORA.fullmatch(name) and isinstance(value, str) for name, value in fields):
         given["loras"] = [value for _, value in fields]
     else:

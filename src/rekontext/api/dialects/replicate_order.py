@@ -8,7 +8,7 @@ from typing import Any, Final
 from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.edits import UnknownModel
-from rekontext.api.loras import lora_strength
+from rekontext.api.loras import lora_strength, shown_loras
 from rekontext.api.problems import ParametersRefused, Problem, quoted
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import LORA_STRENGTH_MAX
@@ -113,7 +113,10 @@ def _lora(asked: Mapping[str, object], wrong: dict[str, Problem]) -> object:
     if asked.get("loras") not in (None, "", []):
         several = "input.loras"  # under our own name it would be told as what stands for it here
         wrong[several] = terms.problem(
-            several, asked["loras"], "can't be heeded here", allowed=f"one LoRA, as {LORA} and {LORA_STRENGTH}"
+            several,
+            shown_loras(asked["loras"]),
+            "can't be heeded here",
+            allowed=f"one LoRA, as {LORA} and {LORA_STRENGTH}",
         )
     if name in (None, ""):
         return None
