@@ -211,12 +211,7 @@ def hold(
         SpendCapReached: the cap would be passed.
     """
     before = lock(tx, account) if locked is None else locked
-    if before.available_micros < amount_micros:
-        raise InsufficientCredits(available_micros=before.available_micros, price_micros=amount_micros)
-    if cap_micros is not None:
-        spent = spent_since(tx, account, month_start(now)) + before.held_micros
-        if spent + amount_micros > cap_micros:
-            raise SpendCapReached(cap_micros=cap_micros, spent_micros=spent, price_micros=amount_micros)
+    check_affordable(tx, account, before, amount_micros, now=now, cap_micros=cap_micros)
     free = min(before.free_micros, amount_micros)
     paid = amount_micros - free
     changes: dict[Book, int] = {"free": -free, "held_free": free, "paid": -paid, "held_paid": paid}
@@ -227,6 +222,22 @@ def hold(
         held_free_micros=before.held_free_micros + free,
         held_paid_micros=before.held_paid_micros + paid,
     )
+
+
+def check_affordable(
+    tx: Connection, account: AccountId, has: Balance, amount_micros: int, *, now: datetime, cap_micros: int | None
+) -> None:
+    """Return if an account that has this could have so much held.
+
+    Raises:
+        InsufficientCredits, SpendCapReached: as `hold`.
+    """
+    if has.available_micros < amount_micros:
+        raise InsufficientCredits(available_micros=has.available_micros, price_micros=amount_micros)
+    if cap_micros is not None:
+        spent = spent_since(tx, account, month_start(now)) + has.held_micros
+        if spent + amount_micros > cap_micros:
+            raise SpendCapReached(cap_micros=cap_micros, spent_micros=spent, price_micros=amount_micros)
 
 
 def settle(tx: Connection, account: AccountId, settlement: Settlement, *, job: JobId, now: datetime) -> int:

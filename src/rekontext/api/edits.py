@@ -144,6 +144,19 @@ class Edits:
         accepted = await self._desk.earlier(caller.account, Idempotency(key=key, body_digest=body_digest))
         return None if accepted is None else self._submitted(accepted)
 
+    async def check(self, caller: Caller, *, steps: int, pictures: int, priority: int) -> None:
+        """Return if an order like this would be accepted as things stand: before anything is brought for it.
+
+        Raises:
+            ModelNotAllowed, ScopeMissing, Busy, InsufficientCredits, SpendCapReached, PriceUnknown: as `submit`.
+        """
+        _require(caller, priority)
+        price_micros = self.price_micros(steps=steps, pictures=pictures)
+        try:
+            await self._desk.check(caller.account, price_micros)
+        except (QueueFull, TooManyInFlight) as fault:
+            raise await self._busy(fault, caller) from fault
+
     async def submit(
         self, caller: Caller, order: EditOrder, *, job: JobId, origin: str, idempotency_key: str | None
     ) -> Submitted:
@@ -160,9 +173,7 @@ class Edits:
             StoreUnavailable: the picture can't be kept; nothing was held.
             InsufficientCredits, SpendCapReached, IdempotencyKeyReused, PriceUnknown, DatabaseUnavailable.
         """
-        caller.key.require_model(SLUG)
-        if order.priority > 0 and "admin" not in caller.key.policy.scopes:
-            raise ScopeMissing(f"priority is {order.priority}; above 0 it needs an API key with the scope 'admin'.")
+        _require(caller, order.priority)
         parameters = parameters_of(order, origin=origin)
         price_micros = self.price_micros(steps=order.steps, pictures=order.pictures)
         if order.deadline_s is not None:
@@ -195,9 +206,7 @@ class Edits:
             if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
                 await clear_away(self._objects, *keys)
             if isinstance(fault, QueueFull | TooManyInFlight):
-                room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
-                wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
-                raise Busy(str(fault), code=fault.code, retry_after_s=wait_s) from fault
+                raise await self._busy(fault, caller) from fault
             if isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt:
                 raise AcceptInDoubt(str(fault), is_in_doubt=True) from fault
             raise
@@ -241,6 +250,11 @@ class Edits:
             balance = await self._database.read(lambda tx: ledger.balance(tx, account))
         return found, balance
 
+    async def _busy(self, fault: QueueFull | TooManyInFlight, caller: Caller) -> Busy:
+        room_in_s = await self._room_in_s(caller.account if isinstance(fault, TooManyInFlight) else None)
+        wait_s = min(max(math.ceil(room_in_s), 1), _RETRY_AFTER_S_MAX)
+        return Busy(str(fault), code=fault.code, retry_after_s=wait_s)
+
     async def _room_in_s(self, account: AccountId | None) -> float:
         """When the first edit of this account, or of all for None, is expected to end.
 
@@ -260,6 +274,13 @@ class Edits:
     def _check_deadline(self, deadline_s: float, estimate: Estimate | None) -> None:
         if estimate is not None and estimate.finish_s > deadline_s:
             raise DeadlineUnmeetable(deadline_s=deadline_s, finish_s=estimate.finish_s)
+
+
+def _require(caller: Caller, priority: int) -> None:
+    """Return if the key is good for an edit of this priority."""
+    caller.key.require_model(SLUG)
+    if priority > 0 and "admin" not in caller.key.policy.scopes:
+        raise ScopeMissing(f"priority is {priority}; above 0 it needs an API key with the scope 'admin'.")
 
 
 Missing = Literal["model", "database", "disk"]

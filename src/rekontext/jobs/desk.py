@@ -90,6 +90,15 @@ class Desk:
         """End every `wait`, now and from now on: the process goes down, and its jobs go on without it."""
         self._is_letting_go = True
 
+    async def check(self, account: AccountId, price_micros: int) -> None:
+        """Return if an order of this price would be accepted as things stand; `submit` decides.
+
+        Raises:
+            what `JobLife.check` raises.
+        """
+        now = self._clock.now()
+        await self._database.read(lambda tx: self._life.check(tx, account, price_micros, now=now))
+
     async def submit(self, order: Order) -> Accepted:
         """Accept an order; once this returns, the edit can't be lost.
 

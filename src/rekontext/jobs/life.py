@@ -90,12 +90,7 @@ class JobLife:
         account, balance = registry.lock(tx, order.account)
         if order.key is not None:
             keys.check_open(tx, order.key, now=now)
-        limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
-        queue = queries.queue(tx, order.account)
-        if queue.in_flight >= limit:
-            raise TooManyInFlight(in_flight=queue.in_flight, limit=limit)
-        if queue.queued >= self.bounds.queued_max:
-            raise QueueFull(limit=self.bounds.queued_max)
+        queue = self._queue(tx, account)
         balance = ledger.hold(
             tx,
             order.account,
@@ -128,6 +123,31 @@ class JobLife:
         job = from_row(row.mappings().one())
         ahead = queue.queued if queue.is_last else queries.ahead(tx, job)
         return Accepted(job=job, balance=balance, replayed=False, ahead=ahead)
+
+    def check(self, tx: Connection, account: AccountId, price_micros: int, *, now: datetime) -> None:
+        """Return if an order of this price would be taken as things stand. Locks and holds nothing.
+
+        Raises:
+            TooManyInFlight, QueueFull, InsufficientCredits, SpendCapReached, AccountUnknown: as `accept`.
+        """
+        found = registry.get(tx, account)
+        self._queue(tx, found)
+        has, cap_micros = ledger.balance(tx, account), found.monthly_cap_micros
+        ledger.check_affordable(tx, account, has, price_micros, now=now, cap_micros=cap_micros)
+
+    def _queue(self, tx: Connection, account: registry.Account) -> queries.Queue:
+        """What waits, if one more may.
+
+        Raises:
+            TooManyInFlight, QueueFull: a bound is reached.
+        """
+        limit = self.bounds.in_flight_max if account.in_flight_max is None else account.in_flight_max
+        queue = queries.queue(tx, account.id)
+        if queue.in_flight >= limit:
+            raise TooManyInFlight(in_flight=queue.in_flight, limit=limit)
+        if queue.queued >= self.bounds.queued_max:
+            raise QueueFull(limit=self.bounds.queued_max)
+        return queue
 
     def claim(
         self, tx: Connection, *, worker: str, limit: int, now: datetime, besides: Collection[AccountId] = ()
