@@ -36,5 +36,18 @@ def test_a_start_that_fails_closes_the_database(
     assert _database_threads() == before
 
 
+def test_the_disks_that_are_watched_have_loras_on_their_way(tmp_path: Path) -> None:
+    """Where all else is kept elsewhere, these still go through the data folder."""
+
+    def watched(**settings: object) -> list[Path]:
+        away = {"data_dir": tmp_path, "store_url": "s3://bucket", "database_url": "postgresql://host/name"}
+        return assembly._folders(Settings(_env_file=None, **away | settings))  # type: ignore[call-arg,arg-type]
+
+    assert watched() == [tmp_path]
+    assert watched(lora_bytes_max=0) == []
+    assert watched(database_url=None, lora_bytes_max=0) == [tmp_path]
+    assert watched(database_url=None, store_url=None) == [tmp_path, tmp_path / "store"]
+
+
 def _database_threads() -> set[threading.Thread]:
     return {each for each in threading.enumerate() if each.name.startswith("database-")}

@@ -71,6 +71,8 @@ from rekontext.works import Works
 
 _COPIES_BYTES_MAX: Final = 16 * 2**30
 """Of LoRAs that lie elsewhere. In a folder store they are the store's own files, which take no room twice."""
+_FREE_BYTES_MIN: Final = 2**30
+"""Of the disk, for the database and pictures: LoRAs take none of it."""
 _RECENT_BYTES_MAX: Final = 256 * 2**20
 
 
@@ -153,7 +155,9 @@ def assemble(
             what="LoRA",
             accept="*/*",
         )
-        copies = LocalCopies(store, settings.data_dir / "loras", bytes_max=_COPIES_BYTES_MAX)
+        copies = LocalCopies(
+            store, settings.data_dir / "loras", bytes_max=_COPIES_BYTES_MAX, free_bytes_min=_FREE_BYTES_MIN
+        )
         limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
         photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
         brought = BroughtLoras(
@@ -161,10 +165,12 @@ def assemble(
             objects=store,
             copies=copies,
             fetcher=lora_fetcher,
-            threads=threads,
+            threads=CodecThreads(1),
             clock=clock,
             bytes_max=settings.lora_bytes_max,
             kept_bytes_max=settings.loras_bytes_max,
+            timeout_s=settings.lora_timeout_s,
+            adopts=not isinstance(fleet, ElsewhereFleet),
             hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
         )
         signer = LinkSigner(derive(secret, "links"))
@@ -274,6 +280,7 @@ def assemble(
                 idempotency_s=settings.idempotency_s,
                 assets_s=settings.keep_uploads_s,
             ),
+            copies=copies,
         )
         works = Works(
             fleet=fleet,
@@ -349,11 +356,11 @@ async def _latest_profile(database: Database) -> Mapping[str, object] | None:
 
 
 def _folders(settings: Settings) -> list[Path]:
-    """Where the database and the pictures are, of those that are on this machine's disks."""
+    """Where the database and the pictures are, of those that are on this machine's disks, and LoRAs on their way."""
     file = sqlite_file(settings.database)
-    folders = [] if file is None else [file.parent]
     scheme, _, place = settings.store.partition("://")
-    return [*folders, Path(place)] if scheme == "file" else folders
+    folders = [*([] if file is None else [file.parent]), *([Path(place)] if scheme == "file" else [])]
+    return [*folders, *([settings.data_dir] if settings.data_dir not in folders and settings.lora_bytes_max else [])]
 
 
 def _tariff(settings: Settings) -> Tariff:

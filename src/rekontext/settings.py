@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     codec_threads: int = Field(default=2, ge=1, le=64, description="threads that decode and encode pictures")
 
     fetch_timeout_s: float = Field(default=20.0, gt=0, le=600, description="for one input URL, redirects included")
-    lora_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="for fetching one LoRA")
+    lora_timeout_s: float = Field(default=120.0, gt=0, le=3600, description="for bringing all LoRAs of one edit")
     fetch_redirects_max: int = Field(default=3, ge=0, le=20)
     fetch_allow: Entries = Field(
         default=(), description="networks and hosts that may be fetched though not public, separated by commas"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,14 +26,26 @@ class LoraSite:
 
     Attributes:
         visits: the path and the status that was answered.
+        may_answer: a test may have all wait.
+        waiting: for it at this moment; whoever hangs up doesn't.
+        most_waiting: at any.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"/ink.safetensors": lora_file()}
         self.visits: list[tuple[str, int]] = []
         self.url = ""
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.waiting = self.most_waiting = 0
 
     async def page(self, request: web.Request) -> web.Response:
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        try:
+            await self.may_answer.wait()
+        finally:
+            self.waiting -= 1
         data = self.files.get(request.path)
         tag = None if data is None else f'"{hash(data):x}"'
         if data is None:
@@ -43,6 +56,12 @@ class LoraSite:
             answer = web.Response(body=data, headers={"ETag": tag or ""})
         self.visits.append((request.path, answer.status))
         return answer
+
+    async def until_waiting(self, count: int) -> None:
+        """Until so many wait for an answer."""
+        async with asyncio.timeout(10):
+            while self.waiting != count:  # noqa: ASYNC110 - connections come and go elsewhere
+                await asyncio.sleep(0.01)
 
     def add_repository(self, name: str, files: dict[str, bytes]) -> None:
         """A repository of the hub."""
@@ -58,9 +77,10 @@ async def open_site() -> AsyncIterator[LoraSite]:
     site = LoraSite()
     app = web.Application()
     app.router.add_get("/{path:.*}", site.page)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     site.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield site
+    site.may_answer.set()
     await runner.cleanup()

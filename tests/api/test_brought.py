@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import httpx2
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from rekontext.accounts import NewKey
 from rekontext.api import brought
+from rekontext.database import DatabaseUnavailable
+from rekontext.database.tables import lora_sources
 from rekontext.database.tables import loras as table
 from rekontext.jobs import Retention, Sweeper, loras
+from rekontext.pictures.copies import LocalCopies
 from tests.api.brought import LoraSite, lora_file, open_site
+from tests.api.caller import Caller
 from tests.api.conftest import MakeStudio
 from tests.api.orders import GOOD, V1, V2
-from tests.api.studio import PillowFleet, Studio
+from tests.api.studio import PillowFleet, Studio, gone
 from tests.api.test_elsewhere import until
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +112,7 @@ async def test_the_same_bytes_are_one_lora(studio: Studio, site: LoraSite) -> No
         [kept] = await brought_by(client)
     assert {answer.status_code for answer in [*answers, second]} == {200}
     assert why(twice) == f"has {kept['name']} twice"
-    assert site.visits.count(("/ink.safetensors", 200)) == 2, "once for the four, and again when it was the other's"
+    assert site.visits == [("/ink.safetensors", 200), ("/other.safetensors", 200)], "each address once"
 
 
 async def test_a_lora_is_its_account_s(studio: Studio, site: LoraSite) -> None:
@@ -134,17 +142,20 @@ async def test_the_hub_s_names_will_do(studio: Studio, site: LoraSite) -> None:
     site.add_repository("o/usual", {"pytorch_lora_weights.safetensors": lora_file(seed=2), "x.safetensors": b""})
     site.add_repository("o/many", {"a.safetensors": lora_file(seed=3), "b b.safetensors": b""})
     site.files["/api/models/o/strange"] = b"[]"
+    site.files["/api/models/o/odd"] = b'{"siblings": [{"rfilename": 3}]}'
     async with studio.open() as client:
         for given in ("o/one", "huggingface.co/o/usual", "o/many/a.safetensors"):
             assert (await order(client, given)).status_code == 200, given
         many, none = await order(client, "o/many"), await order(client, "o/none")
         strange, path = await order(client, "o/strange"), await order(client, "/etc/passwd")
+        odd = await order(client, "o/odd")
     assert [request.loras[0][0].partition("@")[0] for request in studio.fleet.requests] == ["sketch", "usual", "a"]
     assert why(many) == (
         "can't be used: o/many has 2 .safetensors files (a.safetensors, b b.safetensors); name the one, as "
         "o/many/FILE.safetensors"
     )
     assert "answered 404" in why(none)
+    assert why(odd) == "can't be used: the hub doesn't tell which files o/odd has"
     assert why(strange) == "can't be used: the hub doesn't tell which files o/strange has"
     assert why(path).startswith("has /etc/passwd: it must be the http(s) URL")
 
@@ -225,6 +236,8 @@ async def test_those_make_room_that_were_not_used_for_longest(make_studio: MakeS
     assert (listed["bytes_kept"], listed["bytes_max"]) == (2 * size, 2 * size)
     stored = {file.name for file in (studio.options.data_dir / "store" / "loras").iterdir()}
     assert stored == {second["id"], third["id"]}
+    copies = {file.stem for file in (studio.options.data_dir / "loras").iterdir()}
+    assert copies == {f"copy-{each['id']}" for each in (second, third)}
 
 
 async def test_one_that_is_gone_is_brought_again(studio: Studio, site: LoraSite) -> None:
@@ -232,20 +245,24 @@ async def test_one_that_is_gone_is_brought_again(studio: Studio, site: LoraSite)
     async with studio.open() as client:
         await order(client, f"{site.url}/ink.safetensors")
         [kept] = await brought_by(client)
-        (studio.options.data_dir / "store" / "loras" / kept["id"]).unlink()
+        stored = studio.options.data_dir / "store" / "loras" / kept["id"]
+        stored.unlink()
         assert (await order(client, f"{site.url}/ink.safetensors")).status_code == 200
+        stored.unlink()
+        refused = await order(client, kept["name"])
+        assert await brought_by(client) == []
     assert [status for _, status in site.visits] == [200, 200]
+    assert why(refused) == f"asks for {kept['name']}, which this account doesn't have (any more)"
 
 
 async def test_an_edit_whose_lora_was_deleted_fails_free_of_charge(studio: Studio, site: LoraSite) -> None:
-    """If it hasn't begun, and this machine has no copy any more."""
+    """If it hasn't begun; nothing of it is left on this machine."""
     studio.fleet.may_start.clear()
     async with studio.open() as client:
         answer = await client.post(V2, json=GOOD | {"loras": f"{site.url}/ink.safetensors"})
         [kept] = await brought_by(client)
         await client.delete(f"/console/api/loras/{kept['id']}")
-        for file in (studio.options.data_dir / "loras").iterdir():
-            file.unlink()
+        assert not any(studio.options.data_dir.glob("loras/*"))
         studio.fleet.may_start.set()
         place = f"/v2/requests/{answer.json()['request_id']}"
         await until(client, f"{place}/status", lambda told: told["status"] == "FAILED")
@@ -256,6 +273,235 @@ async def test_an_edit_whose_lora_was_deleted_fails_free_of_charge(studio: Studi
     assert balance["available"] == 10
 
 
+async def test_one_that_is_deleted_meanwhile_is_brought_again(
+    studio: Studio, site: LoraSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its server has just said that it is the same still."""
+    monkeypatch.setattr(brought, "_FRESH_FOR", timedelta())
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        [kept] = await brought_by(client)
+        site.may_answer.clear()
+        again = asyncio.create_task(order(client, f"{site.url}/ink.safetensors"))
+        await site.until_waiting(1)
+        await client.delete(f"/console/api/loras/{kept['id']}")
+        site.may_answer.set()
+        assert (await again).status_code == 200
+        assert [each["id"] for each in await brought_by(client)] == [kept["id"]]
+    assert [status for _, status in site.visits] == [200, 304, 200]
+
+
+async def test_what_is_known_is_not_stored_again(
+    studio: Studio, site: LoraSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not lost when it can't be written down that it lies elsewhere, too."""
+    site.files["/other.safetensors"] = lora_file()
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        [kept] = await brought_by(client)
+        stored = studio.options.data_dir / "store" / "loras" / kept["id"]
+        before = stored.stat().st_ino
+        with monkeypatch.context() as broken:
+            broken.setattr(loras, "keep", fails)
+            assert (await order(client, f"{site.url}/other.safetensors")).status_code == 503
+        assert (await order(client, kept["name"])).status_code == 200
+        assert (await order(client, f"{site.url}/other.safetensors")).status_code == 200
+    assert stored.stat().st_ino == before
+
+
+def fails(*_asked: object, **_how: object) -> NoReturn:
+    raise DatabaseUnavailable("gone for a moment")
+
+
+async def test_an_order_that_would_be_refused_brings_none(make_studio: MakeStudio, site: LoraSite) -> None:
+    """Whoever can't pay, or may not have what is asked for, costs no fetch."""
+    studio = make_studio(PillowFleet(), in_flight_max=1, **NEW)
+    studio.fleet.may_step.clear()
+    poor, strange = studio.new_account("poor"), studio.new_key(models=frozenset({"another"}))
+    plain = studio.new_key(scopes=frozenset({"edit"}))
+    address = f"{site.url}/ink.safetensors"
+
+    async def code(key: NewKey, **asked: object) -> object:
+        async with studio.client(key.secret) as other:
+            return (await order(other, address, **asked)).json()["code"]
+
+    async with studio.open() as client:
+        assert await code(poor) == "insufficient_credits"
+        assert await code(strange) == "model_not_allowed"
+        assert await code(plain, priority=1) == "scope_missing"
+        assert (await client.post(V2, json=GOOD)).status_code == 200
+        busy = await order(client, address)
+        studio.fleet.may_step.set()
+    assert (busy.status_code, busy.json()["code"], "retry-after" in busy.headers) == (429, "too_many_in_flight", True)
+    assert site.visits == []
+
+
+async def test_few_are_on_their_way_at_a_time(make_studio: MakeStudio, site: LoraSite) -> None:
+    """Of one account; the others wait, and those are refused that are too many to wait."""
+    studio = make_studio(PillowFleet(), **NEW)
+    count = brought.BRINGING_MAX
+    for i in range(count + 1):
+        site.files[f"/l{i}.safetensors"] = lora_file(seed=i)
+    site.may_answer.clear()
+    async with studio.open() as client:
+        asked = [asyncio.create_task(order(client, f"{site.url}/l{i}.safetensors")) for i in range(count)]
+        await site.until_waiting(2)
+        while sum(studio.service.parts.brought._bringing.values()) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for refused in (await order(client, f"{site.url}/l{count}.safetensors"), await sent(client, "x", lora_file())):
+            told = refused.json()["code"], "retry-after" in refused.headers
+            assert (refused.status_code, *told) == (429, "too_many_loras", True)
+        site.may_answer.set()
+        assert {(await each).status_code for each in asked} == {200}
+        assert (await sent(client, "x", lora_file())).status_code == 200
+    assert site.most_waiting == 2
+
+
+async def test_an_address_that_does_not_answer_is_waited_for_once(make_studio: MakeStudio, site: LoraSite) -> None:
+    """By all together, and no photo with them."""
+    studio = make_studio(PillowFleet(), lora_timeout_s=0.5, **NEW)
+    site.may_answer.clear()
+    address, photo = f"{site.url}/ink.safetensors", f"{site.url}/photo.png"
+    async with studio.open() as client:
+        began = time.monotonic()
+        asked = [order(client, address, input_image=photo, seed=i) for i in range(brought.BRINGING_MAX)]
+        answers = await asyncio.gather(*asked)
+        took_s = time.monotonic() - began
+        several = await order(client, [f"{site.url}/a", f"{site.url}/b", f"{site.url}/c"])
+    assert {why(each) for each in answers} == {
+        f"can't be used: {address} did not come within 0.5 s (of one account 2 are fetched at a time)"
+    }
+    assert took_s < 2.5
+    assert "did not come within 0.5 s" in why(several)
+    assert (site.most_waiting, site.visits) == (1, [])
+
+
+async def test_hanging_up_ends_the_fetch(studio: Studio, site: LoraSite) -> None:
+    """Unless somebody else waits for the same."""
+    site.may_answer.clear()
+    body = GOOD | {"loras": f"{site.url}/ink.safetensors"}
+    async with studio.open() as client:
+        callers = [Caller(body | {"seed": i}, studio.headers) for i in range(2)]
+        calls = [asyncio.create_task(studio.app(each.scope, each.receive, each.send)) for each in callers]
+        await site.until_waiting(1)
+        while sum(studio.service.parts.brought._bringing.values()) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        callers[0].hang_up.set()
+        await calls[0]
+        assert site.waiting == 1
+        callers[1].hang_up.set()
+        await calls[1]
+        await site.until_waiting(0)
+        assert (await client.get("/console/api/requests")).json()["data"] == []
+    assert not any(studio.options.data_dir.glob("loras/*"))
+
+
+async def test_a_disk_without_room_is_not_the_caller_s_fault(
+    studio: Studio, site: LoraSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of it is left for others, and what was begun goes."""
+    usage = shutil.disk_usage(studio.options.data_dir)
+    async with studio.open() as client:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**30 - 1))
+        for refused in (await order(client, f"{site.url}/ink.safetensors"), await sent(client, "ink", lora_file())):
+            assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        assert not any(studio.options.data_dir.glob("loras/*"))
+        assert (await order(client, f"{site.url}/ink.safetensors")).status_code == 200
+
+
+async def test_one_for_which_there_is_no_room_is_not_stored(
+    make_studio: MakeStudio, site: LoraSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor fetched farther than its length; and one that is sent isn't stored either."""
+    studio = make_studio(**NEW | {"loras_bytes_max": len(lora_file()) + 10})
+    site.files["/second.safetensors"] = lora_file(seed=1)
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        monkeypatch.setattr(studio.service.parts.objects, "put_file", gone)
+        assert "may have" in why(await order(client, f"{site.url}/second.safetensors"))
+        refused = await sent(client, "second", lora_file(seed=1))
+    assert refused.json()["error"].startswith("Wrong parameter: file can't be kept: the LoRAs that this account used")
+
+
+async def test_a_name_is_the_lora_s_own(studio: Studio, site: LoraSite) -> None:
+    """Whatever somebody calls it before its @."""
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        [kept] = await brought_by(client)
+        twice = await order(client, [f"a@{kept['id']}", f"b@{kept['id']}"])
+        both = await order(client, [f"{site.url}/ink.safetensors", f"Another.Style@{kept['id']}"])
+        once = await order(client, f"Another.Style@{kept['id']}")
+    assert why(twice) == why(both) == f"has {kept['name']} twice"
+    assert once.headers["x-rekontext-model"] == f"mini + {kept['name']}"
+
+
+@pytest.mark.parametrize("tag", ['"\xff"', '"' + "a" * 600 + '"', '"a\tb"'])
+async def test_a_tag_that_is_none_is_not_kept(studio: Studio, tag: str) -> None:
+    """What a server calls its files may be anything."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\nETag: {tag}\r\nContent-Length: {len(lora_file())}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode("latin-1") + lora_file())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with studio.open() as client, server:
+        place = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x.safetensors"
+        assert (await order(client, place)).status_code == 200
+        database = studio.service.parts.database
+        tags = await database.read(lambda tx: tx.execute(select(lora_sources.c.tag)).scalars().all())
+    assert tags == [""]
+
+
+async def test_a_front_keeps_no_copies(tmp_path: Path, site: LoraSite) -> None:
+    """No edit runs there that would need one."""
+    front = Studio(folder=tmp_path, fleet=cast(Any, None), settings=NEW)
+    async with front.open() as client:
+        answer = await client.post(V2, json=GOOD | {"loras": f"{site.url}/ink.safetensors"})
+        assert answer.status_code == 200, answer.text
+        assert len(await brought_by(client)) == 1
+    assert not any(front.options.data_dir.glob("loras/*"))
+
+
+async def test_one_of_many_addresses_is_fetched_again(
+    studio: Studio, site: LoraSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those are known by which it was found last."""
+    monkeypatch.setattr(loras, "_SOURCES_MAX", 2)
+    for name in "abc":
+        site.files[f"/{name}"] = lora_file()
+    async with studio.open() as client:
+        for name in "abcba":
+            assert (await order(client, f"{site.url}/{name}")).status_code == 200
+        assert len(await brought_by(client)) == 1
+    assert [path for path, _ in site.visits] == ["/a", "/b", "/c", "/a"]
+
+
+async def test_one_that_is_brought_while_it_is_swept_stays(studio: Studio, site: LoraSite) -> None:
+    """Its row goes before its object: whoever asks then brings both anew."""
+
+    class Objects:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(studio.service.parts.objects, name)
+
+        async def delete(self, key: str) -> None:
+            await studio.service.parts.objects.delete(key)
+            assert (await order(client, f"{site.url}/ink.safetensors")).status_code == 200
+
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        [kept] = await brought_by(client)
+        parts = studio.service.parts
+        week_ago = parts.clock.now() - timedelta(days=8)
+        await parts.database.transact(lambda tx: tx.execute(update(table).values(used_at=week_ago)))
+        objects = cast(Any, Objects())
+        await Sweeper(database=parts.database, objects=objects, clock=parts.clock, retention=Retention()).sweep()
+        assert (await order(client, kept["name"])).status_code == 200
+
+
 async def test_the_sweeper_takes_those_that_nobody_uses(studio: Studio, site: LoraSite) -> None:
     """Their bytes with their rows, and bytes that no row knows."""
     async with studio.open() as client:
@@ -264,8 +510,12 @@ async def test_the_sweeper_takes_those_that_nobody_uses(studio: Studio, site: Lo
         parts = studio.service.parts
         week_ago = parts.clock.now() - timedelta(days=8)
         await parts.database.transact(lambda tx: tx.execute(update(table).values(used_at=week_ago)))
-        sweeper = Sweeper(database=parts.database, objects=parts.objects, clock=parts.clock, retention=Retention())
-        assert (await sweeper.sweep()).loras == 1
+        copies = LocalCopies(parts.objects, studio.options.data_dir / "loras", bytes_max=10**6)
+        sweeper = Sweeper(
+            database=parts.database, objects=parts.objects, clock=parts.clock, retention=Retention(), copies=copies
+        )
+        swept = await sweeper.sweep()
+        assert (swept.loras, swept.copies) == (1, 1)
         assert await brought_by(client) == []
         assert not await parts.objects.has(f"loras/{kept['id']}")
 

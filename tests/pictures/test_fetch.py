@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from rekontext.dialling import AllowList
-from rekontext.pictures import Fetcher, PictureTooLarge, PictureUnreachable, shown_address
+from rekontext.pictures import Fetcher, PictureTooLarge, PictureUnreachable, StoreUnavailable, shown_address
 from rekontext.pictures.fetch import PER_CALLER_MAX
 
 pytestmark = pytest.mark.anyio
@@ -266,25 +265,46 @@ def test_an_address_is_shown_without_its_secrets(address: str, shown: str) -> No
     assert shown_address(address) == shown
 
 
-async def test_a_large_file_goes_to_the_disk(site: Site, tmp_path: Path) -> None:
+class Taken:
+    """What was fetched in pieces."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    async def take(self, piece: bytes) -> None:
+        self.data += piece
+
+
+async def test_a_large_file_comes_in_pieces(site: Site) -> None:
     """With the tag by which it is known again; where it is the same still, nothing is sent."""
-    there, again, untagged = (tmp_path / name for name in ("there", "again", "untagged"))
+    there, again, untagged = Taken(), Taken(), Taken()
     async with fetcher("127.0.0.1") as fetch:
-        tag = await fetch.fetch_file(site.url("/tagged"), there, bytes_max=10_000)
-        assert (tag, there.read_bytes()) == ('"one"', PHOTO)
-        assert await fetch.fetch_file(site.url("/tagged"), again, bytes_max=10_000, tag='"one"') is None
-        assert await fetch.fetch_file(site.url("/chunked"), untagged, bytes_max=200_000, tag='"one"') == ""
-    assert untagged.read_bytes() == bytes(100_000)
+        tag = await fetch.fetch_pieces(site.url("/tagged"), there.take, bytes_max=10_000)
+        assert (tag, there.data) == ('"one"', PHOTO)
+        assert await fetch.fetch_pieces(site.url("/tagged"), again.take, bytes_max=10_000, tag='"one"') is None
+        assert await fetch.fetch_pieces(site.url("/chunked"), untagged.take, bytes_max=200_000, tag='"one"') == ""
+    assert (again.data, untagged.data) == (b"", bytes(100_000))
 
 
-async def test_a_file_s_bounds_are_a_picture_s(site: Site, tmp_path: Path) -> None:
+async def test_whoever_can_t_take_a_piece_is_heard(site: Site) -> None:
+    """That isn't the fault of the address."""
+
+    async def take(_piece: bytes) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    async with fetcher("127.0.0.1") as fetch:
+        with pytest.raises(StoreUnavailable):
+            await fetch.fetch_pieces(site.url("/chunked"), take, bytes_max=200_000)
+
+
+async def test_a_file_s_bounds_are_a_picture_s(site: Site) -> None:
     """In bytes, told beforehand or not, and in the name of what it should have been."""
     async with Fetcher(
         timeout_s=5, redirects_max=2, agent="test", allow=AllowList(["127.0.0.1"]), what="LoRA", accept="*/*"
     ) as fetch:
         for path in ("/photo", "/chunked"):
             with pytest.raises(PictureTooLarge, match=rf"the LoRA at http://127.0.0.1:\d+{path} has more than 1999"):
-                await fetch.fetch_file(site.url(path), tmp_path / path[1:], bytes_max=1999)
+                await fetch.fetch_pieces(site.url(path), Taken().take, bytes_max=1999)
         assert site.accept == "*/*"
         with pytest.raises(PictureUnreachable, match="answered 404"):
-            await fetch.fetch_file(site.url("/none"), tmp_path / "none", bytes_max=10_000)
+            await fetch.fetch_pieces(site.url("/none"), Taken().take, bytes_max=10_000)

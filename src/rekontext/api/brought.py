@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakValueDictionary
 
 import orjson
+from sqlalchemy import Connection
 
 from rekontext.api.loras import Loras
 from rekontext.contract import LoRARefused
-from rekontext.database import AccountId, Database, DatabaseUnavailable
+from rekontext.database import AccountId, Database
 from rekontext.jobs import Lora, LorasFull, Objects, clear_away, lora_key, loras
-from rekontext.models import BROUGHT_LORA, is_lora_on_hub
+from rekontext.jobs.loras import Source
+from rekontext.models import BROUGHT_LORA, is_hub_id, is_lora_on_hub
 from rekontext.models.lora_files import NoLora, check_lora
 from rekontext.moments import moment
-from rekontext.pictures import CodecThreads, Fetcher, PictureRefused, is_url, shown_address
-from rekontext.pictures.copies import LocalCopies
+from rekontext.pictures import CodecThreads, Fetcher, PictureRefused, PictureTooLarge, is_url, shown_address
+from rekontext.pictures.copies import LocalCopies, Unfinished
 from rekontext.sources import Clock
 
 HUB: Final = "https://huggingface.co"
@@ -32,6 +36,12 @@ _FRESH_FOR: Final = timedelta(minutes=5)
 _LISTING_BYTES_MAX: Final = 2**20
 NAME_CHARACTERS_MAX: Final = 64
 _SHOWN_CHARACTERS: Final = 500
+_TAG_CHARACTERS_MAX: Final = 500
+BRINGING_MAX: Final = 8
+"""Requests of one account that may wait for files which are on their way."""
+_PLACES: Final = 8
+"""Files that may be on their way at a time, of all accounts; more wait, within their time."""
+_PLACES_OF_ACCOUNT: Final = 2
 _USUAL: Final = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file of any LoRA."""
 _NAMELESS: Final = frozenset({"", "pytorch_lora_weights", "adapter_model", "lora", "model", "file", "download"})
@@ -45,22 +55,36 @@ class BringingRefused(ValueError):
     code: Final = LoRARefused.code
 
 
-class _Origin(NamedTuple):
-    """Where a file comes from: as is shown, by what it is known again, and how its server calls this state of it."""
+class TooManyLoras(RuntimeError):
+    """The account brings as many at this moment as it may."""
 
-    shown: str
-    digest: str = ""
-    tag: str = ""
+    code: Final = "too_many_loras"
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"this account has {BRINGING_MAX} requests that wait for LoRAs which are on their way, or had to wait too "
+            "long to bring one; send this one when they are through"
+        )
+
+
+class _OnItsWay(NamedTuple):
+    """One that is being brought, and how many wait for it."""
+
+    work: asyncio.Task[Lora]
+    waiting: set[object]
 
 
 class BroughtLoras:
-    """Brings them for orders.
+    """Brings them for orders. For one event loop.
 
     Args:
         copies: where files lie that were fetched: edits find theirs there.
         fetcher: one of its own, since these files take longer than pictures.
+        threads: of its own, too: looking into a file holds up no photo.
         bytes_max: of one; 0 takes none.
         kept_bytes_max: of all that are kept of an account.
+        timeout_s: for bringing all of an order.
+        adopts: whether files are left in `copies`, for edits that run here.
         hub: where owner/name lies.
     """
 
@@ -75,6 +99,8 @@ class BroughtLoras:
         clock: Clock,
         bytes_max: int,
         kept_bytes_max: int,
+        timeout_s: float,
+        adopts: bool,
         hub: str = HUB,
     ) -> None:
         self._database = database
@@ -85,28 +111,31 @@ class BroughtLoras:
         self._clock = clock
         self._bytes_max = bytes_max
         self._kept_bytes_max = kept_bytes_max
+        self._timeout_s = timeout_s
+        self._adopts = adopts
         self._hub = hub.rstrip("/")
-        self._locks: WeakValueDictionary[tuple[AccountId, str], asyncio.Lock] = WeakValueDictionary()
+        self._bringing: Counter[AccountId] = Counter()
+        self._on_their_way: dict[tuple[AccountId, str], _OnItsWay] = {}
+        self._places: WeakValueDictionary[AccountId, asyncio.Semaphore] = WeakValueDictionary()
+        self._all_places = asyncio.Semaphore(_PLACES)
 
     async def named(self, asked: Loras, *, account: AccountId) -> Loras:
         """What an order asks for, with a name in place of each address, in the order of the names.
 
         Raises:
             BringingRefused: one can't be had, or isn't a LoRA.
+            TooManyLoras: the account brings too many already.
+            StoreUnavailable: there is no room for it here, or in the store.
         """
-        found: dict[str, float] = {}
-        own = [match[1] for name, _ in asked if (match := BROUGHT_LORA.fullmatch(name))]
-        if own:
-            now = self._clock.now()
-            strange = await self._database.transact(lambda tx: loras.use(tx, own, account=account, now=now))
-            if strange:
-                raise BringingRefused(f"asks for {_list(asked, strange)}, which this account doesn't have (any more)")
-        for given, strength in asked:
-            name = (await self._brought(given, account)).reference if "/" in given else given
-            if name in found:
-                raise BringingRefused(f"has {name} twice")
-            found[name] = strength
-        return tuple(sorted(found.items()))
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._named(asked, account)
+        except TimeoutError as fault:
+            late = " and ".join(shown_address(name) if "/" in name else name for name, _ in asked)
+            raise BringingRefused(
+                f"can't be used: {late} did not come within {self._timeout_s:g} s "
+                f"(of one account {_PLACES_OF_ACCOUNT} are fetched at a time)"
+            ) from fault
 
     async def take(self, name: str, pieces: AsyncIterator[bytes], *, account: AccountId) -> Lora:
         """Keep a file that is being sent, without having it in memory.
@@ -116,102 +145,237 @@ class BroughtLoras:
 
         Raises:
             BringingRefused: it is no LoRA, or there is no room for it. The message is a clause about the file.
+            TooManyLoras, StoreUnavailable: as `named`.
         """
         if not self._bytes_max:
             raise BringingRefused("can't be taken: this server takes LoRAs by their names only")
-        async with self._copies.unfinished() as file:
-            with file.open("xb") as target:
-                async for piece in pieces:
-                    await asyncio.to_thread(target.write, piece)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._counted(account))
             try:
-                return await self._take_in(file, account, name=name, origin=_Origin(shown="(sent)"))
+                async with asyncio.timeout(self._timeout_s):
+                    await stack.enter_async_context(self._place(account))
+            except TimeoutError as fault:
+                raise TooManyLoras from fault
+            file = await stack.enter_async_context(self._copies.unfinished())
+            async for piece in pieces:
+                await file.write(piece)
+            try:
+                return await self._take_in(file, account, name=name, shown="(sent)", source=None)
             except NoLora as fault:
                 raise BringingRefused(str(fault)) from fault
             except LorasFull as fault:
                 raise BringingRefused(f"can't be kept: {fault}") from fault
 
+    async def remove(self, lora_id: str, *, account: AccountId) -> None:
+        """Remove one of the account's, its bytes and its copy here.
+
+        Raises:
+            LoraUnknown: it has no such.
+            StoreUnavailable: it is still there to be removed.
+        """
+        lora = await self._database.read(lambda tx: loras.get(tx, lora_id, account=account))
+        await self._objects.delete(lora.object_key)
+        await self._forget(lora)
+
+    async def _named(self, asked: Loras, account: AccountId) -> Loras:
+        own = {name: match[1] for name, _ in asked if (match := BROUGHT_LORA.fullmatch(name))}
+        known: dict[str, Lora] = {}
+        if own:
+            ids, now = set(own.values()), self._clock.now()
+            used = await self._database.transact(lambda tx: loras.use(tx, ids, account=account, now=now))
+            known = {lora.id: lora for lora in used if await self._is_there(lora)}
+            if strange := [name for name in own if own[name] not in known]:
+                told = " and ".join(strange)
+                raise BringingRefused(f"asks for {told}, which this account doesn't have (any more)")
+        found: dict[str, float] = {}
+        for given, strength in asked:
+            if "/" in given:
+                name = (await self._brought(given, account)).reference
+            else:  # whatever it is called before its @
+                name = known[own[given]].reference if given in own else given
+            if name in found:
+                raise BringingRefused(f"has {name} twice")
+            found[name] = strength
+        return tuple(sorted(found.items()))
+
     async def _brought(self, given: str, account: AccountId) -> Lora:
         if not self._bytes_max:
             raise BringingRefused(f"has {shown_address(given)}, and this server takes LoRAs by their names only")
-        try:
-            address = given if is_url(given) else await self._on_hub(given, account)
-            digest = hashlib.sha256(address.encode()).hexdigest()
-            # Whoever asks for one that is on its way waits for that.
-            async with self._locks.setdefault((account, digest), asyncio.Lock()):
-                return await self._from(address, digest, account)
-        except (PictureRefused, LorasFull) as fault:
-            raise BringingRefused(f"can't be used: {fault}") from fault
+        place = given if is_url(given) else self._on_hub(given)
+        digest = hashlib.sha256(place.encode()).hexdigest()
+        if (lora := await self._seen_just_now(digest, account)) is not None:
+            return lora
+        with self._counted(account):
+            try:
+                return await self._with_others((account, digest), partial(self._fetched, place, digest, account))
+            except (PictureRefused, LorasFull) as fault:
+                raise BringingRefused(f"can't be used: {fault}") from fault
 
-    async def _from(self, address: str, digest: str, account: AccountId) -> Lora:
-        known = await self._database.read(lambda tx: loras.from_source(tx, account, digest))
-        if known is not None and not await self._objects.has(known.object_key):
-            gone, known = known, None
-            await self._database.transact(partial(loras.forget, lora=gone))
+    async def _with_others(self, what: tuple[AccountId, str], work: Callable[[], Coroutine[Any, Any, Lora]]) -> Lora:
+        """What `work` brings or raises; whoever asks for one that is on its way waits for that. None waits: it ends."""
+        way = self._on_their_way.get(what)
+        if way is None:
+            way = self._on_their_way[what] = _OnItsWay(asyncio.create_task(work()), set())
+        me = object()
+        way.waiting.add(me)
+        try:
+            return await asyncio.shield(way.work)
+        finally:
+            way.waiting.discard(me)
+            if not way.waiting:
+                del self._on_their_way[what]
+                way.work.cancel()
+                await asyncio.wait([way.work])
+                if not way.work.cancelled():
+                    way.work.exception()  # else it is logged that nobody heard of it
+
+    @contextmanager
+    def _counted(self, account: AccountId) -> Iterator[None]:
+        if self._bringing[account] >= BRINGING_MAX:
+            raise TooManyLoras
+        self._bringing[account] += 1
+        try:
+            yield
+        finally:
+            self._bringing[account] -= 1
+            if not self._bringing[account]:
+                del self._bringing[account]
+
+    @asynccontextmanager
+    async def _place(self, account: AccountId) -> AsyncIterator[None]:
+        """For one file on its way: what is here of it is nobody's yet."""
+        own = self._places.setdefault(account, asyncio.Semaphore(_PLACES_OF_ACCOUNT))
+        async with own, self._all_places:
+            yield
+
+    async def _seen_just_now(self, digest: str, account: AccountId) -> Lora | None:
+        found = await self._known(digest, account)
         now = self._clock.now()
-        if known is not None and known.seen_at > now - _FRESH_FOR:
-            await self._database.transact(lambda tx: loras.use(tx, [known.id], account=account, now=now))
-            return known
+        if found is None or found[1].seen_at <= now - _FRESH_FOR:
+            return None
+        used = await self._database.transact(lambda tx: loras.use(tx, [found[0].id], account=account, now=now))
+        return used[0] if used else None
+
+    async def _known(self, digest: str, account: AccountId) -> tuple[Lora, Source] | None:
+        """What the account has from an address, if it is still there."""
+        found = await self._database.read(lambda tx: loras.from_source(tx, account, digest))
+        return None if found is None or not await self._is_there(found[0]) else found
+
+    async def _is_there(self, lora: Lora) -> bool:
+        """Whether its bytes are; if something took them, it is crossed out."""
+        if await self._objects.has(lora.object_key):
+            return True
+        await self._forget(lora)
+        return False
+
+    async def _forget(self, lora: Lora) -> None:
+        await self._copies.forget(lora.object_key)
+        await self._database.transact(lambda tx: loras.forget(tx, lora))
+
+    async def _fetched(self, place: str, digest: str, account: AccountId) -> Lora:
+        async with self._place(account):
+            address = await self._address(place, account)
+            known = await self._known(digest, account)
+            lora = await self._fetch(address, digest, account, known)
+            if lora is None:  # it was deleted while its server said that it is the same
+                lora = await self._fetch(address, digest, account, None)
+                assert lora is not None, "what isn't known can't be the same"
+            return lora
+
+    async def _fetch(
+        self, address: str, digest: str, account: AccountId, known: tuple[Lora, Source] | None
+    ) -> Lora | None:
+        """What lies at an address, or what is known of it where that is the same; None if that is gone by then."""
+        now = self._clock.now()
+        in_use = await self._database.read(lambda tx: loras.in_use_bytes(tx, account, now=now))
+        room = max(self._kept_bytes_max - in_use, 0)
         async with self._copies.unfinished() as file:
-            tag = await self._fetcher.fetch_file(
-                address, file, bytes_max=self._bytes_max, caller=account, tag="" if known is None else known.tag
-            )
+            try:
+                tag = await self._fetcher.fetch_pieces(
+                    address,
+                    file.write,
+                    bytes_max=min(self._bytes_max, room),
+                    caller=account,
+                    tag="" if known is None else known[1].tag,
+                )
+            except PictureTooLarge as fault:
+                if room < self._bytes_max:
+                    raise LorasFull(in_use=in_use, most=self._kept_bytes_max) from fault
+                raise
+            now = self._clock.now()
             if tag is None:
                 assert known is not None, "without a tag there is nothing that it could be the same as"
-                await self._database.transact(lambda tx: loras.see(tx, known, now=now))
-                return known
+                is_here = await self._database.transact(lambda tx: loras.see(tx, *known, now=now))
+                return known[0] if is_here else None
+            is_plain = tag.isascii() and tag.isprintable() and len(tag) <= _TAG_CHARACTERS_MAX
+            source = Source(digest=digest, tag=tag if is_plain else "", seen_at=now)
+            shown = shown_address(address, most=_SHOWN_CHARACTERS)
             try:
-                shown = shown_address(address, most=_SHOWN_CHARACTERS)
-                origin = _Origin(shown=shown, digest=digest, tag=tag if len(tag) <= _SHOWN_CHARACTERS else "")
-                return await self._take_in(file, account, name=_name_of(address), origin=origin)
+                return await self._take_in(file, account, name=_name_of(address), shown=shown, source=source)
             except NoLora as fault:
                 raise BringingRefused(f"can't be used: {shown_address(address)} {fault}") from fault
 
-    async def _take_in(self, file: Path, account: AccountId, *, name: str, origin: _Origin) -> Lora:
+    async def _take_in(
+        self, file: Unfinished, account: AccountId, *, name: str, shown: str, source: Source | None
+    ) -> Lora:
         """Check a file, store it and write it down. It loses its name.
 
         Raises:
             NoLora: it isn't one.
             LorasFull: there is no room for it.
         """
-        content, size = await self._threads.run(_looked_at, file)
-        lora, now = loras.id_of(account, content), self._clock.now()
+        await self._threads.run(check_lora, file.path)
+        lora, now, most = loras.id_of(account, file.digest), self._clock.now(), self._kept_bytes_max
         new = Lora(
             id=lora,
             account=account,
             object_key=lora_key(lora),
             name=name,
-            source=origin.shown,
-            source_digest=origin.digest,
-            tag=origin.tag,
-            bytes=size,
+            source=shown,
+            bytes=file.size,
             created_at=now,
-            seen_at=now,
             used_at=now,
         )
-        await self._objects.put_file(new.object_key, file, content_type=_TYPE)
+
+        def look(tx: Connection) -> bool:
+            is_known = loras.has(tx, lora, account=account)
+            if not is_known:
+                loras.making_room(tx, new, bytes_max=most)
+            return is_known
+
+        is_known = await self._database.read(look)
+        if not (is_known and await self._objects.has(new.object_key)):
+            await self._objects.put_file(new.object_key, file.path, content_type=_TYPE)
         try:
-            kept, gone = await self._database.transact(lambda tx: loras.keep(tx, new, bytes_max=self._kept_bytes_max))
-        except Exception as fault:
-            # In doubt it may be written down; the sweeper sees by and by.
-            if not (isinstance(fault, DatabaseUnavailable) and fault.is_in_doubt):
-                await clear_away(self._objects, new.object_key)
+            kept, gone = await self._database.transact(lambda tx: loras.keep(tx, new, source, bytes_max=most))
+        except LorasFull:  # by others at the same moment. After any other fault the sweeper sees what nobody has.
+            await clear_away(self._objects, new.object_key)
             raise
-        await self._copies.adopt(file, new.object_key)
-        await clear_away(self._objects, *gone)
+        if self._adopts:
+            await self._copies.adopt(file, new.object_key)
+        for each in gone:
+            await clear_away(self._objects, each.object_key)
+            await self._copies.forget(each.object_key)
         return kept
 
-    async def _on_hub(self, given: str, account: AccountId) -> str:
-        """The address of a file that is named as the hub names it."""
+    def _on_hub(self, given: str) -> str:
+        """Where on the hub a repository or a file lies that is named as the hub names it."""
         bare = given.removeprefix("huggingface.co/")
         if not is_lora_on_hub(bare):
             raise BringingRefused(
                 f"has {shown_address(given)}: it must be the http(s) URL of a .safetensors file, "
                 "owner/name or owner/name/FILE.safetensors of one on the hub, or a name"
             )
-        owner, name, *rest = bare.split("/", 2)
+        owner, name, *file = bare.split("/", 2)
         repository = f"{self._hub}/{owner}/{name}"
-        file = rest[0] if rest else await self._file_of(f"{owner}/{name}", account)
-        return f"{repository}/resolve/main/{quote(file)}"
+        return f"{repository}/resolve/main/{quote(file[0])}" if file else repository
+
+    async def _address(self, place: str, account: AccountId) -> str:
+        """Of a file: it, or what a repository of the hub has."""
+        repository = place.removeprefix(f"{self._hub}/")
+        if repository == place or not is_hub_id(repository):
+            return place
+        return f"{place}/resolve/main/{quote(await self._file_of(repository, account))}"
 
     async def _file_of(self, repository: str, account: AccountId) -> str:
         listing = await self._fetcher.fetch(
@@ -219,14 +383,13 @@ class BroughtLoras:
         )
         try:
             told: Any = orjson.loads(listing)
-            names = [each["rfilename"] for each in told["siblings"]]
+            files = [name for each in told["siblings"] if _is_lora_file(name := each["rfilename"])]
         except (orjson.JSONDecodeError, KeyError, TypeError) as fault:
             raise BringingRefused(f"can't be used: the hub doesn't tell which files {repository} has") from fault
-        files = [name for name in names if "/" not in name and name.endswith(".safetensors")]
         if _USUAL in files:
             return _USUAL
         if len(files) != 1:
-            shown = ", ".join(sorted(files)[:5]) or "none"
+            shown = ", ".join(name[:NAME_CHARACTERS_MAX] for name in sorted(files)[:5]) or "none"
             raise BringingRefused(
                 f"can't be used: {repository} has {len(files)} .safetensors files ({shown}); name the one, as "
                 f"{repository}/FILE.safetensors"
@@ -246,19 +409,15 @@ def lora_json(lora: Lora) -> dict[str, object]:
     }
 
 
-def _list(asked: Loras, ids: Sequence[str]) -> str:
-    return " and ".join(name for name, _ in asked if name.rpartition("@")[2] in ids)
-
-
-def _looked_at(file: Path) -> tuple[str, int]:
-    """The digest of a file's bytes, and how many they are.
+def _is_lora_file(name: str) -> bool:
+    """Whether a file of a repository may be its LoRA.
 
     Raises:
-        NoLora: it isn't one.
+        TypeError: it is no text.
     """
-    check_lora(file)
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest(), file.stat().st_size
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no file's name")
+    return "/" not in name and name.endswith(".safetensors")
 
 
 def _name_of(address: str) -> str:

@@ -39,6 +39,7 @@ from rekontext.accounts import (
 from rekontext.api.answers import allowance
 from rekontext.api.auth import MissingKey
 from rekontext.api.bodies import MalformedBody, UnsupportedContentType
+from rekontext.api.brought import TooManyLoras
 from rekontext.api.connection import CallerGone
 from rekontext.api.documents import as_sentence
 from rekontext.api.edits import (
@@ -206,6 +207,7 @@ _AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| aft
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
 _BODIES_RETRY_S: Final = 5
+_LORAS_RETRY_S: Final = 10
 
 # For an edit that goes on or is done, or may be: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
@@ -384,6 +386,7 @@ _ANSWERS: Final[Mapping[type, _Answer]] = {
     UploadsFull: _in_its_words(409),
     IdempotencyKeyReused: _in_its_words(409),
     BodyTooLarge: _in_its_words(413, "body_too_large"),
+    TooManyLoras: _in_its_words(429, headers=_retry(_LORAS_RETRY_S)),
     TooManyBodies: _in_its_words(429, headers=_retry(_BODIES_RETRY_S)),
     BodiesFull: _in_its_words(503, headers=_retry(_BODIES_RETRY_S)),
     UnsupportedContentType: _in_its_words(415, "unsupported_content_type"),

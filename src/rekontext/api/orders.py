@@ -69,6 +69,12 @@ class Draft:
     body_digest: str
     dialect: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def bringing(self) -> KontextParameters | None:
+        """The parameters, if nothing is wrong so far and LoRAs are to be brought for it."""
+        brings = self.parameters is not None and any("/" in name for name, _ in self.parameters.loras)
+        return self.parameters if brings and not self.problems else None
+
     def of_one_picture(self, why: str) -> Draft:
         """The same, refused if it asks for several. `why` is a clause that says for what they are too many."""
         count = 1 if self.parameters is None else self.parameters.num_images
@@ -162,7 +168,7 @@ class OrderReader:
         )
 
     async def finish(self, draft: Draft, *, account: AccountId, shortcut: Shortcut | None = None) -> EditOrder:
-        """Fetch the pictures, and LoRAs that lie elsewhere.
+        """Fetch LoRAs that lie elsewhere, and the pictures: these last, since an order that waits long holds them.
 
         Args:
             account: for whom.
@@ -171,15 +177,14 @@ class OrderReader:
         Raises:
             ParametersRefused: with every parameter that is wrong.
         """
-        problems = dict(draft.problems)
+        problems, parameters = dict(draft.problems), draft.parameters
+        loras = await self._loras(parameters, problems, account)
         photo = await self._picture("input_image", draft.source, problems, account, shortcut)
         mask = await self._picture("mask_image", draft.mask_source, problems, account, shortcut)
-        parameters = draft.parameters
         marked = None
         if photo is not None and mask is not None and not problems:
             ratio = "match_input_image" if parameters is None else parameters.aspect_ratio
             marked = await self._threads.run(_marked, mask, photo, draft, ratio, problems)
-        loras = await self._loras(parameters, problems, account)
         if parameters is None or photo is None or problems:
             raise ParametersRefused(list(problems.values()))
         return EditOrder(

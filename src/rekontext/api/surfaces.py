@@ -41,7 +41,8 @@ async def submit(request: Request, caller: Caller, draft: Draft, parts: Parts) -
 
     Raises:
         ParametersRefused: with all that is wrong with the request, the picture too.
-        InvalidIdempotencyKey, IdempotencyKeyReused, and what `Edits.submit` raises.
+        CallerGone: nobody waits any more for the LoRAs that it brings.
+        InvalidIdempotencyKey, IdempotencyKeyReused, TooManyLoras, and what `Edits.submit` raises.
     """
     key = request.headers.get(_KEY)
     origin = parts.origins.of(request)
@@ -49,8 +50,12 @@ async def submit(request: Request, caller: Caller, draft: Draft, parts: Parts) -
     if key is not None:
         submitted = await parts.edits.earlier(caller, key, body_digest=draft.body_digest)
     if submitted is None:
+        if (bringing := draft.bringing) is not None:
+            steps, pictures = bringing.num_inference_steps, bringing.num_images
+            await parts.edits.check(caller, steps=steps, pictures=pictures, priority=bringing.priority)
         own = partial(parts.links.read_own, origin=origin)
-        order = await parts.orders.finish(draft, account=caller.account, shortcut=own)
+        finishing = parts.orders.finish(draft, account=caller.account, shortcut=own)
+        order = await (finishing if bringing is None else unless_gone(request, finishing))
         job = JobId(request_id(request.scope))
         submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
     rename(request.scope, submitted.job.id)

@@ -314,15 +314,24 @@ loras = Table(
     Column("object_key", String(500), nullable=False),
     Column("name", String(200), nullable=False),
     Column("source", String(500), nullable=False),
-    Column("source_digest", String(64), nullable=False),
-    Column("tag", String(500), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
-    Column("seen_at", Instant, nullable=False),
     Column("used_at", Instant, nullable=False),
     UniqueConstraint("object_key"),
     Index("ix_loras_account", "account_id", "used_at"),
     Index("ix_loras_age", "used_at"),
+)
+
+lora_sources = Table(
+    "lora_sources",
+    metadata,
+    _account(),
+    Column("digest", String(64), nullable=False),
+    Column("lora_id", String(64), ForeignKey("loras.id", ondelete="CASCADE"), nullable=False),
+    Column("tag", String(500), nullable=False),
+    Column("seen_at", Instant, nullable=False),
+    PrimaryKeyConstraint("account_id", "digest"),
+    Index("ix_lora_sources_lora", "lora_id"),
 )
 
 audit_log = Table(

@@ -1,8 +1,8 @@
 """Keeps the past from piling up: pictures, records, keys and logs go when their time is over.
 
-Objects go first and their rows are changed afterwards, so a sweep that is cut short is simply done again. What can't be
-removed is logged and left for a later sweep; it holds up neither other kinds nor what is behind it. The ledger and the
-audit log are never swept.
+Objects go first (but for LoRAs) and their rows are changed afterwards, so a sweep that is cut short is simply done
+again. What can't be removed is logged and left for a later sweep; it holds up neither other kinds nor what is behind
+it. The ledger and the audit log are never swept.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rekontext.jobs.objects import (
     mask_key,
     output_folder,
 )
+from rekontext.pictures.copies import LocalCopies
 from rekontext.sources import Clock
 
 _log = structlog.get_logger(__name__)
@@ -80,13 +81,6 @@ ASSETS: Final = (
     .limit(bindparam("limit"))
     .offset(bindparam("skipped"))
 )
-LORAS: Final = (
-    select(loras.c.id, loras.c.object_key)
-    .where(loras.c.used_at <= bindparam("before", type_=loras.c.used_at.type))
-    .order_by(loras.c.used_at, loras.c.id)
-    .limit(bindparam("limit"))
-    .offset(bindparam("skipped"))
-)
 # Those that jobs name go after these.
 CLOSED_KEYS: Final = (
     select(api_keys.c.id)
@@ -131,26 +125,39 @@ class Swept:
     api_keys: int
     assets: int
     loras: int
+    copies: int
     orphans: int
     cut_off: int
     workers: int
 
 
 class Sweeper:
-    """Sweeps now and then. Use `run` in a task of its own and cancel it to end."""
+    """Sweeps now and then. Use `run` in a task of its own and cancel it to end.
+
+    Args:
+        copies: of LoRAs, on this machine: they go with their objects.
+    """
 
     def __init__(
-        self, *, database: Database, objects: Objects, clock: Clock, retention: Retention, every_s: float = 60.0
+        self,
+        *,
+        database: Database,
+        objects: Objects,
+        clock: Clock,
+        retention: Retention,
+        copies: LocalCopies | None = None,
+        every_s: float = 60.0,
     ) -> None:
         self._database = database
         self._objects = objects
         self._clock = clock
         self._retention = retention
+        self._copies = copies
         self._every_s = every_s
         self._skipped: Counter[str] = Counter()
         self._stuck: set[str] = set()
         self._unavailable: str | None = None
-        self._many_seen_at = self._cut_off_seen_at = _NEVER
+        self._many_seen_at = self._cut_off_seen_at = self._copies_seen_at = _NEVER
 
     async def run(self) -> None:
         """Work until cancelled. What fails is logged and tried again."""
@@ -174,6 +181,7 @@ class Sweeper:
             api_keys=await self._guarded("api_keys", self._api_keys),
             assets=await self._guarded("assets", self._assets),
             loras=await self._guarded("loras", self._loras),
+            copies=await self._guarded("copies", self._copies_of_none),
             orphans=await self._guarded("orphans", self._orphans),
             cut_off=await self._guarded("cut_off", self._cut_off),
             workers=await self._guarded("workers", self._workers),
@@ -218,11 +226,25 @@ class Sweeper:
         return await self._remove("assets", ASSETS, {"before": before}, remove, _forget_assets)
 
     async def _loras(self) -> int:
-        async def remove(row: Row[Any]) -> None:
-            await self._objects.delete(row.object_key)
+        """Rows go first: an account may ask for one just now. An object that can't be removed is an orphan then."""
+        before, removed, failures = self._before(self._retention.assets_s), 0, 0
+        for _ in range(BATCHES_PER_SWEEP_MAX):
+            gone = await self._database.transact(partial(_forget_loras, before))
+            for key in gone:
+                if failures < FAILURES_PER_SWEEP_MAX:
+                    failures += not await self._succeeds("loras", key, self._objects.delete(key))
+            removed += len(gone)
+            if len(gone) < BATCH or failures == FAILURES_PER_SWEEP_MAX:
+                break
+        return removed
 
-        before = self._before(self._retention.assets_s)
-        return await self._remove("loras", LORAS, {"before": before}, remove, _forget_loras)
+    async def _copies_of_none(self) -> int:
+        """Once in `ORPHAN_AGE_S`: what removes an object on this machine removes its copy, too."""
+        now, age = self._clock.now(), timedelta(seconds=ORPHAN_AGE_S)
+        if self._copies is None or timedelta() <= now - self._copies_seen_at < age:
+            return 0
+        self._copies_seen_at = now
+        return await self._copies.clear(LORAS_FOLDER)
 
     async def _remove(
         self,
@@ -390,8 +412,13 @@ def _forget_assets(rows: Sequence[Row[Any]]) -> Delete:
     return delete(assets).where(assets.c.id.in_([row.id for row in rows]))
 
 
-def _forget_loras(rows: Sequence[Row[Any]]) -> Delete:
-    return delete(loras).where(loras.c.id.in_([row.id for row in rows]))
+def _forget_loras(before: datetime, tx: Connection) -> list[str]:
+    """Those that nobody used since. Returns the keys of their objects."""
+    is_old = loras.c.used_at <= before
+    old = select(loras.c.id).where(is_old).order_by(loras.c.used_at, loras.c.id).limit(BATCH)
+    # Asked again of each: while its row was waited for, it may have been used.
+    gone = delete(loras).where(loras.c.id.in_(old), is_old).returning(loras.c.object_key)
+    return list(tx.execute(gone).scalars())
 
 
 def _owner(key: str) -> str:

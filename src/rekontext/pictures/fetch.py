@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Hashable
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakValueDictionary
@@ -21,11 +20,10 @@ from rekontext.pictures.refused import PictureRefused, PictureTooLarge, PictureU
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CHUNK_BYTES: Final = 2**16
-_WRITTEN_BYTES: Final = 4 * 2**20
-"""So many at a time go into a file."""
+_PIECE_BYTES: Final = 4 * 2**20
 _SECRETS: Final = re.compile(r"[?#]")
 """Behind the first of them signatures and tokens stand."""
-_Take = Callable[[bytes], Awaitable[None]]
+Take = Callable[[bytes], Awaitable[None]]
 PER_CALLER_MAX: Final = 8
 """Fetches of one caller that may be under way; more wait for each other, within their own time.
 
@@ -94,35 +92,34 @@ class Fetcher:
         await self._fetch(address, take, bytes_max=bytes_max, caller=caller)
         return bytes(body)
 
-    async def fetch_file(
-        self, address: str, file: Path, *, bytes_max: int, caller: Hashable = None, tag: str = ""
+    async def fetch_pieces(
+        self, address: str, take: Take, *, bytes_max: int, caller: Hashable = None, tag: str = ""
     ) -> str | None:
-        """GET `address` into a new file, of which part is there if it fails.
+        """GET `address` some megabytes at a time, of which part was taken if it fails.
 
         Args:
+            take: what it raises, the caller of this gets.
             tag: of what is known of it; empty for nothing.
 
         Returns:
-            The tag of what is in the file, empty if its server gives none; None, and an empty file, where it is what is
-            known.
+            The tag of what was taken, empty if its server gives none; None where it is what is known: then nothing was.
 
         Raises:
             PictureTooLarge, PictureUnreachable: as `fetch`.
         """
-        with file.open("xb") as target:
-            waiting = bytearray()
+        waiting = bytearray()
 
-            async def take(chunk: bytes) -> None:
-                waiting.extend(chunk)
-                if len(waiting) >= _WRITTEN_BYTES:
-                    await asyncio.to_thread(target.write, bytes(waiting))
-                    waiting.clear()
+        async def gather(chunk: bytes) -> None:
+            waiting.extend(chunk)
+            if len(waiting) >= _PIECE_BYTES:
+                await take(bytes(waiting))
+                waiting.clear()
 
-            found = await self._fetch(address, take, bytes_max=bytes_max, caller=caller, tag=tag)
-            await asyncio.to_thread(target.write, bytes(waiting))
+        found = await self._fetch(address, gather, bytes_max=bytes_max, caller=caller, tag=tag)
+        await take(bytes(waiting))
         return found
 
-    async def _fetch(self, address: str, take: _Take, *, bytes_max: int, caller: Hashable, tag: str = "") -> str | None:
+    async def _fetch(self, address: str, take: Take, *, bytes_max: int, caller: Hashable, tag: str = "") -> str | None:
         places = self._places.setdefault(caller, asyncio.Semaphore(PER_CALLER_MAX))
         has_begun = False
         try:
@@ -139,7 +136,7 @@ class Fetcher:
         except (aiohttp.ClientError, OSError, ValueError) as fault:  # ValueError: names that IDNA can't spell
             raise PictureUnreachable(f"{shown_address(address)} can't be fetched: {reason(fault)}") from fault
 
-    async def _follow(self, address: str, take: _Take, bytes_max: int, tag: str) -> str | None:
+    async def _follow(self, address: str, take: Take, bytes_max: int, tag: str) -> str | None:
         url = _parse(address)
         asked = {"If-None-Match": tag} if tag else {}
         for _ in range(self._redirects_max + 1):
@@ -159,7 +156,7 @@ class Fetcher:
                 return answer.headers.get("etag", "")
         raise PictureUnreachable(f"{shown_address(address)} redirects more than {self._redirects_max} times")
 
-    async def _body(self, answer: aiohttp.ClientResponse, take: _Take, bytes_max: int) -> None:
+    async def _body(self, answer: aiohttp.ClientResponse, take: Take, bytes_max: int) -> None:
         too_large = PictureTooLarge(
             f"the {self._what} at {shown_address(str(answer.url))} has more than {bytes_max} bytes"
         )

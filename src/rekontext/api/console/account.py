@@ -105,9 +105,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.delete("/loras/{lora_id}", summary="Delete a LoRA that the account brought")
     async def delete_lora(caller: Editor, lora_id: str) -> dict[str, object]:
         """Edits that were accepted with it and haven't begun fail, free of charge. Its address may bring it again."""
-        lora = await parts.database.read(lambda tx: loras.get(tx, lora_id, account=caller.account))
-        await parts.objects.delete(lora.object_key)  # first: if this fails, it is still there to be deleted
-        await parts.database.transact(lambda tx: loras.forget(tx, lora))
+        await parts.brought.remove(lora_id, account=caller.account)
         return {"id": lora_id, "deleted": True}
 
 
