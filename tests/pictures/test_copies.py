@@ -175,7 +175,8 @@ async def test_a_full_disk_is_the_store_s_fault(
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=49))
         with pytest.raises(StoreUnavailable, match="has 49 bytes free, and 50 are left for others"):
             await file.write(b"x")
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=800, free=40))
+        await file.write(b"x")
         file.close()
         file._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115, ASYNC230
         with pytest.raises(StoreUnavailable, match=r"can't be written: .*No space left"):

@@ -39,7 +39,7 @@ _SHOWN_CHARACTERS: Final = 500
 _TAG_CHARACTERS_MAX: Final = 500
 BRINGING_MAX: Final = 8
 """Requests of one account that may wait for files which are on their way."""
-_PLACES: Final = 8
+_PLACES: Final = 16
 """Files that may be on their way at a time, of all accounts; more wait, within their time."""
 _PLACES_OF_ACCOUNT: Final = 2
 _USUAL: Final = "pytorch_lora_weights.safetensors"

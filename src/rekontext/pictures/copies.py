@@ -20,6 +20,7 @@ _IN_USE_FOR_S: Final = 3600.0
 """A file that was asked for stays so long: whoever was told where it is may not have opened it yet."""
 _CUT_OFF_AFTER_S: Final = 6 * 3600.0
 """Nobody writes for so long: it was a kill."""
+_FREE_MAX: Final = 0.05
 _UNFINISHED: Final = "unfinished-"
 _COPY: Final = "copy-"
 _ENDING: Final = ".safetensors"
@@ -71,9 +72,10 @@ class Unfinished:
         with self._lock, _in_words_of_a_store(self.path.parent):
             if self._file.closed:
                 return
-            if (free := shutil.disk_usage(self.path.parent).free) < self._free_bytes_min:
+            disk = shutil.disk_usage(self.path.parent)
+            if disk.free < (left_free := min(self._free_bytes_min, int(disk.total * _FREE_MAX))):
                 raise StoreUnavailable(
-                    f"{self.path.parent} has {free} bytes free, and {self._free_bytes_min} are left for others"
+                    f"{self.path.parent} has {disk.free} bytes free, and {left_free} are left for others"
                 )
             left = memoryview(piece)
             while left:
@@ -93,7 +95,7 @@ class LocalCopies:
     Args:
         folder: made when something is first put there.
         bytes_max: of all files; those go first that weren't asked for for longest, and none that is in use.
-        free_bytes_min: so many of the disk stay free of what is written here.
+        free_bytes_min: so many of the disk stay free of what is written here, or `_FREE_MAX` of a small one.
     """
 
     def __init__(self, store: Store, folder: Path, *, bytes_max: int, free_bytes_min: int = 0) -> None:
