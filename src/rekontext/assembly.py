@@ -253,6 +253,7 @@ def assemble(
                 body_bytes_max=settings.body_bytes_max,
                 picture_bytes_max=settings.picture_bytes_max,
                 idempotency_s=settings.idempotency_s,
+                lora_bytes_max=settings.lora_bytes_max,
                 uploads_bytes_max=settings.uploads_bytes_max,
                 loras_bytes_max=settings.loras_bytes_max,
                 queued_max=settings.queue_max,

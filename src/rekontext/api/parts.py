@@ -32,6 +32,7 @@ class Limits:
         body_bytes_max: of one request.
         picture_bytes_max: of one photo.
         idempotency_s: an idempotency key is known for so long.
+        lora_bytes_max: of one LoRA that an edit brings by its address; 0 takes none.
         uploads_bytes_max, loras_bytes_max: of all that are kept of an account.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
@@ -39,6 +40,7 @@ class Limits:
     body_bytes_max: int
     picture_bytes_max: int
     idempotency_s: float
+    lora_bytes_max: int
     uploads_bytes_max: int
     loras_bytes_max: int
     queued_max: int
