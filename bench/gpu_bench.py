@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 from bench.ceilings import Ceilings, step_work
 from bench.random_model import Size, random_parts, random_transformer
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import quantise
@@ -101,7 +101,7 @@ class Bench:
             return random_transformer(self.size.transformer, device=self.device, dtype=torch.bfloat16)
 
     @cached_property
-    def parts(self) -> Parts:
+    def parts(self) -> OpenedModel:
         """The whole random model around it."""
         with torch.inference_mode(False), torch.no_grad():
             return random_parts(self.size, self.transformer)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from rekontext.engine.canvas import KONTEXT_AREA, Canvas
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.pretrained import laid_out
 from rekontext.engine.schedule import Schedule
@@ -127,7 +127,7 @@ def random_lora(config: TransformerConfig, *, rank: int = 16) -> dict[str, torch
     return state
 
 
-def random_parts(size: Size, transformer: KontextTransformer) -> Parts:
+def random_parts(size: Size, transformer: KontextTransformer) -> OpenedModel:
     """Everything that opening a checkpoint gives, around a transformer: where it is, and in its format."""
     device, dtype = transformer.device, transformer.dtype
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ def random_parts(size: Size, transformer: KontextTransformer) -> Parts:
         pad_token_id=clip_words.pad_token_id,
         **size.clip,
     )
-    return Parts(
+    return OpenedModel(
         name="random",
         canvas=Canvas(area=size.canvas_area),
         schedule=Schedule(),
@@ -181,7 +181,7 @@ def diffusers_twin(ours: KontextTransformer) -> FluxTransformer2DModel:
     return twin.requires_grad_(False).eval()
 
 
-def diffusers_pipeline(parts: Parts, twin: FluxTransformer2DModel) -> FluxKontextPipeline:
+def diffusers_pipeline(parts: OpenedModel, twin: FluxTransformer2DModel) -> FluxKontextPipeline:
     """diffusers' whole pipeline around a twin, with our text encoders and autoencoder."""
     pipeline = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(

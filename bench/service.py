@@ -155,7 +155,7 @@ class Bench:
             running_max=4,
             run_s_max=60.0,
         )
-        self.desk = Desk(database=database, life=life, hub=hub, clock=clock, works=self.dispatcher)
+        self.desk = Desk(database=database, life=life, hub=hub, clock=clock, dispatcher=self.dispatcher)
 
     def open_account(self) -> None:
         now = SystemClock().now()

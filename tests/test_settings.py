@@ -50,6 +50,16 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (load_settings().device, load_settings().port) == ((), 8000)
 
 
+def test_bodies_have_room_for_the_largest_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One caller gets half of it; without a word it grows with the largest."""
+    assert load_settings().bodies_bytes == 16 * 32 * 2**20
+    assert load_settings(body_bytes_max=10_000).bodies_bytes == 160_000
+    assert load_settings(body_bytes_max=10_000, bodies_bytes_max=20_000).bodies_bytes == 20_000
+    monkeypatch.setenv("REKONTEXT_BODIES_BYTES_MAX", "67108863")
+    with pytest.raises(SettingsError, match=r"REKONTEXT_BODIES_BYTES_MAX is \"67108863\".*at least 67108864"):
+        load_settings()
+
+
 @pytest.mark.parametrize(("records_s", "kept"), [(60, (60, 60)), (7200, (3600, 7200)), (10**6, (3600, 7 * 86_400))])
 def test_pictures_are_not_kept_longer_than_what_knows_of_them(records_s: int, kept: tuple[int, int]) -> None:
     """Whoever keeps records for a day keeps prompts no longer, though results may be kept for a week."""

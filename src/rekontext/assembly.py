@@ -29,7 +29,7 @@ from rekontext.api.links import Links
 from rekontext.api.metrics import Metrics
 from rekontext.api.orders import OrderReader
 from rekontext.api.origins import Origins
-from rekontext.api.parts import Limits, Parts
+from rekontext.api.parts import Parts, ServiceLimits
 from rekontext.api.workbench import EditWorkbench
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import Database, DatabaseUnavailable
@@ -156,6 +156,17 @@ def assemble(
         copies = LocalCopies(store, settings.data_dir / "loras", bytes_max=_COPIES_BYTES_MAX)
         limits = PictureLimits(bytes_max=settings.picture_bytes_max, pixels_max=settings.picture_pixels_max)
         photos = PhotoReader(limits=limits, fetcher=fetcher, threads=threads)
+        brought = BroughtLoras(
+            database=database,
+            objects=store,
+            copies=copies,
+            fetcher=lora_fetcher,
+            threads=threads,
+            clock=clock,
+            bytes_max=settings.lora_bytes_max,
+            kept_bytes_max=settings.loras_bytes_max,
+            hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
+        )
         signer = LinkSigner(derive(secret, "links"))
         links = Links(
             signer=signer,
@@ -191,8 +202,8 @@ def assemble(
             running_max=running_max,
             run_s_max=settings.run_s_max,
         )
-        desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
-        forecast = Forecast(fleet=fleet, works=dispatcher)
+        desk = Desk(database=database, life=life, hub=hub, clock=clock, dispatcher=dispatcher)
+        forecast = Forecast(fleet=fleet, dispatcher=dispatcher)
         receivers = AllowList(settings.webhook_allow)
         post = WebhookPost(allow=receivers, agent=AGENT)
         deliverer = Deliverer(database=database, send=post, clock=clock, randomness=random_bytes)
@@ -227,19 +238,10 @@ def assemble(
                 body_bytes_max=settings.body_bytes_max,
                 receivers=receivers,
                 offers=partial(_offers, fleet),
-                brought=BroughtLoras(
-                    database=database,
-                    objects=store,
-                    copies=copies,
-                    fetcher=lora_fetcher,
-                    threads=threads,
-                    clock=clock,
-                    bytes_max=settings.lora_bytes_max,
-                    kept_bytes_max=settings.loras_bytes_max,
-                    hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
-                ),
+                brought=brought,
             ),
             photos=photos,
+            brought=brought,
             threads=threads,
             links=links,
             origins=Origins(external_url=settings.external_url, trusted_proxies=settings.trusted_proxies),
@@ -249,13 +251,14 @@ def assemble(
             randomness=random_bytes,
             receivers=receivers,
             pepper=pepper,
-            limits=Limits(
+            limits=ServiceLimits(
                 body_bytes_max=settings.body_bytes_max,
+                bodies_bytes_max=settings.bodies_bytes,
                 picture_bytes_max=settings.picture_bytes_max,
                 idempotency_s=settings.idempotency_s,
-                lora_bytes_max=settings.lora_bytes_max,
                 uploads_bytes_max=settings.uploads_bytes_max,
                 loras_bytes_max=settings.loras_bytes_max,
+                lora_bytes_max=settings.lora_bytes_max,
                 queued_max=settings.queue_max,
                 in_flight_max=settings.in_flight_max,
                 running_max=running_max,
@@ -363,4 +366,4 @@ def _tariff(settings: Settings) -> Tariff:
 
 
 def _micros(dollars: Decimal) -> int:
-    return parse_usd(str(dollars))
+    return parse_usd(f"{dollars:f}")

@@ -1,6 +1,6 @@
 """Structured logs: one line per event, JSON for machines or text for people, the same for our code and uvicorn's.
 
-No key and no signature is ever written: of a URL only the path, of headers nothing.
+No key and no signature is ever written: of a URL only the path, of headers what a client calls itself.
 """
 
 from __future__ import annotations

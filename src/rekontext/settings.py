@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from dotenv.parser import parse_stream
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from rekontext.contract import BatchMode
@@ -33,6 +33,7 @@ _HOUR: Final = 3600.0
 _DAY: Final = 24 * _HOUR
 
 _SECRET_CHARACTERS_MIN: Final = 32
+_BODIES: Final = 16
 EVERY_GPU: Final = "all"
 """As `device`: every GPU that this machine has."""
 NO_DEVICE: Final = "none"
@@ -149,6 +150,9 @@ class Settings(BaseSettings):
     keep_idempotency_keys_s: Kept = _DAY
 
     body_bytes_max: int = Field(default=32 * _MIB, ge=1024, le=2**31)
+    bodies_bytes_max: int | None = Field(
+        default=None, le=2**40, description="of all bodies that are being read or wait; empty is 16 of the largest"
+    )
     uploads_bytes_max: int = Field(
         default=2048 * _MIB, ge=1024, le=2**50, description="of all uploads of an account that are kept"
     )
@@ -223,6 +227,14 @@ class Settings(BaseSettings):
                 raise ValueError(f'"{entry}" is no network; allowed are addresses and networks (10.0.0.0/8)') from fault
         return value
 
+    @field_validator("bodies_bytes_max")
+    @classmethod
+    def _room(cls, value: int | None, told: ValidationInfo) -> int | None:
+        largest = told.data.get("body_bytes_max", 0)  # not there if it is wrong itself
+        if value is not None and value < 2 * largest:
+            raise ValueError(f"at least {2 * largest} are needed: one caller gets half of it, for one body at least")
+        return value
+
     @field_validator("secret")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -281,6 +293,11 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The object store's URL, written out."""
         return self.store_url or f"file://{self.data_dir.absolute() / 'store'}"
+
+    @property
+    def bodies_bytes(self) -> int:
+        """How many bytes all bodies have that are held at a time."""
+        return _BODIES * self.body_bytes_max if self.bodies_bytes_max is None else self.bodies_bytes_max
 
     @property
     def inputs_s(self) -> float:

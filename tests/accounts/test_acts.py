@@ -85,6 +85,33 @@ def test_every_act_is_logged_and_no_secret_with_it(database: Database, acts: Act
     assert account.webhook_secret not in repr(log)
 
 
+def test_every_open_key_of_an_account_is_closed_at_once(database: Database, acts: Acts, clock: FakeClock) -> None:
+    """Each has its line; those that were closed or have expired stay as they are, and so do other accounts' keys."""
+    bob, first = database.transact_sync(lambda tx: acts.create_account(tx, "Bob"))
+    _, others = database.transact_sync(lambda tx: acts.create_account(tx, "Eve"))
+
+    def make(tx: Connection) -> list[ApiKey]:
+        soon = clock.now() + timedelta(seconds=1)
+        policies = (KeyPolicy(name="ci"), KeyPolicy(name="revoked"), KeyPolicy(name="expired", expires_at=soon))
+        made = [acts.create_key(tx, bob.id, policy).key for policy in policies]
+        acts.revoke_key(tx, made[1].id)
+        return made
+
+    ci, revoked, expired = database.transact_sync(make)
+    now = clock.advance(2)
+    closed = database.transact_sync(lambda tx: acts.revoke_keys(tx, bob.id))
+    assert [(each.id, each.revoked_at) for each in closed] == [(first.key.id, now), (ci.id, now)]
+    assert database.transact_sync(lambda tx: acts.revoke_keys(tx, bob.id)) == []
+    lines = [record for record in database.read_sync(audit.records) if record.action == "key.revoke"]
+    assert [(line.subject, line.details) for line in reversed(lines)] == [
+        (key, {"account": bob.id}) for key in (revoked.id, first.key.id, ci.id)
+    ]
+    assert database.read_sync(lambda tx: keys.get(tx, expired.id)).revoked_at is None
+    database.read_sync(lambda tx: keys.check_open(tx, others.key.id, now=now))
+    with pytest.raises(AccountUnknown):
+        database.transact_sync(lambda tx: acts.revoke_keys(tx, AccountId("acc_nobody")))
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_of_two_who_revoke_a_key_at_once_one_has_revoked_it(database: Database, acts: Acts) -> None:
     """Both are told so; the log has who it was. SQLite has one writer at a time anyway."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, update
 
 from rekontext.accounts import AccountUnknown, Balance, NameTaken, audit, ledger, registry
 from rekontext.database import AccountId, Database
+from rekontext.database.tables import accounts
 from tests.fakes import FakeClock, FakeRandomness
 
 
@@ -48,6 +51,28 @@ def test_names_are_unique(database: Database, alice: AccountId, clock: FakeClock
     assert [account.id for account, _ in database.read_sync(registry.every_with_balance)] == [alice]
 
 
+@pytest.mark.parametrize(
+    "name", ["", " ", "Alice ", "\tAlice", "A\u200blice", "Alice\u202e", "A\xa0lice", "\x1b]0;pwn\a", "A\nlice"]
+)
+def test_a_new_account_can_t_look_like_another(
+    database: Database, clock: FakeClock, randomness: FakeRandomness, name: str
+) -> None:
+    """Blanks at the edges and what can't be seen are refused, and shown as escapes."""
+    with pytest.raises(ValueError, match="1 to 200 characters that can be seen, and spaces between them") as refused:
+        database.transact_sync(
+            lambda tx: registry.create(tx, name, account=AccountId("b"), randomness=randomness, now=clock.now())
+        )
+    assert repr(name) in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_an_account_that_is_there_keeps_its_name(database: Database, alice: AccountId) -> None:
+    """It was opened when more was allowed; it is found and limited as any."""
+    database.transact_sync(lambda tx: tx.execute(update(accounts).values(name=" Al\u200bice ")))
+    assert database.read_sync(lambda tx: registry.find(tx, " Al\u200bice ")).id == alice
+    assert database.transact_sync(lambda tx: registry.set_limits(tx, alice, in_flight_max=2)).in_flight_max == 2
+
+
 def test_accounts_are_listed_with_what_they_have_in_one_question(
     database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness
 ) -> None:
@@ -66,6 +91,31 @@ def test_accounts_are_listed_with_what_they_have_in_one_question(
     database.transact_sync(open_bob)
     assert database.read_sync(look) == [(alice, 0), (bob, 7)]
     assert len(asked) == 1
+
+
+def test_accounts_are_found_page_by_page(
+    database: Database, alice: AccountId, clock: FakeClock, randomness: FakeRandomness
+) -> None:
+    """The newest first; by a part of the name, capitals or not, which is no pattern, or by the whole id."""
+
+    def open_more(tx: Connection) -> None:
+        for name in ("Print Shop", "printer_2", "100% Ltd"):
+            made = AccountId(f"acc_{name[0:5]}")
+            registry.create(tx, name, account=made, randomness=randomness, now=clock.advance(1))
+
+    def found(**asked: Any) -> tuple[list[str], int]:
+        page = database.read_sync(lambda tx: registry.page_with_balance(tx, **asked))
+        return [account.name for account, _ in page.accounts], page.total
+
+    database.transact_sync(open_more)
+    assert found() == (["100% Ltd", "printer_2", "Print Shop", "Alice"], 4)
+    assert found(per_page=3, page=2) == (["Alice"], 4)
+    assert found(per_page=3, page=3) == ([], 4)
+    assert found(name_contains="PRINT", per_page=1) == (["printer_2"], 2)
+    assert found(name_contains="%") == (["100% Ltd"], 1)
+    assert found(name_contains="_") == (["printer_2"], 1)
+    assert found(name_contains=alice) == (["Alice"], 1)
+    assert found(name_contains=alice[:-1]) == ([], 0)
 
 
 def test_limits_can_be_changed_and_lifted(database: Database, alice: AccountId) -> None:

@@ -270,6 +270,81 @@ async def test_the_sweeper_takes_those_that_nobody_uses(studio: Studio, site: Lo
         assert not await parts.objects.has(f"loras/{kept['id']}")
 
 
+async def sent(client: httpx2.AsyncClient, name: str, data: bytes, *, piece: int = 1000) -> httpx2.Response:
+    """As a client does that doesn't have the file in memory either."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), piece):
+            yield data[at : at + piece]
+
+    return await client.put(f"/v1/loras/{name}", content=pieces())
+
+
+async def test_a_lora_is_sent(make_studio: MakeStudio) -> None:
+    """It may be larger than what else is sent; the same again is the same, under the name that it had."""
+    data = lora_file(size=500_000)
+    studio = make_studio(PillowFleet(), body_bytes_max=100_000, lora_bytes_max=600_000)
+    async with studio.open() as client:
+        answer = await sent(client, "water-colour.safetensors", data)
+        again = await sent(client, "other", data)
+        kept = answer.json()
+        assert (answer.status_code, kept["name"]) == (200, f"water-colour@{kept['id']}")
+        assert (kept["source"], kept["bytes"]) == ("(sent)", len(data))
+        assert again.json()["id"] == kept["id"]
+        assert [each["name"] for each in await brought_by(client)] == [kept["name"]]
+        assert (await order(client, f"{kept['name']}:0.5")).status_code == 200
+    [request] = studio.fleet.requests
+    assert request.loras == ((kept["name"], 0.5),)
+    assert request.lora_files[kept["name"]].read_bytes() == data
+
+
+async def test_what_was_fetched_keeps_its_address_when_it_is_sent(studio: Studio, site: LoraSite) -> None:
+    async with studio.open() as client:
+        await order(client, f"{site.url}/ink.safetensors")
+        await sent(client, "other", lora_file())
+        await order(client, f"{site.url}/ink.safetensors")
+        [kept] = await brought_by(client)
+    assert (kept["name"].partition("@")[0], kept["source"]) == ("ink", f"{site.url}/ink.safetensors")
+    assert len(site.visits) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "says"),
+    [
+        ("ink", b"", 400, "Wrong parameter: file is no safetensors file: it begins with ''."),
+        ("ink", lora_file()[:-1], 400, "Wrong parameter: file is cut short: transformer.x.lora_B.weight ends at"),
+        ("ink", lora_file(size=20_000), 413, "The request's body has more than 10000 bytes"),
+        ("a@b", lora_file(), 400, 'Wrong parameter: name is "a@b" (allowed: 1 to 64 letters'),
+        ("x" * 65, lora_file(), 400, "Wrong parameter: name is"),
+    ],
+)
+async def test_what_is_sent_and_is_no_lora_is_refused(
+    studio: Studio, name: str, data: bytes, status: int, says: str
+) -> None:
+    """And nothing of it is kept."""
+    async with studio.open() as client:
+        answer = await sent(client, name, data)
+        assert (answer.status_code, answer.json()["error"].startswith(says)) == (status, True), answer.text
+        assert await brought_by(client) == []
+    assert not any(studio.options.data_dir.glob("loras/*"))
+
+
+async def test_sending_needs_a_key_that_may_edit(studio: Studio) -> None:
+    """Before a byte is taken; and a server that takes none says so."""
+    reader = studio.new_key(scopes=frozenset({"read"}))
+    async with studio.open() as client, studio.client(reader.secret) as other, studio.client("") as nobody:
+        assert (await sent(other, "ink", lora_file())).status_code == 403
+        assert (await sent(nobody, "ink", lora_file())).status_code == 401
+        assert await brought_by(client) == []
+
+
+async def test_a_server_that_takes_none_is_sent_none(make_studio: MakeStudio) -> None:
+    async with make_studio(lora_bytes_max=0).open() as client:
+        answer = await sent(client, "ink", lora_file())
+    assert answer.status_code == 400
+    assert "this server takes LoRAs by their names only" in answer.json()["error"]
+
+
 def test_a_name_is_what_a_file_is_called() -> None:
     """In letters that names may have; the hub's nameless files are called after their repository."""
     for address, name in (

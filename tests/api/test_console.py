@@ -11,7 +11,8 @@ from typing import Any, Final
 import httpx2
 import pytest
 
-from rekontext.accounts import keys
+from rekontext.accounts import Allowance, keys
+from rekontext.api.auth import Caller
 from rekontext.contract import EditRefused
 from rekontext.database.transactions import LONG_READERS
 from rekontext.jobs import queries
@@ -159,9 +160,15 @@ async def test_a_key_that_is_not_there_has_a_code_of_its_own(client: httpx2.Asyn
         ("keys", {"name": "\u0000"}, 400),
         ("keys", {"models": ["a\u0000"]}, 400),
         ("admin/accounts", {"name": "a\u0000"}, 400),
+        ("admin/accounts", {"name": "owner "}, 400),
+        ("admin/accounts", {"name": "own\u200ber"}, 400),
         ("admin/accounts", {"name": "Bob", "credits": True}, 400),
         ("admin/accounts", {"name": "Bob", "credits": 1.5}, 201),
+        ("admin/accounts", {"name": "Bob", "credits": 1e-6}, 201),
+        ("admin/accounts", {"name": "Bob", "credits": "1_5"}, 400),
         ("admin/accounts/{account}/credits", {"amount": True}, 400),
+        ("admin/accounts/{account}/credits", {"amount": 1e3}, 200),
+        ("admin/accounts/{account}/credits", {"amount": "\uff11\uff10"}, 400),
         ("admin/accounts/{account}/credits", {"amount": 1, "note": "a\u0000"}, 400),
         ("admin/accounts/{account}", {"in_flight_max": 5.0}, 200),
         ("admin/accounts/{account}", {"in_flight_max": None}, 200),
@@ -305,6 +312,8 @@ async def test_admin_is_for_admins(studio: Studio) -> None:
             ("GET", "audit"),
             ("GET", f"accounts/{studio.account}/keys"),
             ("POST", f"accounts/{studio.account}/keys"),
+            ("DELETE", f"accounts/{studio.account}/keys"),
+            ("DELETE", f"accounts/{studio.account}/keys/{studio.key_id}"),
             ("POST", f"accounts/{studio.account}/credits"),
             ("PATCH", f"accounts/{studio.account}"),
         ):
@@ -349,6 +358,74 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     assert {each["actor"] for each in records} == {studio.key_id}
     older = (await client.get(f"/console/api/admin/audit?before={records[-1]['id']}")).json()["records"]
     assert older[0]["id"] < records[-1]["id"]
+
+
+async def test_accounts_come_page_by_page(client: httpx2.AsyncClient) -> None:
+    """As requests do, and under the name that they had when all came at once."""
+    for name in ("print shop", "printer", "bakery"):
+        assert (await client.post("/console/api/admin/accounts", json={"name": name})).status_code == 201
+
+    async def found(query: str) -> tuple[list[str], tuple[int, ...]]:
+        document = (await client.get(f"/console/api/admin/accounts{query}")).json()
+        counts = tuple(document[name] for name in ("page", "per_page", "total", "total_pages"))
+        return [each["name"] for each in document["accounts"]], counts
+
+    assert await found("") == (["bakery", "printer", "print shop", "owner"], (1, 20, 4, 1))
+    assert await found("?per_page=3&page=2") == (["owner"], (2, 3, 4, 2))
+    assert await found("?search= PRINT ") == (["printer", "print shop"], (1, 20, 2, 1))
+    assert await found("?search=") == await found("")
+    for wrong in ("per_page=101", "page=0", f"search={'x' * 201}"):
+        answer = await client.get(f"/console/api/admin/accounts?{wrong}")
+        assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (400, wrong.partition("=")[0])
+
+
+async def test_an_admin_revokes_a_customer_s_keys(client: httpx2.AsyncClient, studio: Studio) -> None:
+    """One by its id, or every open one; each has its line in the audit log, with who did it."""
+    opened = (await client.post("/console/api/admin/accounts", json={"name": "alice"})).json()
+    account, path = opened["account"]["id"], f"/console/api/admin/accounts/{opened['account']['id']}/keys"
+    made = [(await client.post(path, json={"name": name})).json() for name in ("second", "third")]
+    second, third = (each["key"]["id"] for each in made)
+    async with studio.client(made[0]["api_key"]) as alice, studio.client(opened["api_key"]) as first:
+        assert (await alice.get("/console/api/me")).status_code == 200
+        revoked = await client.delete(f"{path}/{second}")
+        assert (revoked.json()["key"]["id"], revoked.json()["key"]["revoked_at"] is None) == (second, False)
+        assert (await alice.get("/console/api/me")).json()["code"] == "invalid_api_key"
+        assert (await client.delete(f"{path}/{second}")).json() == revoked.json()
+        for wrong, code in (
+            (f"{path}/nope", "key_unknown"),
+            (f"{path}/{studio.key_id}", "key_unknown"),
+            (f"/console/api/admin/accounts/acc_nobody/keys/{third}", "account_unknown"),
+            ("/console/api/admin/accounts/acc_nobody/keys", "account_unknown"),
+        ):
+            answer = await client.delete(wrong)
+            assert (answer.status_code, answer.json()["code"]) == (404, code)
+        first_id = (await first.get("/console/api/me")).json()["key"]["id"]
+        rest = (await client.delete(path)).json()["keys"]
+        assert [(each["id"], each["revoked_at"] is None) for each in rest] == [(third, False), (first_id, False)]
+        assert (await first.get("/console/api/me")).json()["code"] == "invalid_api_key"
+    assert (await client.delete(path)).json() == {"keys": []}
+    records = (await client.get("/console/api/admin/audit")).json()["records"]
+    acts = [each for each in records if each["action"] == "key.revoke"]
+    assert [each["subject"] for each in reversed(acts)] == [second, first_id, third]
+    assert {(each["actor"], each["details"]["account"]) for each in acts} == {(studio.key_id, account)}
+
+
+async def test_a_key_that_is_closed_meanwhile_makes_none(
+    client: httpx2.AsyncClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever has a stolen one outlives the closing of all."""
+    made = studio.new_key()
+    allow = studio.service.parts.edits.allow
+
+    async def slowly(caller: Caller) -> Allowance:
+        await client.delete(f"/console/api/admin/accounts/{studio.account}/keys/{made.key.id}")
+        return await allow(caller)
+
+    monkeypatch.setattr(type(studio.service.parts.edits), "allow", lambda _, caller: slowly(caller))
+    async with studio.client(made.secret) as thief:
+        answer = await thief.post("/console/api/keys", json={"name": "hidden"})
+        assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
+    assert "hidden" not in (await client.get("/console/api/keys")).text
 
 
 async def test_an_admin_looks_up_a_customer_s_request(client: httpx2.AsyncClient, studio: Studio) -> None:
@@ -475,6 +552,8 @@ async def test_the_queue_is_seen_live(make_studio: MakeStudio, monkeypatch: pyte
         ("POST", "/console/api/keys", {"name": "a\0b"}, "text without NUL characters"),
         ("POST", "/console/api/keys", {"unknown": 1}, "no field of this name"),
         ("POST", "/console/api/keys", {"name": "x" * 201}, "at most 200 characters"),
+        ("POST", "/console/api/admin/accounts", {"name": "Bob\u202e"}, "1 to 200 characters that can be seen, and"),
+        ("POST", "/console/api/admin/accounts", {"name": "Bob", "credits": "1e3"}, "a number in plain digits, such as"),
         ("GET", "/console/api/requests?per_page=0", None, "greater than or equal to 1"),
         ("GET", "/console/api/requests?per_page=many", None, "a valid integer"),
         ("GET", "/console/api/requests?from=x", None, "a moment with its offset"),

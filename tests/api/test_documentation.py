@@ -143,6 +143,12 @@ async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncC
             assert (status == 401) is ("security" in operations["get"]), path
 
 
+async def test_the_document_says_what_a_link_has(client: httpx2.AsyncClient) -> None:
+    """Without either it opens nothing."""
+    parameters = (await client.get("/openapi.json")).json()["paths"]["/files/{key}"]["get"]["parameters"]
+    assert {each["name"] for each in parameters if each["required"]} == {"key", "expires", "signature"}
+
+
 @pytest.mark.usefixtures("client")
 async def test_the_page_on_other_clients_has_their_paths(studio: Studio) -> None:
     """They are in no OpenAPI document of ours: what is there is their vendors'."""

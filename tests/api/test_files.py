@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from datetime import datetime
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx2
 import pytest
@@ -168,6 +168,29 @@ async def test_who_has_a_file_is_not_sent_it_again(client: httpx2.AsyncClient) -
     assert (await client.get(link, headers={"if-none-match": '"other"'})).status_code == 200
     head = await client.head(link)
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(PHOTO)))
+
+
+async def test_what_its_caller_has_is_not_read(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an object store that would be a whole download. What is gone, or opened by no good link, isn't told so."""
+
+    async def read(_key: str) -> NoReturn:
+        raise StoreUnavailable("it was read")
+
+    async with studio.open() as client:
+        [link] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+        tag = {"if-none-match": (await client.get(link)).headers["etag"]}
+        [other] = (await client.post("/upload-asset", json={"data_urls": [URI]})).json()["file_urls"]
+        assert (await client.get(other, headers=tag)).status_code == 200, "another file, though with the same bytes"
+        with monkeypatch.context() as patched:
+            patched.setattr(studio.service.parts.objects, "get", read)
+            assert (await client.get(link, headers=tag)).status_code == 304
+            assert (await client.get(link)).status_code == 503
+        assert (await client.get(link.replace("signature=", "signature=x"), headers=tag)).status_code == 403
+        [_, file] = (await client.get("/console/api/files")).json()["files"]
+        assert (await client.delete(f"/console/api/files/{file['id']}")).status_code == 200
+        for known in (tag, {"if-none-match": "*"}):
+            gone = await client.get(link, headers=known)
+            assert (gone.status_code, gone.json()["code"]) == (404, "file_gone")
 
 
 async def test_our_own_links_are_read_in_process(client: httpx2.AsyncClient) -> None:

@@ -119,6 +119,19 @@ TABLE: Final = [
         path=KEYS,
         content=b'{"expires_at": "9999-12-31T23:59:59-12:00"}',
     ),
+    Call(
+        name="a value that Python spells in its own way",
+        says="amount is true: ",
+        path="/console/api/admin/accounts/any/credits",
+        content=b'{"amount": true}',
+    ),
+    Call(
+        name="nothing, where there has to be something",
+        says="name is null: ",
+        path="/console/api/admin/accounts",
+        content=b'{"name": null}',
+    ),
+    Call(name="a text", says='scopes is "all": ', path=KEYS, content=b'{"scopes": "all"}'),
     query(f"/console/api/admin/audit?before={10**30}", "less than or equal to"),
     query("/inference-request/request-history?to_date=0001-01-01&from_date=9999-12-31", "from_date"),
 ]

@@ -128,8 +128,9 @@ async def test_head_of_a_stream_is_over_with_the_head(studio: Studio) -> None:
 async def test_head_switches_no_webhook_off(client: httpx2.AsyncClient) -> None:
     """GET does, as the SDK has it; HEAD is what link checkers send."""
     made = (await client.post("/console/api/webhooks", json={"url": "https://example.com/"})).json()["webhook"]
-    refused = await client.head(f"/webhook/inactive?webhook_id={made['id']}")
-    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
+    for webhook, key, status in ((made["id"], {}, 200), ("none", {}, 404), (made["id"], {"x-api-key": ""}, 401)):
+        answer = await client.head(f"/webhook/inactive?webhook_id={webhook}", headers=key)
+        assert (answer.status_code, answer.content) == (status, b"")
     [webhook] = (await client.get("/webhook/get")).json()["webhooks"]
     assert webhook["is_active"]
 
@@ -150,6 +151,7 @@ async def test_head_is_refused_as_get_is(client: httpx2.AsyncClient) -> None:
         ("PUT", "/console/api/keys", "HEAD, GET, POST"),
         ("GET", "/console/api/keys/some-id", "DELETE"),
         ("POST", "/healthz", "HEAD, GET"),
+        ("POST", "/webhook/inactive", "HEAD, GET"),
         ("POST", "/web/playground.js", "HEAD, GET"),
         ("POST", "/web/console/api/keys", "HEAD, GET"),
     ],

@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from rekontext import __version__
 from rekontext.api.middleware import Sight
 from rekontext.api.origins import Origins
+from rekontext.contract import EditRequest, EditResult, EngineFault, OnProgress
 from tests.api.conftest import MakeStudio
 from tests.api.studio import SOON_S, Studio, gone
 from tests.pictures.samples import photo_bytes
@@ -50,6 +52,52 @@ async def test_metrics_count_what_happened(client: httpx2.AsyncClient) -> None:
     assert float(figures['rekontext_webhook_messages{state="pending"}']) == 0
     assert float(figures['rekontext_devices{state="ready"}']) == 1
     assert float(figures['rekontext_devices{state="failed"}']) == 0
+
+
+async def test_metrics_tell_faults_of_ours_from_what_callers_sent(
+    make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged photo wakes nobody up; an attempt that fails is counted, too, where the next one does not."""
+    studio = make_studio(faults_max=2)
+    edit = studio.fleet.edit
+
+    async def fails_once(request: EditRequest, *, on_progress: OnProgress | None = None) -> EditResult:
+        if not request.is_suspect:
+            raise EngineFault("a bit flipped")
+        return await edit(request, on_progress=on_progress)
+
+    async def counted(client: httpx2.AsyncClient, name: str) -> dict[str, float]:
+        text = (await client.get("/metrics")).text
+        found = re.findall(rf'^rekontext_{name}_total{{code="(\w+)"}} (\S+)$', text, flags=re.MULTILINE)
+        assert {code for code, _ in found} >= {"engine_fault", "edit_timeout", "worker_lost"}, "there before the first"
+        return {code: float(count) for code, count in found if float(count)}
+
+    async with studio.open() as client:
+        assert await counted(client, "failed_edits") == await counted(client, "faults") == {}
+        damaged = GOOD | {"input_image": base64.b64encode(photo_bytes(64, 64)[:-300]).decode()}
+        assert (await client.post(V1, json=damaged)).status_code == 400
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1}
+        assert await counted(client, "faults") == {}
+        studio.fleet.fault = EngineFault("no device")
+        assert (await client.post(V1, json=GOOD)).status_code == 500
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1, "engine_fault": 1}
+        assert await counted(client, "faults") == {"engine_fault": 2}
+        monkeypatch.setattr(studio.fleet, "edit", fails_once)
+        studio.fleet.fault = None
+        assert (await client.post(V1, json=GOOD)).status_code == 200
+        assert await counted(client, "failed_edits") == {"unreadable_picture": 1, "engine_fault": 1}
+        assert await counted(client, "faults") == {"engine_fault": 3}
+
+
+async def test_metrics_know_their_process_and_have_no_noise(client: httpx2.AsyncClient) -> None:
+    """Memory, files, CPU and version of this process; not when each series began."""
+    await client.post(V1, json=GOOD)
+    text = (await client.get("/metrics")).text
+    figures = dict(re.findall(r"^([a-z]\S+) (\S+)$", text, flags=re.MULTILINE))
+    assert figures[f'rekontext_build_info{{version="{__version__}"}}'] == "1.0"
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
+        assert float(figures[f"process_{name}"]) > 0
+    assert "_created" not in text
 
 
 async def test_metrics_count_no_job_that_only_was_looked_at(make_studio: MakeStudio) -> None:
@@ -179,12 +227,30 @@ async def test_an_answer_that_breaks_is_counted_once(has_begun: bool) -> None:
     async def send(_: Message) -> None:
         pass
 
-    sight = Sight(breaks, answered=lambda operation, status, _: answered.append((operation, status)))
+    sight = Sight(
+        breaks,
+        answered=lambda operation, status, _: answered.append((operation, status)),
+        client_of=Origins().client_of,
+    )
     with capture_logs() as lines, pytest.raises(RuntimeError, match="broken"):
-        await sight({"type": "http", "method": "GET", "path": "/"}, receive=never, send=send)
+        await sight({"type": "http", "method": "GET", "path": "/", "headers": []}, receive=never, send=send)
     expected = 200 if has_begun else 500
     assert answered == [("unknown", expected)]
     assert [line["status"] for line in lines] == [expected]
+
+
+async def test_a_request_is_logged_with_where_it_comes_from(make_studio: MakeStudio) -> None:
+    """Without a key nothing else tells one stranger from another. What it calls itself may be as long as a head."""
+    studio = make_studio(trusted_proxies="127.0.0.0/8")
+    headers = {"x-api-key": "", "x-forwarded-for": "1.2.3.4, 203.0.113.9", "user-agent": "scanner/1 " * 500}
+    async with studio.open() as client:
+        with capture_logs() as lines:
+            await client.get("/v1/get-user-credits", headers=headers)
+            await client.get("/v1/get-user-credits", headers={"user-agent": ""})
+    [strangers, own] = [line for line in lines if line["event"] == "request"]
+    assert (strangers["client"], strangers["status"], strangers["code"]) == ("203.0.113.9", 401, "missing_api_key")
+    assert strangers["agent"] == "scanner/1 " * 8
+    assert (own["client"], "agent" in own) == ("127.0.0.1", False)
 
 
 async def test_a_path_is_logged_as_far_as_it_tells_something(client: httpx2.AsyncClient) -> None:
@@ -307,3 +373,26 @@ def test_the_origin_is_the_one_that_the_client_used() -> None:
     assert trusting.of(_request("10.1.1.1", host="a.example", **loud)) == "https://edits.example.com"
     fixed = Origins(external_url="https://x.example", trusted_proxies=["10.0.0.0/8"])
     assert fixed.of(_request("10.1.1.1", host="a.example", **forwarded)) == "https://x.example"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", "1.2.3.4", "203.0.113.9"),
+        ("10.1.1.1", "", "10.1.1.1"),
+        ("10.1.1.1", "198.51.100.7", "198.51.100.7"),
+        ("10.1.1.1", "made, up, 1.2.3.4, 198.51.100.7", "198.51.100.7"),
+        ("10.1.1.1", "1.2.3.4, 198.51.100.7, 10.2.2.2", "198.51.100.7"),
+        ("10.1.1.1", "10.3.3.3, 10.2.2.2", "10.3.3.3"),
+        ("10.1.1.1", "1.2.3.4, unknown, 10.2.2.2", "10.2.2.2"),
+        ("10.1.1.1", "198.51.100.7:4711", "198.51.100.7"),
+        ("10.1.1.1", "[2001:db8::7]:4711", "2001:db8::7"),
+        ("10.1.1.1", "2001:DB8::7", "2001:db8::7"),
+        ("unix", "1.2.3.4", "unix"),
+    ],
+)
+def test_the_client_is_the_last_that_a_trusted_proxy_has_heard(peer: str, forwarded: str, client: str) -> None:
+    """Whatever stands before it in X-Forwarded-For anybody may have written: a ban would hit whom they name."""
+    trusting = Origins(trusted_proxies=["10.0.0.0/8"])
+    assert trusting.client_of(_request(peer, x_forwarded_for=forwarded)) == client
+    assert Origins().client_of(_request(peer, x_forwarded_for=forwarded)) == peer

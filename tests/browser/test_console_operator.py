@@ -80,6 +80,72 @@ def test_an_operator_opens_accounts_gives_credits_and_sets_limits(
     expect(log.get_by_title(me["account"]["id"], exact=True).first).to_be_visible()
 
 
+def test_an_operator_looks_for_an_account_among_many(open_page: OpenPage, site: Site) -> None:
+    """A page at a time; what was asked for is there again after a reload, and a new account is always seen."""
+    with httpx2.Client(base_url=f"{site.url}/console/api/admin/", headers={"x-api-key": site.key}) as operator:
+        for number in range(20):
+            operator.post("accounts", json={"name": f"shop {number}"})
+    page = open_page("/console#accounts")
+    expect(rows(page)).to_have_count(20)
+    expect(page.get_by_text("Page 1 of 2, 21 in all")).to_be_visible()
+    page.get_by_role("button", name="Older").click()
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("owner")
+    page.get_by_label("Search").fill("SHOP 1")
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(11)
+    page.reload()
+    expect(rows(page)).to_have_count(11)
+    expect(page.get_by_label("Search")).to_have_value("SHOP 1")
+
+    page.get_by_role("button", name="New account").click()
+    form = page.get_by_role("dialog", name="New account")
+    form.get_by_label("Name").fill("bakery")
+    form.get_by_role("button", name="Open it").click()
+    page.get_by_role("button", name="I have it").click()
+    expect(rows(page).first).to_contain_text("bakery")
+    expect(page.get_by_label("Search")).to_be_empty()
+    page.get_by_label("Search").fill("nobody")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.get_by_text("No account matches.")).to_be_visible()
+
+
+def test_an_operator_revokes_another_account_s_keys(open_page: OpenPage, site: Site) -> None:
+    """One of them or all, each after the question that one's own asks; the page itself stays signed in."""
+    with httpx2.Client(base_url=f"{site.url}/console/api/admin/", headers={"x-api-key": site.key}) as operator:
+        opened = operator.post("accounts", json={"name": "print shop"}).json()
+        for name in ("till", "website"):
+            operator.post(f"accounts/{opened['account']['id']}/keys", json={"name": name})
+    page = open_page("/console#accounts")
+    rows(page).filter(has_text="print shop").get_by_role("button", name="Keys").click()
+    shown = page.get_by_role("dialog", name="Keys of print shop")
+    keys = shown.locator("tbody tr")
+    expect(keys).to_have_count(3)
+
+    shown.get_by_role("button", name="Revoke website").click()
+    question = page.get_by_role("dialog", name="Revoke website?")
+    expect(question).to_contain_text("Programs that use it are refused from now on.")
+    question.get_by_role("button", name="Keep").click()
+    expect(keys.filter(has_text="revoked")).to_have_count(0)
+    shown.get_by_role("button", name="Revoke website").click()
+    question.get_by_role("button", name="Revoke").click()
+    expect(keys.filter(has_text="website")).to_contain_text("revoked")
+    expect(keys.filter(has_text="active")).to_have_count(2)
+
+    shown.get_by_role("button", name="Revoke all").click()
+    question = page.get_by_role("dialog", name="Revoke every key of print shop?")
+    question.get_by_role("button", name="Revoke all").click()
+    expect(keys.filter(has_text="revoked")).to_have_count(3)
+    expect(shown.get_by_role("button", name="Revoke")).to_have_count(0)
+    page.keyboard.press("Escape")
+    refused = httpx2.get(f"{site.url}/console/api/me", headers={"x-api-key": opened["api_key"]}, timeout=WAIT_S)
+    assert refused.json()["code"] == "invalid_api_key"
+
+    rows(page).filter(has_text="owner").get_by_role("button", name="Keys").click()
+    page.get_by_role("dialog", name="Keys of owner").get_by_role("button", name="Revoke all").click()
+    expect(page.get_by_role("dialog", name="Revoke every key of owner?")).to_contain_text("it signs you out")
+
+
 def test_a_limit_is_the_account_s_own_only_once_it_was_set(open_page: OpenPage) -> None:
     """Where it follows the server its field is empty; what wasn't changed isn't sent."""
     page = open_page("/console#accounts")

@@ -30,9 +30,12 @@ Run = Callable[[Sequence[str]], Outcome]
 
 
 def outcome_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
-    """Run a command in this process."""
+    """Run a command in this process, which is as it was after it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
     with pytest.raises(SystemExit) as ended:
         main(arguments)
+    os.umask(mask)
     out, err = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return Outcome(code=ended.value.code, out=out, err=err)

@@ -137,6 +137,37 @@ def test_a_key_is_revoked_by_its_id_or_by_itself(run: Run) -> None:
     assert (strange.code, strange.err) == (2, "error: there is no such API key; it may be mistyped or cut short\n")
 
 
+def test_every_key_of_an_account_is_revoked_at_once(run: Run) -> None:
+    """What stops an account; another's keys go on."""
+    alice, bob = (json.loads(run(["accounts", "create", name, "--json"]).out) for name in ("alice", "bob"))
+    second = json.loads(run(["keys", "create", "alice", "--json"]).out)
+    revoked = run(["keys", "revoke", "--all-of", "alice"])
+    lines = revoked.out.splitlines()
+    assert [line.split()[0] for line in lines] == [alice["key_id"], second["id"]]
+    assert all(line.endswith("opens nothing any more.") for line in lines)
+    assert run(["keys", "revoke", "--all-of", "alice"]).out == "The account has no open API key.\n"
+    document = json.loads(run(["keys", "revoke", "--all-of", bob["id"], "--json"]).out)
+    assert [(each["id"], each["account_id"]) for each in document["revoked"]] == [(bob["key_id"], bob["id"])]
+
+
+def test_limits_are_set_and_lifted_one_by_one(run: Run) -> None:
+    """What isn't given stays; without either they are shown."""
+    opened = json.loads(run(["accounts", "create", "alice", "--json"]).out)
+
+    def limits(*options: str) -> tuple[object, object]:
+        document = json.loads(run(["accounts", "limits", "alice", *options, "--json"]).out)
+        return document["monthly_cap"], document["in_flight_max"]
+
+    assert limits() == (None, None)
+    assert limits("--monthly-cap", "2.5") == (2.5, None)
+    assert limits("--in-flight", "3") == (2.5, 3)
+    shown = run(["accounts", "limits", "alice"]).out
+    assert shown == f"alice ({opened['id']}) may spend $2.50 in a month at most, and have 3 edits at once.\n"
+    assert limits("--monthly-cap", "0", "--in-flight", "none") == (0, None)
+    assert limits("--monthly-cap", "none") == (None, None)
+    assert "may spend without a cap, and have as many" in run(["accounts", "limits", opened["id"]]).out
+
+
 def test_keys_and_accounts_are_listed_for_narrow_windows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a pipe there are 80 columns: whatever is copied or looked for stands whole on a line."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -172,8 +203,21 @@ def test_a_key_s_name_can_t_speak_to_the_terminal(run: Run) -> None:
         (["keys", "revoke", "key_0"], "there is no API key 'key_0'"),
         (["accounts", "create", "alice", "--credits", "ten"], "'ten' is not an amount"),
         (["accounts", "create", "  "], "1 to 200 characters"),
+        (["accounts", "create", "x" * 201], "an account's name has 201 characters; allowed: 1 to 200"),
+        (["accounts", "create", "\x1b]0;pwn\a"], r"an account's name is '\x1b]0;pwn\x07'; allowed: 1 to 200"),
         (["keys", "create", "alice", "--sync-response", "xml"], "--sync-response"),
-        (["credits", "add", "bob", "1e999999"], "'1e999999' is beyond the largest amount"),
+        (["keys", "revoke"], "give either KEY_ID or --all-of ACCOUNT"),
+        (["keys", "revoke", "key_0", "--all-of", "bob"], "give either KEY_ID or --all-of ACCOUNT"),
+        (["keys", "revoke", "--all-of", "nobody"], "there is no account 'nobody'"),
+        (["accounts", "limits", "nobody", "--in-flight", "1"], "there is no account 'nobody'"),
+        (["accounts", "limits", "bob", "--monthly-cap", "much"], "'much' is not an amount in US dollars"),
+        (["accounts", "limits", "bob", "--monthly-cap", "-1"], '--monthly-cap is "-1"; allowed: 0 US dollars or more'),
+        (["accounts", "limits", "bob", "--in-flight", "0"], '--in-flight is "0"; allowed: 1 to 100000 edits, or none'),
+        (["accounts", "limits", "bob", "--in-flight", "1e3"], '--in-flight is "1e3"; allowed: 1 to 100000 edits'),
+        (["accounts", "limits", "bob", "--in-flight", "9" * 5000], "allowed: 1 to 100000 edits, or none"),
+        (["credits", "add", "bob", "1e999999"], "'1e999999' is not an amount"),
+        (["credits", "add", "bob", "1_5"], "'1_5' is not an amount in US dollars; write it in plain digits"),
+        (["credits", "add", "bob", "1000000001"], "'1000000001' is beyond the largest amount"),
         (["keys", "create", "bob", "--name", "x" * 201], "1 to 200 characters, this one has 201"),
         (["keys", "create", "bob", "--requests-per-minute", "3000000000"], "allowed: 1 to 1000000"),
         (

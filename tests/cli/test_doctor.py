@@ -17,6 +17,7 @@ import torch
 
 from rekontext.cli.doctor import Verdict, examine
 from rekontext.cli.doctor.engine import _gpu_kernels
+from rekontext.cli.doctor.machine import free_of_limit
 from tests.cli.commands import Run, findings
 from tests.triton import need_triton
 
@@ -43,6 +44,26 @@ def test_doctor_asks_for_no_engine_where_none_is_wanted(run: Run, monkeypatch: p
     assert "processes with devices" in found["device"].says
     assert "engine" not in found
     assert [each.subject for each in found.values() if each.verdict == "broken"] == []
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000", 500), ("400", 0), ("max", None)])
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path, limit: str, free: int | None) -> None:
+    """Not what the machine has; and files read a while ago take nothing from anybody."""
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("800\n")
+    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 100\ninactive_file 300\n")
+    assert free_of_limit(tmp_path) == free
+
+
+def test_the_less_of_machine_and_container_counts(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A limit below what mini needs is said; none, or one above what is free at all, changes nothing."""
+    assert free_of_limit(tmp_path) is None
+    monkeypatch.setattr("rekontext.cli.doctor.machine._free_of_machine", lambda: 2**33)
+    for limit, verdict in ((2**29, "broken"), (2**40, "ok")):
+        monkeypatch.setattr("rekontext.cli.doctor.machine.free_of_limit", lambda _group, limit=limit: limit)
+        found = next(each for each in examine("mini") if each.subject == "memory")
+        assert found.verdict == verdict
+        assert f"{min(limit, 2**33) / 2**30:.1f} GiB free" in found.says
 
 
 @contextmanager

@@ -26,13 +26,13 @@ def test_edit_writes_the_picture(run: Run, model: str, name: str, expected: str)
 
 
 def test_edit_is_repeatable_by_its_seed(run: Run, model: str) -> None:
-    """A drawn seed is told, and giving it back makes the same file; --output-format beats the name."""
+    """A drawn seed is told, and giving it back makes the same file; a name that asks for no format takes any."""
     options = ["--model", model, "--steps", "4", "--aspect-ratio", "1:1", "--output-format", "png"]
-    first = run(["edit", "photo.jpg", "blur it", "-o", "one.jpg", *options])
+    first = run(["edit", "photo.jpg", "blur it", "-o", "one.picture", *options])
     seed = first.out.split("seed ")[1].split()[0]
-    run(["edit", "photo.jpg", "blur it", "-o", "two.jpg", *options, "--seed", seed])
-    assert Path("one.jpg").read_bytes() == Path("two.jpg").read_bytes()
-    with Image.open("one.jpg") as written:
+    run(["edit", "photo.jpg", "blur it", "-o", "two.picture", *options, "--seed", seed])
+    assert Path("one.picture").read_bytes() == Path("two.picture").read_bytes()
+    with Image.open("one.picture") as written:
         assert (written.format, written.width) == ("PNG", written.height)
 
 

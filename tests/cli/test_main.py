@@ -61,6 +61,10 @@ def test_a_command_that_needs_nothing_heavy_imports_nothing_heavy(
         (["edit", "photo.jpg", "", "-o", "a.png"], 'PROMPT is ""'),
         (["edit", "photo.jpg", "x", "-o", "a.png", "--aspect-ratio", "7:5"], "match_input_image, 1:1"),
         (["edit", "photo.jpg", "x", "-o", "a.png", "--output-format", "bmp"], "one of webp, jpg, png"),
+        (
+            ["edit", "photo.jpg", "x", "-o", "a.JPG", "--output-format", "png"],
+            '"a.JPG" asks for jpg and --output-format',
+        ),
         (["edit", "photo.jpg", "x", "-o", "a.bmp"], "ends in none of .png, .jpg, .jpeg, .webp"),
         (["edit", "photo.jpg", "x", "-o", "nowhere/a.png"], "is not there; make it first"),
         (["edit", "photo.jpg", "x", "-o", "."], "give the name of a file in it"),

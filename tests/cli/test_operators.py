@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -121,6 +122,35 @@ def test_doctor_tries_whether_the_database_can_be_written(run: Run, place: Path,
     assert says.startswith(f"{place / 'data' / name} can't be written; run this as the service's user")
 
 
+def test_what_commands_keep_is_for_their_user_alone(run: Run, place: Path) -> None:
+    """Also in a folder that is open to everybody, which stays so: its owner may have reasons."""
+    Path("data").mkdir(mode=0o755)
+    run("accounts", "create", "alice")
+    run("backup", "copy.db")
+    kept = [*Path("data").iterdir(), Path("copy.db")]
+    assert {path.name for path in kept} >= {"rekontext.db", "secret", "copy.db"}
+    assert [path for path in kept if path.stat().st_mode & 0o077] == []
+    assert stat.S_IMODE(Path("data").stat().st_mode) == 0o755
+    assert {findings()[subject].verdict for subject in ("database", "secret")} == {"ok"}
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o644, "every user of this machine"), (0o640, "its group")])
+def test_doctor_notes_who_else_can_read_the_books_and_the_secret(run: Run, place: Path, mode: int, who: str) -> None:
+    """Earlier starts may have left them so. Where the folder keeps everybody out, no mode within it matters."""
+    run("accounts", "create", "alice")
+    for name in ("rekontext.db", "secret"):
+        Path("data", name).chmod(mode)
+    assert {findings()[subject].verdict for subject in ("database", "secret")} == {"ok"}
+    Path("data").chmod(0o755)
+    assert findings()["database"] == Finding(
+        subject="database",
+        verdict="note",
+        says=f"SQLite, {place}/data/rekontext.db; {who} can read it: chmod go= {place}/data/rekontext.db*",
+    )
+    assert findings()["secret"].says == f"data/secret fits the database; {who} can read it: chmod go= data/secret"
+    assert run("doctor").code == 0
+
+
 def test_a_database_that_a_url_names_is_made_by_the_first_start_alone(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +188,8 @@ def test_a_full_disk_is_told_as_one(place: Path, monkeypatch: pytest.MonkeyPatch
     ("arguments", "says"),
     [
         (["acme", "--credits", "-5"], "-$5.00 can't be added as a grant"),
-        (["  "], "an account's name is blank; allowed: 1 to 200 characters"),
-        (["x" * 201], "an account's name has 1 to 200 characters, this one has 201"),
+        ([" "], "an account's name is ' '; allowed: 1 to 200 characters"),
+        (["x" * 201], "an account's name has 201 characters; allowed: 1 to 200"),
     ],
 )
 def test_a_refused_account_leaves_no_database_behind(run: Run, place: Path, arguments: list[str], says: str) -> None:

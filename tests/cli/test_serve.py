@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -17,15 +19,26 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from rekontext.api.http1 import server_config
 from rekontext.cli.serve import _fleet, _heed_hang_up, _let_go, _Server
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
 from rekontext.settings import Settings
 from tests.api.studio import Studio
 from tests.cli.commands import Run
 from tests.surfaces.served import serve, serve_app
+
+
+def test_the_server_runs_on_the_loop_that_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    """uvicorn takes uvloop where it finds it; its own extras bring four packages more, which nothing here uses."""
+    app = Studio(folder=tmp_path).app
+    assert server_config(app, answers_s=5).get_loop_factory() is uvloop.new_event_loop
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    asked = [re.split("[<>=]", each)[0] for each in project["project"]["dependencies"]]
+    assert [name for name in asked if name.startswith(("uvicorn", "uvloop"))] == ["uvicorn", "uvloop"]
 
 
 @pytest.fixture

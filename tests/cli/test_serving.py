@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from tests.cli.commands import SCRIPT, SOON_S, Run
 def _serving(model: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     command = [*SCRIPT, "serve", "--model", model, "--port", "0", "--data-dir", "kept"]
     environment = {**os.environ, "NO_COLOR": "1", **settings}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, umask=0o022) as process:
         watchdog = Timer(SOON_S, process.kill)
         watchdog.start()
         try:
@@ -54,8 +55,10 @@ def _edited_by(client: httpx2.Client) -> httpx2.Response:
 def test_serve_from_first_start_to_ctrl_c(model: str) -> None:
     """The printed key and curl line work; Ctrl-C ends it with 0.
 
-    With `idle_s` it holds no model meanwhile: the engine's process ends, and comes again for the next edit.
+    With `idle_s` it holds no model meanwhile: the engine's process ends, and comes again for the next edit. What both
+    keep is for their user alone, also in a folder that is open to everybody.
     """
+    Path("kept").mkdir(mode=0o755)
     with _serving(model, REKONTEXT_IDLE_S="1") as served:
         said = _read_until(served, "edited.png")
         key = said.split("shown this once: ")[1].split()[0]
@@ -71,6 +74,10 @@ def test_serve_from_first_start_to_ctrl_c(model: str) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
         assert (answer.headers["x-cost"], answer.headers["x-remaining-credits"]) == ("0.04", "9.96")
         assert pages == [200, 200, 200]
+        kept = list(Path("kept").rglob("*"))
+        assert {"rekontext.db", "rekontext.db-wal", "secret", "store", "engine"} <= {path.name for path in kept}
+        assert [path for path in kept if path.stat().st_mode & 0o077] == []
+        assert stat.S_IMODE(Path("kept").stat().st_mode) == 0o755
         served.send_signal(signal.SIGINT)
         assert served.wait(timeout=SOON_S) == 0
 
@@ -125,7 +132,8 @@ def test_serve_ends_with_0_when_it_is_told_to(by: signal.Signals) -> None:
         "knows=())\n"
         "engine = SimpleNamespace(card=card, broken=Future(), close=lambda: None)\n"
         "LocalFleet._open = lambda self: engine\n"
-        "LocalFleet.profile = lambda self: {}\n"
+        "async def profile(self): return {}\n"
+        "LocalFleet.profile = profile\n"
         "sys.stdout = None\n"
         "atexit.register(os._exit, 9)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever runs the tests may have it ignored

@@ -19,7 +19,7 @@ from rekontext.contract import EditRequest
 from rekontext.engine import CheckpointError, Engine, precision, warming
 from rekontext.engine import edit as stages
 from rekontext.engine import placement as placing
-from rekontext.engine.checkpoint import Parts, model_sizes, open_model
+from rekontext.engine.checkpoint import OpenedModel, model_sizes, open_model
 from rekontext.engine.costs import CostModel
 from rekontext.engine.fp8 import Fp8Linear
 from rekontext.engine.memory import GB, MemoryPlan, Placement, Sizes, memory_plans
@@ -106,7 +106,7 @@ def test_opening_takes_the_first_plan_that_fits_and_falls_when_memory_runs_out(
 ) -> None:
     asked: list[Placement] = []
 
-    def opened(placement: Placement) -> Parts:
+    def opened(placement: Placement) -> OpenedModel:
         asked.append(placement)
         if placement == Placement(fp8=True):
             raise torch.OutOfMemoryError("the device is full")
@@ -124,7 +124,7 @@ def test_opening_takes_the_first_plan_that_fits_and_falls_when_memory_runs_out(
 
 
 def test_too_little_memory_is_told_in_numbers() -> None:
-    def opened(placement: Placement) -> Parts:
+    def opened(placement: Placement) -> OpenedModel:
         raise AssertionError(f"{placement} does not fit")
 
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_on_a_gpu_the_plan_is_chosen_unless_a_dtype_is(folder: Path, monkeypatch
 
     def opened(
         model: str, *, device: torch.device, dtype: torch.dtype, placement: Placement, loras: Sequence[str]
-    ) -> Parts:
+    ) -> OpenedModel:
         asked.append((placement, dtype))
         return open_model(model, device=CPU, dtype=dtype, placement=placement, loras=loras)
 

@@ -66,7 +66,7 @@ async def work(database: Database, store_url: str, read_line: Callable[[], str])
         run_s_max=60.0,
         poll_s=0.05,
     )
-    desk = Desk(database=database, life=life, hub=hub, clock=clock, works=dispatcher)
+    desk = Desk(database=database, life=life, hub=hub, clock=clock, dispatcher=dispatcher)
 
     async def submit(key: str) -> None:
         job = JobId(random_id())

@@ -9,7 +9,7 @@ from typing import Unpack
 from sqlalchemy import Connection
 
 from rekontext.accounts import Balance, integrity, ledger, registry
-from rekontext.accounts.registry import Limits
+from rekontext.accounts.registry import AccountLimits
 from rekontext.database import AccountId, Database, JobId
 from rekontext.jobs import (
     Accepted,
@@ -49,7 +49,9 @@ class Office:
     def life(self) -> JobLife:
         return JobLife(outbox=Outbox(ids=self.ids), bounds=self.bounds, patience=self.patience)
 
-    def open_account(self, account: AccountId = ALICE, *, edits: int = 10, **limits: Unpack[Limits]) -> AccountId:
+    def open_account(
+        self, account: AccountId = ALICE, *, edits: int = 10, **limits: Unpack[AccountLimits]
+    ) -> AccountId:
         """An account with credits for so many edits."""
 
         def work(tx: Connection) -> None:

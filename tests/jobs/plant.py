@@ -149,7 +149,7 @@ class Plant:
             life=self.office.life,
             hub=self.hub,
             clock=self.office.clock,
-            works=self.dispatcher,
+            dispatcher=self.dispatcher,
             poll_s=self.poll_s,
         )
 

@@ -411,7 +411,7 @@ async def test_listeners_hear_the_steps_that_another_process_tells(plant: Plant)
         life=plant.office.life,
         hub=plant.hub,
         clock=plant.office.clock,
-        works=elsewhere,
+        dispatcher=elsewhere,
         poll_s=0.01,
     )
     job = plant.office.accept().job

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from rekontext.engine import Engine
-from rekontext.engine.checkpoint import Parts, open_model
+from rekontext.engine.checkpoint import OpenedModel, open_model
 from rekontext.engine.compilation import compile_blocks
 from rekontext.engine.memory import Placement
 from tests.parity.with_peft import EDIT
@@ -21,11 +21,11 @@ NAN: Final = (("nan", 1.0),)
 BOTH: Final = (("ink", 0.7), ("wash", -0.5))
 SETS: Final[tuple[tuple[tuple[str, float], ...], ...]] = ((), INK, BOTH, (("wash", 1.0),))
 
-Opening = Callable[[Path, tuple[str, ...]], Parts]
+Opening = Callable[[Path, tuple[str, ...]], OpenedModel]
 
 
 def opening(dtype: torch.dtype, *, packed: bool = False, traced: bool = False, **placement: bool) -> Opening:
-    def opened(folder: Path, loras: tuple[str, ...]) -> Parts:
+    def opened(folder: Path, loras: tuple[str, ...]) -> OpenedModel:
         parts = open_model(str(folder), device=CPU, dtype=dtype, placement=Placement(**placement), loras=loras)
         if packed:
             parts.transformer.pack()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.engine import pretrained
-from rekontext.engine.checkpoint import Parts, open_model
+from rekontext.engine.checkpoint import OpenedModel, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from tests.small_model import SHAPES
 
@@ -31,7 +31,7 @@ def with_vector(name: str) -> Callable[[State], State]:
     return lambda state: state | {name: torch.zeros(3)}
 
 
-def opened(model: str) -> Parts:
+def opened(model: str) -> OpenedModel:
     """As its files say it, nothing packed or quantised yet."""
     return open_model(model, device=torch.device("cpu"), dtype=torch.float32)
 
@@ -46,7 +46,7 @@ def index(folder: Path, text: str) -> None:
     (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
 
 
-def assert_same(one: Parts, other: Parts) -> None:
+def assert_same(one: OpenedModel, other: OpenedModel) -> None:
     """Bit for bit, transformer and autoencoder."""
     for left, right in ((one.transformer, other.transformer), (one.autoencoder, other.autoencoder)):
         ours, theirs = left.state_dict(), right.state_dict()
@@ -55,7 +55,7 @@ def assert_same(one: Parts, other: Parts) -> None:
     assert one.transformer.config == other.transformer.config
 
 
-def assert_same_text(one: Parts, other: Parts) -> None:
+def assert_same_text(one: OpenedModel, other: OpenedModel) -> None:
     """Bit for bit, both text encoders."""
     for left, right in ((one.clip, other.clip), (one.t5, other.t5)):
         assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))

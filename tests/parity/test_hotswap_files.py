@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rekontext.contract import EditRequest, LoRARefused
+from rekontext.contract import EditRefused, EditRequest, LoRARefused
 from rekontext.engine import Engine, EngineBroken, hotswap
 from rekontext.engine.hotswap import Hotswap
 from rekontext.engine.tensors import TensorSource
@@ -159,6 +159,22 @@ def test_a_file_that_an_account_brought_is_merged_as_one_on_offer_is(folder: Pat
         "the LoRA ink@0123456789abcdef can't be merged into this model: ink@0123456789abcdef changes what this model's "
         "transformer doesn't have, so it was made for another model: x"
     )
+
+
+def test_an_edit_in_python_takes_files_by_their_paths(folder: Path, shelf: Path, tmp_path: Path) -> None:
+    """Beside names of those in the folder; two of one name can't be told apart."""
+    (tmp_path / "wash.safetensors").write_bytes((shelf / "wash.safetensors").read_bytes())
+    asked: dict[str, Any] = {"steps": EDIT.steps, "guidance": EDIT.guidance, "seed": EDIT.seed}
+    with Engine.open(str(folder), device="cpu", dtype="float32", lora_folder=shelf) as engine:
+        ink, wash = shelf / "ink.safetensors", tmp_path / "wash.safetensors"
+        found = engine.edit(EDIT.photo, EDIT.prompt, loras={ink: 0.7, wash: -0.5}, **asked)
+        assert found == engine.edit(EDIT.photo, EDIT.prompt, loras={"ink": 0.7, "wash": -0.5}, **asked)
+        mixed: dict[str | Path, float] = {ink: 0.7, "wash": -0.5}
+        assert found == engine.edit(EDIT.photo, EDIT.prompt, loras=mixed, **asked)
+        with pytest.raises(EditRefused, match="loras has wash twice"):
+            engine.edit(EDIT.photo, EDIT.prompt, loras={**mixed, wash: 0.5}, **asked)
+        with pytest.raises(LoRARefused, match="none can't be merged into this model: none can't be read: No such file"):
+            engine.edit(EDIT.photo, EDIT.prompt, loras={tmp_path / "none.safetensors": 0.5}, **asked)
 
 
 @contextmanager

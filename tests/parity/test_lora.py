@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rekontext.engine import CheckpointError, Engine, lora
-from rekontext.engine.checkpoint import Parts, open_model
+from rekontext.engine.checkpoint import OpenedModel, open_model
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
@@ -270,7 +270,7 @@ def test_differences_of_whole_weights_and_biases_are_added(folder: Path, tmp_pat
         torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
-def opened_with(folder: Path, entry: object) -> Parts:
+def opened_with(folder: Path, entry: object) -> OpenedModel:
     return open_model(str(folder), device=torch.device("cpu"), dtype=torch.float32, loras=[str(entry)])
 
 

@@ -30,6 +30,14 @@ async def test_what_was_written_is_in_memory_and_in_the_store(store: PictureStor
     assert await recent.get("a") == b"12345"
 
 
+async def test_whether_there_is_an_object_is_asked_of_the_store(store: PictureStore, recent: RecentStore) -> None:
+    """Memory may outlive what another process has removed."""
+    await recent.put("a", b"12345", content_type="image/png")
+    assert await recent.has("a")
+    await store.delete("a")
+    assert not await recent.has("a")
+
+
 async def test_the_oldest_is_forgotten_when_there_is_too_much(recent: RecentStore, store: PictureStore) -> None:
     """And read from the store from then on."""
     for key in "abc":

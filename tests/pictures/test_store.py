@@ -47,6 +47,15 @@ async def test_an_object_comes_back_as_it_was(store: PictureStore) -> None:
 
 
 @pytest.mark.anyio
+async def test_an_object_is_there_from_when_it_was_written_until_it_is_deleted(store: PictureStore) -> None:
+    """A folder is none."""
+    await store.put("assets/a", b"first", content_type="image/png")
+    assert [await store.has(key) for key in ("assets/a", "assets/b", "assets")] == [True, False, False]
+    await store.delete("assets/a")
+    assert not await store.has("assets/a")
+
+
+@pytest.mark.anyio
 async def test_a_first_object_replaces_none(store: PictureStore) -> None:
     """Whoever comes second is told."""
     await store.put("assets/a", b"first", content_type="image/png", is_first=True)
@@ -244,8 +253,10 @@ async def test_a_store_of_another_kind_keeps_the_same_promises() -> None:
     await store.put("a/b", b"one", content_type="image/png")
     assert await store.get("a/b") == b"one"
     assert await keys(store, "a") == ["a/b"]
+    assert await store.has("a/b")
     await store.delete("a/b")
     await store.delete("a/b")
+    assert not await store.has("a/b")
     with pytest.raises(ObjectMissing):
         await store.get("a/b")
     assert await store.clear_cut_off("a", before=datetime.now(UTC), at_most=10) == 0

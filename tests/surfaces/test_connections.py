@@ -46,6 +46,10 @@ class Demanding(Hasty):
     bytes_per_s_min: ClassVar[float] = 2**17
 
 
+class Ending(Hasty):
+    body_s_max: ClassVar[float] = 2.0
+
+
 class Roomy(Hasty):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport.set_write_buffer_limits(high=2**24)
@@ -105,8 +109,12 @@ def head(served: Served, *lines: str, method: str = "POST", path: str = V1, vers
     ).encode()
 
 
+def sized(body: bytes) -> tuple[str, str]:
+    return "content-type: application/json", f"content-length: {len(body)}"
+
+
 def order_head(served: Served, *lines: str) -> bytes:
-    return head(served, "content-type: application/json", f"content-length: {len(BODY)}", *lines)
+    return head(served, *sized(BODY), *lines)
 
 
 def send_on(connection: socket.socket) -> None:
@@ -263,6 +271,25 @@ def test_a_body_may_come_slowly(hasty: Served) -> None:
         assert send_slowly(connection, body, piece=piece, every_s=every_s).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_body_that_comes_for_too_long_is_not_waited_for(tmp_path: Path) -> None:
+    """However steadily: it holds memory meanwhile. The next request of a connection has all the time again."""
+    pieces, every_s = 8, Hasty.silence_s_max / 5
+    assert pieces * every_s < Ending.body_s_max / 2 < 3 * pieces * every_s / 2
+    body = BODY.ljust(pieces * 2**12)
+    with serve(Studio(folder=tmp_path), http=Ending) as served, dialled(served) as connection:
+        for _ in range(3):
+            connection.sendall(head(served, *sized(body), path="/v2/flux-kontext-dev"))
+            for start in range(0, len(body), 2**12):
+                select.select([], [], [], every_s)
+                connection.sendall(body[start : start + 2**12])
+            assert b'"QUEUED"' in read_until(connection, lambda said: said.endswith(b"}"))
+        endless = BODY.ljust(2**18)
+        connection.sendall(head(served, *sized(endless)))
+        began = time.monotonic()
+        assert send_slowly(connection, endless, piece=2**11, every_s=every_s) == b""
+        assert time.monotonic() - began > Ending.body_s_max - every_s
+
+
 @pytest.mark.parametrize("lines", [[], ["connection: close"]], ids=["kept", "closing"])
 def test_who_does_not_read_is_cut_off(hasty: Served, lines: list[str]) -> None:
     """An answer without a key, larger than all that lies between us."""
@@ -384,8 +411,10 @@ def test_what_is_no_request_is_logged_and_counted_by_what_it_was_told(tmp_path: 
             with dialled(served) as second:
                 full = to_the_end(second)
     assert refused == [400, 503]
-    told = [(line["status"], line["code"], line["request_id"]) for line in lines if line.get("code")]
+    coded = [line for line in lines if line.get("code")]
+    told = [(line["status"], line["code"], line["request_id"]) for line in coded]
     assert told == [(400, "malformed_request", id_in(malformed)), (503, "too_many_connections", id_in(full))]
+    assert [line["client"] for line in coded] == ["127.0.0.1"] * 2
 
 
 def test_a_body_that_turns_out_to_be_none_belongs_to_its_request(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Repository functions, as everywhere in this room: the caller's transaction makes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Unpack
@@ -17,7 +17,7 @@ from rekontext.accounts.errors import TooManyKeys
 from rekontext.accounts.keys import ApiKey, KeyPolicy, NewKey
 from rekontext.accounts.ledger import Balance, Source
 from rekontext.accounts.money import usd
-from rekontext.accounts.registry import Account, Limits
+from rekontext.accounts.registry import Account, AccountLimits
 from rekontext.database.tables import AccountId, KeyId, accounts
 from rekontext.sources import Ids, Randomness
 
@@ -54,7 +54,7 @@ class Acts:
             self.add_credits(tx, account.id, credits_micros, source="grant", note="at the account's opening")
         return account, self.create_key(tx, account.id, policy or KeyPolicy())
 
-    def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+    def set_limits(self, tx: Connection, account: AccountId, **limits: Unpack[AccountLimits]) -> Account:
         """Replace the limits that are given; where they are these already there is nothing to record.
 
         Raises as `registry.set_limits`.
@@ -126,6 +126,17 @@ class Acts:
         if was_open:
             self._record(tx, "key.revoke", key, account=found.account)
         return found
+
+    def revoke_keys(self, tx: Connection, account: AccountId) -> Sequence[ApiKey]:
+        """Close every open key of an account for good, which stops whoever uses it. Returns these keys.
+
+        Raises:
+            AccountUnknown: there is no such account.
+        """
+        registry.lock(tx, account)  # a key that is being made is waited for and closed, or is made after this
+        return [
+            self.revoke_key(tx, each.id, account=account) for each in keys.open_of_account(tx, account, now=self.now())
+        ]
 
     def reset_keys(self, tx: Connection) -> int:
         """Go on with this pepper where the old one is lost: every key is closed. Returns how many were open.

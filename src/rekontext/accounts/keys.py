@@ -266,6 +266,16 @@ def of_account(tx: Connection, account: AccountId, *, now: datetime) -> Sequence
     return [ApiKey.from_row(row) for row in tx.execute(query).mappings()]
 
 
+def open_of_account(tx: Connection, account: AccountId, *, now: datetime) -> Sequence[ApiKey]:
+    """Those of the account's keys that open something, oldest first."""
+    query = (
+        select(api_keys)
+        .where(api_keys.c.account_id == account, _is_open(now))
+        .order_by(api_keys.c.created_at, api_keys.c.id)
+    )
+    return [ApiKey.from_row(row) for row in tx.execute(query).mappings()]
+
+
 def count_open(tx: Connection, account: AccountId, *, now: datetime) -> int:
     """How many of the account's keys open something."""
     query = select(func.count()).select_from(api_keys).where(api_keys.c.account_id == account, _is_open(now))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import Final
 
 MICROS_PER_USD: Final = 1_000_000
@@ -11,6 +12,13 @@ AMOUNT_MICROS_MAX: Final = 10**15
 
 _DOLLARS_MAX: Final = AMOUNT_MICROS_MAX // MICROS_PER_USD
 _MICRO: Final = Decimal("0.000001")
+_PLAIN: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+"""Decimal itself also reads 1_5 as 15, 1e3, and the digits of other scripts: slips that would be booked."""
+
+
+def is_plain(text: str) -> bool:
+    """Whether it is a number in plain digits, like "10", "0.04" or "-2.5"."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def parse_usd(text: str) -> int:
@@ -19,12 +27,9 @@ def parse_usd(text: str) -> int:
     Raises:
         ValueError: not a plain decimal number, finer than a micro-dollar, or beyond `AMOUNT_MICROS_MAX`.
     """
-    try:
-        dollars = Decimal(text)
-    except InvalidOperation:
-        dollars = Decimal("NaN")
-    if not dollars.is_finite():
-        raise ValueError(f"{text!r} is not an amount in US dollars; write it like 10 or 0.04")
+    if not is_plain(text):
+        raise ValueError(f"{text!r} is not an amount in US dollars; write it in plain digits, like 10 or 0.04")
+    dollars = Decimal(text)
     # Comparing is exact whatever the digits, and below the bound so is rounding; arithmetic would round to 28 digits.
     if dollars.copy_abs() > _DOLLARS_MAX:
         raise ValueError(f"{text!r} is beyond the largest amount, {_DOLLARS_MAX} dollars")

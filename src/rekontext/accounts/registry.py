@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypedDict, Unpack
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from rekontext.accounts import ledger
@@ -18,6 +18,9 @@ from rekontext.database.tables import AccountId, accounts, balances
 from rekontext.sources import Randomness
 
 NAME_CHARACTERS_MAX: Final = 200
+NAME_ALLOWED: Final = f"1 to {NAME_CHARACTERS_MAX} characters that can be seen, and spaces between them"
+IN_FLIGHT_MAX: Final = 100_000
+"""What an account's limit of unfinished edits can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,15 @@ class Account:
         return f"Account(id={self.id!r}, name={self.name!r})"
 
 
-class Limits(TypedDict, total=False):
+@dataclass(frozen=True, kw_only=True)
+class AccountsPage:
+    """Some accounts with what they have, and how many there are in all."""
+
+    accounts: Sequence[tuple[Account, Balance]]
+    total: int
+
+
+class AccountLimits(TypedDict, total=False):
     """Limits of an account to be set, as in `Account`; one that is missing stays as it is."""
 
     monthly_cap_micros: int | None
@@ -54,15 +65,17 @@ _WITH_BALANCE_LOCKED: Final = _WITH_BALANCE.where(accounts.c.id == bindparam("ac
 
 
 def check_name(name: str) -> None:
-    """Return if an account may have this name, as far as it is for the name.
+    """Return if a new account may have this name, as far as it is for the name. Those that there are keep theirs.
+
+    Operators tell accounts apart by their names: none may look like another, or speak to a terminal.
 
     Raises:
-        ValueError: it is blank or too long.
+        ValueError: it is blank or too long, begins or ends with a blank, or has characters that can't be seen.
     """
-    if not name.strip():
-        raise ValueError(f"an account's name is blank; allowed: 1 to {NAME_CHARACTERS_MAX} characters, not all blank")
     if len(name) > NAME_CHARACTERS_MAX:
-        raise ValueError(f"an account's name has 1 to {NAME_CHARACTERS_MAX} characters, this one has {len(name)}")
+        raise ValueError(f"an account's name has {len(name)} characters; allowed: {NAME_ALLOWED}")
+    if not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"an account's name is {name!r}; allowed: {NAME_ALLOWED}")
 
 
 def create(
@@ -77,7 +90,7 @@ def create(
 
     Raises:
         NameTaken: another account has this name.
-        ValueError: the name is blank or too long.
+        ValueError: as `check_name`.
     """
     check_name(name)
     made = Account(
@@ -140,13 +153,37 @@ def every_with_balance(tx: Connection) -> Sequence[tuple[Account, Balance]]:
     return [_with_balance(row) for row in tx.execute(query).mappings()]
 
 
+def page_with_balance(
+    tx: Connection, *, name_contains: str | None = None, page: int = 1, per_page: int = 20
+) -> AccountsPage:
+    """One page of the accounts with what they have, the newest first.
+
+    Args:
+        name_contains: to be found in its name, capitals or not; or it is its id.
+        page, per_page: 1 or more.
+    """
+    assert page >= 1, f"page {page} of accounts"
+    assert per_page >= 1, f"{per_page} accounts on a page"
+    found: ColumnElement[bool] = true()
+    if name_contains:
+        found = accounts.c.name.icontains(name_contains, autoescape=True) | (accounts.c.id == name_contains)
+    query = (
+        _WITH_BALANCE.where(found)
+        .order_by(accounts.c.created_at.desc(), accounts.c.id.desc())
+        .limit(per_page)
+        .offset((page - 1) * per_page)
+    )
+    total = tx.execute(select(func.count()).select_from(accounts).where(found)).scalar_one()
+    return AccountsPage(accounts=[_with_balance(row) for row in tx.execute(query).mappings()], total=total)
+
+
 def oldest(tx: Connection) -> Account:
     """The account that was opened first, where there is any."""
     query = select(accounts).order_by(accounts.c.created_at, accounts.c.id).limit(1)
     return Account(**tx.execute(query).mappings().one())
 
 
-def set_limits(tx: Connection, account: AccountId, **limits: Unpack[Limits]) -> Account:
+def set_limits(tx: Connection, account: AccountId, **limits: Unpack[AccountLimits]) -> Account:
     """Replace the limits that are given; None lifts the cap, or takes the service's default.
 
     Raises:
@@ -178,5 +215,5 @@ def _with_balance(row: RowMapping) -> tuple[Account, Balance]:
 def _check_limits(monthly_cap_micros: int | None, in_flight_max: int | None) -> None:
     if monthly_cap_micros is not None and monthly_cap_micros < 0:
         raise ValueError(f"monthly_cap_micros is {monthly_cap_micros}; allowed: 0 or more, or none")
-    if in_flight_max is not None and in_flight_max < 1:
-        raise ValueError(f"in_flight_max is {in_flight_max}; allowed: 1 or more, or none")
+    if in_flight_max is not None and not 1 <= in_flight_max <= IN_FLIGHT_MAX:
+        raise ValueError(f"in_flight_max is {in_flight_max}; allowed: 1 to {IN_FLIGHT_MAX}, or none")

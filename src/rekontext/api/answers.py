@@ -11,7 +11,7 @@ import orjson
 from starlette.responses import Response
 
 from rekontext.accounts import Allowance, Balance, usd
-from rekontext.api.documents import Documents, described, maker
+from rekontext.api.documents import Documents, maker, output_json
 from rekontext.contract import Estimate
 from rekontext.jobs import Job, Output
 
@@ -72,7 +72,7 @@ def inline_answer(
 def inline(job: Job, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
     """A job's pictures as data URIs, each as it is described elsewhere. Takes milliseconds for a large one."""
     return [
-        {"url": data_uri(data, output.content_type), **described(output)}
+        {"url": data_uri(data, output.content_type), **output_json(output)}
         for output, data in zip(job.outputs or (), pictures, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from rekontext.api.metrics import Metrics
 from rekontext.api.middleware import BodyLimit, HeadAsGet, NotKept, OpenToPages, RequestIds, Sight, WholeTargets
 from rekontext.api.parts import Parts
 from rekontext.api.requests import RequestRoutes
+from rekontext.api.room import BodyRoom, RoomForBodies
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -52,10 +53,15 @@ def create_app(parts: Parts, *, metrics_of: Metrics, lifespan: Lifespan | None =
         lifespan=lifespan,
     )
     errors.install(app, parts.origins, dialects=dialects.DIALECTS)
-    app.add_middleware(BodyLimit, bytes_max=parts.limits.body_bytes_max)
+    app.add_middleware(
+        BodyLimit,
+        bytes_max=parts.limits.body_bytes_max,
+        others={files.SENT_LORAS: parts.limits.lora_bytes_max},
+    )
+    app.add_middleware(RoomForBodies, room=BodyRoom(bytes_max=parts.limits.bodies_bytes_max), besides=files.SENT_LORAS)
     app.add_middleware(NotKept)
     app.add_middleware(OpenToPages, prefixes=_FOR_PAGES, headers=answers.HEADERS)
-    app.add_middleware(Sight, answered=metrics_of.answered)
+    app.add_middleware(Sight, answered=metrics_of.answered, client_of=parts.origins.client_of)
     app.add_middleware(RequestIds, new_id=parts.ids)
     app.add_middleware(HeadAsGet)
     app.add_middleware(WholeTargets)  # added last, so it is the outermost

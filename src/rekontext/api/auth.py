@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Scope as ASGIScope
 
 from rekontext.accounts import ApiKey, Scope, keys
 from rekontext.api.middleware import note
@@ -86,10 +87,22 @@ def shown_key(headers: Headers) -> str:
     return secret.strip() if scheme.lower() in _SCHEMES else ""
 
 
+def sender(scope: ASGIScope) -> Caller | None:
+    """Who sends this; None as long as it isn't known."""
+    caller: Caller | None = scope.get(_CALLER_KEY)
+    return caller
+
+
 def known_caller(request: Request) -> Caller:
     """Who sends this, where `caller_of` has been asked before."""
     caller: Caller = request.scope[_CALLER_KEY]
     return caller
+
+
+def make_known(request: Request, caller: Caller) -> None:
+    """From here on this is who sends it, and the log says so."""
+    request.scope[_CALLER_KEY] = caller
+    note(request.scope, account=caller.account, key_id=caller.key.id)
 
 
 async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller:
@@ -103,13 +116,13 @@ async def caller_of(request: Request, keys: Keys, scope: Scope | None) -> Caller
     Raises:
         MissingKey, KeyRefused, ScopeMissing.
     """
-    caller: Caller | None = request.scope.get(_CALLER_KEY)
+    caller = sender(request.scope)
     if caller is None:
         secret = shown_key(request.headers)
         if not secret:
             raise MissingKey(has_authorization="authorization" in request.headers)
-        caller = request.scope[_CALLER_KEY] = await keys.authenticate(secret)
-        note(request.scope, account=caller.account, key_id=caller.key.id)
+        caller = await keys.authenticate(secret)
+        make_known(request, caller)
     if scope is not None:
         caller.key.require_scope(scope)
     return caller

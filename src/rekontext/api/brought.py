@@ -1,15 +1,15 @@
-"""LoRAs that accounts bring by address: fetched once, checked, stored, and known again by a name that edits may use."""
+"""LoRAs that accounts bring: fetched or sent, checked, stored, and known from then on by a name that edits use."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakValueDictionary
 
@@ -21,6 +21,7 @@ from rekontext.database import AccountId, Database, DatabaseUnavailable
 from rekontext.jobs import Lora, LorasFull, Objects, clear_away, lora_key, loras
 from rekontext.models import BROUGHT_LORA, is_lora_on_hub
 from rekontext.models.lora_files import NoLora, check_lora
+from rekontext.moments import moment
 from rekontext.pictures import CodecThreads, Fetcher, PictureRefused, is_url, shown_address
 from rekontext.pictures.copies import LocalCopies
 from rekontext.sources import Clock
@@ -29,7 +30,7 @@ HUB: Final = "https://huggingface.co"
 _FRESH_FOR: Final = timedelta(minutes=5)
 """So long its server isn't asked again whether it has another by now."""
 _LISTING_BYTES_MAX: Final = 2**20
-_NAME_CHARACTERS_MAX: Final = 64
+NAME_CHARACTERS_MAX: Final = 64
 _SHOWN_CHARACTERS: Final = 500
 _USUAL: Final = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file of any LoRA."""
@@ -42,6 +43,14 @@ class BringingRefused(ValueError):
     """A LoRA that an order names isn't there, or isn't one. The message is a clause about `loras`."""
 
     code: Final = LoRARefused.code
+
+
+class _Origin(NamedTuple):
+    """Where a file comes from: as is shown, by what it is known again, and how its server calls this state of it."""
+
+    shown: str
+    digest: str = ""
+    tag: str = ""
 
 
 class BroughtLoras:
@@ -99,6 +108,28 @@ class BroughtLoras:
             found[name] = strength
         return tuple(sorted(found.items()))
 
+    async def take(self, name: str, pieces: AsyncIterator[bytes], *, account: AccountId) -> Lora:
+        """Keep a file that is being sent, without having it in memory.
+
+        Args:
+            name: what it is to be called, `LORA_NAME`.
+
+        Raises:
+            BringingRefused: it is no LoRA, or there is no room for it. The message is a clause about the file.
+        """
+        if not self._bytes_max:
+            raise BringingRefused("can't be taken: this server takes LoRAs by their names only")
+        async with self._copies.unfinished() as file:
+            with file.open("xb") as target:
+                async for piece in pieces:
+                    await asyncio.to_thread(target.write, piece)
+            try:
+                return await self._take_in(file, account, name=name, origin=_Origin(shown="(sent)"))
+            except NoLora as fault:
+                raise BringingRefused(str(fault)) from fault
+            except LorasFull as fault:
+                raise BringingRefused(f"can't be kept: {fault}") from fault
+
     async def _brought(self, given: str, account: AccountId) -> Lora:
         if not self._bytes_max:
             raise BringingRefused(f"has {shown_address(given)}, and this server takes LoRAs by their names only")
@@ -129,26 +160,34 @@ class BroughtLoras:
                 await self._database.transact(lambda tx: loras.see(tx, known, now=now))
                 return known
             try:
-                content, size = await self._threads.run(_looked_at, file)
+                shown = shown_address(address, most=_SHOWN_CHARACTERS)
+                origin = _Origin(shown=shown, digest=digest, tag=tag if len(tag) <= _SHOWN_CHARACTERS else "")
+                return await self._take_in(file, account, name=_name_of(address), origin=origin)
             except NoLora as fault:
                 raise BringingRefused(f"can't be used: {shown_address(address)} {fault}") from fault
-            lora = loras.id_of(account, content)
-            new = Lora(
-                id=lora,
-                account=account,
-                object_key=lora_key(lora),
-                name=_name_of(address),
-                source=shown_address(address, most=_SHOWN_CHARACTERS),
-                source_digest=digest,
-                tag=tag if len(tag) <= _SHOWN_CHARACTERS else "",
-                bytes=size,
-                created_at=now,
-                seen_at=now,
-                used_at=now,
-            )
-            return await self._keep(new, file)
 
-    async def _keep(self, new: Lora, file: Path) -> Lora:
+    async def _take_in(self, file: Path, account: AccountId, *, name: str, origin: _Origin) -> Lora:
+        """Check a file, store it and write it down. It loses its name.
+
+        Raises:
+            NoLora: it isn't one.
+            LorasFull: there is no room for it.
+        """
+        content, size = await self._threads.run(_looked_at, file)
+        lora, now = loras.id_of(account, content), self._clock.now()
+        new = Lora(
+            id=lora,
+            account=account,
+            object_key=lora_key(lora),
+            name=name,
+            source=origin.shown,
+            source_digest=origin.digest,
+            tag=origin.tag,
+            bytes=size,
+            created_at=now,
+            seen_at=now,
+            used_at=now,
+        )
         await self._objects.put_file(new.object_key, file, content_type=_TYPE)
         try:
             kept, gone = await self._database.transact(lambda tx: loras.keep(tx, new, bytes_max=self._kept_bytes_max))
@@ -195,6 +234,18 @@ class BroughtLoras:
         return str(files[0])
 
 
+def lora_json(lora: Lora) -> dict[str, object]:
+    """What its owner is told of it."""
+    return {
+        "id": lora.id,
+        "name": lora.reference,
+        "source": lora.source,
+        "bytes": lora.bytes,
+        "created_at": moment(lora.created_at),
+        "used_at": moment(lora.used_at),
+    }
+
+
 def _list(asked: Loras, ids: Sequence[str]) -> str:
     return " and ".join(name for name, _ in asked if name.rpartition("@")[2] in ids)
 
@@ -216,5 +267,5 @@ def _name_of(address: str) -> str:
     stem = parts[-1].removesuffix(".safetensors") if parts else ""
     if stem.lower() in _NAMELESS and "resolve" in parts:  # the hub's: the repository has a name
         stem = parts[max(parts.index("resolve") - 1, 0)]
-    name = _NOT_IN_NAMES.sub("-", stem).strip("-._")[:_NAME_CHARACTERS_MAX]
+    name = _NOT_IN_NAMES.sub("-", stem).strip("-._")[:NAME_CHARACTERS_MAX]
     return name or "lora"

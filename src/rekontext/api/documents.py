@@ -90,7 +90,7 @@ class Documents:
         if until is None or not self.hands_out(job):
             return []
         return [
-            described(output) | {"url": self.links.to_output(origin, output.key, until=until)}
+            output_json(output) | {"url": self.links.to_output(origin, output.key, until=until)}
             for output in job.outputs or ()
         ]
 
@@ -157,7 +157,7 @@ def prompt_notice(tokens: object) -> str:
     return f"The model reads {tokens} tokens of a prompt; what this one has beyond them was left out."
 
 
-def described(output: Output) -> dict[str, Any]:
+def output_json(output: Output) -> dict[str, Any]:
     """A picture, without the way to it."""
     return {
         "content_type": output.content_type,

@@ -53,10 +53,11 @@ from rekontext.api.edits import (
     UnknownModel,
 )
 from rekontext.api.links import FileGone
-from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id, takes_head
+from rekontext.api.middleware import REQUEST_ID_HEADER, BodyTooLarge, Unforeseen, note, request_id
 from rekontext.api.orders import picture_problem
 from rekontext.api.origins import Origins
-from rekontext.api.problems import ParametersRefused, Problem, shown
+from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
+from rekontext.api.room import BodiesFull, TooManyBodies
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import EditRefused, EngineFault, LoRARefused
 from rekontext.database import DatabaseUnavailable
@@ -180,7 +181,7 @@ def _methods_at(request: Request) -> list[str]:
     if "app_root_path" in request.scope:  # below a mount, where there are static files
         return ["HEAD", "GET"]
     methods = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if takes(method)]
-    return ["HEAD", *methods] if "GET" in methods and takes_head(request.scope["path"]) else methods
+    return ["HEAD", *methods] if "GET" in methods else methods
 
 
 def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
@@ -205,6 +206,7 @@ _AROUND: Final = re.compile(r"^([\w ]+ should (be|have)|must be) |(, unable| aft
 
 _STORE_RETRY_S: Final = 10
 _MESSAGES_RETRY_S: Final = 60
+_BODIES_RETRY_S: Final = 5
 
 # For an edit that goes on or is done, or may be: a client that posts again by itself would order another one.
 _DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
@@ -317,11 +319,10 @@ def _query_problem(error: Mapping[str, object]) -> Problem:
     reason = reason if reason[:2].isupper() else reason[:1].lower() + reason[1:]
     if error["type"] == "missing":
         return Problem(parameter=name, value=None, reason="is missing", says_allowed=True, allowed_text="a value")
-    value = shown(error["input"])
+    given = error["input"]
     allowed = _allowed(str(error["type"]), reason)
-    return Problem(
-        parameter=name, value=value, reason=f"is {value!r}: {reason}", says_allowed=True, allowed_text=allowed
-    )
+    reason = f"is {quoted(given)}: {reason}"
+    return Problem(parameter=name, value=shown(given), reason=reason, says_allowed=True, allowed_text=allowed)
 
 
 def _allowed(kind: str, reason: str) -> str:
@@ -384,6 +385,8 @@ _ANSWERS: Final[Mapping[type, _Answer]] = {
     UploadsFull: _in_its_words(409),
     IdempotencyKeyReused: _in_its_words(409),
     BodyTooLarge: _in_its_words(413, "body_too_large"),
+    TooManyBodies: _in_its_words(429, headers=_retry(_BODIES_RETRY_S)),
+    BodiesFull: _in_its_words(503, headers=_retry(_BODIES_RETRY_S)),
     UnsupportedContentType: _in_its_words(415, "unsupported_content_type"),
     Busy: _busy,
     RateLimited: _rate_limited,

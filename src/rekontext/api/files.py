@@ -10,14 +10,18 @@ from fastapi import APIRouter, Request, Response, Security
 from starlette.routing import Route
 
 from rekontext.api import openapi, uploads
-from rekontext.api.bodies import MalformedBody, Upload, read_body
+from rekontext.api.bodies import MalformedBody, Upload, pieces, read_body
+from rekontext.api.brought import NAME_CHARACTERS_MAX, BringingRefused, lora_json
 from rekontext.api.parameters import FILES_MAX, nameless_file
 from rekontext.api.parts import Parts
-from rekontext.api.problems import ParametersRefused, Problem
+from rekontext.api.problems import ParametersRefused, Problem, quoted, shown
 from rekontext.api.segmind import KEY
 from rekontext.jobs import ASSETS_FOLDER
+from rekontext.models import LORA_NAME
 from rekontext.pictures import Photo, sniff
 
+SENT_LORAS: Final = "/v1/loras/"
+"""Files under it go to the disk as they come, and may be larger than what is held in memory."""
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 _HEADERS: Final = {
     # Whatever the bytes are, a browser takes them for nothing but a picture.
@@ -50,6 +54,30 @@ def router(parts: Parts) -> APIRouter:
         urls = [parts.links.to_upload(origin, asset) for asset in kept]
         return {"file_urls": urls, "message": "Files uploaded successfully"}
 
+    @routes.put(f"{SENT_LORAS}{{name}}", summary="Send a LoRA", responses=openapi.LORA_KEPT, openapi_extra=openapi.LORA)
+    async def send_lora(request: Request, name: str) -> dict[str, object]:
+        """The body is a .safetensors file, as it is; edits ask for it by the name in the answer."""
+        caller = await parts.caller(request, "edit")
+        await parts.edits.allow(caller)
+        called = name.removesuffix(".safetensors")
+        if not LORA_NAME.fullmatch(called) or len(called) > NAME_CHARACTERS_MAX:
+            allowed = f"1 to {NAME_CHARACTERS_MAX} letters, digits, _, . and -, a letter or a digit first"
+            raise ParametersRefused(
+                [Problem(parameter="name", value=shown(name), reason=f"is {quoted(name)}", allowed_text=allowed)]
+            )
+        try:
+            return lora_json(await parts.brought.take(called, pieces(request), account=caller.account))
+        except BringingRefused as fault:
+            problem = Problem(
+                parameter="file",
+                value=None,
+                reason=str(fault),
+                says_allowed=True,
+                code=fault.code,
+                allowed_text="a .safetensors file with a LoRA in it",
+            )
+            raise ParametersRefused([problem]) from fault
+
     return routes
 
 
@@ -58,13 +86,14 @@ def link_route(parts: Parts) -> Route:
 
     async def file(request: Request) -> Response:
         key = request.path_params["key"]
+        headers = _HEADERS | {"etag": _tag(key)}
+        headers |= _ASKED_FOR_AGAIN if key.startswith(f"{ASSETS_FOLDER}/") else _LASTING
+        if _is_known(headers["etag"], request.headers.get("if-none-match", "")):
+            await parts.links.check(key, request.query_params)
+            return Response(status_code=304, headers=headers)
         data = await parts.links.open(key, request.query_params)
         kind = sniff(data)
         media_type = _UNKNOWN_TYPE if kind is None else f"image/{kind}"
-        headers = _HEADERS | {"etag": f'"{hashlib.sha256(data).hexdigest()[:32]}"'}
-        headers |= _ASKED_FOR_AGAIN if key.startswith(f"{ASSETS_FOLDER}/") else _LASTING
-        if _is_known(headers["etag"], request.headers.get("if-none-match", "")):
-            return Response(status_code=304, headers=headers)
         return Response(data, media_type=media_type, headers=headers)
 
     return Route("/files/{key:path}", file)
@@ -99,6 +128,11 @@ async def _photos(sources: Sequence[tuple[str, str | Upload]], parts: Parts) -> 
     if problems:
         raise ParametersRefused(problems)
     return photos
+
+
+def _tag(key: str) -> str:
+    """Of the file with this key: a key is written once, so it says which bytes these are as well as they would."""
+    return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
 
 
 def _is_known(etag: str, if_none_match: str) -> bool:

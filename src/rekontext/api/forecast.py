@@ -16,7 +16,7 @@ from rekontext.jobs import Job, Others, State
 _NOW: Final = Estimate(position=0, wait_s=0.0, finish_s=0.0)
 
 
-class Works(Protocol):
+class Dispatching(Protocol):
     """What is asked of the dispatcher."""
 
     @property
@@ -42,18 +42,18 @@ class Works(Protocol):
 class Forecast:
     """Asks the fleet, and adds what waits before it. Of what other processes run it knows what they told."""
 
-    def __init__(self, *, fleet: Fleet, works: Works) -> None:
+    def __init__(self, *, fleet: Fleet, dispatcher: Dispatching) -> None:
         self._fleet = fleet
-        self._works = works
+        self._dispatcher = dispatcher
 
     @property
     def edit_s(self) -> float:
         """What an edit took lately, in seconds of engine time."""
-        return self._works.edit_s
+        return self._dispatcher.edit_s
 
     def progress(self, job: Job) -> Progress | None:
         """The last step of a running job; None where it isn't known."""
-        return self._works.progress(job)
+        return self._dispatcher.progress(job)
 
     def of_new(self, request: EditRequest, *, ahead: int = 0) -> Estimate | None:
         """Of an edit submitted now, with `ahead` others that wait in the database. None if nothing can be said.
@@ -65,17 +65,17 @@ class Forecast:
 
     def of_job(self, job: Job, *, ahead: int | None) -> Estimate | None:
         """Of an accepted job; None when it has ended or nothing can be said."""
-        if job.state is State.PROCESSING and not self._works.runs(job):
-            progress = self._works.progress(job)
+        if job.state is State.PROCESSING and not self._dispatcher.runs(job):
+            progress = self._dispatcher.progress(job)
             left_s = None if progress is None else progress.remaining_s
-            return self._works.place(job) if left_s is None else Estimate(position=0, wait_s=0.0, finish_s=left_s)
+            return self._dispatcher.place(job) if left_s is None else Estimate(position=0, wait_s=0.0, finish_s=left_s)
         if job.state.is_terminal:
             return None
         return self.at_place(job, ahead=0 if job.state is State.PROCESSING else ahead or 0)
 
     def at_place(self, job: Job, *, ahead: int = 0) -> Estimate | None:
         """Of a job that waits behind so many, or that this process works on, however long ago its row was read."""
-        if self._works.has_left_fleet(job.id):
+        if self._dispatcher.has_left_fleet(job.id):
             return _NOW
         if not self._fleet.is_ready:
             return None
@@ -86,11 +86,11 @@ class Forecast:
             own = self._fleet.estimate(request)
         except EngineFault:  # it was closed in this very moment
             return None
-        place_s = self._works.place_s
+        place_s = self._dispatcher.place_s
         if place_s is None:  # nobody knows when a device will be there
             return None
-        if self._works.takes(AccountId(request.account)):  # those before it wait for places that it doesn't need
+        if self._dispatcher.takes(AccountId(request.account)):  # those before it wait for places that it doesn't need
             ahead = 0
-        ahead += self._works.others.served_first
+        ahead += self._dispatcher.others.served_first
         waiting_s = ahead * place_s
         return Estimate(position=own.position + ahead, wait_s=own.wait_s + waiting_s, finish_s=own.finish_s + waiting_s)

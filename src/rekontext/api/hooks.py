@@ -57,7 +57,7 @@ async def changed_endpoint(
     )
 
 
-def described(endpoint: Endpoint) -> dict[str, object]:
+def endpoint_json(endpoint: Endpoint) -> dict[str, object]:
     """A webhook without its secret, which is shown when it is made and never again."""
     return {
         "id": endpoint.id,

@@ -33,6 +33,8 @@ SILENCE_S_MAX: Final = 30.0
 STOPPING_S_MAX: Final = 5.0
 BYTES_PER_S_MIN: Final = 2048
 """Less than any line gives that pictures are sent over, a phone's whose month is used up (32 or 64 kbit/s) included."""
+BODY_S_MAX: Final = 1800.0
+"""At 32 kbit/s seven megabytes come in that time, more than a phone's photo has. Meanwhile a body holds memory."""
 IDLE_S_MAX: Final = 75
 """Longer than clients and proxies (60 seconds) keep an idle connection: whoever closes first must not be us, or a
 request that is just being sent is lost."""
@@ -121,6 +123,7 @@ class Connection(H11Protocol):
             its first byte; the rest of a body that nobody reads any more the same; a body that is read has them from
             one piece to the next; and as often it is looked whether an answer is read.
         bytes_per_s_min: at which bodies come and answers are read, on average.
+        body_s_max: a whole body has so many seconds, however fast it comes.
         stopping_s_max: once the server stops it is looked so soon, and then as often, whether an answer is read, and
             a body has no more from one piece to the next.
         connections_max: one more than these is answered 503 and closed.
@@ -128,6 +131,7 @@ class Connection(H11Protocol):
 
     silence_s_max: ClassVar[float] = SILENCE_S_MAX
     bytes_per_s_min: ClassVar[float] = BYTES_PER_S_MIN
+    body_s_max: ClassVar[float] = BODY_S_MAX
     stopping_s_max: ClassVar[float] = STOPPING_S_MAX
     connections_max: ClassVar[int] = CONNECTIONS_MAX
 
@@ -137,7 +141,7 @@ class Connection(H11Protocol):
         self._silence_s = self.silence_s_max
         self._owed: _Owed | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._due = self._body_due = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._look_s = self.silence_s_max
         self._to_be_taken = 0
@@ -220,7 +224,8 @@ class Connection(H11Protocol):
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             if not is_at_work:  # else the app tells of it
-                _log.info("request", status=status, code=code, request_id=name)
+                client = None if self.client is None else self.client[0]
+                _log.info("request", client=client, status=status, code=code, request_id=name)
                 self._refused(status)
         self.transport.close()
         if is_at_work:  # there is nobody to answer any more
@@ -233,13 +238,15 @@ class Connection(H11Protocol):
 
     def _watch(self, *, came: int = 0) -> None:
         """Look at what is owed now. `came` so many bytes of a body: each buys it some time, up to a whole silence."""
-        owed, latest = self._owes(), self.loop.time() + self._silence_s
+        owed, now = self._owes(), self.loop.time()
+        latest = now + self._silence_s
         if owed is None:
             self._stop_timer()
         elif owed != self._owed:
+            self._body_due = now + self.body_s_max
             self._due_at(latest)
         elif owed == "body" and came:
-            self._due_at(min(latest, self._due + came / self.bytes_per_s_min))
+            self._due_at(min(latest, self._due + came / self.bytes_per_s_min, self._body_due))
         self._owed = owed
 
     def _owes(self) -> _Owed | None:
@@ -255,10 +262,12 @@ class Connection(H11Protocol):
                 return None
 
     def _took_too_long(self) -> None:
-        self._timer = self._owed = None
+        self._timer = None
         if self.flow.read_paused and not self._parting.has_begun:  # it is we who don't read
-            self._watch()
+            self._body_due += self._silence_s
+            self._due_at(self.loop.time() + self._silence_s)
         else:
+            self._owed = None
             self._parting.hang_up()
 
     def _due_at(self, moment: float) -> None:

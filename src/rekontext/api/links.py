@@ -69,6 +69,16 @@ class Links:
     def _signed(self, origin: str, key: str, *, until: datetime) -> str:
         return f"{origin}{FOLDER}{self.signer.sign(key, until=until)}"
 
+    async def check(self, key: str, query: Mapping[str, str]) -> None:
+        """Return if `open` would, without reading the file.
+
+        Raises:
+            LinkRefused, FileGone: as there.
+        """
+        self._verify(key, query)
+        if not await self.objects.has(key):
+            raise FileGone
+
     async def open(self, key: str, query: Mapping[str, str]) -> bytes:
         """The file of this key, for whoever has the query of a link to it.
 

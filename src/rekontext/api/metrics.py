@@ -9,23 +9,35 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Counts
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from rekontext import __version__
 from rekontext.accounts import usd
 from rekontext.api.parts import Parts
 from rekontext.contract import DEVICE_STATES
 from rekontext.database import DatabaseUnavailable
 from rekontext.database.tables import balances
-from rekontext.jobs import Job, State, pending_messages, unfinished_by_state
+from rekontext.jobs import ATTEMPT_FAULTS, Job, State, pending_messages, unfinished_by_state
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _LOOK_S_MAX: Final = 5.0
@@ -48,12 +60,14 @@ class Books:
     credits_usd: Mapping[str, float]
 
 
-class Metrics:
+class Metrics(Collector):
     """The figures of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
+        ProcessCollector(registry=own)
+        Info("rekontext_build", "What runs here.", registry=own).info({"version": __version__})
         self.requests = Counter("rekontext_http_requests", "Answers.", ["operation", "status"], registry=own)
         self.request_seconds = Histogram(
             "rekontext_http_request_seconds", "Until an answer began.", ["operation"], registry=own, buckets=_SECONDS
@@ -61,6 +75,17 @@ class Metrics:
         self.edits = Counter("rekontext_edits", "Jobs that ended here.", ["status"], registry=own)
         for state in (State.COMPLETED, State.FAILED, State.CANCELLED):
             self.edits.labels(state.value.lower())  # there from the start: a rate sees no first one that comes as 1
+        self.failed_edits = Counter("rekontext_failed_edits", "Edits that failed here.", ["code"], registry=own)
+        self.faults = Counter(
+            "rekontext_faults",
+            "Attempts at edits that came to nothing here through a fault of ours, whatever the next one comes to.",
+            ["code"],
+            registry=own,
+        )
+        for code in ATTEMPT_FAULTS:
+            self.faults.labels(code)
+        for code in (*ATTEMPT_FAULTS, "queue_timeout"):
+            self.failed_edits.labels(code)
         self.steps = Counter("rekontext_steps", "Denoising steps done.", registry=own)
         self.passes = Counter(
             "rekontext_passes", "Steps of edits completed here that really ran the transformer.", registry=own
@@ -114,11 +139,24 @@ class Metrics:
         """A denoising step was done here."""
         self.steps.inc()
 
+    def faulted(self, code: str) -> None:
+        """An attempt came to nothing through a fault of ours."""
+        self.faults.labels(code).inc()
+
     def ended(self, job: Job) -> None:
         """A job ended here."""
         self.edits.labels(job.state.value.lower()).inc()
+        if job.state is State.FAILED:
+            assert job.error_code is not None, f"job {job.id} failed and has no code"
+            self.failed_edits.labels(job.error_code).inc()
         if job.state is State.COMPLETED:
             self._completed(job)
+
+    def collect(self) -> Iterator[Metric]:
+        """What is scraped: without when each series began, which is a ninth of the lines and nobody's question."""
+        for metric in self.registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
     def _completed(self, job: Job) -> None:
         passes = (job.made or {}).get("passes")
@@ -142,7 +180,7 @@ def route(parts: Parts, metrics: Metrics) -> Route:
         states = Counts(parts.fleet.devices.values())
         for state in DEVICE_STATES:
             metrics.devices.labels(state).set(states[state])
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
 
     return Route("/metrics", scrape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -22,7 +22,9 @@ _DAY_S: Final = 86_400
 _WHOLE: Final = re.compile(rb"https?://(?P<host>[^/]*)(?P<path>/.*)?", re.IGNORECASE)
 _PATH_LOGGED: Final = 200
 """Characters: a stranger's may have as many as a head."""
+_AGENT_LOGGED: Final = 80
 _DOING_GETS: Final = frozenset({"/webhook/inactive"})
+"""Where GET does something, as an SDK wants it: HEAD has a route of its own there, which only looks."""
 _QUIET: Final = frozenset(
     {"healthz", "readyz", "scrape", "status", "fal_get_status", "bfl_get_result", "replicate_get_prediction"}
 )
@@ -61,11 +63,16 @@ class RequestIds:
 
 
 class Sight:
-    """Counts and logs each request by its path, never by its query, which may be a signature."""
+    """Counts and logs each request by its path, never by its query, which may be a signature.
 
-    def __init__(self, app: ASGIApp, *, answered: Answered) -> None:
+    Args:
+        client_of: tells the address that a request comes from.
+    """
+
+    def __init__(self, app: ASGIApp, *, answered: Answered, client_of: Callable[[Request], str | None]) -> None:
         self._app = app
         self._answered = answered
+        self._client_of = client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +100,10 @@ class Sight:
         operation = getattr(scope.get("endpoint"), "__name__", "unknown")
         self._answered(operation, status, took_s)
         log = _log.debug if operation in _QUIET and status < 500 else _log.info
-        asked = {"method": scope["method"], "path": scope["path"][:_PATH_LOGGED]}
+        request = Request(scope)
+        asked = {"method": scope["method"], "path": scope["path"][:_PATH_LOGGED], "client": self._client_of(request)}
+        if agent := request.headers.get("user-agent"):
+            asked["agent"] = agent[:_AGENT_LOGGED]
         log("request", **asked, status=status, took_ms=round(took_s * 1000, 1), **scope[_NOTED_KEY])
 
 
@@ -115,11 +125,6 @@ class WholeTargets:
         await self._app(scope, receive, send)
 
 
-def takes_head(path: str) -> bool:
-    """Whether a path that takes GET takes HEAD too: not where GET does something, as an SDK wants it."""
-    return path not in _DOING_GETS
-
-
 class HeadAsGet:
     """Answers HEAD as GET is answered, less the body: routes need to know GET only (RFC 9110, 9.3.2).
 
@@ -130,8 +135,9 @@ class HeadAsGet:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD" or not takes_head(scope["path"]):
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
+        method = "HEAD" if scope["path"] in _DOING_GETS else "GET"
         is_over = False
 
         async def send_head(message: Message) -> None:
@@ -144,7 +150,7 @@ class HeadAsGet:
         async def receive_until_over() -> Message:
             return {"type": "http.disconnect"} if is_over else await receive()
 
-        return await self._app({**scope, "method": "GET"}, receive_until_over, send_head)
+        return await self._app({**scope, "method": method}, receive_until_over, send_head)
 
 
 class NotKept:
@@ -242,27 +248,33 @@ class BodyLimit:
     """Raises `BodyTooLarge` into whoever reads more than `bytes_max` bytes of body, declared or not.
 
     Starlette has a limit of its own; it answers in plain text where this API answers in JSON.
+
+    Args:
+        others: what holds instead for paths that begin so.
     """
 
-    def __init__(self, app: ASGIApp, *, bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, *, bytes_max: int, others: Mapping[str, int]) -> None:
         self._app = app
         self._bytes_max = bytes_max
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        others = (most for prefix, most in self._others.items() if scope["path"].startswith(prefix))
+        bytes_max = next(others, self._bytes_max)
         declared = Headers(scope=scope).get("content-length", "")
-        is_over = declared.isdecimal() and int(declared[:20]) > self._bytes_max
+        is_over = declared.isdecimal() and int(declared[:20]) > bytes_max
         seen = 0
 
         async def receive_limited() -> Message:
             nonlocal seen
             if is_over and seen == 0:
-                raise BodyTooLarge(self._bytes_max)
+                raise BodyTooLarge(bytes_max)
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._bytes_max:
-                raise BodyTooLarge(self._bytes_max)
+            if seen > bytes_max:
+                raise BodyTooLarge(bytes_max)
             return message
 
         return await self._app(scope, receive_limited, send)

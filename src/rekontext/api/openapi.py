@@ -156,6 +156,10 @@ UPLOAD: Final[dict[str, Any]] = {
         },
     }
 }
+LORA: Final[dict[str, Any]] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
+LORA_KEPT: Final[dict[int | str, dict[str, Any]]] = {
+    status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429, 500, 503)
+}
 UPLOADED: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "Links to the pictures, in their order.",
@@ -172,7 +176,7 @@ UPLOADED: Final[dict[int | str, dict[str, Any]]] = {
         },
     },
     409: {"model": ErrorBody, "description": "The account keeps as many uploads as it may."},
-    **{status: answer for status, answer in _REFUSED.items() if status in (400, 401, 403, 413, 415, 429, 500, 503)},
+    **LORA_KEPT,
 }
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from rekontext.accounts import Scope
 from rekontext.api.auth import Caller, Keys, caller_of
+from rekontext.api.brought import BroughtLoras
 from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
@@ -25,24 +26,26 @@ from rekontext.sources import Clock, Ids, Randomness
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServiceLimits:
     """Bounds that several surfaces say or keep.
 
     Attributes:
         body_bytes_max: of one request.
+        bodies_bytes_max: of all bodies that this process holds at a time.
         picture_bytes_max: of one photo.
         idempotency_s: an idempotency key is known for so long.
-        lora_bytes_max: of one LoRA that an edit brings by its address; 0 takes none.
         uploads_bytes_max, loras_bytes_max: of all that are kept of an account.
+        lora_bytes_max: of one that an account brings; 0 where none is taken.
         queued_max, in_flight_max, running_max: jobs that wait, that an account may have, that run here.
     """
 
     body_bytes_max: int
+    bodies_bytes_max: int
     picture_bytes_max: int
     idempotency_s: float
-    lora_bytes_max: int
     uploads_bytes_max: int
     loras_bytes_max: int
+    lora_bytes_max: int
     queued_max: int
     in_flight_max: int
     running_max: int
@@ -71,6 +74,7 @@ class Parts:
     keys: Keys
     orders: OrderReader
     photos: PhotoReader
+    brought: BroughtLoras
     threads: CodecThreads
     links: Links
     origins: Origins
@@ -80,7 +84,7 @@ class Parts:
     randomness: Randomness
     receivers: AllowList
     pepper: bytes
-    limits: Limits
+    limits: ServiceLimits
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def caller(self, request: Request, scope: Scope | None) -> Caller:

@@ -107,8 +107,9 @@ def _answer(description: str, schema: _Schema, content_type: str = "application/
     return {"description": description, "content": {content_type: {"schema": schema}}}
 
 
-def _parameter(name: str, where: str, schema: _Schema, description: str = "") -> _Schema:
-    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": description}
+def _parameter(name: str, where: str, schema: _Schema, description: str = "", *, is_required: bool = False) -> _Schema:
+    is_required |= where == "path"
+    return {"name": name, "in": where, "required": is_required, "schema": schema, "description": description}
 
 
 _ID: Final = _parameter("id", "path", _TEXT, "The request_id that the submit answered.")
@@ -186,8 +187,8 @@ PATHS: Final[_Schema] = {
             "description": "Made by other answers; takes no key.",
             "parameters": [
                 _parameter("key", "path", _TEXT, "May have slashes in it."),
-                _parameter("expires", "query", _TEXT),
-                _parameter("signature", "query", _TEXT),
+                _parameter("expires", "query", _TEXT, is_required=True),
+                _parameter("signature", "query", _TEXT, is_required=True),
                 _parameter("If-None-Match", "header", _TEXT),
             ],
             "responses": {

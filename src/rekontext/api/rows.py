@@ -88,13 +88,12 @@ class Rows:
 
 def page(found: Page, row: Callable[[Job], object], *, number: int, size: int) -> dict[str, object]:
     """A page of rows with what it takes to ask for the others."""
-    return {
-        "data": [row(job) for job in found.jobs],
-        "page": number,
-        "per_page": size,
-        "total": found.total,
-        "total_pages": ceil(found.total / size),
-    }
+    return {"data": [row(job) for job in found.jobs], **place(number=number, size=size, total=found.total)}
+
+
+def place(*, number: int, size: int, total: int) -> dict[str, object]:
+    """Which page of a list this is, and how many there are."""
+    return {"page": number, "per_page": size, "total": total, "total_pages": ceil(total / size)}
 
 
 def sent(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
-from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
+from rekontext.api.hooks import changed_endpoint, described_delivery, endpoint_json, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
 from rekontext.api.parameters import Day, schema
 from rekontext.api.parts import Parts
@@ -219,6 +219,11 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
         changed = await changed_endpoint(parts, caller, webhook_id, active=False)
         return _shown(changed)
 
+    @routes.head("/webhook/inactive", include_in_schema=False)
+    async def webhook_left_on(caller: Editor, webhook_id: str) -> dict[str, object]:
+        """As GET, and nothing is switched off."""
+        return _shown(await changed_endpoint(parts, caller, webhook_id))
+
     @routes.get("/webhook/dispatch-logs", summary="What a webhook was sent")
     async def dispatch_logs(caller: Reader, webhook_id: str) -> dict[str, object]:
         found = await parts.database.read_long(
@@ -229,7 +234,7 @@ def _add_webhooks(routes: APIRouter, parts: Parts) -> None:
 
 def _shown(endpoint: Endpoint) -> dict[str, object]:
     """A webhook in the SDK's words."""
-    own = described(endpoint)
+    own = endpoint_json(endpoint)
     return {
         "webhook_id": own["id"],
         "webhook_url": own["url"],

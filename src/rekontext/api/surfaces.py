@@ -19,6 +19,7 @@ from rekontext.api.links import FileGone
 from rekontext.api.middleware import rename, request_id
 from rekontext.api.orders import Draft
 from rekontext.api.parts import Parts
+from rekontext.api.room import let_go
 from rekontext.database import DatabaseUnavailable, JobId
 from rekontext.jobs import Job, Output
 from rekontext.pictures import ObjectMissing, StoreUnavailable
@@ -53,6 +54,7 @@ async def submit(request: Request, caller: Caller, draft: Draft, parts: Parts) -
         job = JobId(request_id(request.scope))
         submitted = await parts.edits.submit(caller, order, job=job, origin=origin, idempotency_key=key)
     rename(request.scope, submitted.job.id)
+    let_go(request.scope)
     return submitted
 
 

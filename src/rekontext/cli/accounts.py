@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,9 +35,10 @@ from rekontext.accounts import (
 )
 from rekontext.accounts.described import described_account, described_balance, described_key
 from rekontext.accounts.ledger import Source
+from rekontext.accounts.registry import AccountLimits
 from rekontext.accounts.statement import Movement
 from rekontext.cli.failure import CommandFailed, not_permitted
-from rekontext.cli.settings import settings_of
+from rekontext.cli.settings import keep_private, settings_of
 from rekontext.database import DatabaseUnavailable, KeyId, unhurried
 from rekontext.installation import open_database, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
 from rekontext.logs import printable
@@ -46,6 +48,7 @@ from rekontext.secret import SecretError
 from rekontext.settings import variable
 from rekontext.sources import SystemClock, random_bytes, random_id
 
+_NO_LIMIT: Final = "none"
 _ACTOR_CHARACTERS_MAX: Final = 200
 _ONCE: Final = "It is shown this once and kept as a hash only."
 _DOUBT: Final = (
@@ -74,7 +77,8 @@ def create_account(name: str, *, credits_usd: str, sync_response: str, data_dir:
     _say(
         as_json,
         described_account(account) | {"credits": usd(micros), "key_id": key.key.id, "api_key": key.secret},
-        f'Account "{account.name}" ({account.id}) with {format_usd(micros)}.\nIts API key: {key.secret}\n{_ONCE}',
+        f'Account "{printable(account.name)}" ({account.id}) with {format_usd(micros)}.\n'
+        f"Its API key: {key.secret}\n{_ONCE}",
     )
 
 
@@ -84,6 +88,28 @@ def list_accounts(*, data_dir: Path | None, as_json: bool) -> None:
     rows = [described_account(account) | described_balance(balance) for account, balance in found]
     blocks = [_account_block(account, balance) for account, balance in found] or ["There is no account."]
     _say(as_json, {"accounts": rows}, "\n".join(blocks))
+
+
+def set_limits(
+    account: str, *, monthly_cap: str | None, in_flight: str | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Set what an account may spend in a month and have at once; without either, show it.
+
+    Args:
+        monthly_cap, in_flight: as typed; "none" lifts one, and one that is None stays as it is.
+    """
+    limits = AccountLimits()
+    if monthly_cap is not None:
+        limits["monthly_cap_micros"] = None if monthly_cap == _NO_LIMIT else _cap(monthly_cap)
+    if in_flight is not None:
+        limits["in_flight_max"] = None if in_flight == _NO_LIMIT else _at_once(in_flight)
+
+    def work(tx: Connection, acts: Acts) -> Account:
+        found = registry.find(tx, account)
+        return acts.set_limits(tx, found.id, **limits) if limits else found
+
+    found = _transact(data_dir, work, only_reads=not limits)
+    _say(as_json, described_account(found), f"{_limits(found)}.")
 
 
 def webhook_secret(account: str, *, replace: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -159,6 +185,17 @@ def revoke_key(key: str, *, data_dir: Path | None, as_json: bool) -> None:
 
     revoked = _transact(data_dir, work)
     _say(as_json, _key(revoked), f"{revoked.id} ({revoked.hint}…) opens nothing any more.")
+
+
+def revoke_keys(account: str, *, data_dir: Path | None, as_json: bool) -> None:
+    """Close every open key of an account for good, at once."""
+    revoked = _transact(data_dir, lambda tx, acts: acts.revoke_keys(tx, registry.find(tx, account).id))
+    lines = [f"{each.id} ({each.hint}…) opens nothing any more." for each in revoked]
+    _say(
+        as_json,
+        {"revoked": [_key(each) for each in revoked]},
+        "\n".join(lines) or "The account has no open API key.",
+    )
 
 
 def reset_keys(*, is_sure: bool, data_dir: Path | None, as_json: bool) -> None:
@@ -243,6 +280,7 @@ def _transact(
     Raises:
         CommandFailed: the settings or the database can't be used, or the act is refused.
     """
+    keep_private()
     settings = settings_of(data_dir=data_dir)
     try:
         if not may_be_new and (missing := unmade_database(settings)):
@@ -319,6 +357,20 @@ def _amount(text: str) -> int:
         raise CommandFailed(str(fault)) from fault
 
 
+def _cap(text: str) -> int:
+    micros = _amount(text)
+    if micros < 0:
+        raise CommandFailed(f'--monthly-cap is "{text}"; allowed: 0 US dollars or more, or {_NO_LIMIT}')
+    return micros
+
+
+def _at_once(text: str) -> int:
+    count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    if not 1 <= count <= registry.IN_FLIGHT_MAX:
+        raise CommandFailed(f'--in-flight is "{text}"; allowed: 1 to {registry.IN_FLIGHT_MAX} edits, or {_NO_LIMIT}')
+    return count
+
+
 def _movement(each: Movement) -> dict[str, object]:
     return {
         "at": moment(each.at),
@@ -337,6 +389,13 @@ def _key(key: ApiKey) -> dict[str, object]:
 def _spendable(balance: Balance) -> str:
     held = f", {format_usd(balance.held_micros)} more are held for unfinished edits" if balance.held_micros else ""
     return f"{format_usd(balance.available_micros)} can be spent{held}"
+
+
+def _limits(account: Account) -> str:
+    cap, at_once = account.monthly_cap_micros, account.in_flight_max
+    spends = "without a cap" if cap is None else f"{format_usd(cap)} in a month at most"
+    has = "as many edits at once as the service's setting allows" if at_once is None else f"{at_once} edits at once"
+    return f"{printable(account.name)} ({account.id}) may spend {spends}, and have {has}"
 
 
 def _account_block(account: Account, balance: Balance) -> str:

@@ -9,7 +9,7 @@ import typer
 from sqlalchemy import Connection, inspect
 
 from rekontext.cli.failure import CommandFailed, not_permitted
-from rekontext.cli.settings import settings_of
+from rekontext.cli.settings import keep_private, settings_of
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.database.address import sqlite_file
 from rekontext.database.copies import CopyFailed, CopyRefused, back_up, put_back
@@ -59,6 +59,7 @@ def run_restore(copy: Path, *, data_dir: Path | None) -> None:
 
 
 def _find(data_dir: Path | None) -> tuple[Settings, Path]:
+    keep_private()
     settings = settings_of(data_dir=data_dir)
     file = sqlite_file(settings.database)
     if file is None:

@@ -20,7 +20,7 @@ from rekontext.api.parameters import KontextParameters, parse
 from rekontext.api.workbench import numbered
 from rekontext.cli.computing import computing, limits_of, open_engine, photo_in
 from rekontext.cli.failure import CommandFailed
-from rekontext.cli.output import check_writable, format_of, write
+from rekontext.cli.output import check_writable, format_asked, write
 from rekontext.cli.settings import settings_of
 from rekontext.dialling import AllowList
 from rekontext.masks import MaskRefused
@@ -50,7 +50,7 @@ def run_edit(
         CommandFailed: the input is bad, or the model can't be used.
     """
     check_writable(out)
-    output_format = given["output_format"] or format_of(out, otherwise=" or give --output-format")
+    output_format = format_asked(out, given["output_format"])
     parameters = _checked({**given, "output_format": output_format, "input_image": source})
     outs = [out.with_name(stem + out.suffix) for stem in numbered(out.stem, parameters.num_images)]
     for other in outs[1:]:

@@ -8,6 +8,8 @@ from typing import Annotated, Final
 
 import typer
 
+from rekontext.cli.failure import CommandFailed
+
 accounts = typer.Typer(help="Accounts: who pays.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of an account.", no_args_is_help=True)
 credits = typer.Typer(help="What an account may spend, in US dollars.", no_args_is_help=True)
@@ -63,6 +65,34 @@ def list_accounts(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     from rekontext.cli import accounts
 
     accounts.list_accounts(data_dir=data_dir, as_json=as_json)
+
+
+@accounts.command("limits")
+def set_limits(
+    account: AccountName,
+    monthly_cap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USD|none",
+            help="What it may spend in a calendar month (UTC); 0 stops its paid edits.",
+            show_default="as it is",
+        ),
+    ] = None,
+    in_flight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|none",
+            help="How many unfinished edits it may have; none is as the service's setting has it.",
+            show_default="as it is",
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an account may spend in a month and have at once: set what is given, show what holds."""
+    from rekontext.cli import accounts
+
+    accounts.set_limits(account, monthly_cap=monthly_cap, in_flight=in_flight, data_dir=data_dir, as_json=as_json)
 
 
 @accounts.command("webhook-secret")
@@ -132,14 +162,28 @@ def list_keys(
 
 @keys.command("revoke")
 def revoke_key(
-    key: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it: key_…; or the key itself.")],
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KEY_ID", help="As `keys list` shows it: key_…; or the key itself.", show_default="none"
+        ),
+    ] = None,
+    all_of: Annotated[
+        str | None,
+        typer.Option(metavar="ACCOUNT", help="Every open key of this account, at once.", show_default="none"),
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Close a key for good."""
+    """Close a key for good, or every key of an account."""
     from rekontext.cli import accounts
 
-    accounts.revoke_key(key, data_dir=data_dir, as_json=as_json)
+    if (key is None) == (all_of is None):
+        raise CommandFailed("give either KEY_ID or --all-of ACCOUNT")
+    if key is not None:
+        accounts.revoke_key(key, data_dir=data_dir, as_json=as_json)
+    if all_of is not None:
+        accounts.revoke_keys(all_of, data_dir=data_dir, as_json=as_json)
 
 
 @keys.command("reset")

@@ -30,6 +30,22 @@ def format_of(out: Path, *, otherwise: str = "") -> OutputFormat:
         raise CommandFailed(f'"{out.name}" ends in none of {known}: rename it{otherwise}') from None
 
 
+def format_asked(out: Path, flag: object) -> object:
+    """The format of `--output-format`, which the file's name mustn't contradict, or without it the name's.
+
+    Raises:
+        CommandFailed: the two differ, or neither asks for any.
+    """
+    if not flag:
+        return format_of(out, otherwise=" or give --output-format")
+    named = _FORMAT_OF_SUFFIX.get(out.suffix.lower(), flag)
+    if named != flag and flag in _FORMAT_OF_SUFFIX.values():
+        raise CommandFailed(
+            f'"{out.name}" asks for {named} and --output-format for {flag}: rename it or leave --output-format out'
+        )
+    return flag
+
+
 def check_writable(out: Path) -> None:
     """Before minutes of work, not after.
 

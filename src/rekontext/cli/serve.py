@@ -26,7 +26,7 @@ from rekontext.accounts import FIRST_ACCOUNT
 from rekontext.api.http1 import Connection, make_room, server_config
 from rekontext.assembly import Service, assemble
 from rekontext.cli.failure import ENGINE_MISSING, CommandFailed
-from rekontext.cli.settings import settings_of
+from rekontext.cli.settings import keep_private, settings_of
 from rekontext.contract import Fleet, ModelCard
 from rekontext.database import DatabaseUnavailable
 from rekontext.fleet import LocalFleet, Opening, ProcessFleet
@@ -122,6 +122,7 @@ def run_serve(
     Raises:
         CommandFailed: a setting is wrong, the address is taken, or the model or a LoRA isn't there or can't be loaded.
     """
+    keep_private()
     settings = settings_of(host=host, port=port, model=model, lora=lora, lora_folder=lora_folder, data_dir=data_dir)
     if settings.has_device:
         _require_model(settings.model)

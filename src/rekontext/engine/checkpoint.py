@@ -145,7 +145,7 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class OpenedModel:
     """An opened model, on its device.
 
     Attributes:
@@ -177,7 +177,7 @@ def open_model(
     dtype: torch.dtype,
     placement: Placement = Placement(),  # noqa: B008 - frozen
     loras: Iterable[str] = (),
-) -> Parts:
+) -> OpenedModel:
     """Load every part of `model` in `dtype` onto `device`, or as `placement` says.
 
     Args:
@@ -271,7 +271,7 @@ def _find(model: str) -> tuple[Path, str]:
 
 def _open_folder(
     folder: Path, name: str, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs
-) -> Parts:
+) -> OpenedModel:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json, so it is no diffusers folder: "
@@ -284,7 +284,7 @@ def _open_folder(
     autoencoder = open_autoencoder(folder / "vae", dtype)
     _agree(source, config, text, autoencoder)
     stored = StoredWeights(source, config, dtype=dtype, loras=loras)
-    return Parts(
+    return OpenedModel(
         name=facts.name or name,
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
@@ -308,7 +308,7 @@ def _folder_configs(folder: Path) -> tuple[TransformerConfig, int]:
     return config_from_diffusers(folder / "transformer" / "config.json"), max(channels[:2])
 
 
-def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs) -> Parts:
+def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: Placement, loras: LoRAs) -> OpenedModel:
     folder = path.parent
     facts = Facts.beside(folder)
     original = _original(TensorSource([path]), path)
@@ -318,7 +318,7 @@ def _open_file(path: Path, device: torch.device, dtype: torch.dtype, placement: 
     autoencoder = open_original_autoencoder(find_autoencoder(path), facts.autoencoder, dtype)
     _agree(original, config, text, autoencoder)
     stored = StoredWeights(original, config, dtype=dtype, loras=loras)
-    return Parts(
+    return OpenedModel(
         name=facts.name or path.stem,
         canvas=Canvas(area=facts.canvas_area),
         schedule=_schedule(folder),
@@ -369,7 +369,7 @@ def _schedule(folder: Path) -> Schedule:
 
 
 def _agree(source: TensorSource, config: TransformerConfig, text: dict[str, Any], autoencoder: AutoencoderKL) -> None:
-    """Parts of different models open one by one, and fail at the first edit."""
+    """OpenedModel of different models open one by one, and fail at the first edit."""
     for what, wanted, whose, found in (
         ("text states (joint_attention_dim)", config.text_width, "T5 (text_encoder_2)", text["t5"].config.d_model),
         ("pooled text (pooled_projection_dim)", config.pooled_width, "CLIP", text["clip"].config.hidden_size),

@@ -37,7 +37,7 @@ from rekontext.contract import (
 from rekontext.engine import edit as stages
 from rekontext.engine.autoencoder import to_picture
 from rekontext.engine.batching import Batching
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.costs import CostModel
 from rekontext.engine.device import Device
 from rekontext.engine.edit import Model
@@ -87,7 +87,7 @@ class EngineCore:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: OpenedModel,
         *,
         is_mini: bool,
         policy: Policy,

@@ -17,7 +17,7 @@ from rekontext.contract import EditRequest, seed_at
 from rekontext.engine.acceleration import Seen, extrapolate
 from rekontext.engine.autoencoder import Autoencoder, pack
 from rekontext.engine.canvas import PIXELS_PER_TOKEN, Canvas, Size
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.inpainting import Kept
 from rekontext.engine.plan import Plan, plan_of
 from rekontext.engine.prompt import PromptEncoder
@@ -37,7 +37,7 @@ class Model:
     transformer: KontextTransformer
 
     @classmethod
-    def of(cls, parts: Parts) -> Model:
+    def of(cls, parts: OpenedModel) -> Model:
         """From an opened checkpoint."""
         return cls(
             canvas=parts.canvas,

@@ -29,7 +29,7 @@ from rekontext.contract import (
 )
 from rekontext.engine import edit as stages
 from rekontext.engine import warming
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.core import EngineCore
 from rekontext.engine.costs import CostModel
 from rekontext.engine.edit import Model
@@ -45,13 +45,16 @@ from rekontext.photos import seen
 
 _log = logging.getLogger(__name__)
 
+AskedLoras = Mapping[str, float] | Mapping[Path, float] | Mapping[str | Path, float]
+"""LoRAs by their names or their files, and their strengths."""
+
 
 class Engine:
     """An opened model. Make one with `Engine.open`, `close` it when done (or use it in a `with` statement)."""
 
     def __init__(
         self,
-        parts: Parts,
+        parts: OpenedModel,
         *,
         is_mini: bool = False,
         policy: Policy | None = None,
@@ -176,7 +179,7 @@ class Engine:
         seed: int | None = None,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
-        loras: Mapping[str, float] = MappingProxyType({}),
+        loras: AskedLoras = MappingProxyType({}),
         on_step: OnProgress | None = None,
     ) -> Image.Image:
         """Edit a picture as the prompt says, and wait for it.
@@ -191,7 +194,7 @@ class Engine:
             seed: the same seed gives the same picture; None draws one.
             aspect_ratio: one of `rekontext.contract.ASPECT_RATIOS`.
             acceleration: "none" is exact; "regular" and "high" leave out transformer passes.
-            loras: names of files in the folder that the engine was opened with, and their strengths.
+            loras: strengths, by names in the folder that the engine was opened with, or by paths of files.
             on_step: called from the engine's threads after preparing and after every step.
 
         Returns:
@@ -230,7 +233,7 @@ class Engine:
         seed: int | None = None,
         aspect_ratio: AspectRatio = "match_input_image",
         acceleration: Acceleration = "none",
-        loras: Mapping[str, float] = MappingProxyType({}),
+        loras: AskedLoras = MappingProxyType({}),
         on_step: OnProgress | None = None,
     ) -> list[Image.Image]:
         """Several pictures of one edit, to choose from: what `edit` gives with `seed`, `seed` + 1 and so on.
@@ -261,7 +264,8 @@ class Engine:
             pictures=pictures,
             aspect_ratio=aspect_ratio,
             acceleration=acceleration,
-            loras=tuple(loras.items()),
+            loras=tuple((lora.stem if isinstance(lora, Path) else lora, by) for lora, by in loras.items()),
+            lora_files={lora.stem: lora for lora in loras if isinstance(lora, Path)},
         )
         ticket = self.submit(request, on_progress=on_step)
         try:

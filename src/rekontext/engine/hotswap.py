@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rekontext.contract import LoRARefused
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.fp8 import Fp8Linear, quantise_rows
 from rekontext.engine.layers import hold
 from rekontext.engine.loading import StoredWeights
@@ -79,7 +79,7 @@ class Hotswap:
         merged: what is merged now; None after a failure half way, until the next `merge`.
     """
 
-    def __init__(self, parts: Parts, folder: Path | None) -> None:
+    def __init__(self, parts: OpenedModel, folder: Path | None) -> None:
         self.merged: Adaptation | None = NONE
         self._folder = folder
         self._parts = parts

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from rekontext.engine.checkpoint import Parts, facts_of, model_sizes, open_model
+from rekontext.engine.checkpoint import OpenedModel, facts_of, model_sizes, open_model
 from rekontext.engine.fp8 import missing_units, quantise
 from rekontext.engine.layers import ModulationLinear
 from rekontext.engine.memory import GB, MemoryPlan, Placement, memory_plans
@@ -24,12 +24,12 @@ _SHORT_OF_MEMORY: Final = ("out of memory", "STATUS_ALLOC_FAILED", "not enough m
 """How libraries and drivers say it; PyTorch has a class of its own for what its own allocator refuses."""
 _log = logging.getLogger(__name__)
 
-Open = Callable[[Placement], Parts]
+Open = Callable[[Placement], OpenedModel]
 
 
 def open_placed(
     model: str, *, device: torch.device, dtype: str | None, packed: bool = True, loras: Sequence[str] = ()
-) -> tuple[Parts, tuple[MemoryPlan, ...]]:
+) -> tuple[OpenedModel, tuple[MemoryPlan, ...]]:
     """Open a model in the given dtype. Where none is given: on a GPU by memory plan, on a CPU as its facts ask for.
 
     Args:
@@ -44,7 +44,7 @@ def open_placed(
         EditRefused: no such dtype here.
     """
 
-    def opened(placement: Placement) -> Parts:
+    def opened(placement: Placement) -> OpenedModel:
         if choose_dtype(dtype, device) is torch.float32:
             keep_float32(device)
         parts = open_model(model, device=device, dtype=choose_dtype(dtype, device), placement=placement, loras=loras)
@@ -72,7 +72,9 @@ def open_placed(
     return open_first(opened, memory_plans(model_sizes(model), free_bytes, has_fp8=not missing_units(device)), device)
 
 
-def open_first(opened: Open, choices: list[MemoryPlan], device: torch.device) -> tuple[Parts, tuple[MemoryPlan, ...]]:
+def open_first(
+    opened: Open, choices: list[MemoryPlan], device: torch.device
+) -> tuple[OpenedModel, tuple[MemoryPlan, ...]]:
     """Open by the first plan that fits and doesn't run out of memory after all."""
     fitting = [plan for plan in choices if plan.fits]
     if not fitting:
@@ -105,7 +107,7 @@ class Holding:
         plans: the one in force, then those that may be fallen to; none where the operator chose.
     """
 
-    def __init__(self, parts: Parts, plans: Sequence[MemoryPlan]) -> None:
+    def __init__(self, parts: OpenedModel, plans: Sequence[MemoryPlan]) -> None:
         self._parts = parts
         self._placement = parts.placement
         self._plans = list(plans)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rekontext.engine.checkpoint import Parts
+from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.memory import CACHED_PROMPTS_MAX
 
 
@@ -33,7 +33,7 @@ class PromptEmbedding:
 class PromptEncoder:
     """Encodes prompts and remembers the last `CACHED_PROMPTS_MAX`."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: OpenedModel) -> None:
         self._parts = parts
         self._cache: OrderedDict[str, PromptEmbedding] = OrderedDict()
 

@@ -9,6 +9,7 @@ from rekontext.jobs.desk import Desk, Standing
 from rekontext.jobs.dispatcher import Dispatcher
 from rekontext.jobs.endpoints import Delivery, Endpoint, TooManyMessages, WebhookRefused, WebhookUnknown
 from rekontext.jobs.errors import (
+    ATTEMPT_FAULTS,
     IdempotencyKeyReused,
     JobRefused,
     JobUnknown,
@@ -51,6 +52,7 @@ from rekontext.jobs.workbench import File, Workbench
 
 __all__ = [
     "ASSETS_FOLDER",
+    "ATTEMPT_FAULTS",
     "EVENT_TYPES",
     "KEY_CHARACTERS_MAX",
     "LORAS_FOLDER",

@@ -25,7 +25,7 @@ from rekontext.jobs.model import Idempotency, Job, Order, State
 from rekontext.sources import Clock
 
 
-class Works(Protocol):
+class Dispatching(Protocol):
     """What the desk needs of a dispatcher in its own process."""
 
     def runs(self, job: Job) -> bool: ...
@@ -68,14 +68,14 @@ class Desk:
         life: JobLife,
         hub: EventHub,
         clock: Clock,
-        works: Works,
+        dispatcher: Dispatching,
         poll_s: float = 1.0,
     ) -> None:
         self._database = database
         self._life = life
         self._hub = hub
         self._clock = clock
-        self._works = works
+        self._dispatcher = dispatcher
         self._poll_s = poll_s
         self._lookout = Lookout(database=database, hub=hub, every_s=poll_s)
         self._places = Places(database=database, every_s=poll_s)
@@ -102,7 +102,7 @@ class Desk:
         if not accepted.replayed:
             if self._hub.newest(accepted.job.id) is None:  # else a dispatcher has it already
                 self._hub.publish(accepted.job.id, "queued", {"ahead": accepted.ahead})
-            self._works.wake()
+            self._dispatcher.wake()
         return accepted
 
     async def earlier(self, account: AccountId, promise: Idempotency) -> Accepted | None:
@@ -164,7 +164,7 @@ class Desk:
         elif found.state.is_terminal:
             self._hub.end(found, is_ours=False)
         else:
-            self._works.stop(job)
+            self._dispatcher.stop(job)
         return found
 
     async def wait(self, job: JobId, *, account: AccountId | None, timeout_s: float, known: Job | None = None) -> Job:
@@ -214,7 +214,7 @@ class Desk:
                     with suppress(DatabaseUnavailable):
                         found = await self._tell_what_is_new(found, account)
                     newest = self._hub.newest(job)
-                    if newest is not None and self._works.holds(found):
+                    if newest is not None and self._dispatcher.holds(found):
                         yield Event(id=newest.id, kind="quiet", data={})
                     continue
                 event = coming.result()
@@ -230,7 +230,7 @@ class Desk:
 
     async def _tell_what_is_new(self, job: Job, account: AccountId | None) -> Job:
         """As `_tell_what_is_known`, of a job as it was. What one look for all shows needs none of its own."""
-        if self._works.holds(job):
+        if self._dispatcher.holds(job):
             return job  # whatever happens to it is told here
         known = self._hub.newest(job.id)
         if job.state is State.QUEUED and known is not None and known.kind == "queued":
@@ -249,20 +249,20 @@ class Desk:
             if not self._hub.has_ended(job):
                 self._hub.end(found, is_ours=False)
             return found
-        if self._hub.newest(job) is not known or self._works.runs(found):
+        if self._hub.newest(job) is not known or self._dispatcher.runs(found):
             return found  # what was seen may be over, or is told by whoever runs it
         if standing.ahead is not None:
             self._tell_place(job, standing.ahead, known)
             return found
         # What is known already isn't told again: each listener would tell it to all.
         told = {} if known is None else known.data
-        place = self._works.place(found)
+        place = self._dispatcher.place(found)
         news = {"attempt": found.attempt} | ({} if place is None else {"queue_position": place.position})
         has_moved = place is not None and "step" not in told and told.get("queue_position") != place.position
         if told.get("attempt") != found.attempt or has_moved:
             self._hub.publish(job, "processing", news, is_ours=False)
             told = {}
-        progress = self._works.progress(found)
+        progress = self._dispatcher.progress(found)
         if progress is not None and told.get("step") != progress.step:
             self._hub.publish(job, "progress", {"attempt": found.attempt, **asdict(progress)}, is_ours=False)
         return found

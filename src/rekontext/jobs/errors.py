@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+ATTEMPT_FAULTS: Final = ("edit_timeout", "engine_fault", "safety_unavailable", "worker_lost")
+"""Codes of attempts that came to nothing through a fault of ours: another is made, a bounded number of times."""
 
 
 class JobRefused(Exception):

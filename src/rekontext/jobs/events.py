@@ -47,6 +47,10 @@ class Meter(Protocol):
         """A step was done."""
         ...
 
+    def faulted(self, code: str) -> None:
+        """An attempt came to nothing through a fault of ours."""
+        ...
+
     def ended(self, job: Job) -> None:
         """A job was ended."""
         ...
@@ -110,6 +114,11 @@ class EventHub:
             self._meter.ended(job)
         self._channel(job.id).record = job
         self.publish(job.id, "ended", {"status": job.state.value})
+
+    def faulted(self, code: str) -> None:
+        """Count an attempt, ours or one that this process took back: it came to nothing through a fault of ours."""
+        if self._meter is not None:
+            self._meter.faulted(code)
 
     def newest(self, job: JobId) -> Event | None:
         """What was published of `job` last and is remembered."""

@@ -33,7 +33,7 @@ class Lora:
         id: as `id_of`.
         name: what it is called where it comes from.
         source: where that is, to be shown; its secrets aren't in it.
-        source_digest: by which the whole address is known again.
+        source_digest: by which the whole address is known again; empty for one that was sent.
         tag: what its server calls this state of it; empty if it says nothing.
         seen_at: when that was last so.
         used_at: when an edit was last ordered with it.
@@ -98,7 +98,8 @@ def keep(tx: Connection, new: Lora, *, bytes_max: int) -> tuple[Lora, list[str]]
     # The lock makes those of one account come one after the other, which makes the sum exact.
     registry.lock(tx, new.account)
     values = {name: value for name, value in vars(new).items() if name != "account"}
-    fresh = {name: values[name] for name in ("source", "source_digest", "tag", "seen_at", "used_at")}
+    news = ("source", "source_digest", "tag", "seen_at", "used_at") if new.source_digest else ("used_at",)
+    fresh = {name: values[name] for name in news}
     if tx.execute(update(loras).where(_is(new.id, new.account)).values(**fresh)).rowcount:
         return get(tx, new.id, account=new.account), []
     rows = tx.execute(

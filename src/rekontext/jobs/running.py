@@ -17,7 +17,7 @@ import structlog
 from rekontext.contract import Preview, Progress
 from rekontext.database import Database, DatabaseUnavailable
 from rekontext.jobs.attempt import Attempts, Ending, Failed, HandedBack, Made, Stopped, Traces, settle
-from rekontext.jobs.errors import LeaseLost
+from rekontext.jobs.errors import ATTEMPT_FAULTS, LeaseLost
 from rekontext.jobs.events import EventHub
 from rekontext.jobs.life import JobLife
 from rekontext.jobs.model import Job, State
@@ -110,7 +110,11 @@ class Runner:
             _log.exception("job_abandoned", job=running.job.id, attempt=running.job.attempt)
 
     def tell(self, job: Job, *, code: str | None) -> None:
-        """Log where a job went and publish it. `code`: why its attempt failed, which a job that waits again has not."""
+        """Log where a job went and publish it, and count what failed.
+
+        Args:
+            code: why its attempt failed, which a job that waits again has not.
+        """
         _log.info(
             "edit_waits_again" if job.state is State.QUEUED else "edit_ended",
             job=job.id,
@@ -121,6 +125,8 @@ class Runner:
             **{name: round(value, 3) for name, value in _took(job).items() if value is not None},
             **({} if code is None else {"code": code}),
         )
+        if code in ATTEMPT_FAULTS:
+            self._hub.faulted(code)
         if job.state is State.QUEUED:
             self._hub.publish(job.id, "queued", {"ahead": None})
             self._wake()

@@ -221,12 +221,6 @@ class Deliverer:
                 task.cancel()
             await asyncio.gather(*sending, return_exceptions=True)
 
-    async def deliver(self) -> int:
-        """Send as many due messages as may be under way, once each, and wait for all. Returns how many."""
-        claimed = await self._claim(Counter())
-        await asyncio.gather(*(self._deliver(message) for message in claimed))
-        return len(claimed)
-
     async def _claim(self, held: Counter[AccountId]) -> list[Claimed]:
         limit = self._sending_max - held.total()
         if limit <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +12,7 @@ from sqlalchemy import Connection
 from rekontext.database import EndpointId
 from rekontext.jobs import EVENT_TYPES, endpoints
 from rekontext.jobs.endpoints import Delivery, Endpoint
+from rekontext.jobs.webhooks import Deliverer
 from tests.fakes import FakeRandomness
 from tests.jobs.office import ALICE, Office
 
@@ -54,3 +57,10 @@ def log(office: Office) -> list[Delivery]:
 def end_a_job(office: Office, *, webhook_url: str | None = None) -> str:
     job = office.start(office.order(webhook_url=webhook_url))
     return office.complete(job.lease).id
+
+
+async def deliver_due(deliverer: Deliverer) -> int:
+    """One turn of its `run`: as many due messages as may be under way, once each, waited for. How many these were."""
+    claimed = await deliverer._claim(Counter())
+    await asyncio.gather(*map(deliverer._deliver, claimed))
+    return len(claimed)

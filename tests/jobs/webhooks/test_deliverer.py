@@ -14,7 +14,7 @@ from rekontext.database.tables import webhook_deliveries
 from rekontext.jobs.webhooks import RETRY_AFTER_S, Deliverer, claim, record
 from tests.fakes import FakeRandomness
 from tests.jobs.office import ALICE, BOB, Office
-from tests.jobs.webhooks.receiver import URL, Receiver, end_a_job, log
+from tests.jobs.webhooks.receiver import URL, Receiver, deliver_due, end_a_job, log
 
 CAROL = AccountId("acc_carol")
 
@@ -60,7 +60,7 @@ async def test_a_stop_while_a_message_is_under_way_costs_no_try(
         await asyncio.gather(running, return_exceptions=True)
         office.clock.advance(31)
     receiver.answers = [503]
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     [delivery] = log(office)
     assert (delivery.state, delivery.tries, len(delivery.attempts)) == ("PENDING", 1, 1)
     assert delivery.due_at - office.clock.now() < timedelta(seconds=1.1 * RETRY_AFTER_S[0])

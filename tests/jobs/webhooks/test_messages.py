@@ -17,7 +17,7 @@ from rekontext.jobs import endpoints
 from rekontext.jobs.webhooks import LIFE, RETRY_AFTER_S, Deliverer, NotDelivered
 from tests.fakes import FakeRandomness
 from tests.jobs.office import ALICE, Office
-from tests.jobs.webhooks.receiver import URL, Receiver, add_endpoint, end_a_job, log
+from tests.jobs.webhooks.receiver import URL, Receiver, add_endpoint, deliver_due, end_a_job, log
 
 
 @pytest.mark.anyio
@@ -27,7 +27,7 @@ async def test_a_message_is_signed_so_that_the_public_library_accepts_it(
     """With the endpoint's own secret; the body says which job ended and how."""
     endpoint = add_endpoint(office)
     job = end_a_job(office)
-    assert await deliverer.deliver() == 1
+    assert await deliver_due(deliverer) == 1
     [(url, body, headers)] = receiver.got
     assert url == URL
     message = Webhook(endpoint.secret).verify(body, dict(headers))
@@ -37,14 +37,14 @@ async def test_a_message_is_signed_so_that_the_public_library_accepts_it(
     [delivery] = log(office)
     assert (delivery.state, delivery.id, delivery.body) == ("DELIVERED", headers["webhook-id"], body.decode())
     assert [attempt.status for attempt in delivery.attempts] == [200]
-    assert await deliverer.deliver() == 0
+    assert await deliver_due(deliverer) == 0
 
 
 @pytest.mark.anyio
 async def test_a_jobs_own_url_is_told_too(office: Office, deliverer: Deliverer, receiver: Receiver) -> None:
     """Signed with the account's secret."""
     end_a_job(office, webhook_url="https://example.com/mine")
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     [(url, body, headers)] = receiver.got
     assert url == "https://example.com/mine"
     secret = office.database.read_sync(lambda tx: registry.get(tx, ALICE)).webhook_secret
@@ -88,22 +88,22 @@ async def test_a_message_is_tried_for_a_day_and_then_given_up(
     end_a_job(office)
     began = office.clock.now()
     for number, wait_s in enumerate(RETRY_AFTER_S):
-        assert await deliverer.deliver() == 1, f"try {number + 1}"
+        assert await deliver_due(deliverer) == 1, f"try {number + 1}"
         [delivery] = log(office)
         assert delivery.state == "PENDING"
         until = (delivery.due_at - office.clock.now()).total_seconds()
         assert 0.9 * wait_s <= until <= 1.1 * wait_s
         office.clock.advance(until - 0.001)
-        assert await deliverer.deliver() == 0
+        assert await deliver_due(deliverer) == 0
         office.clock.advance(0.001)
-    assert await deliverer.deliver() == 1
+    assert await deliver_due(deliverer) == 1
     [dead] = log(office)
     assert dead.state == "DEAD"
     assert [attempt.status for attempt in dead.attempts][:4] == [500, None, 302, 404]
     assert dead.attempts[1].error == "connection refused"
     assert timedelta(hours=21) < office.clock.now() - began < timedelta(hours=26)
     office.clock.advance(10 * 24 * 3600)
-    assert await deliverer.deliver() == 0
+    assert await deliver_due(deliverer) == 0
 
 
 @pytest.mark.anyio
@@ -126,13 +126,13 @@ async def test_a_message_whose_turn_does_not_come_dies_of_its_age(
 
     async def work(until: timedelta) -> None:
         while office.clock.now() - began < until:
-            if not await deliverer.deliver():
+            if not await deliver_due(deliverer):
                 office.clock.advance(late)
 
     with capture_logs() as lines:
         await work(LIFE)
         assert [delivery.state for delivery in log(office)].count("PENDING") == 8
-        await deliverer.deliver()
+        await deliver_due(deliverer)
         dead = [delivery for delivery in log(office) if delivery.state == "DEAD"]
         assert sorted(str(delivery.attempts[-1].error) for delivery in dead) == [
             *["Given up: 27 hours went by, and others waited before it."] * 2,
@@ -150,13 +150,13 @@ async def test_after_a_long_pause_messages_have_an_hour(
     office: Office, deliverer: Deliverer, receiver: Receiver
 ) -> None:
     """It was no receiver's fault, and theirs may have paused with us. Then they are as old as they are."""
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     for _ in range(2):
         end_a_job(office, webhook_url=URL)
     office.clock.advance(2 * LIFE.total_seconds())
     receiver.answers = [503, 503, 200, 503]
     for number in range(8):
-        await deliverer.deliver()
+        await deliver_due(deliverer)
         assert "DEAD" not in {delivery.state for delivery in log(office)} or number > 5
         office.clock.advance(600)
     assert {delivery.state for delivery in log(office)} == {"DELIVERED", "DEAD"}
@@ -170,14 +170,14 @@ async def test_a_receiver_that_is_gone_is_switched_off(
     receiver.answers = [410]
     add_endpoint(office)
     end_a_job(office)
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     assert [endpoint.active for endpoint in office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE))] == [
         False
     ]
     office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), active=True))
     end_a_job(office)
     office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), active=False))
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     assert len(receiver.got) == 1
     assert [delivery.state for delivery in log(office)] == ["DEAD", "DEAD"]
 
@@ -192,8 +192,8 @@ async def test_a_receiver_that_moved_is_not_switched_off(
     end_a_job(office)
     office.database.transact_sync(lambda tx: endpoints.change(tx, ALICE, EndpointId("end_1"), url=f"{URL}/new"))
     end_a_job(office)
-    await deliverer.deliver()
-    await deliverer.deliver()
+    await deliver_due(deliverer)
+    await deliver_due(deliverer)
     assert [url for url, _, _ in receiver.got] == [URL, f"{URL}/new"]
     assert {delivery.state for delivery in log(office)} == {"DEAD", "DELIVERED"}
     [moved] = office.database.read_sync(lambda tx: endpoints.of_account(tx, ALICE))
@@ -212,7 +212,7 @@ async def test_a_receiver_that_hangs_has_not_answered(office: Office) -> None:
         database=office.database, send=hang, clock=office.clock, randomness=FakeRandomness(), send_s_max=0.01
     )
     end_a_job(office, webhook_url=URL)
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     [delivery] = log(office)
     assert (delivery.state, delivery.attempts[0].error) == ("PENDING", "No answer within 0 s.")
 
@@ -223,7 +223,7 @@ async def test_a_bug_in_the_sender_is_a_failed_try(office: Office, deliverer: De
     receiver.answers = [ValueError("no such thing"), 200]
     end_a_job(office, webhook_url=URL)
     end_a_job(office, webhook_url=URL)
-    assert await deliverer.deliver() == 2
+    assert await deliver_due(deliverer) == 2
     assert sorted(delivery.state for delivery in log(office)) == ["DELIVERED", "PENDING"]
 
 
@@ -236,7 +236,7 @@ async def test_the_log_says_what_was_not_delivered(office: Office, deliverer: De
     office.complete(job.lease)
     with capture_logs() as lines:
         for _ in range(3):
-            await deliverer.deliver()
+            await deliver_due(deliverer)
             office.clock.advance(86_400)
     said = [line for line in lines if line["event"] == "webhook_not_delivered"]
     assert [(line["tries"], line["status"], line["error"]) for line in said] == [

@@ -11,7 +11,7 @@ from rekontext.jobs import endpoints, trial
 from rekontext.jobs.endpoints import WebhookUnknown
 from rekontext.jobs.webhooks import Deliverer, claim, record
 from tests.jobs.office import ALICE, BOB, Office
-from tests.jobs.webhooks.receiver import URL, Receiver, add_endpoint, end_a_job, log
+from tests.jobs.webhooks.receiver import URL, Receiver, add_endpoint, deliver_due, end_a_job, log
 
 
 @pytest.mark.anyio
@@ -19,13 +19,13 @@ async def test_what_was_given_up_can_be_sent_again(office: Office, deliverer: De
     """With the same id, so that the receiver can tell."""
     receiver.answers = [410, 200]
     end_a_job(office, webhook_url=URL)
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     [dead] = log(office)
     assert dead.state == "DEAD"
     office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead.id, now=office.clock.now()))
     with pytest.raises(WebhookUnknown):  # it waits already
         office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, dead.id, now=office.clock.now()))
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     [sent] = log(office)
     assert (sent.state, sent.id, len(sent.attempts)) == ("DELIVERED", dead.id, 2)
     assert receiver.got[0][1] == receiver.got[1][1]
@@ -46,12 +46,12 @@ async def test_what_waits_for_another_try_can_be_sent_now(
         office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, waiting.id, now=office.clock.now()))
     for wait_s in (0, 6):
         office.clock.advance(wait_s)
-        await deliverer.deliver()
-    assert await deliverer.deliver() == 0
+        await deliver_due(deliverer)
+    assert await deliver_due(deliverer) == 0
     office.database.transact_sync(lambda tx: endpoints.replay(tx, ALICE, waiting.id, now=office.clock.now()))
-    assert await deliverer.deliver() == 1
+    assert await deliver_due(deliverer) == 1
     office.clock.advance(6)
-    assert await deliverer.deliver() == 1
+    assert await deliver_due(deliverer) == 1
     [sent] = log(office)
     assert (sent.state, len(sent.attempts)) == ("DELIVERED", 4)
 
@@ -64,7 +64,7 @@ async def test_what_is_sent_now_is_not_put_off_by_a_try_that_was_under_way(
     """How that one ended is in the log; the answer to whoever asked was that the message goes."""
     receiver.answers = [500, 200]
     end_a_job(office, webhook_url=URL)
-    await deliverer.deliver()
+    await deliver_due(deliverer)
     started = office.clock.advance(6)
     again_at = started + timedelta(seconds=30)
     [under_way] = office.database.transact_sync(lambda tx: claim(tx, limit=1, now=started, again_at=again_at))
@@ -77,7 +77,7 @@ async def test_what_is_sent_now_is_not_put_off_by_a_try_that_was_under_way(
     [waiting] = log(office)
     assert (waiting.state, waiting.due_at, waiting.tries) == ("PENDING", asked, 0)
     assert [attempt.status for attempt in waiting.attempts] == [500, late_status]
-    assert await deliverer.deliver() == 1
+    assert await deliver_due(deliverer) == 1
     [sent] = log(office)
     assert (sent.state, sent.tries, len(sent.attempts)) == ("DELIVERED", 1, 3)
 

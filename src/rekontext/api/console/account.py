@@ -11,6 +11,7 @@ from rekontext import __version__
 from rekontext.accounts import Account, ApiKey, Balance, ledger, registry, usd
 from rekontext.accounts.described import described_account, described_balance, described_key
 from rekontext.api import uploads
+from rekontext.api.brought import lora_json
 from rekontext.api.edits import NotReady
 from rekontext.api.keyed import Anybody, Editor, Reader
 from rekontext.api.parts import Parts
@@ -34,7 +35,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
         account, balance, spent = await parts.database.read(look)
         return {
-            "account": described(account, parts),
+            "account": account_json(account, parts),
             "key": described_for(caller.key, caller.key),
             "balance": described_balance(balance),
             "spent_this_month": usd(spent),
@@ -97,17 +98,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
 
         found, kept = await parts.database.read(look)
         return {
-            "loras": [
-                {
-                    "id": lora.id,
-                    "name": lora.reference,
-                    "source": lora.source,
-                    "bytes": lora.bytes,
-                    "created_at": moment(lora.created_at),
-                    "used_at": moment(lora.used_at),
-                }
-                for lora in found
-            ],
+            "loras": [lora_json(lora) for lora in found],
             "bytes_kept": kept,
             "bytes_max": parts.limits.loras_bytes_max,
         }
@@ -121,7 +112,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
         return {"id": lora_id, "deleted": True}
 
 
-def described(account: Account, parts: Parts) -> dict[str, object]:
+def account_json(account: Account, parts: Parts) -> dict[str, object]:
     """Its own limit of edits in flight is null where it follows the service's."""
     own = account.in_flight_max
     in_flight_max = parts.limits.in_flight_max if own is None else own

@@ -7,19 +7,21 @@ from decimal import Decimal
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
-from rekontext.accounts.registry import Limits
-from rekontext.api.console.account import described, described_model
+from rekontext.accounts.money import is_plain
+from rekontext.accounts.registry import AccountLimits
+from rekontext.api.console.account import account_json, described_model
 from rekontext.api.console.keys import acts_of
 from rekontext.api.documents import forecast
 from rekontext.api.keyed import Operator
 from rekontext.api.parameters import Storable, Whole
 from rekontext.api.parts import Parts
+from rekontext.api.rows import PageNumber, PageSize, place
 from rekontext.database import AccountId, JobId
 from rekontext.jobs import Job, State, queries, unfinished_by_state, workers
 from rekontext.jobs.workers import Worker
@@ -27,7 +29,31 @@ from rekontext.moments import moment
 
 _SHOWN_MAX: Final = 100
 
-Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6)]
+
+def _plain(value: object) -> object:
+    """Pydantic reads a text as Python does, and books 1_5 as 15."""
+    if isinstance(value, str) and not is_plain(value):
+        raise ValueError("must be a number in plain digits, such as 10 or 0.04")
+    return value
+
+
+Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6), BeforeValidator(_plain)]
+
+
+class AccountsWanted(BaseModel):
+    """Which accounts are asked for, and which page of them."""
+
+    search: Annotated[str | None, Field(max_length=registry.NAME_CHARACTERS_MAX)] = None
+    page_number: Annotated[PageNumber, Field(alias="page")] = 1
+    per_page: PageSize = 20
+
+
+def _tellable(name: str) -> str:
+    try:
+        registry.check_name(name)
+    except ValueError as fault:
+        raise ValueError(f"must be {registry.NAME_ALLOWED}") from fault
+    return name
 
 
 class AccountWanted(BaseModel):
@@ -35,7 +61,9 @@ class AccountWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX, pattern=r"\S"), Storable]
+    name: Annotated[
+        str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX), Storable, AfterValidator(_tellable)
+    ]
     credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
 
 
@@ -45,13 +73,13 @@ class LimitsWanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
-    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=100_000), Whole] = None
+    in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=registry.IN_FLIGHT_MAX), Whole] = None
 
-    def limits(self) -> Limits:
+    def limits(self) -> AccountLimits:
         """Those that were sent."""
-        limits = Limits()
+        limits = AccountLimits()
         if "monthly_cap" in self.model_fields_set:
-            limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(str(self.monthly_cap))
+            limits["monthly_cap_micros"] = None if self.monthly_cap is None else parse_usd(f"{self.monthly_cap:f}")
         if "in_flight_max" in self.model_fields_set:
             limits["in_flight_max"] = self.in_flight_max
         return limits
@@ -74,34 +102,42 @@ class CreditsWanted(BaseModel):
 
 
 def add(routes: APIRouter, parts: Parts) -> None:
-    @routes.get("/admin/accounts", summary="Every account")
-    async def list_accounts(_caller: Operator) -> dict[str, object]:
-        found = await parts.database.read_long(registry.every_with_balance)
+    @routes.get("/admin/accounts", summary="Accounts, the newest first")
+    async def list_accounts(_caller: Operator, wanted: Annotated[AccountsWanted, Query()]) -> dict[str, object]:
+        found = await parts.database.read_long(
+            lambda tx: registry.page_with_balance(
+                tx,
+                name_contains=wanted.search and wanted.search.strip(),
+                page=wanted.page_number,
+                per_page=wanted.per_page,
+            )
+        )
         return {
             "accounts": [
-                described(account, parts) | {"balance": described_balance(balance)}
-                for account, balance in reversed(found)
-            ]
+                account_json(account, parts) | {"balance": described_balance(balance)}
+                for account, balance in found.accounts
+            ],
+            **place(number=wanted.page_number, size=wanted.per_page, total=found.total),
         }
 
     @routes.post("/admin/accounts", summary="Open an account", status_code=201)
     async def create_account(caller: Operator, wanted: AccountWanted) -> dict[str, object]:
         """The answer holds its first key, which is never shown again."""
-        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.credits))
+        acts, micros = acts_of(parts, caller), parse_usd(f"{wanted.credits:f}")
         account, key = await parts.database.transact(
             lambda tx: acts.create_account(tx, wanted.name, credits_micros=micros)
         )
-        return {"account": described(account, parts), "api_key": key.secret}
+        return {"account": account_json(account, parts), "api_key": key.secret}
 
     @routes.patch("/admin/accounts/{account_id}", summary="Set an account's limits")
     async def set_limits(caller: Operator, account_id: str, wanted: LimitsWanted) -> dict[str, object]:
         acts, limits = acts_of(parts, caller), wanted.limits()
         changed = await parts.database.transact(lambda tx: acts.set_limits(tx, AccountId(account_id), **limits))
-        return {"account": described(changed, parts)}
+        return {"account": account_json(changed, parts)}
 
     @routes.post("/admin/accounts/{account_id}/credits", summary="Put credits on an account")
     async def add_credits(caller: Operator, account_id: str, wanted: CreditsWanted) -> dict[str, object]:
-        acts, micros = acts_of(parts, caller), parse_usd(str(wanted.amount))
+        acts, micros = acts_of(parts, caller), parse_usd(f"{wanted.amount:f}")
         balance = await parts.database.transact(
             lambda tx: acts.add_credits(tx, AccountId(account_id), micros, source=wanted.kind, note=wanted.note)
         )

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, Scope, SyncResponse, keys, registry
+from rekontext.accounts import AccountRefused, Acts, ApiKey, KeyPolicy, NewKey, Scope, SyncResponse, keys, registry
 from rekontext.api.auth import Caller
 from rekontext.api.console.account import described_for
 from rekontext.api.keyed import Editor, Operator, Reader
@@ -104,6 +104,22 @@ def add(routes: APIRouter, parts: Parts) -> None:
     async def create_key_for(caller: Operator, account_id: str, wanted: KeyWanted) -> dict[str, object]:
         return await _made(caller, AccountId(account_id), wanted.policy(now=parts.clock.now()))
 
+    @routes.delete("/admin/accounts/{account_id}/keys/{key_id}", summary="Revoke a key of an account")
+    async def revoke_key_of(caller: Operator, account_id: str, key_id: str) -> dict[str, object]:
+        acts = acts_of(parts, caller)
+
+        def revoke(tx: Connection) -> ApiKey:
+            return acts.revoke_key(tx, KeyId(key_id), account=registry.get(tx, AccountId(account_id)).id)
+
+        return {"key": described_for(caller.key, await parts.database.transact(revoke))}
+
+    @routes.delete("/admin/accounts/{account_id}/keys", summary="Revoke every open key of an account")
+    async def revoke_keys_of(caller: Operator, account_id: str) -> dict[str, object]:
+        """It can order nothing more, nor look at anything. What it has ordered goes on."""
+        acts = acts_of(parts, caller)
+        revoked = await parts.database.transact(lambda tx: acts.revoke_keys(tx, AccountId(account_id)))
+        return {"keys": [described_for(caller.key, each) for each in reversed(revoked)]}
+
     async def _listed(caller: Caller, account: AccountId) -> dict[str, object]:
         def look(tx: Connection) -> Sequence[ApiKey]:
             return keys.of_account(tx, registry.get(tx, account).id, now=parts.clock.now())
@@ -115,7 +131,14 @@ def add(routes: APIRouter, parts: Parts) -> None:
         caller: Caller, account: AccountId, policy: KeyPolicy, *, open_max: int | None = None
     ) -> dict[str, object]:
         acts = acts_of(parts, caller)
-        made = await parts.database.transact(lambda tx: acts.create_key(tx, account, policy, open_max=open_max))
+
+        def make(tx: Connection) -> NewKey:
+            made = acts.create_key(tx, account, policy, open_max=open_max)
+            # With the account locked, as whoever closes all of its keys has it: none of these makes another.
+            keys.check_open(tx, caller.key.id, now=parts.clock.now())
+            return made
+
+        made = await parts.database.transact(make)
         return {"key": described_for(caller.key, made.key), "api_key": made.secret}
 
 

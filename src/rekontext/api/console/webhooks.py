@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rekontext.accounts import registry
 from rekontext.api.console.keys import acts_of
-from rekontext.api.hooks import changed_endpoint, described, described_delivery, new_endpoint
+from rekontext.api.hooks import changed_endpoint, described_delivery, endpoint_json, new_endpoint
 from rekontext.api.keyed import Editor, Reader
 from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
@@ -46,25 +46,25 @@ def add(routes: APIRouter, parts: Parts) -> None:
     @routes.get("/webhooks", summary="The account's webhooks")
     async def list_webhooks(caller: Reader) -> dict[str, object]:
         found = await parts.database.read(lambda tx: endpoints.of_account(tx, caller.account))
-        return {"webhooks": [described(each) for each in reversed(found)], "event_types": list(EVENT_TYPES)}
+        return {"webhooks": [endpoint_json(each) for each in reversed(found)], "event_types": list(EVENT_TYPES)}
 
     @routes.post("/webhooks", summary="Make a webhook", status_code=201)
     async def create_webhook(caller: Editor, wanted: WebhookWanted) -> dict[str, object]:
         """The answer holds the secret that signs its messages, which is never shown again."""
         made = await new_endpoint(parts, caller, url=wanted.url, event_types=wanted.event_types)
-        return {"webhook": described(made) | {"secret": made.secret}}
+        return {"webhook": endpoint_json(made) | {"secret": made.secret}}
 
     @routes.patch("/webhooks/{webhook_id}", summary="Change a webhook")
     async def change_webhook(caller: Editor, webhook_id: str, change: WebhookChange) -> dict[str, object]:
         changed = await changed_endpoint(
             parts, caller, webhook_id, url=change.url, event_types=change.event_types, active=change.is_active
         )
-        return {"webhook": described(changed)}
+        return {"webhook": endpoint_json(changed)}
 
     @routes.delete("/webhooks/{webhook_id}", summary="Switch a webhook off")
     async def delete_webhook(caller: Editor, webhook_id: str) -> dict[str, object]:
         changed = await changed_endpoint(parts, caller, webhook_id, active=False)
-        return {"webhook": described(changed)}
+        return {"webhook": endpoint_json(changed)}
 
     @routes.post("/webhooks/{webhook_id}/test", summary="Send a test message", status_code=202)
     async def test_webhook(caller: Editor, webhook_id: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from rekontext.api import answers, surfaces
 from rekontext.api.auth import OTHER_HEADER
+from rekontext.api.bodies import JsonObject
 from rekontext.api.dialects import terms
 from rekontext.api.documents import Documents, maker
 from rekontext.api.edits import UnknownModel
@@ -39,28 +40,29 @@ _UNHEEDED: Final[Mapping[str, object]] = {
     "input_image_4": None,
     "webhook_secret": None,  # messages are signed with the account's
 }
+VOCABULARY: Final = Vocabulary(
+    names={
+        "input_image": "input_image",
+        "mask_image": "mask",
+        "prompt": "prompt",
+        "aspect_ratio": "aspect_ratio",
+        "num_inference_steps": "steps",
+        "guidance": "guidance",
+        "loras": "loras",
+        "seed": "seed",
+        "output_format": "output_format",
+        "webhook_url": "webhook_url",
+    },
+    values={"output_format": {"jpeg": "jpg"}},
+    allowed={"output_format": "one of png, jpeg, webp"},
+)
 
 
 class BlackForestLabs:
     """The dialect, as the vendor's package `blackforest` and the AI SDK's provider speak it."""
 
     name: Final = "bfl"
-    vocabulary: Final = Vocabulary(
-        names={
-            "input_image": "input_image",
-            "mask_image": "mask",
-            "prompt": "prompt",
-            "aspect_ratio": "aspect_ratio",
-            "num_inference_steps": "steps",
-            "guidance": "guidance",
-            "loras": "loras",
-            "seed": "seed",
-            "output_format": "output_format",
-            "webhook_url": "webhook_url",
-        },
-        values={"output_format": {"jpeg": "jpg"}},
-        allowed={"output_format": "one of png, jpeg, webp"},
-    )
+    vocabulary: Final = VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """Whoever shows a key so, where it means something, and on the one path that nobody else has."""
@@ -92,13 +94,7 @@ class BlackForestLabs:
                 raise UnknownModel(model, known=MODELS)
             allowed = await parts.edits.allow(caller)
             body = await parts.orders.json(request)
-            given, wrong = {**_DEFAULTS, **self.vocabulary.ours(body)}, terms.unheeded(body, _UNHEEDED)
-            shaped_by = "aspect_ratio"
-            if "aspect_ratio" not in given:  # beside which the AI SDK sends a size
-                shaped_by = "width"
-                size = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
-                given["aspect_ratio"] = terms.asked_shape(size or None, "width", wrong)
-            draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name}, shaped_by=shaped_by)
+            draft = await terms.draft_of(_read(body), parts.orders, dialect={"name": self.name})
             submitted = await surfaces.submit(request, caller, draft, parts)
             job = submitted.job.id
             document = {"id": job, "polling_url": f"{parts.origins.of(request)}{_RESULT}?id={job}"}
@@ -150,3 +146,13 @@ def _status(job: Job) -> str:
             return "Ready"
         case State.FAILED | State.CANCELLED:
             return "Content Moderated" if job.error_code == PictureWithheld.code else "Error"
+
+
+def _read(body: JsonObject) -> terms.Asked:
+    """Find all that a body asks for, and what is wrong with how it does."""
+    given, wrong = {**_DEFAULTS, **VOCABULARY.ours(body)}, terms.unheeded(body, _UNHEEDED)
+    if "aspect_ratio" in given:  # beside which the AI SDK sends a size
+        return terms.Asked(given=given, wrong=wrong)
+    size = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
+    given["aspect_ratio"] = terms.asked_shape(size or None, "width", wrong)
+    return terms.Asked(given=given, wrong=wrong, shaped_by="width")

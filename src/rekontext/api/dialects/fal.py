@@ -174,9 +174,7 @@ class Fal:
             priority=request.headers.get("x-fal-queue-priority", ""),
         )
         remembered = {"name": self.name, "is_inline": asked.is_inline}
-        draft = await parts.orders.draft_of(
-            asked.given, wrong=asked.wrong, dialect=remembered, shaped_by=asked.shaped_by
-        )
+        draft = await terms.draft_of(asked, parts.orders, dialect=remembered)
         submitted = await surfaces.submit(request, caller, draft, parts)
         return caller, submitted, surfaces.headers(submitted, allowed, parts) | _named(submitted.job.id)
 

@@ -62,19 +62,9 @@ VOCABULARY: Final = Vocabulary(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a call asks for.
+class Asked(terms.Asked):
+    """What a call asks for; `is_inline`: the result is to have the picture in itself."""
 
-    Attributes:
-        given: the edit's parameters under our names, unchecked.
-        wrong: problems with other fields, by name.
-        shaped_by: as `Draft` has it.
-        is_inline: the result is to have the picture in itself.
-    """
-
-    given: Mapping[str, object]
-    wrong: Mapping[str, Problem]
-    shaped_by: str
     is_inline: bool
 
 

@@ -13,9 +13,8 @@ from starlette.routing import BaseRoute, Route
 
 from rekontext.accounts import keys
 from rekontext.api import answers, uploads
-from rekontext.api.auth import Caller, shown_key
+from rekontext.api.auth import Caller, make_known, shown_key
 from rekontext.api.bodies import Upload, read_raw
-from rekontext.api.middleware import note
 from rekontext.api.parts import Parts
 from rekontext.database import KeyId
 from rekontext.jobs import AssetUnknown, asset_key, assets
@@ -83,7 +82,7 @@ def routes(parts: Parts) -> list[BaseRoute]:
             return caller, True
 
         caller, is_there = await parts.database.read(look)
-        note(request.scope, account=caller.account, key_id=key)
+        make_known(request, caller)
         if not is_there:  # else it is sent again by a client that missed our answer
             photo, name = await _read(request, query.get("name", ""), parts)
             await uploads.keep_as(upload, photo, name, caller, parts)

@@ -27,25 +27,26 @@ from rekontext.models import SLUG
 _FOLDER: Final = "/hf/"
 _UNHEEDED: Final[Mapping[str, object]] = {"negative_prompt": "", "mask": None}
 _FORMATS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+VOCABULARY: Final = Vocabulary(
+    names={
+        "input_image": "inputs",
+        "mask_image": "mask_image",
+        "prompt": "prompt",
+        "aspect_ratio": "aspect_ratio",
+        "num_inference_steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "seed": "seed",
+        "acceleration": "acceleration",
+        "loras": "loras",
+    }
+)
 
 
 class HuggingFace:
     """The dialect, as `huggingface_hub`'s and `@huggingface/inference`'s image-to-image speak it."""
 
     name: Final = "huggingface"
-    vocabulary: Final = Vocabulary(
-        names={
-            "input_image": "inputs",
-            "mask_image": "mask_image",
-            "prompt": "prompt",
-            "aspect_ratio": "aspect_ratio",
-            "num_inference_steps": "num_inference_steps",
-            "guidance": "guidance_scale",
-            "seed": "seed",
-            "acceleration": "acceleration",
-            "loras": "loras",
-        }
-    )
+    vocabulary: Final = VOCABULARY
 
     def is_spoken(self, request: Request) -> bool:
         """By its path."""
@@ -76,18 +77,13 @@ class HuggingFace:
 
     async def _submit(self, request: Request, caller: Caller, parts: Parts) -> Submitted:
         """The job. Nothing of the body outlasts this call, however long the job takes."""
-        photo, asked = await _read(request, parts)
-        wrong = terms.unheeded(asked, _UNHEEDED)
-        given = self.vocabulary.ours({**asked, "inputs": photo})
-        shaped_by = "aspect_ratio"
-        if (shape := terms.asked_shape(asked.get("target_size"), "target_size", wrong)) is not None:
-            given["aspect_ratio"], shaped_by = shape, "target_size"
-        given["output_format"] = _format(request.headers.get("accept", ""))
-        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self.name}, shaped_by=shaped_by)
+        photo, parameters = await _body(request, parts)
+        asked = _read(photo, parameters, accept=request.headers.get("accept", ""))
+        draft = await terms.draft_of(asked, parts.orders, dialect={"name": self.name})
         return await surfaces.submit(request, caller, draft, parts)
 
 
-async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, object]]:
+async def _body(request: Request, parts: Parts) -> tuple[object, Mapping[str, object]]:
     """The photo, and the parameters beside it."""
     if not is_json(request):
         return Upload(data=await read_raw(request)), {}
@@ -96,6 +92,16 @@ async def _read(request: Request, parts: Parts) -> tuple[object, Mapping[str, ob
     if not isinstance(asked, dict):
         raise MalformedBody("parameters is no object; allowed: the edit's parameters by name")
     return body.get("inputs"), asked
+
+
+def _read(photo: object, parameters: Mapping[str, object], *, accept: str) -> terms.Asked:
+    """Find all that a call asks for, and what is wrong with how it does."""
+    wrong = terms.unheeded(parameters, _UNHEEDED)
+    given = VOCABULARY.ours({**parameters, "inputs": photo}) | {"output_format": _format(accept)}
+    shape = terms.asked_shape(parameters.get("target_size"), "target_size", wrong)
+    if shape is None:
+        return terms.Asked(given=given, wrong=wrong)
+    return terms.Asked(given=given | {"aspect_ratio": shape}, wrong=wrong, shaped_by="target_size")
 
 
 def _format(accept: str) -> str:

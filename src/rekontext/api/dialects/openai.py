@@ -120,13 +120,7 @@ class OpenAI:
     async def _submit(self, request: Request, caller: Caller, parts: Parts) -> tuple[Submitted, Manner]:
         """The job, and how its end is wanted. Nothing of the body outlasts this call, however long that takes."""
         asked = openai_order.read(await parts.orders.body(request))
-        draft = await parts.orders.draft_of(
-            asked.given,
-            wrong=asked.wrong,
-            dialect={"name": self.name},
-            marks="transparency",
-            shaped_by=asked.shaped_by,
-        )
+        draft = await terms.draft_of(asked, parts.orders, dialect={"name": self.name}, marks="transparency")
         draft = openai_order.with_looks(draft, looks=asked.manner.looks)
         return await surfaces.submit(request, caller, draft, parts), asked.manner
 

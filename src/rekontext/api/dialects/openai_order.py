@@ -74,18 +74,9 @@ class Manner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a body asks for.
+class Asked(terms.Asked):
+    """What a body asks for, and how the answer is wanted."""
 
-    Attributes:
-        given: the edit's parameters under our names, unchecked.
-        wrong: problems with other fields, by name.
-        shaped_by: as `Draft` has it.
-    """
-
-    given: Mapping[str, object]
-    wrong: Mapping[str, Problem]
-    shaped_by: str
     manner: Manner
 
 

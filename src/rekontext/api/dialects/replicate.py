@@ -160,8 +160,8 @@ class _Predictions:
         came_s = parts.clock.monotonic_s()
         if "name" not in request.path_params:
             check_reference(body, served=lambda: version_id(served(parts).title))
-        given, wrong, shaped_by = replicate_order.read(body)
-        draft = await parts.orders.draft_of(given, wrong=wrong, dialect={"name": self._dialect}, shaped_by=shaped_by)
+        asked = replicate_order.read(body)
+        draft = await terms.draft_of(asked, parts.orders, dialect={"name": self._dialect})
         return await surfaces.submit(request, caller, draft, parts), came_s
 
     async def _answer(self, request: Request, job: Job) -> Response:

@@ -84,7 +84,7 @@ class Catalogue:
         """The one that there is."""
         await self._parts.caller(request, "read")
         check_model(named(request))
-        return answers.json_answer(described(self._parts.documents.card()))
+        return answers.json_answer(model_json(self._parts.documents.card()))
 
     async def replicate_list_versions(self, request: Request) -> Response:
         """The served one; none while it loads."""
@@ -179,7 +179,7 @@ class Catalogue:
 
 def models(parts: Parts) -> dict[str, object]:
     """What `GET /v1/models`, which is another vendor's path too, has for this one's clients."""
-    return page([described(parts.documents.card())])
+    return page([model_json(parts.documents.card())])
 
 
 def named(request: Request) -> str:
@@ -192,7 +192,7 @@ def version_id(title: str) -> str:
     return hashlib.sha256(title.encode()).hexdigest()
 
 
-def described(card: ModelCard | None) -> dict[str, object]:
+def model_json(card: ModelCard | None) -> dict[str, object]:
     """The model, as it is served."""
     return {
         "url": f"https://replicate.com/{MODEL}",

@@ -58,9 +58,8 @@ _EVENTS: Final = "webhook_events_filter"
 _COMPLETED: Final = "completed"
 
 
-def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem], str]:
-    """The edit's parameters under our names, unchecked, what is wrong with other fields, by name, and which of them
-    asks for a shape.
+def read(body: JsonObject) -> terms.Asked:
+    """Find all that a body asks for, and what is wrong with how it does.
 
     Raises:
         ParametersRefused: it has no input.
@@ -86,7 +85,8 @@ def read(body: JsonObject) -> tuple[dict[str, object], dict[str, Problem], str]:
         "webhook": body.get("webhook") if is_told else None,
     }
     shaped_by = "size" if asked.get("aspect_ratio") is None else "aspect_ratio"
-    return {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}, wrong, shaped_by
+    given = {**DEFAULTS, "aspect_ratio": shape, **VOCABULARY.ours(found)}
+    return terms.Asked(given=given, wrong=wrong, shaped_by=shaped_by)
 
 
 def told(parameters: Mapping[str, Any]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import log
 from typing import Any, Final
 
@@ -12,11 +13,12 @@ from starlette.requests import Request
 
 from rekontext.api.documents import error
 from rekontext.api.errors import Failure
-from rekontext.api.orders import RATIO_OFF_MAX
+from rekontext.api.orders import RATIO_OFF_MAX, Draft, OrderReader
 from rekontext.api.problems import Problem, shown
 from rekontext.api.vocabulary import Vocabulary
 from rekontext.contract import ASPECT_RATIOS, AspectRatio
 from rekontext.jobs import Job
+from rekontext.pictures import Marks
 
 _UNPAID: Final = 402
 _UNPROCESSABLE: Final = 422
@@ -30,6 +32,21 @@ _SHAPES: Final[Mapping[float, AspectRatio]] = {
 PROPORTIONS: Final = f"one of the proportions {', '.join(ASPECT_RATIOS[1:])}"
 _NONE: Final[Mapping[str, AspectRatio]] = {}
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a call asks for.
+
+    Attributes:
+        given: the edit's parameters under our names, unchecked.
+        wrong: problems with other fields, by name.
+        shaped_by: as `Draft` has it.
+    """
+
+    given: Mapping[str, object]
+    wrong: Mapping[str, Problem]
+    shaped_by: str = "aspect_ratio"
 
 
 def is_sent_by(request: Request, agents: re.Pattern[str]) -> bool:
@@ -58,6 +75,15 @@ def unheeded(given: Mapping[str, object], allowed: Mapping[str, object]) -> dict
         for name, value in allowed.items()
         if given.get(name) not in (None, "", [], value)
     }
+
+
+async def draft_of(
+    asked: Asked, orders: OrderReader, *, dialect: Mapping[str, object], marks: Marks = "white"
+) -> Draft:
+    """A call's order, as `OrderReader.draft_of` makes it."""
+    return await orders.draft_of(
+        asked.given, wrong=asked.wrong, dialect=dialect, marks=marks, shaped_by=asked.shaped_by
+    )
 
 
 def shape_of(size: object) -> AspectRatio | None:

@@ -17,6 +17,7 @@ from rekontext import __version__
 from rekontext.cli.doctor import engine, machine, service
 from rekontext.cli.doctor.finding import Finding, Verdict, told
 from rekontext.cli.failure import CommandFailed
+from rekontext.cli.settings import keep_private
 from rekontext.settings import SettingsError, load_settings
 
 __all__ = ["Finding", "Verdict", "examine", "run_doctor"]
@@ -32,6 +33,7 @@ def run_doctor(
     Raises:
         CommandFailed: something is broken (exit code 1).
     """
+    keep_private()
     findings = list(examine(model, data_dir, lora=lora, lora_folder=lora_folder, books=books))
     table = Table(title=f"Rekontext {__version__}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "what was found"):

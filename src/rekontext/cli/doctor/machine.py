@@ -1,4 +1,4 @@
-"""Is there room: the host's memory, and the disk."""
+"""Is there room: the host's memory, or what a container may have of it, and the disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rekontext.settings import Settings
 _GIB: Final = 2**30
 _MINI_NEEDS_BYTES: Final = 3 * _GIB // 2
 _DISK_NEEDED_BYTES: Final = _GIB
+_CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
+"""Our own in a container. Elsewhere it is the machine's, which has no limit."""
 
 
 def look_at_memory(settings: Settings) -> Finding:
@@ -31,6 +33,28 @@ def look_at_memory(settings: Settings) -> Finding:
 
 
 def _available_memory_bytes() -> int | None:
+    known = [free for free in (_free_of_machine(), free_of_limit(_CONTROL_GROUP)) if free is not None]
+    return min(known, default=None)
+
+
+def free_of_limit(group: Path) -> int | None:
+    """What a control group (version 2) may still take, in bytes; None without a limit.
+
+    Copies of files that nobody used lately are given back before anybody is killed: they count as free.
+    """
+    try:
+        limit, taken, stat = (
+            (group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
+        )
+    except OSError:
+        return None
+    if limit.strip() == "max":
+        return None
+    idle_files = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
+    return max(0, int(limit) - int(taken) + idle_files)
+
+
+def _free_of_machine() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rekontext.cli.doctor.finding import Finding
@@ -33,6 +35,15 @@ def _opened(settings: Settings) -> Iterator[Database]:
         yield database
     finally:
         database.close()
+
+
+def _readers(file: Path) -> str:
+    """Who can read a file besides its owner, by its mode and those of the folders on the way; "" for nobody."""
+    its, folders = file.stat(), [folder.stat() for folder in file.resolve().parents]
+    if its.st_mode & stat.S_IROTH and all(folder.st_mode & stat.S_IXOTH for folder in folders):
+        return "every user of this machine can read it"
+    enters = (folder.st_mode & (stat.S_IXGRP if folder.st_gid == its.st_gid else stat.S_IXOTH) for folder in folders)
+    return "its group can read it" if its.st_mode & stat.S_IRGRP and all(enters) else ""
 
 
 def look_at_database(settings: Settings) -> Finding:
@@ -62,6 +73,8 @@ def look_at_database(settings: Settings) -> Finding:
         where = str(path) if settings.database_url is None else f"see {variable('database_url')}"
         return Finding(subject=subject, verdict="broken", says=f"{fault} ({where})")
     says = f"SQLite, {path}" if settings.database_url is None else f"{database.dialect} answers"
+    if file is not None and (readers := _readers(file)):
+        return Finding(subject=subject, verdict="note", says=f"{says}; {readers}: chmod go= {file}*")
     return Finding(subject=subject, verdict="ok", says=says)
 
 
@@ -110,6 +123,7 @@ def look_at_secret(settings: Settings) -> Finding:
     from rekontext.database import DatabaseUnavailable
     from rekontext.database.tables import installation
     from rekontext.installation import has_secret, pepper_of, secret_of, unmade_database, where_secret, wrong_secret
+    from rekontext.secret import FILE_NAME
 
     subject, where = "secret", where_secret(settings)
     is_there = has_secret(settings)
@@ -135,6 +149,9 @@ def look_at_secret(settings: Settings) -> Finding:
     if fits is None:
         return unknown
     if fits:
+        if settings.secret is None and (readers := _readers(settings.data_dir / FILE_NAME)):
+            says = f"{where} fits the database; {readers}: chmod go= {where}"
+            return Finding(subject=subject, verdict="note", says=says)
         return Finding(subject=subject, verdict="ok", says=f"{where} fits the database")
     return Finding(subject=subject, verdict="broken", says=str(wrong_secret(settings)))
 

@@ -5,7 +5,22 @@ import { h, toast } from "../shared/dom.js";
 import { ago, count, moment, money, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { keysOf } from "./keys.js";
-import { ask, badge, button, card, dialog, heading, repeated, showOnce, table, turn, within } from "./parts.js";
+import {
+  ask,
+  badge,
+  button,
+  card,
+  dialog,
+  filterField,
+  heading,
+  inAddress,
+  pager,
+  repeated,
+  showOnce,
+  table,
+  turn,
+  within,
+} from "./parts.js";
 
 const BASE = "console/api/admin";
 const LOOK_EVERY_MS = 2000;
@@ -13,10 +28,29 @@ const IDS = /\b([a-z]+_)?[0-9a-f]{32}\b/g;
 const ID_CHARACTERS = 12;
 
 export function accounts(place) {
+  const { asked, note } = inAddress();
+  const look = (changes) => {
+    note(changes);
+    return load();
+  };
+  const words = h("input.input", { type: "search", name: "search", placeholder: "words in the name, or an id" });
+  words.value = asked.get("search") ?? "";
+  const filter = h(
+    "form.filters",
+    {
+      role: "search",
+      onsubmit: (event) => {
+        event.preventDefault();
+        look({ search: words.value, page: null });
+      },
+    },
+    filterField("Search", words),
+    h("button.button", { type: "submit" }, "Filter"),
+  );
   const list = h("div", {});
   const load = within(list, async () => {
-    const { accounts: found } = await getJson(`${BASE}/accounts`);
-    return table(
+    const found = await getJson(`${BASE}/accounts?${new URLSearchParams({ ...Object.fromEntries(asked), per_page: 20 })}`);
+    const rows = table(
       "Accounts",
       [
         { title: "Name", kind: "wide", cell: (each) => [h("b", {}, each.name), h("code.faint", {}, ` ${each.id}`)] },
@@ -49,8 +83,10 @@ export function accounts(place) {
             ),
         },
       ],
-      found,
+      found.accounts,
+      { empty: "No account matches." },
     );
+    return [rows, pager(found, (page) => look({ page: page > 1 ? page : null }))];
   });
   const open = async () => {
     const made = await ask({
@@ -65,7 +101,8 @@ export function accounts(place) {
     });
     if (!made) return;
     await showOnce(`First key of ${made.account.name}`, "Give it to its owner: it is not shown again.", made.api_key);
-    load();
+    words.value = "";
+    look({ search: null, page: null }); // the newest come first
   };
   const credit = async (account) => {
     const done = await ask({
@@ -132,6 +169,7 @@ export function accounts(place) {
       "Everyone who may edit here.",
       button("New account", open, { kind: "primary", picture: "plus" }),
     ),
+    filter,
     list,
   );
   load();

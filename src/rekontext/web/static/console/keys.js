@@ -7,27 +7,18 @@ import { confirmed } from "../shared/shell.js";
 import { ask, badge, button, heading, showOnce, table, within } from "./parts.js";
 
 export function keys(place, me) {
+  const base = "console/api/keys";
   const list = h("div", {});
   const mayChange = me.key.scopes.includes("edit");
+  const revoke = async (key) => {
+    if (await revoked(key, base)) load();
+  };
   const load = within(list, async () => {
-    const { keys: found } = await getJson("console/api/keys");
+    const { keys: found } = await getJson(base);
     return table("Keys", columns(mayChange ? revoke : null), found, { empty: "No keys." });
   });
-  const revoke = async (key) => {
-    const text = key.is_current
-      ? "This is the key that this page uses: it signs you out."
-      : "Programs that use it are refused from now on.";
-    if (!(await confirmed({ title: `Revoke ${key.name}?`, text, action: "Revoke" }))) return;
-    try {
-      await getJson(`console/api/keys/${key.id}`, { method: "DELETE" });
-      if (key.is_current) location.reload();
-      else load();
-    } catch (fault) {
-      toast(fault.message);
-    }
-  };
   const create = async () => {
-    if (await newKey("console/api/keys", me.key.scopes)) load();
+    if (await newKey(base, me.key.scopes)) load();
   };
   place.append(
     heading(
@@ -42,28 +33,52 @@ export function keys(place, me) {
 
 /** The keys of another account, for admins. */
 export function keysOf(account) {
+  const base = `console/api/admin/accounts/${account.id}/keys`;
   const list = h("div", {});
+  let open = [];
+  const revoke = async (key) => {
+    if (await revoked(key, base)) load();
+  };
+  const revokeAll = async () => {
+    const title = `Revoke every key of ${account.name}?`;
+    const text = open.some((key) => key.is_current)
+      ? "The key that this page uses is among them: it signs you out."
+      : "All its programs are refused from now on. What they have ordered goes on until it is cancelled.";
+    if (await closed({ title, text, action: "Revoke all" }, base)) load();
+  };
+  const all = button("Revoke all", revokeAll, { kind: "danger" });
   const load = within(list, async () => {
-    const { keys: found } = await getJson(`console/api/admin/accounts/${account.id}/keys`);
-    return table(`Keys of ${account.name}`, columns(null), found, { empty: "No keys." });
+    const { keys: found } = await getJson(base);
+    open = found.filter((key) => stateOf(key) === "active");
+    all.hidden = !open.length;
+    return table(`Keys of ${account.name}`, columns(revoke), found, { empty: "No keys." });
   });
+  const create = async () => {
+    if (await newKey(base, ["edit", "read", "admin"])) load();
+  };
+  all.hidden = true;
   load();
-  return h(
-    "div.form",
-    {},
-    list,
-    h(
-      "div.row-end",
-      {},
-      button(
-        "New key",
-        async () => {
-          if (await newKey(`console/api/admin/accounts/${account.id}/keys`, ["edit", "read", "admin"])) load();
-        },
-        { kind: "primary", picture: "plus" },
-      ),
-    ),
-  );
+  return h("div.form", {}, list, h("div.row-end", {}, all, button("New key", create, { kind: "primary", picture: "plus" })));
+}
+
+/** Revoke a key of those at `base`, once it is said that this is meant. Whether it was done and there is a page to go on with. */
+function revoked(key, base) {
+  const text = key.is_current
+    ? "This is the key that this page uses: it signs you out."
+    : "Programs that use it are refused from now on.";
+  return closed({ title: `Revoke ${key.name}?`, text, action: "Revoke" }, `${base}/${key.id}`);
+}
+
+async function closed(question, path) {
+  if (!(await confirmed(question))) return false;
+  try {
+    const { key, keys = [key] } = await getJson(path, { method: "DELETE" });
+    if (!keys.some((each) => each.is_current)) return true;
+    location.reload();
+  } catch (fault) {
+    toast(fault.message);
+  }
+  return false;
 }
 
 function columns(revoke) {

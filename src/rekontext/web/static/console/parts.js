@@ -89,6 +89,26 @@ export function table(caption, columns, rows, { open = null, empty = "Nothing he
   );
 }
 
+/**
+ * What a list was asked for. It stands in the address, so that it is still there after a way to another page and back.
+ *
+ * @returns {{asked: URLSearchParams, note: function}} note(changes) writes down what is asked from now on; null for no more
+ */
+export function inAddress() {
+  const [view, kept] = location.hash.slice(1).split("?");
+  const asked = new URLSearchParams(kept);
+  const note = (changes) => {
+    for (const [name, value] of Object.entries(changes)) value ? asked.set(name, value) : asked.delete(name);
+    history.replaceState(null, "", `#${view}${asked.size ? `?${asked}` : ""}`);
+  };
+  return { asked, note };
+}
+
+/** A labelled field of the filters above a list. */
+export function filterField(label, control) {
+  return h("label.filter", {}, h("span", {}, label), control);
+}
+
 /** Which page this is and the way to its neighbours. */
 export function pager({ page, total_pages: pages, total }, go) {
   if (pages <= 1) return h("p.pager.faint.numbers", {}, `${total} in all`);

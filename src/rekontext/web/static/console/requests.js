@@ -6,19 +6,28 @@ import { ago, moment, money, plural, seconds } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { seedAt } from "../shared/seeds.js";
 import { confirmed } from "../shared/shell.js";
-import { badge, button, definition, dialog, heading, pager, repeated, table, within } from "./parts.js";
+import {
+  badge,
+  button,
+  definition,
+  dialog,
+  filterField,
+  heading,
+  inAddress,
+  pager,
+  repeated,
+  table,
+  within,
+} from "./parts.js";
 
 const STATES = ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"];
 const LOOK_EVERY_MS = 3000;
 
 /** Requests of this account, or of all when `base` is the admin's list. Looks again while one of them runs. Returns what ends that. */
 export function requests(place, me, { base = "console/api/requests", title = "Requests", isAdmin = false } = {}) {
-  // What is asked for stands in the address, so that it is still there after a way to another page and back.
-  const [view, kept] = location.hash.slice(1).split("?");
-  const asked = new URLSearchParams(kept);
+  const { asked, note } = inAddress();
   const ask = (changes) => {
-    for (const [name, value] of Object.entries(changes)) value ? asked.set(name, value) : asked.delete(name);
-    history.replaceState(null, "", `#${view}${asked.size ? `?${asked}` : ""}`);
+    note(changes);
     return load();
   };
   const filterBy = () => ask({ ...Object.fromEntries(new FormData(filter)), page: null });
@@ -31,9 +40,9 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
         filterBy();
       },
     },
-    field("Search", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt, or an id" })),
-    isAdmin && field("Account", h("input.input", { name: "account_id", placeholder: "acc_…" })),
-    field(
+    filterField("Search", h("input.input", { type: "search", name: "search", placeholder: "words in the prompt, or an id" })),
+    isAdmin && filterField("Account", h("input.input", { name: "account_id", placeholder: "acc_…" })),
+    filterField(
       "Status",
       h(
         "select.input",
@@ -42,8 +51,8 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
         STATES.map((each) => h("option", { value: each }, each.toLowerCase())),
       ),
     ),
-    field("From", h("input.input", { type: "date", name: "from" })),
-    field("To", h("input.input", { type: "date", name: "to" })),
+    filterField("From", h("input.input", { type: "date", name: "from" })),
+    filterField("To", h("input.input", { type: "date", name: "to" })),
     h("button.button", { type: "submit" }, "Filter"),
   );
   for (const control of filter.querySelectorAll("select, input[type=date]"))
@@ -100,10 +109,6 @@ export function requests(place, me, { base = "console/api/requests", title = "Re
 function dayStart(day, later = 0) {
   const [year, month, date] = day.split("-").map(Number);
   return new Date(year, month - 1, date + later).toISOString();
-}
-
-function field(label, control) {
-  return h("label.filter", {}, h("span", {}, label), control);
 }
 
 function goesOn(row) {

@@ -9,7 +9,7 @@ const PAUSES_MS = [1000, 2000, 4000];
 const SURELY_KEPT = 0.95; // clocks differ, and an answer takes its time
 
 /** Codes of 5xx by which the server itself says that nothing was taken. */
-const REFUSALS = new Set(["not_ready", "store_unavailable", "too_many_connections"]);
+const REFUSALS = new Set(["not_ready", "store_unavailable", "too_many_connections", "bodies_full"]);
 
 /** Whether the server may have taken the run and forgotten its key: it would take the same edit for another one. */
 export function isForgotten({ isInDoubt, began, keyKeptS }) {
