@@ -314,7 +314,7 @@ def test_loras_that_were_brought_are_listed(open_page: OpenPage, site: Site) -> 
     """Under the uploads: where each is from and how much all may have; they can be deleted."""
     page = open_page("/console")
     go_to(page, "files")
-    expect(page.get_by_text("No LoRAs. An edit that asks for one by its address brings it here.")).to_be_visible()
+    expect(page.get_by_text("No LoRAs. An edit that asks for one by its address brings it here")).to_be_visible()
     lora = own(site, "watercolour", "https://example.com/watercolour.safetensors")
     go_to(page, "overview")
     go_to(page, "files")
@@ -322,7 +322,7 @@ def test_loras_that_were_brought_are_listed(open_page: OpenPage, site: Site) -> 
         expect(rows(page)).to_contain_text(told)
     expect(page.get_by_text("19.0 MB of 4.3 GB that LoRAs may have.")).to_be_visible()
     page.get_by_role("button", name=f"Delete {lora.reference}").click()
-    expect(page.get_by_role("dialog")).to_contain_text("its address can bring it again")
+    expect(page.get_by_role("dialog")).to_contain_text("it can be brought again")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("No LoRAs.")).to_be_visible()
 

@@ -1,4 +1,4 @@
-// The LoRAs that the account brought by their addresses.
+// The LoRAs that the account brought, by their addresses or as files.
 
 import { getJson } from "../shared/api.js";
 import { h, toast } from "../shared/dom.js";
@@ -13,7 +13,7 @@ export function loras(place, me) {
   const mayDelete = me.key.scopes.includes("edit");
   const empty =
     me.lora_bytes_max > 0
-      ? "No LoRAs. An edit that asks for one by its address brings it here."
+      ? "No LoRAs. An edit that asks for one by its address brings it here, and PUT /v1/loras/NAME a file."
       : "No LoRAs. This server takes them by name only.";
   const load = within(list, async () => {
     const { loras: found, bytes_kept: kept, bytes_max: most } = await getJson(`console/api/loras?limit=${LISTED_MAX}`);
@@ -23,7 +23,7 @@ export function loras(place, me) {
     ];
   });
   const remove = async (lora) => {
-    const text = `Used last ${moment(lora.used_at)}, ${bytes(lora.bytes)}. Edits that wait for it fail, free of charge; its address can bring it again.`;
+    const text = `Used last ${moment(lora.used_at)}, ${bytes(lora.bytes)}. Edits that wait for it fail, free of charge; it can be brought again.`;
     if (!(await confirmed({ title: `Delete ${lora.name}?`, text, action: "Delete" }))) return;
     try {
       await getJson(`console/api/loras/${lora.id}`, { method: "DELETE" });
@@ -41,7 +41,7 @@ export function loras(place, me) {
         "div",
         {},
         h("h2", {}, "LoRAs"),
-        h("p.faint.fine", {}, "Fetched for this account's edits, which can ask for them by these names."),
+        h("p.faint.fine", {}, "Brought for this account's edits, which can ask for them by these names."),
       ),
     ),
     list,

@@ -194,8 +194,8 @@ export class LoraPicker {
   }
 
   #title(name) {
-    const source = this.#brought?.get(name);
-    return source ? `${name}, from ${source}` : name;
+    const source = this.#brought?.get(name) ?? "";
+    return isAddress(source) ? `${name}, from ${source}` : name;
   }
 
   /** Write into an element what it is called. */
