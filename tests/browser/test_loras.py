@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -125,6 +126,8 @@ def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, s
     page.get_by_role("tab", name="Form").click()
     expect(field(page)).to_contain_text('[{"name":"ink","scale":2}]')
     expect(field(page)).to_contain_text("no list of LoRAs")
+    page.get_by_role("button", name="Remove what is no list of LoRAs").press("Enter")
+    expect(page.get_by_role("checkbox", name="ink")).to_be_focused()
     site.fleet.loras = ()
     own(site, "sepia", "https://example.com/sepia.safetensors")
     page = open_page("/" + linked('{"prompt": "x", "loras": ["ink", "wash@0123456789abcdef", "a/b:0.5"]}'))
@@ -168,10 +171,11 @@ def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo
         run(page)  # what stands in the field is meant
         expect(fault).to_have_text(re.compile(r"This can't be used: http://.*answered 404, not 200\."))
         expect(strength(page, "b>")).to_be_focused()
-        page.get_by_role("button", name="Remove b>").click()
+        page.get_by_role("button", name="Remove b>").press("Enter")
+        expect(page.get_by_role("button", name="Add a LoRA")).to_be_focused()
         web.files["/wet ink, no. 2.safetensors"] = lora_file()
         url = f"{web.url}/wet%20ink,%20no.%202.safetensors"
-        page.get_by_role("button", name="Add one by its address").click()
+        page.keyboard.press("Enter")
         address.fill(f"{url}:0.8")
         page.keyboard.press("Enter")
         expect(strength(page, "wet%20ink,%20no.%202")).to_be_focused()
@@ -179,7 +183,8 @@ def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo
         expect(page.locator("#code")).to_contain_text(f"--form-string 'loras={asked}'")
         held: list[Route] = []
         page.route("**/v2/flux-kontext-dev", lambda route: held.append(route))
-        run(page)
+        with page.expect_request("**/v2/flux-kontext-dev"):
+            run(page)
         expect(page.locator(".status")).to_have_text("Sending the photo, fetching the LoRA …")
         expect(page.locator("#said")).to_have_text("Sending the photo, fetching the LoRA …")
         expect(page.locator("#bar")).to_contain_text("with wet%20ink,%20no.%202:0.8")
@@ -199,9 +204,13 @@ def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo
     page.get_by_role("tab", name="JSON").click()
     assert json.loads(page.locator("#json").input_value())["loras"] == [{"name": url, "strength": 0.8}]
     page.get_by_role("tab", name="Form").click()
+    page.locator("#share").click()
+    expect(page.locator(".toast").last).to_contain_text("Link copied, with where its LoRA lies.")
+    shared = page.evaluate("navigator.clipboard.readText()").partition("#edit=")[2]
+    assert json.loads(base64.urlsafe_b64decode(shared + "=="))["loras"] == [{"name": url, "strength": 0.8}]
     chip.uncheck()
     chip.check()
-    expect(page.locator("#code")).to_contain_text(f"--form-string 'loras={name}'")
+    expect(page.locator("#code")).to_contain_text(f'"name": "{name}"')
 
 
 def test_loras_of_one_name_are_told_apart(open_page: OpenPage, site: Site) -> None:

@@ -96,9 +96,11 @@ export class Adder {
       this.#field.focus();
       return false;
     }
+    const isLeft = document.activeElement === this.#field; // else whoever added it is at its strength by now
     this.#field.value = "";
     this.#say("");
     this.#show(false);
+    if (isLeft) this.#opener.focus();
     return true;
   }
 

@@ -395,7 +395,8 @@ async function share(asked, photo, mask) {
     )
       return;
     const link = await shareLink(asked, photo);
-    const said = ["Link copied", mask && "without what is marked"].filter(Boolean).join(", ");
+    const where = fetchedFor({ request: asked }) && "with where its LoRA lies";
+    const said = ["Link copied", mask && "without what is marked", where].filter(Boolean).join(", ");
     await copy(link, photo && !photo.example ? `${said}. Whoever has it can see the photo.` : said);
     if (photo === state.photo) keepPhoto(); // it may have another link now
     requestChanged();

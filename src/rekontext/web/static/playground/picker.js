@@ -24,7 +24,7 @@ export class LoraPicker {
   #takesAddresses = null; // null while that isn't known, as of those that are on offer or brought
   #brought = null; // names, and where each is from
   #known = new Map(); // by which name the server knows an address
-  #added = new Set(); // addresses
+  #added = new Set(); // addresses that can be chosen again
   #apart = new Map(); // what is shown of a name: {stem, rest}
   #value = [];
   #isWhole = false; // the list, however long
@@ -88,7 +88,6 @@ export class LoraPicker {
   /** Show a value; of one that is typed only what the typing doesn't stand in. */
   write(value, isTyped) {
     this.#value = value;
-    for (const { name } of this.#loras ?? []) if (isAddress(name)) this.#added.add(name);
     this.#draw();
     for (const row of this.#rows) row.write(isTyped);
   }
@@ -101,8 +100,9 @@ export class LoraPicker {
   /** What can be chosen: the account's own first, those that were used last before others. */
   get #choices() {
     const own = [...(this.#brought?.keys() ?? [])];
-    const addresses = this.#takesAddresses ? [...this.#added].filter((each) => !own.includes(this.#nameOf(each))) : [];
-    return [...addresses.reverse(), ...own, ...(this.#offers ?? [])];
+    const chosen = (this.#loras ?? []).map(({ name }) => name).filter(isAddress);
+    const addresses = this.#takesAddresses ? [...new Set([...chosen, ...this.#added])] : [];
+    return [...addresses.filter((each) => !own.includes(this.#nameOf(each))), ...own, ...(this.#offers ?? [])];
   }
 
   /** The name that the server knows it by, as far as that was told: by a result, or by where the account's are from. */
@@ -145,6 +145,7 @@ export class LoraPicker {
     if (loras.some((each) => this.#nameOf(each.name) === this.#nameOf(name))) return `${stemOf(name)} is chosen already.`;
     if (loras.length >= this.#parameter.most) return `${loras.length} are chosen, as many as an edit may have.`;
     const all = sorted([...loras, lora]);
+    if (isAddress(name)) this.#added.add(name);
     this.#change(all);
     if (isFocused) control(this.#rows[all.indexOf(lora)]).focus();
     return "";
@@ -211,6 +212,7 @@ export class LoraPicker {
   }
 
   #toggle(name, isChosen) {
+    if (isAddress(name)) this.#added.add(name); // a link's or a draft's stays, too
     const others = (this.#loras ?? []).filter((each) => this.#nameOf(each.name) !== this.#nameOf(name));
     this.#change(sorted(isChosen ? [...others, { name, strength: 1 }] : others));
   }
@@ -303,8 +305,9 @@ export class LoraPicker {
 
   #removal(name, at, props = { "aria-label": `Remove ${this.#label(name)}` }) {
     const remove = () => {
+      this.#added.delete(name);
       this.#change((this.#loras ?? []).filter((_, other) => other !== at));
-      const chip = this.#chips.get(this.#nameOf(name)) ?? this.#chips.get(name);
+      const chip = name && (this.#chips.get(this.#nameOf(name)) ?? this.#chips.get(name));
       const next = [
         chip?.isConnected && $("input", chip),
         $("button", this.#chosen),
