@@ -47,7 +47,7 @@ _NO_FILES: Final[Mapping[str, Path]] = {}
 _log = logging.getLogger(__name__)
 
 _Stamp = tuple[str, int, int, int]
-"""A file, its size, its date, which may be any, and when the file system knows it to have been changed."""
+"""Path, size, mtime, which may be any, and ctime, which is when the file system knows it to have been changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
