@@ -43,6 +43,7 @@ async def test_me(client: httpx2.AsyncClient, studio: Studio) -> None:
     assert me["balance"] == {"credits": 0, "free_credits": 9.96, "held": 0, "available": 9.96}
     assert (me["price_per_edit"], me["spent_this_month"]) == (0.04, 0.04)
     assert me["picture_bytes_max"] == studio.options.picture_bytes_max
+    assert me["lora_bytes_max"] == studio.options.lora_bytes_max
     assert (me["model"]["name"], me["model"]["knows"], me["model"]["ready"]) == ("mini", ["make it night"], True)
 
 

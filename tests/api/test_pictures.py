@@ -69,8 +69,10 @@ async def test_each_is_that_of_its_seed_and_costs_what_one_does(
 async def test_an_answer_that_is_a_picture_is_one(studio: Studio, client: httpx2.AsyncClient) -> None:
     answer = await client.post(V1, json=SEVERAL)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameters")
-    assert answer.json()["errors"] == [{"parameter": "num_images", "value": 3, "allowed": "1, or nothing"}]
-    assert "num_images is 3, and an answer that is a picture is one" in answer.json()["error"]
+    [problem] = answer.json()["errors"]
+    reason = "is 3, and an answer that is a picture is one (Accept: application/json has them all)"
+    assert problem == {"parameter": "num_images", "value": 3, "allowed": "1, or nothing", "reason": reason}
+    assert f"num_images {reason}" in answer.json()["error"]
     assert (await client.post(V1, json=GOOD | {"num_images": 1})).status_code == 200
     assert len(studio.fleet.requests) == 1
 

@@ -66,6 +66,12 @@ class Site:
         return self.studio.key
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """On which it serves."""
+        assert self._server.loop is not None
+        return self._server.loop
+
+    @property
     def fleet(self) -> PausingFleet:
         fleet = self.studio.fleet
         assert isinstance(fleet, PausingFleet)
@@ -77,8 +83,7 @@ class Site:
         self._call(self.fleet.may_step.set)
 
     def _call(self, work: Any) -> None:
-        assert self._server.loop is not None
-        self._server.loop.call_soon_threadsafe(work)
+        self.loop.call_soon_threadsafe(work)
 
 
 @contextmanager

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from tests.api.brought import lora_file
 from tests.browser.conftest import OpenPage
 from tests.browser.hands import linked
+from tests.browser.loras import forget_all, lora_site
 from tests.browser.site import Site
 
 NODE = Path(playwright.__file__).parent / "driver" / "node"
@@ -39,6 +41,7 @@ def site(lasting_site: Site) -> Iterator[Site]:
     lasting_site.fleet.loras = ("ink", "watercolour")
     yield lasting_site
     lasting_site.go_on()
+    forget_all(lasting_site)
 
 
 def copied(page: Page, language: str, mode: str) -> str:
@@ -93,12 +96,21 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
     """Waiting and collecting, with a file, an uploaded link and an example; every value arrives unchanged."""
     if language == "curl" and shutil.which("curl") is None:
         pytest.skip("curl is missing")
+    with lora_site(site) as web:
+        web.files["/it's, ink:2"] = lora_file()
+        _is_run_as_it_is(language, open_page, site, photo, tmp_path, f"{web.url}/it's,%20ink:2")
+
+
+def _is_run_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path, address: str) -> None:
     page = open_page()
     page.set_input_files("#file", photo)
     page.fill("#prompt", PROMPT)
     for name, strength in LORAS:
-        page.get_by_role("checkbox", name=name).check()
+        page.get_by_role("checkbox", name=name, exact=True).check()
         page.get_by_label(f"Strength of {name}", exact=True).fill(f"{strength:g}")
+    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_label("Address of a LoRA").fill(f"{address}:0.5")
+    page.keyboard.press("Enter")
     page.fill("#p-seed", str(SEED))
     page.fill("#p-num_inference_steps", "4")
     page.get_by_text("Output and speed").click()
@@ -118,7 +130,7 @@ def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Sit
         assert picture.format == "WEBP"
         (asked,) = site.fleet.requests[before:]
         assert (asked.prompt, asked.seed, asked.steps, asked.guidance) == (PROMPT, SEED, 4, 7.0)
-        assert asked.loras == LORAS
+        assert {name.partition("@")[0]: by for name, by in asked.loras} == {**dict(LORAS), "it-s-ink-2": 0.5}
         assert asked.photo is not None
 
     run("Wait for it", "file")

@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage
 from tests.browser.console import card, edit, go_to, rows
+from tests.browser.loras import own
 from tests.browser.site import WAIT_S, Site
 
 CREDITS_MICROS = 1_000_000
@@ -307,6 +308,23 @@ def test_uploads_are_listed(open_page: OpenPage, site: Site, photo: Path) -> Non
     page.get_by_role("button", name="Delete cat.jpg").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("No uploads.")).to_be_visible()
+
+
+def test_loras_that_were_brought_are_listed(open_page: OpenPage, site: Site) -> None:
+    """Under the uploads: where each is from and how much all may have; they can be deleted."""
+    page = open_page("/console")
+    go_to(page, "files")
+    expect(page.get_by_text("No LoRAs. An edit that asks for one by its address brings it here")).to_be_visible()
+    lora = own(site, "watercolour", "https://example.com/watercolour.safetensors")
+    go_to(page, "overview")
+    go_to(page, "files")
+    for told in (lora.reference, lora.source, "19.0 MB", "just now"):
+        expect(rows(page)).to_contain_text(told)
+    expect(page.get_by_text("19.0 MB of 4.3 GB that LoRAs may have.")).to_be_visible()
+    page.get_by_role("button", name=f"Delete {lora.reference}").click()
+    expect(page.get_by_role("dialog")).to_contain_text("it can be brought again")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("No LoRAs.")).to_be_visible()
 
 
 def test_an_account_sees_only_its_own_and_no_operation(open_page: OpenPage, site: Site, photo: Path) -> None:

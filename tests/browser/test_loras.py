@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
+from tests.api.brought import lora_file
 from tests.browser.conftest import OpenPage
 from tests.browser.hands import await_draft, choose, linked, run
+from tests.browser.loras import forget_all, lora_site, own
 from tests.browser.site import Site
 
 MANY = tuple(f"{kind}-{at}" for kind in ("anime", "clay", "ink", "neon", "watercolour") for at in range(10))
@@ -23,6 +26,7 @@ def site(lasting_site: Site) -> Iterator[Site]:
     lasting_site.fleet.loras = ("ink", "sepia", "watercolour")
     yield lasting_site
     lasting_site.go_on()
+    forget_all(lasting_site)
 
 
 def field(page: Page) -> Locator:
@@ -95,21 +99,22 @@ def test_strengths_that_are_not_allowed_are_told_at_the_loras(
     strength(page, "ink").fill("9")
     run(page)
     expect(page.locator("#refusal")).to_contain_text("loras")
-    expect(fault).to_contain_text("is not allowed: ")
+    expect(fault).to_have_text('This has "ink" with a strength of 9.')
     expect(strength(page, "ink")).to_be_focused()
     site.fleet.loras = ("sepia", "watercolour")
+    strength(page, "ink").fill("1")
     run(page)
     gone = page.get_by_role("button", name="Remove ink, which isn't offered any more")
     expect(gone).to_be_focused()
     expect(gone).to_have_attribute("aria-invalid", "true")
-    expect(fault).to_contain_text("is not allowed: ")
+    expect(fault).to_have_text('This asks for "ink", and this server offers sepia, watercolour.')
     page.keyboard.press("Enter")
     expect(page.get_by_role("checkbox", name="sepia")).to_be_focused()
     expect(fault).to_be_empty()
 
 
 def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, site: Site) -> None:
-    """Those of an older edit, and what is no list of LoRAs; where none is on offer or chosen, none is spoken of."""
+    """Those of an older edit, and what is no list of LoRAs; where none can be had or is chosen, none is spoken of."""
     page = open_page("/" + linked('{"prompt": "x", "loras": "ink:0.5,gone"}'))
     expect(strength(page, "ink")).to_have_value("0.5")
     expect(field(page)).to_contain_text("not offered any more")
@@ -121,13 +126,110 @@ def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, s
     page.get_by_role("tab", name="Form").click()
     expect(field(page)).to_contain_text('[{"name":"ink","scale":2}]')
     expect(field(page)).to_contain_text("no list of LoRAs")
+    page.get_by_role("button", name="Remove what is no list of LoRAs").press("Enter")
+    expect(page.get_by_role("checkbox", name="ink")).to_be_focused()
     site.fleet.loras = ()
-    page = open_page("/" + linked('{"prompt": "x", "loras": [{"name": "ink"}]}'))
-    page.get_by_role("button", name=re.compile("Remove ink")).click()
+    own(site, "sepia", "https://example.com/sepia.safetensors")
+    page = open_page("/" + linked('{"prompt": "x", "loras": ["ink", "wash@0123456789abcdef", "a/b:0.5"]}'))
+    page.get_by_role("button", name="Remove ink, which isn't offered any more").click()
+    expect(strength(page, "b")).to_have_value("0.5")
+    page.get_by_role("button", name="Remove wash, which isn't among those that your account brought").press("Enter")
+    expect(page.get_by_role("button", name="Remove b")).to_be_focused()
+    page.route("**/console/api/loras?*", lambda route: route.fulfill(json={"loras": []}))
+    page.route("**/console/api/me", takes_none)
+    page.reload()
+    page.get_by_role("button", name="Remove b, which this server takes by name only").click()
     expect(field(page)).to_be_hidden()
     expect(page.locator("#prompt")).to_be_focused()
     page.get_by_role("tab", name="JSON").click()
     expect(page.locator("#json")).not_to_have_value(re.compile("loras"))
+
+
+def takes_none(route: Route) -> None:
+    """An answer of a server that takes no LoRAs by their addresses."""
+    me = (response := route.fetch()).json()
+    route.fulfill(response=response, json=me | {"lora_bytes_max": 0})
+
+
+def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo: Path, refusals: list[int]) -> None:
+    """Added by keyboard, fetched as the edit is sent, and then one of the account's, under a name."""
+    refusals.append(400)
+    site.fleet.loras = ()
+    page = open_page()
+    choose(page, photo)
+    fault = page.locator("#loras-fault")
+    expect(page.get_by_text("Styles and subjects")).to_be_hidden()  # where there is nothing to choose it is small
+    page.get_by_role("button", name="Add a LoRA").press("Enter")
+    address = page.get_by_label("Address of a LoRA")
+    expect(address).to_be_focused()
+    address.fill("ink")
+    page.keyboard.press("Enter")
+    expect(page.locator("#lora-address-fault")).to_have_text('"ink" is no address of a LoRA.')
+    expect(address).to_have_attribute("aria-invalid", "true")
+    with lora_site(site) as web:
+        address.fill(f"{web.url}/<b>wet</b>.safetensors")
+        run(page)  # what stands in the field is meant
+        expect(fault).to_have_text(re.compile(r"This can't be used: http://.*answered 404, not 200\."))
+        expect(strength(page, "b>")).to_be_focused()
+        page.get_by_role("button", name="Remove b>").press("Enter")
+        expect(page.get_by_role("button", name="Add a LoRA")).to_be_focused()
+        web.files["/wet ink, no. 2.safetensors"] = lora_file()
+        url = f"{web.url}/wet%20ink,%20no.%202.safetensors"
+        page.keyboard.press("Enter")
+        address.fill(f"{url}:0.8")
+        page.keyboard.press("Enter")
+        expect(strength(page, "wet%20ink,%20no.%202")).to_be_focused()
+        asked = f'[{{"name":"{url}","strength":0.8}}]'
+        expect(page.locator("#code")).to_contain_text(f"--form-string 'loras={asked}'")
+        held: list[Route] = []
+        page.route("**/v2/flux-kontext-dev", lambda route: held.append(route))
+        with page.expect_request("**/v2/flux-kontext-dev"):
+            run(page)
+        expect(page.locator(".status")).to_have_text("Sending the photo, fetching the LoRA …")
+        expect(page.locator("#said")).to_have_text("Sending the photo, fetching the LoRA …")
+        expect(page.locator("#bar")).to_contain_text("with wet%20ink,%20no.%202:0.8")
+        run(page)
+        expect(page.locator(".toast")).to_contain_text("still waits for its LoRA")
+        held[0].continue_()
+        expect(page.locator(".facts")).to_contain_text("mini + wet-ink-no.-2@")
+    [(name, by)] = site.fleet.requests[-1].loras
+    assert (name[:12], by, len(held)) == ("wet-ink-no.-", 0.8, 1)
+
+    chip = page.get_by_role("checkbox", name="wet-ink-no.-2")
+    expect(chip).to_be_checked()
+    await_draft(page, "my photo.jpg", "make it night", "7")
+    page.reload()
+    expect(chip).to_be_checked()
+    expect(strength(page, "wet-ink-no.-2")).to_have_value("0.8")
+    page.get_by_role("tab", name="JSON").click()
+    assert json.loads(page.locator("#json").input_value())["loras"] == [{"name": url, "strength": 0.8}]
+    page.get_by_role("tab", name="Form").click()
+    page.locator("#share").click()
+    expect(page.locator(".toast").last).to_contain_text("Link copied, with where its LoRA lies.")
+    shared = page.evaluate("navigator.clipboard.readText()").partition("#edit=")[2]
+    assert json.loads(base64.urlsafe_b64decode(shared + "=="))["loras"] == [{"name": url, "strength": 0.8}]
+    chip.uncheck()
+    chip.check()
+    expect(page.locator("#code")).to_contain_text(f'"name": "{name}"')
+
+
+def test_loras_of_one_name_are_told_apart(open_page: OpenPage, site: Site) -> None:
+    """The account's own come first, those that it used last before others; they are found by where they are from."""
+    first = own(site, "watercolour", "https://example.com/watercolour.safetensors")
+    last = own(site, "watercolour", "https://example.org/watercolour.safetensors")
+    page = open_page()
+    shown = [f"watercolour @{each.id[:4]}" for each in (last, first)]
+    expect(field(page).get_by_role("listitem")).to_have_text([*shown, "ink", "sepia", "watercolour"])
+    title = f"{first.reference}, from {first.source}"
+    expect(field(page).locator("label", has_text=shown[1])).to_have_attribute("title", title)
+    page.get_by_role("checkbox", name=shown[1]).check()
+    expect(strength(page, shown[1])).to_have_value("1")
+    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_label("Address of a LoRA").fill(first.source)
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(field(page)).to_contain_text("watercolour is chosen already.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Add one by its address")).to_be_focused()
 
 
 def test_many_loras_are_searched(open_page: OpenPage, site: Site) -> None:

@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
+from tests.browser.loras import forget_all, own
 from tests.browser.site import Site, photo_bytes
 
 FIRST_LOAD_BYTES_MAX = 150_000
@@ -42,6 +43,7 @@ def site(lasting_site: Site) -> Iterator[Site]:
     yield lasting_site
     lasting_site.go_on()
     lasting_site.fleet.loras = ()
+    forget_all(lasting_site)
 
 
 LORAS = (*(f"style-{at}" for at in range(49)), "watercolour_" * 8)
@@ -152,6 +154,12 @@ def test_what_is_long_and_what_is_open_fits_too(
     page.fill("#p-seed", "1")
     choose_loras(page)
     page.get_by_role("button", name="Show all 50").click()
+    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_label("Address of a LoRA").fill(f"{'x' * 200}/{'y' * 200}:0.5")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_label("Address of a LoRA").fill("z" * 200)
+    page.keyboard.press("Enter")
     long = tmp_path / f"{'screenshot_' * 22}.jpg"
     long.write_bytes(photo.read_bytes())
     page.set_input_files("#file", long)
@@ -202,6 +210,7 @@ def test_the_console_fits_whatever_it_is_about(open_page: OpenPage, site: Site, 
     me = {"x-api-key": site.key}
     file = "IMG_20261130_062142_edited_for_print_final_and_once_more.png"
     httpx2.post(f"{site.url}/upload-asset", headers=me, files={"file": (file, photo.read_bytes())}).raise_for_status()
+    own(site, "watercolour_" * 5, f"https://example.com/{'watercolour_' * 20}.safetensors")
     hook = {"url": f"http://127.0.0.1:9/{'a' * 60}", "event_types": ["edit.failed"]}
     httpx2.post(f"{site.url}/console/api/webhooks", headers=me, json=hook).raise_for_status()
     page = open_page("/console", viewport={"width": 320, "height": 844})
@@ -230,9 +239,10 @@ def test_the_console_fits_whatever_it_is_about(open_page: OpenPage, site: Site, 
         expect(page.locator(".loading")).to_have_count(0)
         assert_all_fits()
     go_to("files")
-    page.get_by_role("button", name=f"Delete {file}").click()
-    expect(dialog).to_be_visible()
-    assert_all_fits()
+    for each in (file, "watercolour_"):
+        page.get_by_role("button", name=f"Delete {each}").click()
+        expect(dialog).to_be_visible()
+        assert_all_fits()
     go_to("webhooks")
     page.get_by_role("button", name="Log").click()
     expect(page.get_by_role("heading", name=f"Deliveries to {hook['url']}")).to_be_visible()
@@ -441,6 +451,8 @@ def test_the_playground_has_no_serious_accessibility_fault(
     page.fill("#p-guidance", "99")
     choose_loras(page)
     page.get_by_label("Strength of style-3", exact=True).fill("9")
+    page.get_by_role("button", name="Add one by its address").click()
+    page.keyboard.press("Enter")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#refusal")).to_be_visible()
     check(page, "wrong")
@@ -466,6 +478,7 @@ def test_the_console_has_no_serious_accessibility_fault(open_page: OpenPage, sit
     page.fill("#prompt", "make it night")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".facts")).to_be_visible()
+    own(site, "watercolour", "https://example.com/watercolour.safetensors")
     page.goto(f"{site.url}/console")
     page.locator("body[data-ready]").wait_for()
     for view in VIEWS:

@@ -139,6 +139,15 @@ async def test_bad_input_fails_with_the_engines_words_and_is_not_tried_again(pla
     assert plant.office.money() == (10, 0, 0)
 
 
+async def test_whatever_an_engine_s_words_are_the_job_ends_with_them(plant: Plant) -> None:
+    """They may have a stranger's in them: no database holds half a character, or NUL."""
+    plant.fleet.behaviours = [raising(EditRefused("a\ud800b\0c" + "x" * 5000))]  # type: ignore[list-item]
+    async with plant.at_work():
+        failed = await plant.ended(await submit(plant))
+    assert failed.error is not None
+    assert (failed.error[:9], len(failed.error), failed.attempt) == ("a\\ud800bc", 1002, 1)
+
+
 @pytest.mark.parametrize("fault", [EngineFault("CUDA said no"), RuntimeError("a bug"), OSError("disk")])
 async def test_a_fault_of_ours_is_tried_again_and_kept_to_ourselves(plant: Plant, fault: Exception) -> None:
     """The caller sees a success, or after all tries a sentence without our internals."""

@@ -189,7 +189,8 @@ def error_answer(failure: Failure, request_id: str, origin: str) -> Response:
     document: dict[str, object] = {"error": failure.sentence, "code": failure.code, "request_id": request_id}
     if failure.problems:
         document["errors"] = [
-            {"parameter": each.parameter, "value": each.value, "allowed": each.allowed} for each in failure.problems
+            {"parameter": each.parameter, "value": each.value, "allowed": each.allowed, "reason": each.reason}
+            for each in failure.problems
         ]
     if failure.not_ready:
         document["not_ready"] = list(failure.not_ready)

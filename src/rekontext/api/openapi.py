@@ -24,6 +24,7 @@ class WrongParameter(BaseModel):
     parameter: str
     value: Any = Field(description="As given, cut short; null when it is missing.")
     allowed: str
+    reason: str = Field(description="What is wrong, as a clause that follows the parameter's name.")
 
 
 class ErrorBody(BaseModel):

@@ -53,7 +53,7 @@ from rekontext.pictures import QUALITY_DEFAULT, QUALITY_MAX, QUALITY_MIN, Output
 FILES_MAX: Final = 16
 """Uploads in one request."""
 _JSON_NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_JSON_LIST_CHARACTERS_MAX: Final = 4096
+_JSON_LIST_CHARACTERS_MAX: Final = 2**14
 """In a field of a form."""
 
 

@@ -158,8 +158,8 @@ class Database:
             encoding = connection.info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise ValueError(
-                    f"the database {url.database} is in {encoding}, in which not every prompt can be written; allowed is "
-                    "UTF8: createdb --encoding=UTF8 --template=template0 makes one"
+                    f"the database {url.database} is in {encoding}, in which not every prompt can be written; allowed "
+                    "is UTF8: createdb --encoding=UTF8 --template=template0 makes one"
                 )
 
         @event.listens_for(write, "handle_error")

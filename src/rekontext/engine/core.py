@@ -35,7 +35,7 @@ from rekontext.contract import (
     Progress,
 )
 from rekontext.engine import edit as stages
-from rekontext.engine.autoencoder import to_picture
+from rekontext.engine.autoencoder import NotFinite, to_picture
 from rekontext.engine.batching import Batching
 from rekontext.engine.checkpoint import OpenedModel
 from rekontext.engine.costs import CostModel
@@ -306,12 +306,16 @@ class EngineCore:
             is_other_text = self._hotswap.merge(ticket.adaptation)
             self.device.synchronize()
         except Exception as error:
-            is_short = is_out_of_memory(error)
+            is_short, is_brought = is_out_of_memory(error), bool(ticket.adaptation.brought)
             if not is_short and not isinstance(error, LoRARefused):
                 raise  # what weights there are now nobody knows
             with self._changed:
-                if is_short and self._can_give_way:
+                self._swapped(ticket, time.perf_counter() - started)
+                # A caller's file takes no precision away from everybody.
+                if is_short and (self._hotswap.has_copies if is_brought else self._can_give_way):
                     self._short_of_memory.append(lambda: None)
+                elif is_short and is_brought:
+                    self._fail(ticket, LoRARefused(f"there is no memory to merge the LoRA {ticket.adaptation.name}"))
                 else:
                     self._fail(ticket, error)
             traceback.clear_frames(error.__traceback__)
@@ -324,11 +328,16 @@ class EngineCore:
         with self._changed:
             self.costs.learn("swap", 1, took_s)
             self._outlook.merged = ticket.plan.loras
-            if ticket.plan.loras:  # whoever asks for none isn't at fault that others did
-                ticket.took("swap", took_s)
-                remaining_s = self._outlook.work_s(ticket.plan, step=None if ticket.edit is None else ticket.edit.step)
-                now_s = time.monotonic()
-                self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
+            self._swapped(ticket, took_s)
+
+    def _swapped(self, ticket: Ticket, took_s: float) -> None:
+        """Have an edit's account pay for the device's time that merging took; whoever asks for no LoRAs isn't at fault
+        that others did."""
+        if ticket.plan.loras:
+            ticket.took("swap", took_s)
+            remaining_s = self._outlook.work_s(ticket.plan, step=None if ticket.edit is None else ticket.edit.step)
+            now_s = time.monotonic()
+            self._scheduler.served(ticket.number, took_s=took_s, remaining_s=remaining_s, now_s=now_s)
 
     def _prepare_ahead(self) -> None:
         """On a GPU: prepare who comes after, while steps run; one at a time, and a place stays free for a newcomer."""
@@ -447,7 +456,15 @@ class EngineCore:
         edit = ticket.edit
         assert edit is not None, "only denoised edits are finished"
         started = time.perf_counter()
-        first, *others = (to_picture(stages.finish(self.model, edit, i)) for i in range(edit.plan.pictures))
+        try:
+            first, *others = (to_picture(stages.finish(self.model, edit, i)) for i in range(edit.plan.pictures))
+        except NotFinite as error:
+            if not ticket.adaptation.key:
+                raise
+            raise LoRARefused(
+                f"with {ticket.adaptation.name} merged, the model's pixels are NaN or infinite: it is damaged, or "
+                "changes far too much"
+            ) from error
         took_s = time.perf_counter() - started
         ticket.took("decode", took_s)
         with self._changed:

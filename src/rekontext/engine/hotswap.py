@@ -28,6 +28,7 @@ from rekontext.engine.layers import hold
 from rekontext.engine.loading import StoredWeights
 from rekontext.engine.lora import Changes, LoRAs
 from rekontext.engine.packed import PackedLinear
+from rekontext.engine.placement import is_out_of_memory
 from rekontext.engine.pretrained import encoder_weight
 from rekontext.engine.tensors import CheckpointError, TensorSource, first_of
 from rekontext.engine.transformer import KontextTransformer
@@ -37,6 +38,7 @@ FILE_BYTES_MAX: Final = 4 * 2**30
 """Of one LoRA: of rank 256 for all of the published model's matrices it has 2.4 GB."""
 _KEPT_BYTES_MAX: Final = 2 * 2**30
 """Of files that are kept in memory; the last that was asked for always is."""
+_REFUSED_MAX: Final = 256
 _RESERVE_BYTES: Final = 6 * 2**30
 """What copies that are set aside leave free on a GPU: steps, decoding and the libraries need it."""
 
@@ -45,7 +47,7 @@ _NO_FILES: Final[Mapping[str, Path]] = {}
 _log = logging.getLogger(__name__)
 
 _Stamp = tuple[str, int, int, int]
-"""A file, its size, its date, which may be any, and when the file system knows it to have been changed."""
+"""Path, size, mtime, which may be any, and ctime, which is when the file system knows it to have been changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ class Hotswap:
         self._sources: OrderedDict[_Stamp, TensorSource] = OrderedDict()
         # Those that edits hold as well: a queue in turns must not open the file for each of its edits.
         self._alive: WeakValueDictionary[_Stamp, TensorSource] = WeakValueDictionary()
+        self._refused: dict[tuple[tuple[_Stamp, float], ...], str] = {}
         self._reading = Lock()
 
     def find(self, loras: Sequence[tuple[str, float]], brought: Mapping[str, Path] = _NO_FILES) -> Adaptation:
@@ -111,6 +114,8 @@ class Hotswap:
                 stamp, source = self._read(file)
                 merged.add(source, name, strength)
             key.append((stamp, strength))
+        if (known := self._refused.get(tuple(key))) is not None:
+            raise LoRARefused(known)
         with _refusing(" and ".join(merged.names), brought):
             return Adaptation(
                 key=tuple(key),
@@ -133,11 +138,18 @@ class Hotswap:
             RuntimeError: the device has no memory for it, or failed.
         """
         is_mending, self.merged = self.merged is None, None
-        with torch.no_grad():
-            self._transformer.merge(wanted.transformer, of=wanted)
-            is_other = [
-                held.merge(changes, of=wanted) for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
-            ]
+        try:
+            with torch.no_grad():
+                self._transformer.merge(wanted.transformer, of=wanted)
+                is_other = [
+                    held.merge(changes, of=wanted)
+                    for held, changes in ((self._clip, wanted.clip), (self._t5, wanted.t5))
+                ]
+        except LoRARefused as refusal:  # of the same files: merging them again would be for nothing
+            self._refused[wanted.key] = str(refusal)
+            while len(self._refused) > _REFUSED_MAX:
+                del self._refused[next(iter(self._refused))]
+            raise
         self.merged = wanted
         # What a failure left half done may have put back all that there was to put back, and nobody was told.
         return is_mending or any(is_other)
@@ -193,6 +205,12 @@ def _refusing(loras: str, brought: Mapping[str, Path]) -> Iterator[None]:
                 raise LoRARefused(told) from error
         _log.error("the LoRA %s can't be merged: %s", loras, error)
         raise LoRARefused(f"the LoRA {loras} can't be merged into this model; the server's log says why") from error
+    except Exception as error:
+        # A stranger's file ends no engine. What the device says of itself is no file's fault.
+        if not brought or is_out_of_memory(error) or isinstance(error, (LoRARefused, torch.AcceleratorError)):
+            raise
+        _log.exception("the LoRA %s can't be merged", loras)
+        raise LoRARefused(f"the LoRA {loras} can't be merged into this model: it holds what no LoRA does") from error
 
 
 class _Held(ABC):

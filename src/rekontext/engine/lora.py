@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from rekontext.contract import with_strength
 from rekontext.engine.layouts import diffusers_recipe
-from rekontext.engine.tensors import CheckpointError, TensorSource, first_of, read_json
+from rekontext.engine.tensors import CheckpointError, TensorSource, first_of
 from rekontext.models import is_lora_on_hub, local_path, lora_and_strength
 
 Part = Literal["transformer", "clip", "t5"]
@@ -426,6 +427,11 @@ def _require_shapes(layer: _Layer, target: _Target, parameter: Tensor, *, is_bia
         wanted = {"diff": shape}
         if "down" in layer.names:
             rank = layer.shape_of("down")[:1]
+            if rank and rank[0] > max(shape):
+                raise CheckpointError(
+                    f"{layer.source.label}: {layer.names['down']} has rank {rank[0]}, more than the {max(shape)} rows "
+                    "or columns of what it changes"
+                )
             wanted |= {"down": [*rank, *shape[1:]], "up": [shape[0], *rank]}
             if len(shape) != 2:
                 raise CheckpointError(f"{layer.source.label}: {layer.names['down']} changes no matrix")
@@ -461,22 +467,26 @@ def _told(source: TensorSource, part: Part, module: str, rank: int) -> tuple[flo
     where = str(beside) if is_pefts else f"{source.label}: its header's {_SETTINGS}"
     try:
         if is_pefts:
-            told = read_json(beside)
+            told, patterns = _settings(beside.read_text())
         else:
-            settings: dict[str, Any] = json.loads(source.metadata.get(_SETTINGS, "{}"))
-            prefix = f"{_OF_MODULES[part]}."
-            told = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+            told, patterns = _settings(source.metadata.get(_SETTINGS, "{}"), prefix=f"{_OF_MODULES[part]}.")
         if not told:
             return rank, rank
         if told.get("use_dora"):
             raise CheckpointError(f"{where} says that it is DoRA, which can't be merged")
         alpha = told.get("lora_alpha", 8)  # PEFT's own default
-        for pattern, other in (told.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = other
-                break
+        alpha = next((other for pattern, other in patterns if pattern.fullmatch(module)), alpha)
         return float(alpha), math.sqrt(rank) if told.get("use_rslora") else rank
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{where} can't be read: {error}") from error
+
+
+@lru_cache(maxsize=8)  # asked for each module of a file
+def _settings(text: str, *, prefix: str = "") -> tuple[Mapping[str, Any], Sequence[tuple[re.Pattern[str], Any]]]:
+    """PEFT's settings, of those whose names begin so, and which modules have another alpha."""
+    found: dict[str, Any] = json.loads(text)
+    told = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    others = (told.get("alpha_pattern") or {}).items()
+    return told, [(re.compile(rf"(.*\.)?({pattern})"), alpha) for pattern, alpha in others]

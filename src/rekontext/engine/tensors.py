@@ -178,7 +178,7 @@ class TensorSource:
             return tensor.to(dtype)
         wide = tensor.to(torch.float32, copy=True)  # it may be the file's own memory
         for scale in scales:
-            wide *= scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
+            wide *= scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
         return wide.to(dtype)
 
     def number(self, name: str) -> float:
@@ -234,13 +234,17 @@ class TensorSource:
     def _scales(self, name: str) -> list[Tensor]:
         """By what a stored tensor must be multiplied: one scale for the tensor, or one for each output row."""
         base = name.removesuffix("weight")
-        scales = [self._tensor(base + suffix, _WIDE) for suffix in _SCALE_SUFFIXES if base + suffix in self._files]
         rows = next(iter(self.shape(name)), 1)
-        for scale in scales:
-            # The first axis too: a square matrix has as many columns as rows, and blocks can be as many as rows.
-            if scale.numel() != 1 and (scale.numel() != rows or len(scale) != rows):
-                raise self._refused(name, f"has scales of shape {list(scale.shape)} for {rows} rows")
-        return [scale.float() for scale in scales]
+        scales = []
+        for scale in (base + suffix for suffix in _SCALE_SUFFIXES if base + suffix in self._files):
+            # By its shape, and the first axis of it: a square matrix has as many columns as rows, and blocks can be as
+            # many as rows.
+            if (found := self._stored(scale).get_dtype()) not in _WIDE:
+                raise self._refused(scale, f"is stored as {found}")
+            if (shape := self.shape(scale)) not in ((), (1,), (1, 1), (rows,), (rows, 1)):
+                raise self._refused(name, f"has scales of shape {list(shape)} for {rows} rows")
+            scales.append(self._tensor(scale, _WIDE).float())
+        return scales
 
     def _tensor(self, name: str, formats: tuple[str, ...]) -> Tensor:
         """As it is stored, if that is in one of `formats`."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from rekontext.contract import (
     DeviceState,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from rekontext.engine.outlook import Outlook
 
 T = TypeVar("T")
+_SUBMITTING: Final = ThreadPoolExecutor(2, thread_name_prefix="submit")
+"""Photos are made smaller and LoRAs read: whatever that takes, nothing else waits for these threads."""
 
 
 class LocalFleet:
@@ -105,7 +109,9 @@ class LocalFleet:
         name = request.id
         try:
             submitting = asyncio.ensure_future(
-                asyncio.to_thread(engine.submit, request, on_progress=post if on_progress else None)
+                loop.run_in_executor(
+                    _SUBMITTING, partial(engine.submit, request, on_progress=post if on_progress else None)
+                )
             )
             # The engine keeps what it needs of the photo; many that wait at full size would not fit into memory.
             del request

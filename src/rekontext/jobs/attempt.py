@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import assert_never
+from typing import Final, assert_never
 
 import structlog
 from sqlalchemy import Connection
@@ -21,6 +21,7 @@ from rekontext.jobs.objects import Objects, output_key
 from rekontext.jobs.workbench import Workbench
 from rekontext.safety import SafetyUnavailable
 
+_REFUSAL_CHARACTERS_MAX: Final = 1000
 _log = structlog.get_logger(__name__)
 
 
@@ -93,7 +94,7 @@ class Attempts:
                 card = self.fleet.card
                 outputs = await self._store(job, result, traces.stored)
         except EditRefused as refusal:
-            return Failed(code=refusal.code, error=str(refusal), retry=False)
+            return Failed(code=refusal.code, error=_told(refusal), retry=False)
         except TimeoutError:
             error = f"The edit was not done within {self._limit_s(job):g} s."
             _log.error("edit_failed", job=job.id, attempt=job.attempt, code="edit_timeout", why=error)
@@ -151,6 +152,12 @@ class Attempts:
                 )
             )
         return outputs
+
+
+def _told(refusal: EditRefused) -> str:
+    """A refusal's sentence, which may have a caller's words in it, as every database can hold it."""
+    words = str(refusal).encode("utf-8", "backslashreplace").decode().replace("\0", "")
+    return words if len(words) <= _REFUSAL_CHARACTERS_MAX else f"{words[:_REFUSAL_CHARACTERS_MAX]} …"
 
 
 def settle(tx: Connection, *, life: JobLife, lease: Lease, ending: Ending, now: datetime) -> Job:

@@ -11,7 +11,7 @@ REMINDER_S: Final = 60.0
 
 
 class Outage:
-    """The database's being away, as one asker notices it: often, and each time with the same sentence.
+    """Logs for one asker that the database is away, at first and each minute, and that it is back.
 
     One that has answered for `REMINDER_S` is back, and not sooner: where a disk is full, or a page is damaged, it
     answers some questions and others never.

@@ -6,14 +6,18 @@ bytes of the tensors that it names, one after the other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from math import prod
 from typing import Any, BinaryIO, Final, NamedTuple
+
+import orjson
 
 BYTES_MAX: Final = 100_000_000
 """As the library has it."""
 _LENGTH_BYTES: Final = 8
+_NAME_CHARACTERS_MAX: Final = 300
+_DTYPE_CHARACTERS_MAX: Final = 16
+_AXES_MAX: Final = 8
+_AXIS_MAX: Final = 2**31
 _ITEM_BYTES: Final = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -60,8 +64,8 @@ def read_header(file: BinaryIO, *, bytes_max: int = BYTES_MAX) -> Header:
     if length > bytes_max:
         raise HeaderError(f"has a header of {length} bytes, and at most {bytes_max} are read")
     try:
-        told: Any = json.loads(file.read(length))
-    except (ValueError, RecursionError) as error:
+        told: Any = orjson.loads(file.read(length))
+    except orjson.JSONDecodeError as error:
         raise HeaderError(f"is no safetensors file: its header can't be read ({error})") from error
     if not isinstance(told, dict):
         raise HeaderError("is no safetensors file: its header is no JSON object")
@@ -72,9 +76,9 @@ def read_header(file: BinaryIO, *, bytes_max: int = BYTES_MAX) -> Header:
     end = start
     for name, tensor in sorted(tensors.items(), key=lambda each: each[1].first):
         if tensor.first != end:
-            raise HeaderError(f"is no safetensors file: {name[:80]} doesn't begin where the tensor before it ends")
+            raise HeaderError(f"is no safetensors file: {name} doesn't begin where the tensor before it ends")
         if tensor.last > size:
-            raise HeaderError(f"is cut short: {name[:80]} ends at byte {tensor.last} of {size}")
+            raise HeaderError(f"is cut short: {name} ends at byte {tensor.last} of {size}")
         end = tensor.last
     if end != size:
         raise HeaderError(f"has {size} bytes, and its header tells of {end}")
@@ -82,20 +86,36 @@ def read_header(file: BinaryIO, *, bytes_max: int = BYTES_MAX) -> Header:
 
 
 def _stored(name: str, about: Any, start: int) -> Stored:
+    if not name.isprintable() or len(name) > _NAME_CHARACTERS_MAX:
+        raise HeaderError(f"is no safetensors file: a tensor's name is {name[:40]!r}")
     try:
-        first, last = (_whole(offset) for offset in about["data_offsets"])
-        tensor = Stored(str(about["dtype"]), tuple(map(_whole, about["shape"])), start + first, start + last)
-    except (TypeError, KeyError, ValueError) as error:
-        raise HeaderError(f"is no safetensors file: its header doesn't say what {name[:80]} is") from error
-    item = _ITEM_BYTES.get(tensor.dtype)
-    if first > last or (item is not None and item * prod(tensor.shape) != last - first):
-        raise HeaderError(
-            f"is no safetensors file: {name[:80]} is {tensor.dtype} of shape {list(tensor.shape)} in {last - first} bytes"
+        first, last = about["data_offsets"]
+        dtype, shape = about["dtype"], about["shape"]
+        is_told = (
+            dtype.isidentifier()
+            and len(dtype) <= _DTYPE_CHARACTERS_MAX
+            and len(shape) <= _AXES_MAX
+            and _are_whole(shape, most=_AXIS_MAX)
+            and _are_whole((first, last), most=2**62)
         )
-    return tensor
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise HeaderError(f"is no safetensors file: its header doesn't say what {name} is") from error
+    if not is_told:
+        raise HeaderError(f"is no safetensors file: its header doesn't say what {name} is")
+    size = last - first
+    if first > last or _bytes(dtype, shape) not in (None, size):
+        raise HeaderError(f"is no safetensors file: {name} is {dtype} of shape {list(shape)} in {size} bytes")
+    return Stored(dtype, tuple(shape), start + first, start + last)
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no size")
-    return value
+def _are_whole(values: Any, *, most: int) -> bool:
+    return all(type(value) is int and 0 <= value < most for value in values)
+
+
+def _bytes(dtype: str, shape: Any) -> int | None:
+    """How many a tensor has; None for a format that isn't known here."""
+    count = _ITEM_BYTES.get(dtype)
+    if count is not None:
+        for axis in shape:
+            count *= axis
+    return count

@@ -44,6 +44,7 @@ def add(routes: APIRouter, parts: Parts) -> None:
             "version": __version__,
             "requests_per_minute": parts.edits.requests_per_minute(caller.key.policy),
             "picture_bytes_max": parts.limits.picture_bytes_max,
+            "lora_bytes_max": parts.limits.lora_bytes_max,
             "idempotency_s": parts.limits.idempotency_s,
         }
 

@@ -1,9 +1,10 @@
-// What the account uploaded.
+// What the account uploaded, and which LoRAs it brought.
 
 import { getJson, here } from "../shared/api.js";
 import { copy, h, toast } from "../shared/dom.js";
 import { ago, bytes, moment } from "../shared/format.js";
 import { confirmed } from "../shared/shell.js";
+import { loras } from "./loras.js";
 import { button, heading, table, within } from "./parts.js";
 
 export function files(place, me) {
@@ -34,6 +35,7 @@ export function files(place, me) {
     list,
   );
   load();
+  loras(place, me);
 }
 
 function columns(remove) {

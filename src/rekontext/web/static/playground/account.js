@@ -38,11 +38,11 @@ export function drawKnown(model, { choose }) {
   );
 }
 
-/** Names of the LoRAs that the model can be given; null while that isn't known. */
+/** Names of the LoRAs that the model can be given, and whether addresses of others are taken; null while not known. */
 export function offered(me) {
-  if (!me) return null;
+  if (!me) return { names: null, takesAddresses: null };
   const { ready, loras } = me.model;
-  return ready || loras.length ? loras : null;
+  return { names: ready || loras.length ? loras : null, takesAddresses: me.lora_bytes_max > 0 };
 }
 
 /** Price and time of the edit in the form, of so many `pictures`, as far as they are known. */

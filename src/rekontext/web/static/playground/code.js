@@ -227,7 +227,7 @@ function python({ fields, host, isAsync, out, count, outOf, link, name, download
   return lines.join("\n");
 }
 
-/** A form carries text: booleans are spelled as JSON spells them, LoRAs in one line. */
+/** A form carries text: booleans are spelled as JSON spells them, LoRAs in one line or as JSON. */
 function asText(fields) {
   const text = ([name, value]) => {
     if (typeof value === "boolean") return [name, String(value)];

@@ -34,9 +34,9 @@ export class Form extends EventTarget {
     }
   }
 
-  /** Which LoRAs can be chosen: their names, null while that isn't known. */
-  offer(loras) {
-    this.#picker.offer(loras);
+  /** Where LoRAs are chosen: it is told which there are. */
+  get loras() {
+    return this.#picker;
   }
 
   /**
@@ -302,10 +302,11 @@ function ratioGlyph(ratio) {
 
 /** Say at each named field what the server allows there. Returns the control of the first such field on the page. */
 export function showFaults(errors) {
-  for (const { parameter, value, allowed } of errors) {
+  for (const error of errors) {
+    const { parameter } = error;
     const place = document.getElementById(`${parameter}-fault`);
     if (!place) continue;
-    place.textContent = faultInWords({ value, allowed });
+    place.textContent = faultInWords(error);
     for (const control of $$(`[data-control="${parameter}"]`)) {
       control.setAttribute("aria-invalid", "true");
       control.closest("details")?.setAttribute("open", "");
@@ -314,7 +315,9 @@ export function showFaults(errors) {
   return $('[data-control][aria-invalid="true"]');
 }
 
-export function faultInWords({ value, allowed }) {
+export function faultInWords({ parameter, value, allowed, reason }) {
+  // Of a list the reason says which entry it is, and of one that can't be fetched why.
+  if (parameter === "loras" && reason) return `This ${reason}.`;
   if (value === null || value === undefined || value === "") return `Missing: ${allowed}.`;
   if (/^data:image/.test(value)) return `This picture is not allowed: ${allowed}.`;
   const isSpelled = /^[[{]/.test(value); // the server tells a list as the JSON of it

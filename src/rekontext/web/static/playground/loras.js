@@ -1,7 +1,11 @@
 // The LoRAs of an edit in the ways that the server reads: a list of {"name": "ink", "strength": 0.8} or "ink:0.8", or such
-// texts with commas between them.
+// texts with commas between them. A name may be an address: the URL of a file, or owner/name on the hub.
 
 const ENTRY = /^([^:/]+?)\s*(?::\s*([+-]?(?:\d+\.?\d*|\.\d+)))?$/;
+const ADDRESS = /^(.*\/.*?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?$/; // which has colons of its own
+const OWN = /@[0-9a-f]{16}$/; // the id of one that the account brought
+const REST_CHARACTERS = 5;
+const ADDRESS_CHARACTERS_MAX = 2000;
 
 /** The list that a value stands for, its strengths said; empty for none, null where the value can't be read. */
 export function lorasOf(value) {
@@ -12,9 +16,10 @@ export function lorasOf(value) {
   return loras.includes(null) ? null : loras;
 }
 
-function loraOf(entry) {
+/** One of them; null for what is none. */
+export function loraOf(entry) {
   if (typeof entry === "string") {
-    const [, name, strength = 1] = entry.match(ENTRY) ?? [];
+    const [, name, strength = 1] = entry.match(isAddress(entry) ? ADDRESS : ENTRY) ?? [];
     return name ? { name, strength: Number(strength) } : null;
   }
   if (entry === null || typeof entry !== "object") return null;
@@ -25,9 +30,52 @@ function loraOf(entry) {
   return { name, strength: by };
 }
 
-/** A list as text: where it has to be, as in a form, and for people. */
-export function lorasAsText(loras, between = ",") {
+/** Whether a name is of one that the account brought before. */
+export function isOwn(name) {
+  return OWN.test(name);
+}
+
+/** Whether a LoRA is named by where it lies. */
+export function isAddress(name) {
+  return name.includes("/");
+}
+
+/** Whether the server would look there at all. */
+export function isRightAddress(name) {
+  return isAddress(name) && name.length <= ADDRESS_CHARACTERS_MAX && !/[\p{C}\s]/u.test(name);
+}
+
+/** A list as a form's field: in one line, or as JSON where commas and colons of an address would be taken for others. */
+export function lorasAsText(loras) {
+  const text = inOneLine(loras);
+  return JSON.stringify(lorasOf(text)) === JSON.stringify(loras) ? text : JSON.stringify(loras);
+}
+
+/** A list for people. */
+export function lorasInWords(loras) {
+  return inOneLine(
+    loras.map(({ name, strength }) => ({ name: stemOf(name), strength })),
+    ", ",
+  );
+}
+
+function inOneLine(loras, between = ",") {
   return loras.map(({ name, strength }) => (strength === 1 ? name : `${name}:${strength}`)).join(between);
+}
+
+/** What a LoRA is called, in short: without the id that an account's own has, or the end of its address. */
+export function stemOf(name) {
+  if (!isAddress(name)) return name.replace(OWN, "");
+  const [path] = name.replace(/^\w+:\/\//, "").split(/[?#]/);
+  const last = path.split("/").filter(Boolean).at(-1) ?? name;
+  return last.replace(/\.safetensors$/, "") || name;
+}
+
+/** What tells it from others that are called alike: how its id begins, or where it lies. */
+export function restOf(name) {
+  if (!isAddress(name)) return name.slice(stemOf(name).length).slice(0, REST_CHARACTERS);
+  const [host] = name.replace(/^\w+:\/\//, "").split("/");
+  return host.replace(/^.*@/, "");
 }
 
 export function isStrength(by, { strongest }) {

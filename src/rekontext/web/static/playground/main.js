@@ -8,13 +8,14 @@ import { askForKey, confirmed, installTheme, signOut, whoIs } from "../shared/sh
 import { installTabs } from "../shared/tabs.js";
 import { EXAMPLES, drawExamples, exampleNamed } from "./examples.js";
 import { drawKnown, drawMe, drawPrice, offered } from "./account.js";
+import { Brought, namesTold } from "./brought.js";
 import { Form, clearFault, clearFaults, faultInWords, showFaults } from "./form.js";
 import { Json } from "./json.js";
 import { Marking, maskIn } from "./marking.js";
 import { countIn, ratiosLike, startValues, withoutNeedless } from "./parameters.js";
 import { PhotoRefused, fromBlob, isSame, photoOf, photoRecord } from "./photo.js";
 import { Estimates, listedPrice } from "./price.js";
-import { countOf, hasEnded, isWaiting } from "./run.js";
+import { countOf, fetchedFor, hasEnded, isWaiting, sendingInWords } from "./run.js";
 import { AT_ONCE_MAX, Runs } from "./runs.js";
 import { installSamples } from "./samples.js";
 import { checkLink, restored, shareLink, uploaded } from "./share.js";
@@ -71,6 +72,7 @@ const estimates = new Estimates((estimate) => {
   state.estimate = estimate;
   drawEstimate();
 });
+const brought = new Brought((loras) => form.loras.bring(loras));
 const strip = new Strip($("#strip"), select);
 const json = new Json({
   present: () => ({ photo: state.photo, mask: marking.mask }),
@@ -215,7 +217,9 @@ function maskChanged({ fromJson = false } = {}) {
 async function run(event) {
   event?.preventDefault();
   // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
-  if (state.isSubmitting || runs.running.some((run) => run.state === "SENDING" && !run.isInDoubt)) return;
+  const sending = runs.running.find((run) => run.state === "SENDING" && !run.isInDoubt);
+  if (sending && fetchedFor(sending)) toast("The edit before this one still waits for its LoRA.");
+  if (state.isSubmitting || sending) return;
   state.isSubmitting = true;
   marking.settle();
   const before = state.selected;
@@ -232,6 +236,7 @@ async function run(event) {
 async function prepared() {
   clearFaults();
   refuse(null);
+  if (!form.loras.settle()) return;
   if (!$("#view-json").hidden && !json.isRight) {
     json.blame();
     return;
@@ -390,7 +395,8 @@ async function share(asked, photo, mask) {
     )
       return;
     const link = await shareLink(asked, photo);
-    const said = ["Link copied", mask && "without what is marked"].filter(Boolean).join(", ");
+    const where = fetchedFor({ request: asked }) && "with where its LoRA lies";
+    const said = ["Link copied", mask && "without what is marked", where].filter(Boolean).join(", ");
     await copy(link, photo && !photo.example ? `${said}. Whoever has it can see the photo.` : said);
     if (photo === state.photo) keepPhoto(); // it may have another link now
     requestChanged();
@@ -441,6 +447,7 @@ function bringOnStage() {
 
 function changed({ detail: run }) {
   draw();
+  if (!run || hasEnded(run)) form.loras.learn(namesTold(runs.all));
   if (!run) return;
   if (hasEnded(run)) {
     const count = countOf(run);
@@ -452,6 +459,8 @@ function changed({ detail: run }) {
     );
     estimates.ask(form.values, state.photo);
     if (run.state === "COMPLETED") refreshMe();
+  } else if (run.state === "SENDING" && fetchedFor(run)) {
+    say(sendingInWords(run));
   } else if (run.state === "PROCESSING" && run.step && run.step % Math.ceil(run.steps / 4) === 0) {
     say(`Step ${run.step} of ${run.steps}`);
   }
@@ -470,7 +479,8 @@ function say(text) {
 
 function drawAccount() {
   drawMe(state.me);
-  form.offer(offered(state.me));
+  form.loras.offer(offered(state.me));
+  brought.ask(state.me);
   if (!state.me) return;
   drawKnown(state.me.model, { choose: choosePrompt });
   if (!state.me.model.ready) setTimeout(refreshMe, LOADING_LOOK_MS);

@@ -1,19 +1,31 @@
-// Which LoRAs an edit is given, and how strongly: a chip for each that is on offer, a row for each that is chosen.
+// Which LoRAs an edit is given, and how strongly: a chip for each that is on offer, that the account brought or that was
+// added here by its address; a row for each that is chosen.
 
-import { $, glyph, h } from "../shared/dom.js";
+import { $, fill, glyph, h } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
-import { isStrength } from "./loras.js";
+import { Adder, addressFault } from "./adder.js";
+import { isAddress, isOwn, isStrength, restOf, stemOf } from "./loras.js";
 
 const CHIPS_MAX = 12; // each is a stop for the Tab key
 const SLIDER_MAX = 2;
 const STEP = 0.05;
 const CHARACTERS_MAX = 80;
 
+/** Why one that is chosen can't be had, in its row and in a clause. */
+const GONE = ["not offered any more", "which isn't offered any more"];
+const STRANGE = ["not among yours", "which isn't among those that your account brought"];
+const BY_NAME_ONLY = ["taken by name only", "which this server takes by name only"];
+
 export class LoraPicker {
   #parameter;
   #change;
   #offers = null;
+  #takesAddresses = null; // null while that isn't known, as of those that are on offer or brought
+  #brought = null; // names, and where each is from
+  #known = new Map(); // by which name the server knows an address
+  #added = new Set(); // addresses that can be chosen again
+  #apart = new Map(); // what is shown of a name: {stem, rest}
   #value = [];
   #isWhole = false; // the list, however long
   #chips = new Map();
@@ -29,6 +41,7 @@ export class LoraPicker {
     },
   });
   #said = h("p.help", { role: "status" });
+  #adder = new Adder({ add: (lora, how) => this.#add(lora, how), toggled: () => this.#drawPlace() });
   #chosen = h("ul.chosen", { "aria-label": "Chosen LoRAs" });
 
   /** `change` takes a list that was chosen here, and whether it `isTyped`. */
@@ -44,13 +57,32 @@ export class LoraPicker {
       this.#all,
       this.#said,
       this.#chosen,
+      this.#adder.element,
     );
   }
 
-  /** Names that can be chosen, null while that isn't known. */
-  offer(names) {
+  /** Names of those on offer, and whether addresses are taken; both null while that isn't known. */
+  offer({ names, takesAddresses }) {
     this.#offers = names;
+    this.#takesAddresses = takesAddresses;
     this.#draw();
+  }
+
+  /** What the account brought: a list of {name, source}, null while that isn't known. */
+  bring(loras) {
+    this.#brought = loras && new Map(loras.map(({ name, source }) => [name, source]));
+    this.#draw();
+  }
+
+  /** By which names addresses are known now. */
+  learn(names) {
+    this.#known = names;
+    this.#draw();
+  }
+
+  /** Take over what stands in the field for an address. Gives whether nothing is wrong with it. */
+  settle() {
+    return this.#adder.settle();
   }
 
   /** Show a value; of one that is typed only what the typing doesn't stand in. */
@@ -65,16 +97,63 @@ export class LoraPicker {
     return this.#parameter.read(this.#value);
   }
 
+  /** What can be chosen: the account's own first, those that were used last before others. */
+  get #choices() {
+    const own = [...(this.#brought?.keys() ?? [])];
+    const chosen = (this.#loras ?? []).map(({ name }) => name).filter(isAddress);
+    const addresses = this.#takesAddresses ? [...new Set([...chosen, ...this.#added])] : [];
+    return [...addresses.filter((each) => !own.includes(this.#nameOf(each))), ...own, ...(this.#offers ?? [])];
+  }
+
+  /** The name that the server knows it by, as far as that was told: by a result, or by where the account's are from. */
+  #nameOf(given) {
+    const told = this.#known.get(given);
+    if (told || !isAddress(given)) return told ?? given;
+    const from = [...(this.#brought ?? [])].filter(([, source]) => source === given);
+    return from.length === 1 ? from[0][0] : given;
+  }
+
   #draw() {
+    const given = [...this.#choices, ...(this.#loras ?? []).map(({ name }) => name)];
+    const names = new Set(given.map((name) => this.#nameOf(name)));
+    const stems = [...names].map(stemOf);
+    const isShared = (stem) => stems.indexOf(stem) !== stems.lastIndexOf(stem);
+    this.#apart = new Map(
+      [...names].map((name, at) => [name, { stem: stems[at], rest: isShared(stems[at]) ? restOf(name) : "" }]),
+    );
     this.#drawChips();
     this.#drawRows();
+    this.#drawPlace();
+  }
+
+  /** Where nothing is on offer or chosen there is only a link; where none can be brought either, nothing. */
+  #drawPlace() {
+    const isEmpty = !this.#choices.length && this.#loras?.length === 0;
+    const isFull = this.#loras?.length >= this.#parameter.most;
+    this.#adder.offer(!this.#takesAddresses || isFull ? null : isEmpty ? "Add a LoRA" : "Add one by its address");
     const field = this.element.closest("[data-parameter]");
-    if (field) field.hidden = !this.#offers?.length && this.#loras?.length === 0;
+    if (!field) return;
+    field.hidden = isEmpty && !this.#takesAddresses;
+    field.classList.toggle("quiet", isEmpty && !this.#adder.isOpen);
+  }
+
+  #add(lora, { isFocused }) {
+    const loras = this.#loras ?? [];
+    const { name, strength } = lora;
+    if (!this.#choices.includes(name) && addressFault(name)) return addressFault(name);
+    if (!isStrength(strength, this.#parameter)) return this.#strengthFault(name, strength);
+    if (loras.some((each) => this.#nameOf(each.name) === this.#nameOf(name))) return `${stemOf(name)} is chosen already.`;
+    if (loras.length >= this.#parameter.most) return `${loras.length} are chosen, as many as an edit may have.`;
+    const all = sorted([...loras, lora]);
+    if (isAddress(name)) this.#added.add(name);
+    this.#change(all);
+    if (isFocused) control(this.#rows[all.indexOf(lora)]).focus();
+    return "";
   }
 
   #drawChips() {
-    const names = this.#offers ?? [];
-    const chosen = new Set(this.#loras?.map(({ name }) => name));
+    const names = this.#choices;
+    const chosen = new Set(this.#loras?.map(({ name }) => this.#nameOf(name)));
     const isFull = chosen.size >= this.#parameter.most;
     const isLong = names.length > CHIPS_MAX;
     this.#search.hidden = !isLong;
@@ -82,15 +161,17 @@ export class LoraPicker {
     this.#search.setAttribute("aria-label", label);
     this.#search.placeholder = label;
     const words = isLong ? this.#search.value.trim().toLowerCase() : "";
-    const found = names.filter((name) => name.toLowerCase().includes(words));
+    const found = names.filter((name) => `${name} ${this.#brought?.get(name) ?? ""}`.toLowerCase().includes(words));
     const isCut = found.length > CHIPS_MAX && !this.#isWhole;
     arrange(
       this.#list,
       found.slice(0, isCut ? CHIPS_MAX : undefined).map((name) => {
         if (!this.#chips.has(name)) this.#chips.set(name, this.#chip(name));
         const chip = this.#chips.get(name);
+        this.#call($("span", chip), this.#nameOf(name));
+        $("label", chip).title = this.#title(name);
         const box = chip.querySelector("input");
-        box.checked = chosen.has(name);
+        box.checked = chosen.has(this.#nameOf(name));
         box.disabled = isFull && !box.checked;
         return chip;
       }),
@@ -110,23 +191,48 @@ export class LoraPicker {
 
   #chip(name) {
     const box = h("input", { type: "checkbox", onchange: () => this.#toggle(name, box.checked) });
-    return h("li", {}, h("label.chip", { title: name }, box, h("span", {}, name)));
+    return h("li", {}, h("label.chip", {}, box, h("span", {})));
+  }
+
+  #title(name) {
+    const source = this.#brought?.get(name) ?? "";
+    return isAddress(source) ? `${name}, from ${source}` : name;
+  }
+
+  /** Write into an element what it is called. */
+  #call(element, name) {
+    const { stem, rest } = this.#apart.get(name) ?? { stem: stemOf(name), rest: "" };
+    if (element.textContent !== [stem, rest].filter(Boolean).join(" "))
+      fill(element, stem, rest && " ", rest && h("span.rest", {}, rest));
+    return element;
+  }
+
+  #label(name) {
+    return this.#call(h("span"), this.#nameOf(name)).textContent;
   }
 
   #toggle(name, isChosen) {
-    const others = (this.#loras ?? []).filter((each) => each.name !== name);
-    const all = isChosen ? [...others, { name, strength: 1 }] : others;
-    this.#change(all.sort((one, two) => (one.name < two.name ? -1 : 1))); // as they are merged
+    if (isAddress(name)) this.#added.add(name); // a link's or a draft's stays, too
+    const others = (this.#loras ?? []).filter((each) => this.#nameOf(each.name) !== this.#nameOf(name));
+    this.#change(sorted(isChosen ? [...others, { name, strength: 1 }] : others));
+  }
+
+  /** Why a LoRA can't be had; null for one that can, as far as that is known. */
+  #why(name) {
+    if (this.#choices.includes(name)) return null;
+    if (isAddress(name)) return this.#takesAddresses === false ? BY_NAME_ONLY : null;
+    if (isOwn(name)) return this.#brought ? STRANGE : null;
+    return this.#offers ? GONE : null;
   }
 
   #drawRows() {
     const loras = this.#loras;
-    const isOffered = ({ name }) => !this.#offers || this.#offers.includes(name);
-    const wanted = loras?.map((each) => `${isOffered(each)} ${each.name}`) ?? [toJson(this.#value)];
+    const key = ({ name }) => toJson([this.#why(name)?.[0] ?? "", this.#label(name), name]);
+    const wanted = loras?.map(key) ?? [toJson(this.#value)];
     this.#chosen.hidden = wanted.length === 0;
     const before = this.#rows;
     const focused = before.findIndex(({ element }) => element.contains(document.activeElement));
-    const made = (each, at) => (isOffered(each) ? this.#strength(each, at) : this.#gone(each, at));
+    const made = (each, at) => (this.#why(each.name) ? this.#gone(each, at) : this.#strength(each, at));
     this.#rows = wanted.map((key, at) => {
       if (before[at]?.key === key) return before[at];
       const row = { key, ...(loras ? made(loras[at], at) : this.#unread()) };
@@ -145,6 +251,7 @@ export class LoraPicker {
 
   #strength({ name }, at) {
     const { strongest } = this.#parameter;
+    const label = this.#label(name);
     const strength = () => this.#loras[at].strength;
     const change = (to, how) =>
       this.#change(
@@ -152,13 +259,14 @@ export class LoraPicker {
         how,
       );
     const number = h("input.input.number", {
-      ...this.#described(`Strength of ${name}`),
+      ...this.#described(`Strength of ${label}`),
       type: "number",
       min: -strongest,
       max: strongest,
       step: STEP,
       oninput: () => change(number.value === "" ? 1 : Number(number.value), { isTyped: true }),
       onchange: () => {
+        if (!this.#rows[at]?.element.contains(number)) return; // its row makes room for another
         number.value = strength();
         this.#judge(name, number);
       },
@@ -168,12 +276,12 @@ export class LoraPicker {
       min: -SLIDER_MAX,
       max: SLIDER_MAX,
       step: STEP,
-      "aria-label": `Strength of ${name}, slider`,
+      "aria-label": `Strength of ${label}, slider`,
       // 0 would leave it out: the slider goes on to the other side.
       oninput: () => change(Number(slider.value) || (strength() > 0 ? -STEP : STEP)),
     });
     return {
-      element: h("li.lora", {}, called(name), slider, number, this.#removal(name, at)),
+      element: h("li.lora", {}, this.#called(name), slider, number, this.#removal(name, at)),
       write: (isTyped) => {
         if (!isTyped || document.activeElement !== number) number.value = strength();
         slider.value = strength();
@@ -183,8 +291,9 @@ export class LoraPicker {
 
   /** One that is chosen and can't be, as in an edit of last week. */
   #gone({ name }, at) {
-    const removal = this.#removal(name, at, this.#described(`Remove ${name}, which isn't offered any more`));
-    return refused(called(name), "not offered any more", removal);
+    const [why, clause] = this.#why(name);
+    const removal = this.#removal(name, at, this.#described(`Remove ${this.#label(name)}, ${clause}`));
+    return refused(this.#called(name), why, removal);
   }
 
   #unread() {
@@ -194,17 +303,19 @@ export class LoraPicker {
     return refused(h("code", {}, shown), "no list of LoRAs", removal);
   }
 
-  #removal(name, at, props = { "aria-label": `Remove ${name}` }) {
+  #removal(name, at, props = { "aria-label": `Remove ${this.#label(name)}` }) {
     const remove = () => {
+      this.#added.delete(name);
       this.#change((this.#loras ?? []).filter((_, other) => other !== at));
-      const chip = this.#chips.get(name);
+      const chip = name && (this.#chips.get(this.#nameOf(name)) ?? this.#chips.get(name));
       const next = [
         chip?.isConnected && $("input", chip),
         $("button", this.#chosen),
         $("input", this.#list),
+        $("button", this.#adder.element),
         $("#prompt"),
       ];
-      next.find((each) => each)?.focus();
+      next.find((each) => each && each.checkVisibility())?.focus();
     };
     return h(
       "button.button.icon.small.quiet",
@@ -220,13 +331,25 @@ export class LoraPicker {
 
   /** Say of a strength that was typed what the server would. */
   #judge(name, number) {
-    const { strongest, name: parameter } = this.#parameter;
     const by = Number(number.value);
     if (isStrength(by, this.#parameter)) return;
     number.setAttribute("aria-invalid", "true");
-    document.getElementById(`${parameter}-fault`).textContent =
-      `${name} at ${by} is not allowed: from −${strongest} to ${strongest}, but not 0.`;
+    document.getElementById(`${this.#parameter.name}-fault`).textContent = this.#strengthFault(name, by);
   }
+
+  #strengthFault(name, by) {
+    const { strongest } = this.#parameter;
+    return `${this.#label(name)} at ${by} is not allowed: from −${strongest} to ${strongest}, but not 0.`;
+  }
+
+  #called(name) {
+    return this.#call(h("span.lora-name", { title: this.#title(name) }), this.#nameOf(name));
+  }
+}
+
+/** In the order in which they are merged. */
+function sorted(loras) {
+  return loras.sort((one, two) => (one.name < two.name ? -1 : 1));
 }
 
 /** Where a fault of a row's is seen. */
@@ -237,10 +360,6 @@ function control({ element }) {
 /** The row of what can only be removed. */
 function refused(what, why, removal) {
   return { element: h("li.lora.gone", {}, what, h("span.why", {}, why), removal), write() {} };
-}
-
-function called(name) {
-  return h("span.lora-name", { title: name }, name);
 }
 
 /** Let these be a list's children. Elements that stay where they are keep the focus. */

@@ -2,7 +2,7 @@
 
 import { getJson } from "../shared/api.js";
 import { readKey } from "../shared/key.js";
-import { areRight, lorasAsText, lorasOf } from "./loras.js";
+import { areRight, isAddress, lorasAsText, lorasOf } from "./loras.js";
 import { BY_NAME, countIn } from "./parameters.js";
 
 const PAUSE_MS = 250;
@@ -41,7 +41,8 @@ export class Estimates {
       const query = new URLSearchParams();
       for (const name of ["num_inference_steps", "aspect_ratio", "acceleration"]) query.set(name, values[name]);
       if (pictures > 1) query.set("num_images", pictures);
-      if (loras.length) query.set("loras", lorasAsText(loras));
+      const named = loras.filter(({ name }) => !isAddress(name)); // what is to be kept off logs isn't asked about
+      if (named.length) query.set("loras", lorasAsText(named));
       if (photo?.width) {
         query.set("width", photo.width);
         query.set("height", photo.height);

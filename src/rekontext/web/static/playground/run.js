@@ -3,6 +3,7 @@
 import { ENDED } from "../shared/api.js";
 import { readAccount } from "../shared/key.js";
 import { seedAt } from "../shared/seeds.js";
+import { isAddress, lorasOf } from "./loras.js";
 import { countIn } from "./parameters.js";
 import { linkOf, photoOf, photoRecord } from "./photo.js";
 
@@ -91,6 +92,17 @@ export function isRunning(run) {
 /** Whether other edits come before it: in the queue, or in an engine before its next step. */
 export function isWaiting({ state, position }) {
   return state === "QUEUED" || (state === "PROCESSING" && position > 0);
+}
+
+/** How many LoRAs the server looks for elsewhere before it answers the submit, which may take minutes. */
+export function fetchedFor({ request }) {
+  return (lorasOf(request.loras) ?? []).filter(({ name }) => isAddress(name)).length;
+}
+
+/** What is done until the submit is answered. */
+export function sendingInWords(run) {
+  const count = fetchedFor(run);
+  return count ? `Sending the photo, fetching the ${count > 1 ? "LoRAs" : "LoRA"} …` : "Sending the photo …";
 }
 
 /** Seconds until its picture is there; null where nobody knows. While it waits little is told, and time goes on. */

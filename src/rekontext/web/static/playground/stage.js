@@ -5,9 +5,9 @@ import { bytes, money, seconds } from "../shared/format.js";
 import { Compare } from "./compare.js";
 import { suffix } from "./encoding.js";
 import { pictureUrl } from "./examples.js";
-import { lorasAsText, lorasOf } from "./loras.js";
+import { lorasInWords, lorasOf } from "./loras.js";
 import { percent } from "./mask.js";
-import { countOf, isRunning, isWaiting, secondsLeft, seedOf } from "./run.js";
+import { countOf, isRunning, isWaiting, secondsLeft, seedOf, sendingInWords } from "./run.js";
 import { Tint } from "./tint.js";
 
 const SHAPE_OF_NOTHING = 4 / 3;
@@ -371,7 +371,7 @@ function asked(run) {
   return [
     spoken(prompt),
     countOf(run) > 1 && h("p.caption", {}, `${countOf(run)} pictures`),
-    chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasAsText(chosen, ", ")}`),
+    chosen.length > 0 && h("p.caption.loras", {}, `with ${lorasInWords(chosen)}`),
     mask && h("p.caption", {}, `in the marked part, ${percent(mask.part)} of the photo`),
   ];
 }
@@ -384,7 +384,7 @@ function verdict({ state, error }) {
 }
 
 function statusWords(run) {
-  if (run.state === "SENDING") return [run.isLost ? "No answer yet, sending again …" : "Sending the photo …"];
+  if (run.state === "SENDING") return [run.isLost ? "No answer yet, sending again …" : sendingInWords(run)];
   if (run.isLost) return ["Connection lost, trying again …"];
   const leftS = secondsLeft(run);
   const left = leftS === null ? "" : ` · about ${seconds(leftS)} left`;

@@ -29,6 +29,7 @@ const NOTHING_TAKEN = new Set([
   "unreachable_picture",
   "unreadable_picture",
   "mask_refused",
+  "lora_refused",
 ]);
 
 /**

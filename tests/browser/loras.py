@@ -1,0 +1,66 @@
+"""LoRAs that an account has, and a web site that it can bring more from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete
+
+from rekontext.database.tables import loras as table
+from rekontext.jobs import Lora, lora_key, loras
+from tests.api.brought import LoraSite, open_site
+from tests.browser.site import WAIT_S, Site
+
+_KEPT_BYTES_MAX = 10**12
+
+
+def own(site: Site, name: str, source: str, *, size: int = 19_000_000) -> Lora:
+    """One that the first account is known to have brought; its file isn't there."""
+    account = site.studio.account
+    lora = loras.id_of(account, source)
+    now = datetime.now(UTC)
+    new = Lora(
+        id=lora,
+        account=account,
+        object_key=lora_key(lora),
+        name=name,
+        source=source,
+        source_digest=lora,
+        tag="",
+        bytes=size,
+        created_at=now,
+        seen_at=now,
+        used_at=now,
+    )
+    site.studio.act(lambda tx, _: loras.keep(tx, new, bytes_max=_KEPT_BYTES_MAX))
+    return new
+
+
+def forget_all(site: Site) -> None:
+    """Of every account: other tests of the site begin without any."""
+    site.studio.act(lambda tx, _: tx.execute(delete(table)))
+
+
+@contextmanager
+def lora_site(site: Site) -> Iterator[LoraSite]:
+    """As `tests.api.brought.open_site`, on the service's own loop."""
+    opened = open_site()
+
+    def within(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, site.loop).result(WAIT_S)
+
+    async def enter() -> LoraSite:
+        return await opened.__aenter__()
+
+    async def leave() -> None:
+        await opened.__aexit__(None, None, None)
+
+    found: LoraSite = within(enter())
+    try:
+        yield found
+    finally:
+        within(leave())
