@@ -12,14 +12,14 @@ from sqlalchemy import delete
 
 from rekontext.database.tables import loras as table
 from rekontext.jobs import Lora, lora_key, loras
-from tests.api.brought import LoraSite, open_site
+from tests.api.brought import LoraSite, lora_file, open_site
 from tests.browser.site import WAIT_S, Site
 
 _KEPT_BYTES_MAX = 10**12
 
 
 def own(site: Site, name: str, source: str, *, size: int = 19_000_000) -> Lora:
-    """One that the first account is known to have brought; its file isn't there."""
+    """One that the first account is known to have brought; of its file there is only a little."""
     account = site.studio.account
     lora = loras.id_of(account, source)
     now = datetime.now(UTC)
@@ -29,14 +29,14 @@ def own(site: Site, name: str, source: str, *, size: int = 19_000_000) -> Lora:
         object_key=lora_key(lora),
         name=name,
         source=source,
-        source_digest=lora,
-        tag="",
         bytes=size,
         created_at=now,
-        seen_at=now,
         used_at=now,
     )
-    site.studio.act(lambda tx, _: loras.keep(tx, new, bytes_max=_KEPT_BYTES_MAX))
+    stored = site.studio.options.data_dir / "store" / new.object_key
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_bytes(lora_file())
+    site.studio.act(lambda tx, _: loras.keep(tx, new, None, bytes_max=_KEPT_BYTES_MAX))
     return new
 
 
