@@ -20,11 +20,12 @@ from rekontext import AGENT
 from rekontext.accounts import Acts, NewKey, PepperChanged, RequestLimiter, Tariff, keys, parse_usd, registry
 from rekontext.api import create_app, dialects
 from rekontext.api.auth import DatabaseKeys
-from rekontext.api.brought import HUB, BroughtLoras
+from rekontext.api.brought import BroughtLoras
 from rekontext.api.disk import DiskCheck
 from rekontext.api.documents import Documents
 from rekontext.api.edits import Edits
 from rekontext.api.forecast import Forecast
+from rekontext.api.hub import HUB, Hub
 from rekontext.api.links import Links
 from rekontext.api.metrics import Metrics
 from rekontext.api.orders import OrderReader
@@ -171,7 +172,8 @@ def assemble(
             kept_bytes_max=settings.loras_bytes_max,
             timeout_s=settings.lora_timeout_s,
             adopts=not isinstance(fleet, ElsewhereFleet),
-            hub=os.environ.get("HF_ENDPOINT") or HUB,  # which the hub's own library heeds for models
+            # which the hub's own library heeds for models
+            hub=Hub(lora_fetcher, url=os.environ.get("HF_ENDPOINT") or HUB),
         )
         signer = LinkSigner(derive(secret, "links"))
         links = Links(

@@ -157,7 +157,7 @@ async def test_the_hub_s_names_will_do(studio: Studio, site: LoraSite) -> None:
     assert "answered 404" in why(none)
     assert why(odd) == "can't be used: the hub doesn't tell which files o/odd has"
     assert why(strange) == "can't be used: the hub doesn't tell which files o/strange has"
-    assert why(path).startswith("has /etc/passwd: it must be the http(s) URL")
+    assert why(path).startswith("can't be used: /etc/passwd is neither the http(s) URL")
 
 
 @pytest.mark.parametrize(
@@ -608,3 +608,11 @@ def test_a_name_is_what_a_file_is_called() -> None:
     ):
         assert brought._name_of(address) == name
         assert loras.id_of("a", "b") != loras.id_of("c", "b")  # type: ignore[arg-type]
+
+
+async def test_an_account_has_no_more_of_them_than_a_bound(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are, and though it used them just now."""
+    monkeypatch.setattr(loras, "KEPT_MAX", 3)
+    async with studio.open() as client:
+        names = [(await sent(client, f"l{i}", lora_file(seed=i))).json()["name"] for i in range(5)]
+        assert [each["name"] for each in await brought_by(client)] == names[:1:-1]

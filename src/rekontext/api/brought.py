@@ -12,28 +12,26 @@ from datetime import timedelta
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
-import orjson
 from sqlalchemy import Connection
 
+from rekontext.api.hub import Hub, NotOnHub
 from rekontext.api.loras import Loras
 from rekontext.contract import LoRARefused
 from rekontext.database import AccountId, Database
 from rekontext.jobs import Lora, LorasFull, Objects, clear_away, lora_key, loras
 from rekontext.jobs.loras import Source
-from rekontext.models import BROUGHT_LORA, is_hub_id, is_lora_on_hub
+from rekontext.models import BROUGHT_LORA
 from rekontext.models.lora_files import NoLora, check_lora
 from rekontext.moments import moment
 from rekontext.pictures import CodecThreads, Fetcher, PictureRefused, PictureTooLarge, is_url, shown_address
 from rekontext.pictures.copies import LocalCopies, Unfinished
 from rekontext.sources import Clock
 
-HUB: Final = "https://huggingface.co"
 _FRESH_FOR: Final = timedelta(minutes=5)
 """So long its server isn't asked again whether it has another by now."""
-_LISTING_BYTES_MAX: Final = 2**20
 NAME_CHARACTERS_MAX: Final = 64
 _SHOWN_CHARACTERS: Final = 500
 _TAG_CHARACTERS_MAX: Final = 500
@@ -42,8 +40,6 @@ BRINGING_MAX: Final = 8
 _PLACES: Final = 16
 """Files that may be on their way at a time, of all accounts; more wait, within their time."""
 _PLACES_OF_ACCOUNT: Final = 2
-_USUAL: Final = "pytorch_lora_weights.safetensors"
-"""What diffusers calls the file of any LoRA."""
 _NAMELESS: Final = frozenset({"", "pytorch_lora_weights", "adapter_model", "lora", "model", "file", "download"})
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]+", re.ASCII)
 _TYPE: Final = "application/octet-stream"
@@ -85,7 +81,7 @@ class BroughtLoras:
         kept_bytes_max: of all that are kept of an account.
         timeout_s: for bringing all of an order.
         adopts: whether files are left in `copies`, for edits that run here.
-        hub: where owner/name lies.
+        hub: where what is named owner/name lies.
     """
 
     def __init__(
@@ -101,7 +97,7 @@ class BroughtLoras:
         kept_bytes_max: int,
         timeout_s: float,
         adopts: bool,
-        hub: str = HUB,
+        hub: Hub,
     ) -> None:
         self._database = database
         self._objects = objects
@@ -113,7 +109,7 @@ class BroughtLoras:
         self._kept_bytes_max = kept_bytes_max
         self._timeout_s = timeout_s
         self._adopts = adopts
-        self._hub = hub.rstrip("/")
+        self._hub = hub
         self._bringing: Counter[AccountId] = Counter()
         self._on_their_way: dict[tuple[AccountId, str], _OnItsWay] = {}
         self._places: WeakValueDictionary[AccountId, asyncio.Semaphore] = WeakValueDictionary()
@@ -201,15 +197,15 @@ class BroughtLoras:
     async def _brought(self, given: str, account: AccountId) -> Lora:
         if not self._bytes_max:
             raise BringingRefused(f"has {shown_address(given)}, and this server takes LoRAs by their names only")
-        place = given if is_url(given) else self._on_hub(given)
-        digest = hashlib.sha256(place.encode()).hexdigest()
-        if (lora := await self._seen_just_now(digest, account)) is not None:
-            return lora
-        with self._counted(account):
-            try:
+        try:
+            place = given if is_url(given) else self._hub.place(given)
+            digest = hashlib.sha256(place.encode()).hexdigest()
+            if (lora := await self._seen_just_now(digest, account)) is not None:
+                return lora
+            with self._counted(account):
                 return await self._with_others((account, digest), partial(self._fetched, place, digest, account))
-            except (PictureRefused, LorasFull) as fault:
-                raise BringingRefused(f"can't be used: {fault}") from fault
+        except (PictureRefused, LorasFull, NotOnHub) as fault:
+            raise BringingRefused(f"can't be used: {fault}") from fault
 
     async def _with_others(self, what: tuple[AccountId, str], work: Callable[[], Coroutine[Any, Any, Lora]]) -> Lora:
         """What `work` brings or raises; whoever asks for one that is on its way waits for that. None waits: it ends."""
@@ -274,7 +270,7 @@ class BroughtLoras:
 
     async def _fetched(self, place: str, digest: str, account: AccountId) -> Lora:
         async with self._place(account):
-            address = await self._address(place, account)
+            address = await self._hub.address(place, caller=account)
             known = await self._known(digest, account)
             lora = await self._fetch(address, digest, account, known)
             if lora is None:  # it was deleted while its server said that it is the same
@@ -358,44 +354,6 @@ class BroughtLoras:
             await self._copies.forget(each.object_key)
         return kept
 
-    def _on_hub(self, given: str) -> str:
-        """Where on the hub a repository or a file lies that is named as the hub names it."""
-        bare = given.removeprefix("huggingface.co/")
-        if not is_lora_on_hub(bare):
-            raise BringingRefused(
-                f"has {shown_address(given)}: it must be the http(s) URL of a .safetensors file, "
-                "owner/name or owner/name/FILE.safetensors of one on the hub, or a name"
-            )
-        owner, name, *file = bare.split("/", 2)
-        repository = f"{self._hub}/{owner}/{name}"
-        return f"{repository}/resolve/main/{quote(file[0])}" if file else repository
-
-    async def _address(self, place: str, account: AccountId) -> str:
-        """Of a file: it, or what a repository of the hub has."""
-        repository = place.removeprefix(f"{self._hub}/")
-        if repository == place or not is_hub_id(repository):
-            return place
-        return f"{place}/resolve/main/{quote(await self._file_of(repository, account))}"
-
-    async def _file_of(self, repository: str, account: AccountId) -> str:
-        listing = await self._fetcher.fetch(
-            f"{self._hub}/api/models/{repository}", bytes_max=_LISTING_BYTES_MAX, caller=account
-        )
-        try:
-            told: Any = orjson.loads(listing)
-            files = [name for each in told["siblings"] if _is_lora_file(name := each["rfilename"])]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as fault:
-            raise BringingRefused(f"can't be used: the hub doesn't tell which files {repository} has") from fault
-        if _USUAL in files:
-            return _USUAL
-        if len(files) != 1:
-            shown = ", ".join(name[:NAME_CHARACTERS_MAX] for name in sorted(files)[:5]) or "none"
-            raise BringingRefused(
-                f"can't be used: {repository} has {len(files)} .safetensors files ({shown}); name the one, as "
-                f"{repository}/FILE.safetensors"
-            )
-        return str(files[0])
-
 
 def lora_json(lora: Lora) -> dict[str, object]:
     """What its owner is told of it."""
@@ -407,17 +365,6 @@ def lora_json(lora: Lora) -> dict[str, object]:
         "created_at": moment(lora.created_at),
         "used_at": moment(lora.used_at),
     }
-
-
-def _is_lora_file(name: str) -> bool:
-    """Whether a file of a repository may be its LoRA.
-
-    Raises:
-        TypeError: it is no text.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is no file's name")
-    return "/" not in name and name.endswith(".safetensors")
 
 
 def _name_of(address: str) -> str:

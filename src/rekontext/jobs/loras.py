@@ -20,6 +20,8 @@ from rekontext.database.tables import lora_sources, loras
 from rekontext.jobs.errors import JobRefused
 
 PAGE_MAX: Final = 200
+KEPT_MAX: Final = 500
+"""LoRAs that an account has at a time, however small they are."""
 _IN_USE_FOR: Final = timedelta(hours=1)
 """After an order for it a LoRA doesn't make room for others: its edit may still wait."""
 _ID_DIGITS: Final = 16
@@ -105,8 +107,9 @@ def making_room(tx: Connection, new: Lora, *, bytes_max: int) -> list[Lora]:
     found = [_lora(row) for row in tx.execute(query).mappings()]
     kept = sum(each.bytes for each in found) + new.bytes
     gone = []
-    for each in found:
-        if kept <= bytes_max or each.used_at > new.used_at - _IN_USE_FOR:
+    for i, each in enumerate(found):
+        is_many = len(found) - i >= KEPT_MAX
+        if not is_many and (kept <= bytes_max or each.used_at > new.used_at - _IN_USE_FOR):
             break
         kept -= each.bytes
         gone.append(each)
