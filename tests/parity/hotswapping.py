@@ -17,7 +17,6 @@ from tests.parity.with_peft import EDIT
 
 CPU: Final = torch.device("cpu")
 INK: Final = (("ink", 0.7),)
-NAN: Final = (("nan", 1.0),)
 BOTH: Final = (("ink", 0.7), ("wash", -0.5))
 SETS: Final[tuple[tuple[tuple[str, float], ...], ...]] = ((), INK, BOTH, (("wash", 1.0),))
 
