@@ -496,6 +496,7 @@ def test_the_console_has_no_serious_accessibility_fault(open_page: OpenPage, sit
 def test_the_first_load_is_light(path: str, open_page: OpenPage, site: Site) -> None:
     """Everything that a first visit brings over the wire, headers included."""
     page = open_page(path, key=None)
+    page.wait_for_load_state("networkidle")  # or what is still on its way would count twice
     session = page.context.new_cdp_session(page)
     loaded: list[float] = []
     session.on("Network.loadingFinished", lambda event: loaded.append(event["encodedDataLength"]))
