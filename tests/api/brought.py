@@ -6,8 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
+import httpx2
 from aiohttp import web
+
+from tests.api.orders import GOOD, V1
 
 
 def lora_file(*, seed: int = 0, size: int = 64, **metadata: str) -> bytes:
@@ -19,6 +23,10 @@ def lora_file(*, seed: int = 0, size: int = 64, **metadata: str) -> bytes:
     }
     told = json.dumps(header).encode()
     return len(told).to_bytes(8, "little") + told + bytes((seed + i) % 256 for i in range(size))
+
+
+LIMITS: Final[dict[str, Any]] = {"lora_bytes_max": 10_000, "loras_bytes_max": 100_000, "fetch_allow": ("127.0.0.1",)}
+"""Of a service that has a LoraSite to bring them from."""
 
 
 class LoraSite:
@@ -84,3 +92,32 @@ async def open_site() -> AsyncIterator[LoraSite]:
     yield site
     site.may_answer.set()
     await runner.cleanup()
+
+
+async def order(client: httpx2.AsyncClient, asked: object, **others: object) -> httpx2.Response:
+    return await client.post(V1, json=GOOD | {"loras": asked} | others)
+
+
+async def brought_by(client: httpx2.AsyncClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get("/console/api/loras")).json()["loras"]
+    return found
+
+
+def why(answer: httpx2.Response) -> str:
+    """What is said of a refused one."""
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (400, "lora_refused"), body
+    [problem] = body["errors"]
+    assert problem["parameter"] == "loras"
+    sentence: str = body["error"]
+    return sentence.removeprefix("Wrong parameter: loras ").removesuffix(".")
+
+
+async def sent(client: httpx2.AsyncClient, name: str, data: bytes, *, piece: int = 1000) -> httpx2.Response:
+    """As a client does that doesn't have the file in memory either."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), piece):
+            yield data[at : at + piece]
+
+    return await client.put(f"/v1/loras/{name}", content=pieces())

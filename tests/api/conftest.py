@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from aiohttp import web
 
+from tests.api.brought import LoraSite, open_site
 from tests.api.studio import PillowFleet, Studio
 
 MakeStudio = Callable[..., Studio]
@@ -66,3 +67,9 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
     yield receiver
     await runner.cleanup()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[LoraSite]:
+    async with open_site() as site:
+        yield site

@@ -15,6 +15,7 @@ V2: Final = "/v2/flux-kontext-dev"
 PLAIN: Final[dict[str, Any]] = {"prompt": "invert it", "input_image": base64.b64encode(photo_bytes()).decode()}
 """With as many steps as the service chooses."""
 GOOD: Final[dict[str, Any]] = PLAIN | {"num_inference_steps": 6}
+NIGHT: Final[dict[str, Any]] = PLAIN | {"prompt": "make it night", "num_inference_steps": 4}
 
 Events = list[tuple[str, str, dict[str, Any]]]
 
