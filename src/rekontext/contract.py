@@ -67,7 +67,7 @@ class EditRequest:
         acceleration: one of `ACCELERATIONS`.
         loras: names of those that are on offer, each once, and their strengths, neither 0 nor beyond
             `LORA_STRENGTH_MAX`; in the order of their names, in which they are merged.
-        lora_files: where those of them lie that are on offer to nobody else, by name. Nobody overwrites these files.
+        lora_files: where those of them lie that are on offer to nobody else, by name.
         preview_every: steps between two previews; None for no previews.
         account: whose share of the device this edit uses up.
         priority: `PRIORITY_MIN`..`PRIORITY_MAX`; each level counts as half or double the length.

@@ -32,6 +32,7 @@ def with_settings(**settings: object) -> bytes:
         packed({**GOOD, "__metadata__": {"format": "pt"}}),
         with_settings(**{"transformer.alpha_pattern": {"x.attn.to_q": 4, r"^blocks\.0\.x$": 2}}),
         with_settings(**{"transformer.alpha_pattern": None, "transformer.r": 3}),
+        packed({**GOOD, "lora_unet_x.alpha": {"dtype": "F32", "shape": [0], "data_offsets": [8, 8]}}),
         packed({"lora_unet_x.alpha": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
         packed({"diffusion_model.x.diff_b": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
     ],

@@ -189,8 +189,7 @@ def from_form(fields: Sequence[tuple[str, str | Upload]]) -> tuple[dict[str, obj
         if name not in ALLOWED:
             continue
         if name in given:
-            told = shown_loras(value) if name == "loras" else shown(value)
-            repeated[name] = Problem(parameter=name, value=told, reason="is given more than once")
+            repeated[name] = Problem(parameter=name, value=_told(name, value), reason="is given more than once")
         given[name] = _from_text(name, value) if isinstance(value, str) else _from_file(name, value)
     return given, repeated
 
@@ -210,8 +209,12 @@ def nameless_file(text: str) -> Upload | None:
 def _problem(name: str, value: object, reason: str | None = None) -> Problem:
     if value is None:
         return Problem(parameter=name, value=None, reason="is missing")
-    told = shown_loras(value) if name == "loras" else shown(value)
-    return Problem(parameter=name, value=told, reason=reason or f"is {quoted(value)}")
+    return Problem(parameter=name, value=_told(name, value), reason=reason or f"is {quoted(value)}")
+
+
+def _told(name: str, value: object) -> object:
+    """A caller's value for a message; addresses without their secrets."""
+    return shown_loras(value) if name == "loras" else shown(value)
 
 
 def _from_text(name: str, text: str) -> object:

@@ -97,7 +97,7 @@ class Hotswap:
         """What an edit asks for, read, and checked in all but its values. On any thread.
 
         Args:
-            brought: files beside those on offer, by name, which nobody overwrites.
+            brought: files beside those on offer, by name.
 
         Raises:
             LoRARefused: one isn't on offer, can't be read, or was made for another model.

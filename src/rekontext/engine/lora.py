@@ -31,6 +31,7 @@ from rekontext.contract import with_strength
 from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.tensors import CheckpointError, TensorSource, first_of
 from rekontext.models import is_lora_on_hub, local_path, lora_and_strength
+from rekontext.models.lora_files import SETTINGS
 
 Part = Literal["transformer", "clip", "t5"]
 
@@ -73,7 +74,6 @@ _OTHERS: Final = {
     ".set_weight": "a control LoRA",
 }
 """In the names of what can't be merged: their other tensors alone would make another change."""
-_SETTINGS: Final = "lora_adapter_metadata"
 _SAVED_BY_PEFT: Final = "adapter_model.safetensors"
 _ITS_SETTINGS: Final = "adapter_config.json"
 _NAMELESS: Final = frozenset({"pytorch_lora_weights", "adapter_model", "lora", "model"})
@@ -464,12 +464,12 @@ def _told(source: TensorSource, part: Part, module: str, rank: int) -> tuple[flo
     a file that PEFT itself saved."""
     beside = source.paths[0].with_name(_ITS_SETTINGS)
     is_pefts = source.paths[0].name == _SAVED_BY_PEFT and beside.is_file()
-    where = str(beside) if is_pefts else f"{source.label}: its header's {_SETTINGS}"
+    where = str(beside) if is_pefts else f"{source.label}: its header's {SETTINGS}"
     try:
         if is_pefts:
             told, patterns = _settings(beside.read_text())
         else:
-            told, patterns = _settings(source.metadata.get(_SETTINGS, "{}"), prefix=f"{_OF_MODULES[part]}.")
+            told, patterns = _settings(source.metadata.get(SETTINGS, "{}"), prefix=f"{_OF_MODULES[part]}.")
         if not told:
             return rank, rank
         if told.get("use_dora"):

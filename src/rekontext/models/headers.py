@@ -74,7 +74,7 @@ def read_header(file: BinaryIO, *, bytes_max: int = BYTES_MAX) -> Header:
         raise HeaderError("is no safetensors file: the metadata in its header are no texts")
     tensors = {name: _stored(name, about, start) for name, about in told.items()}
     end = start
-    for name, tensor in sorted(tensors.items(), key=lambda each: each[1].first):
+    for name, tensor in sorted(tensors.items(), key=lambda each: each[1][2:]):
         if tensor.first != end:
             raise HeaderError(f"is no safetensors file: {name} doesn't begin where the tensor before it ends")
         if tensor.last > size:

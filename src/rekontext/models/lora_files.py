@@ -22,7 +22,8 @@ _SETTINGS_CHARACTERS_MAX: Final = 2**18
 _PATTERNS_MAX: Final = 1000
 _MARKS: Final = re.compile(r"lora|\.diff(_b)?$|\.alpha$|lokr_|hada_|\.set_weight$", re.IGNORECASE)
 """In names of tensors that are a change of others."""
-_SETTINGS: Final = "lora_adapter_metadata"
+SETTINGS: Final = "lora_adapter_metadata"
+"""In a header: PEFT's settings, as diffusers puts them there."""
 _PLAIN: Final = re.compile(r"[\w.\\^$-]{0,300}", re.ASCII)
 """Patterns that name modules. Any regular expression of a stranger's could take for ever."""
 
@@ -52,9 +53,9 @@ def check_lora(file: Path) -> None:
 
 def _check_patterns(metadata: Mapping[str, str]) -> None:
     """Look at what PEFT's settings in a header would have an engine match names with."""
-    told = metadata.get(_SETTINGS, "{}")
+    told = metadata.get(SETTINGS, "{}")
     if len(told) > _SETTINGS_CHARACTERS_MAX:
-        raise NoLora(f"has a header whose {_SETTINGS} has more than {_SETTINGS_CHARACTERS_MAX} characters")
+        raise NoLora(f"has a header whose {SETTINGS} has more than {_SETTINGS_CHARACTERS_MAX} characters")
     try:
         settings: Any = orjson.loads(told)
         patterns = [
@@ -64,7 +65,7 @@ def _check_patterns(metadata: Mapping[str, str]) -> None:
             for pattern in dict(value)
         ]
     except (ValueError, TypeError, AttributeError) as error:
-        raise NoLora(f"has a header whose {_SETTINGS} can't be read") from error
+        raise NoLora(f"has a header whose {SETTINGS} can't be read") from error
     if len(patterns) > _PATTERNS_MAX:
         raise NoLora(f"has {len(patterns)} entries in its header's alpha_pattern, and at most {_PATTERNS_MAX} are read")
     for pattern in patterns:

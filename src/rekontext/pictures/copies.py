@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -201,7 +201,7 @@ class LocalCopies:
                 is_old = cut_off.stat().st_ctime < time.time() - _CUT_OFF_AFTER_S
                 if is_old and cut_off.name not in self._passing:
                     cut_off.unlink()
-        return Path(tempfile.mktemp(prefix=_UNFINISHED, dir=self._folder))  # noqa: S306 - the folder is ours alone
+        return self._folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
 
     def _take_in(self, file: Path, target: Path) -> None:
         with _in_words_of_a_store(self._folder):

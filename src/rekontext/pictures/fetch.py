@@ -116,7 +116,8 @@ class Fetcher:
                 waiting.clear()
 
         found = await self._fetch(address, gather, bytes_max=bytes_max, caller=caller, tag=tag)
-        await take(bytes(waiting))
+        if waiting:
+            await take(bytes(waiting))
         return found
 
     async def _fetch(self, address: str, take: Take, *, bytes_max: int, caller: Hashable, tag: str = "") -> str | None:
