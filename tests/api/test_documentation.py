@@ -171,6 +171,18 @@ async def test_the_document_speaks_to_callers(client: httpx2.AsyncClient) -> Non
         assert uploads[content_type]["schema"]["properties"][name]["maxItems"] == FILES_MAX
 
 
+async def test_bounds_are_said_in_words_that_json_schema_has(client: httpx2.AsyncClient) -> None:
+    """Pydantic leaves its own words where it finds none (`ge` beside a choice of types), and clients pass them over."""
+    schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    text = json.dumps(schemas)
+    assert [word for word in ("ge", "le", "gt", "lt", "min_length", "max_length") if f'"{word}":' in text] == []
+    credits = schemas["AccountWanted"]["properties"]["credits"]["anyOf"]
+    assert credits[0] == {"type": "number", "minimum": 0, "maximum": 1_000_000_000}
+    assert [re.search(credits[1]["pattern"], text) is not None for text in ("0.04", "1_5")] == [True, False]
+    assert schemas["LimitsWanted"]["properties"]["monthly_cap"]["anyOf"][-1] == {"type": "null"}
+    assert schemas["CreditsWanted"]["properties"]["amount"]["anyOf"][0]["minimum"] == -1_000_000_000
+
+
 async def test_every_call_says_that_it_may_be_refused_or_fail(client: httpx2.AsyncClient) -> None:
     """A key may be wrong or lack a scope, and the database may be away: clients made from the document expect it."""
     paths = (await client.get("/openapi.json")).json()["paths"]

@@ -12,13 +12,13 @@ AMOUNT_MICROS_MAX: Final = 10**15
 
 _DOLLARS_MAX: Final = AMOUNT_MICROS_MAX // MICROS_PER_USD
 _MICRO: Final = Decimal("0.000001")
-_PLAIN: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+PLAIN: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 """Decimal itself also reads 1_5 as 15, 1e3, and the digits of other scripts: slips that would be booked."""
 
 
 def is_plain(text: str) -> bool:
     """Whether it is a number in plain digits, like "10", "0.04" or "-2.5"."""
-    return _PLAIN.fullmatch(text) is not None
+    return PLAIN.fullmatch(text) is not None
 
 
 def parse_usd(text: str) -> int:

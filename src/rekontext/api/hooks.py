@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from rekontext.api.auth import Caller
 from rekontext.api.parts import Parts
 from rekontext.database import EndpointId
-from rekontext.jobs import Delivery, Endpoint, WebhookRefused, endpoints
+from rekontext.jobs import EVENT_TYPES, Delivery, Endpoint, WebhookRefused, endpoints
 from rekontext.moments import moment
+
+# What is wrong with them is found where webhooks are kept; here it is only described.
+Url = Annotated[
+    str,
+    Field(json_schema_extra={"format": "uri", "pattern": "^https?://", "maxLength": endpoints.URL_CHARACTERS_MAX}),
+]
+EventTypes = Annotated[
+    list[str],
+    Field(max_length=20, json_schema_extra={"minItems": 1, "items": {"type": "string", "enum": list(EVENT_TYPES)}}),
+]
 
 
 async def new_endpoint(parts: Parts, caller: Caller, *, url: str, event_types: Sequence[str]) -> Endpoint:

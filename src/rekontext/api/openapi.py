@@ -143,7 +143,9 @@ UPLOAD: Final[dict[str, Any]] = {
                 "schema": {
                     "type": "object",
                     "required": ["data_urls"],
-                    "properties": {"data_urls": {"type": "array", "items": {"type": "string"}} | _FILES},
+                    "properties": {
+                        "data_urls": {"type": "array", "items": {"type": "string", "pattern": "^data:"}} | _FILES
+                    },
                 }
             },
             "multipart/form-data": {  # a field may have any name

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rekontext.accounts import ledger, registry, usd
 from rekontext.api import openapi
-from rekontext.api.hooks import changed_endpoint, described_delivery, endpoint_json, new_endpoint
+from rekontext.api.hooks import EventTypes, Url, changed_endpoint, described_delivery, endpoint_json, new_endpoint
 from rekontext.api.keyed import Anybody, Editor, Reader, keyed_route
 from rekontext.api.parameters import Day, schema
 from rekontext.api.parts import Parts
@@ -36,13 +36,13 @@ _SORTS: Final[dict[str, Literal["accepted_at", "model", "price"]]] = {
 }
 
 
-class EventTypes(BaseModel):
-    types: list[str]
+class WebhookEvents(BaseModel):
+    types: EventTypes
 
 
 class WebhookToAdd(BaseModel):
-    webhook_url: str
-    event: EventTypes
+    webhook_url: Url
+    event: WebhookEvents
 
 
 class WebhookToUpdate(WebhookToAdd):

@@ -7,13 +7,13 @@ from decimal import Decimal
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
 from rekontext.accounts.described import described_balance
 from rekontext.accounts.ledger import Source
-from rekontext.accounts.money import is_plain
+from rekontext.accounts.money import PLAIN, is_plain
 from rekontext.accounts.registry import AccountLimits
 from rekontext.api.console.account import account_json, described_model
 from rekontext.api.console.keys import acts_of
@@ -28,6 +28,7 @@ from rekontext.jobs.workers import Worker
 from rekontext.moments import moment
 
 _SHOWN_MAX: Final = 100
+_USD_MAX: Final = 1_000_000_000
 
 
 def _plain(value: object) -> object:
@@ -37,7 +38,15 @@ def _plain(value: object) -> object:
     return value
 
 
-Usd = Annotated[Decimal, Field(ge=-1_000_000_000, le=1_000_000_000, decimal_places=6), BeforeValidator(_plain)]
+def _described(*, least: int) -> WithJsonSchema:
+    """An amount, as a number or as a text."""
+    number = {"type": "number", "minimum": least, "maximum": _USD_MAX}
+    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": f"^{PLAIN.pattern}$"}]})
+
+
+_Dollars = Annotated[Decimal, Field(le=_USD_MAX, decimal_places=6), BeforeValidator(_plain)]
+Usd = Annotated[_Dollars, Field(ge=0), _described(least=0)]
+UsdEitherWay = Annotated[_Dollars, Field(ge=-_USD_MAX), _described(least=-_USD_MAX)]
 
 
 class AccountsWanted(BaseModel):
@@ -64,7 +73,7 @@ class AccountWanted(BaseModel):
     name: Annotated[
         str, Field(min_length=1, max_length=registry.NAME_CHARACTERS_MAX), Storable, AfterValidator(_tellable)
     ]
-    credits: Annotated[Usd, Field(ge=0)] = Decimal(0)
+    credits: Usd = Decimal(0)
 
 
 class LimitsWanted(BaseModel):
@@ -72,7 +81,7 @@ class LimitsWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    monthly_cap: Annotated[Usd | None, Field(ge=0)] = None
+    monthly_cap: Usd | None = None
     in_flight_max: Annotated[int | None, Field(strict=True, ge=1, le=registry.IN_FLIGHT_MAX), Whole] = None
 
     def limits(self) -> AccountLimits:
@@ -90,7 +99,7 @@ class CreditsWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    amount: Usd
+    amount: UsdEitherWay
     kind: Source = "grant"
     note: Annotated[str, Field(max_length=1000), Storable] = ""
 

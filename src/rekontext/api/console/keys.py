@@ -21,7 +21,7 @@ from rekontext.database import AccountId, KeyId
 from rekontext.models import SLUG
 from rekontext.moments import moment
 
-ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX), Storable]
+ModelName = Annotated[str, Field(max_length=keys.MODEL_CHARACTERS_MAX, json_schema_extra={"enum": [SLUG]}), Storable]
 
 
 class KeyWanted(BaseModel):

@@ -31,7 +31,7 @@ class PhotoWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[str, Field(max_length=8192)]
+    url: Annotated[str, Field(max_length=8192, json_schema_extra={"format": "uri", "pattern": "^https?://"})]
 
 
 def add(routes: APIRouter, parts: Parts) -> None:

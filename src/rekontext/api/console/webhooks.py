@@ -5,22 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from rekontext.accounts import registry
 from rekontext.api.console.keys import acts_of
-from rekontext.api.hooks import changed_endpoint, described_delivery, endpoint_json, new_endpoint
+from rekontext.api.hooks import EventTypes, Url, changed_endpoint, described_delivery, endpoint_json, new_endpoint
 from rekontext.api.keyed import Editor, Reader
 from rekontext.api.parts import Parts
 from rekontext.database import DeliveryId, EndpointId
 from rekontext.jobs import EVENT_TYPES, endpoints, trial
-
-# What is wrong with them is found where webhooks are kept; here it is only described.
-Url = Annotated[str, Field(json_schema_extra={"format": "uri", "maxLength": endpoints.URL_CHARACTERS_MAX})]
-EventTypes = Annotated[
-    list[str],
-    Field(max_length=20, json_schema_extra={"minItems": 1, "items": {"type": "string", "enum": list(EVENT_TYPES)}}),
-]
 
 
 class WebhookWanted(BaseModel):
