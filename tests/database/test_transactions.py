@@ -212,7 +212,14 @@ def test_a_transaction_whose_session_was_ended_for_its_silence_is_run_again(data
             while is_there(pid):
                 assert time.monotonic() < until
 
-    database.transact_sync(work)
+    for _ in range(10):
+        tried = 0
+        try:
+            database.transact_sync(work)
+            break
+        except DatabaseUnavailable as fault:  # on a busy machine the connection's end may overtake the reason for it
+            if not fault.is_in_doubt:
+                raise
     assert database.read_sync(actions) == ["try 2"]
 
 
