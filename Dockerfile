@@ -1,7 +1,7 @@
-# Rekontext as a container: docs/operating.md says how it is built, run and kept. Two targets: `engine`, the default, has
-# everything; `service` is a front without torch. Needs BuildKit, or podman. What pip must know of other indexes comes as
-# the secret `pip`, a pip.conf, of which nothing stays. Another BASE is a Debian with Python 3.11 or newer, its venv
-# module and its headers.
+# Rekontext as a container: docs/operating/install.md says how it is built, run and kept. Two targets: `engine`, the
+# default, has everything; `service` is a front without torch. Needs BuildKit, or podman. What pip must know of other
+# indexes comes as the secret `pip`, a pip.conf, of which nothing stays. Another BASE is a Debian with Python 3.11 or
+# newer, its venv module and its headers.
 ARG BASE=python:3.12-slim-bookworm
 
 # Copied by what is in them, so that only other requirements have them installed anew.

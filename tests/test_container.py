@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).parents[1]
 TARGETS: Final = ("service", "engine")
 PIN: Final = re.compile(r"\btorch==([\w.]+)")
 STOP_S: Final = 15
-"""docs/operating.md: how much longer than `shutdown_grace_s` whoever stops the service must wait."""
+"""docs/operating/settings.md: how much longer than `shutdown_grace_s` whoever stops the service must wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def test_without_a_target_the_engine_is_built() -> None:
 
 def test_torch_is_the_one_that_the_makefile_installs() -> None:
     """And the one that was tested, that the docs install, and that constraints.txt allows."""
-    places = ("Dockerfile", "Makefile", "constraints.txt", "docs/operating.md")
+    places = ("Dockerfile", "Makefile", "constraints.txt", "docs/operating/install.md")
     assert len({pin for place in places for pin in PIN.findall((ROOT / place).read_text())}) == 1
     assert all(PIN.search((ROOT / place).read_text()) for place in places)
 
