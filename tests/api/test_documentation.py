@@ -19,9 +19,10 @@ from rekontext.accounts import AccountRefused
 from rekontext.api import dialects, plain, web
 from rekontext.api.parameters import FILES_MAX, parse
 from rekontext.api.problems import ALLOWED
-from rekontext.contract import ASPECT_RATIOS
+from rekontext.contract import ASPECT_RATIOS, EditRefused
 from rekontext.jobs import JobRefused
 from rekontext.jobs.endpoints import URL_CHARACTERS_MAX
+from rekontext.pictures import PictureRefused
 from tests.api.studio import SOON_S, Studio
 from tests.pictures.samples import photo_bytes
 
@@ -86,23 +87,78 @@ def _takes_null(described: dict[str, Any]) -> bool:
     return "null" in ([kinds] if isinstance(kinds, str) else kinds) and None in described.get("enum", [None])
 
 
-PAGE: Final = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
+PAGES: Final = {
+    page.stem: page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs/api").glob("*.md")
+}
+CALLS: Final = PAGES["README"].partition("## All calls\n")[2]
+CALL: Final = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`?]*)[^`]*`")
+
+
+def section(page: str, heading: str) -> str:
+    """What a page says under one of its headings."""
+    _, found, after = PAGES[page].partition(f"\n## {heading}\n")
+    assert found, f"{page} has no {heading}"
+    return after.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize(
     ("heading", "schema", "at_times"),
     [
-        ("### `POST /v2/flux-kontext-dev`", plain.SUBMITTED, set()),
-        ("### `GET /v2/requests/{id}/status`", plain.STATUS, set()),
-        ("### `GET /v2/requests/{id}` and", plain.RESULT, {"code", "notice"}),
+        ("`POST /v2/flux-kontext-dev`", plain.SUBMITTED, set()),
+        ("`GET /v2/requests/{id}/status`", plain.STATUS, set()),
+        ("`GET /v2/requests/{id}`", plain.RESULT, {"code", "notice"}),
+        ("`POST /v2/requests/{id}/cancel`", plain.CANCELLED, set()),
     ],
 )
-def test_the_examples_on_the_api_s_page_have_every_field(
+def test_the_examples_on_the_api_s_pages_have_every_field(
     heading: str, schema: dict[str, Any], at_times: set[str]
 ) -> None:
     """Clients are written from them. What is there at times only stands in the text."""
-    example = PAGE.partition(heading)[2].partition("```json\n")[2].partition("```")[0]
+    example = section("edits", heading).partition("```json\n")[2].partition("```")[0]
     assert set(json.loads(example)) | at_times == set(schema["properties"])
+
+
+def test_the_api_s_pages_have_every_field_of_an_edit() -> None:
+    """A row for each, and none for what there isn't."""
+    fields = section("edits", "Fields").partition("### ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", fields, re.M)) == set(ALLOWED)
+
+
+async def test_the_api_s_pages_have_every_call(client: httpx2.AsyncClient) -> None:
+    """In the list of all, and on the page that tells of it: what the document has, and nothing else."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    def calls(text: str) -> set[tuple[str, str]]:
+        return {(method, _nameless(path)) for method, path in CALL.findall(text)}
+
+    served = {(method.upper(), _nameless(path)) for path, operations in paths.items() for method in operations}
+    told = "".join(text for name, text in PAGES.items() if name != "README")
+    assert calls(CALLS) == served
+    assert served - calls(told) == set()
+
+
+def _nameless(path: str) -> str:
+    """A path without the names of its parameters, which callers never send."""
+    return re.sub(r"{\w+}", "{}", path)
+
+
+async def test_the_api_s_page_has_the_scope_of_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:
+    """That with which it lets a key in that has no other."""
+    keys = {scope: studio.new_key(scopes=frozenset({scope})).secret for scope in ("edit", "read", "admin")}
+    seen = 0
+    for named, told in re.findall(r"^\| (.+?) \| (.+?) \|", CALLS, re.M):
+        for method, path in CALL.findall(named):
+            if path == "/metrics":  # which asks this machine for no key
+                continue
+            lets_in = []
+            for scope, key in {"no key": "", **keys}.items():
+                answer = await client.request(method, re.sub(r"{\w+}", "x", path), headers={"x-api-key": key})
+                if answer.status_code != 401 and '"scope_missing"' not in answer.text:
+                    lets_in.append(scope)
+            expected = {"any": [*keys], "no key": ["no key", *keys]}
+            assert lets_in == expected.get(told, [told.strip("`")]), f"{method} {path}"
+            seen += 1
+    assert seen > 50
 
 
 async def test_the_headers_that_say_when_are_documented_where_they_are_sent(client: httpx2.AsyncClient) -> None:
@@ -114,16 +170,17 @@ async def test_the_headers_that_say_when_are_documented_where_they_are_sent(clie
         ("get", "/v2/requests/{id}", "202"),
     ):
         assert {"x-eta-seconds", "x-queue-position"} <= set(paths[path][method]["responses"][status]["headers"])
-        section = PAGE.partition(f"### `{method.upper()} {path}`")[2].partition("###")[0]
-        assert "`x-eta-seconds`" in section
-        assert "`x-queue-position`" in section
+        told = section("edits", f"`{method.upper()} {path}`")
+        assert "`x-eta-seconds`" in told
+        assert "`x-queue-position`" in told
 
 
-@pytest.mark.parametrize("base", [AccountRefused, JobRefused])
-def test_the_api_s_page_has_every_code_of_a_refusal(base: type[AccountRefused] | type[JobRefused]) -> None:
-    """Programs branch on them."""
+@pytest.mark.parametrize("base", [AccountRefused, JobRefused, EditRefused, PictureRefused])
+def test_the_api_s_page_has_every_code_of_a_refusal(base: type[Any]) -> None:
+    """A row for each: programs branch on them."""
     codes = {kind.code for kind in base.__subclasses__()}
-    assert {code for code in codes if f"`{code}`" not in PAGE} == set()
+    assert codes
+    assert codes - set(re.findall(r"^\| \d{3} \| `(\w+)`", PAGES["errors"], re.M)) == set()
 
 
 async def test_the_document_has_every_call(studio: Studio, client: httpx2.AsyncClient) -> None:

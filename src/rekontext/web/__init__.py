@@ -1,4 +1,4 @@
-"""The playground and the console: static files, no build step. Knows no API but the one written down in docs/api.md.
+"""The playground and the console: static files, no build step. Knows no API but the one written down in docs/api.
 
 Where the pages expect to be served: `PLAYGROUND` at `/`, `CONSOLE` at `/console`, and everything under `STATIC` at
 `STATIC_PATH`. They need no inline script or style, call no other host, and send the key in a header only.

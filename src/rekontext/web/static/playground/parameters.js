@@ -1,4 +1,4 @@
-// What an edit takes, as docs/api.md says it, with one line of help each. A test compares this with the server's schema.
+// What an edit takes, as docs/api/edits.md says it, with one line of help each. A test compares this with the server's schema.
 
 import { toJson } from "../shared/json.js";
 import { lorasOf } from "./loras.js";
