@@ -12,6 +12,7 @@ PARTS = {
     "engine": ["-m", "bench.engine"],
     "scheduler": ["-m", "rekontext.cli", "bench", "scheduler", "--engine"],
     "lora": ["-m", "bench.lora"],
+    "crowded": ["-m", "bench.crowded"],
     "service": ["-m", "bench.service"],
     "fleet": ["-m", "bench.fleet"],
 }

@@ -31,11 +31,13 @@ Run = Callable[[Sequence[str]], Outcome]
 
 def outcome_of(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> Outcome:
     """Run a command in this process, which is as it was after it."""
-    mask = os.umask(0o022)
+    mask, environment = os.umask(0o022), dict(os.environ)
     os.umask(mask)
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     os.umask(mask)
+    os.environ.clear()
+    os.environ.update(environment)
     out, err = capsys.readouterr()
     assert isinstance(ended.value.code, int)
     return Outcome(code=ended.value.code, out=out, err=err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -151,3 +152,30 @@ def test_python_runs_the_package_as_the_command(run: Run) -> None:
         [sys.executable, "-m", "rekontext", "--version"], check=False, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, run(["--version"]).out)
+
+
+@pytest.mark.parametrize(
+    ("given", "has"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+    ids=lambda value: ", ".join(value) or "nothing",
+)
+def test_a_command_that_computes_shares_the_cores(given: dict[str, str], has: dict[str, str]) -> None:
+    """It tells OpenMP before PyTorch is imported, which reads it once; what somebody set stays."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    check = (
+        "import os, sys\n"
+        "from rekontext.cli import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: pass\n"
+        f"print({{name: os.environ[name] for name in {names} if name in os.environ}})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=SOON_S, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == str(has)
