@@ -159,6 +159,13 @@ function bound(photo) {
   throw new PhotoRefused(`${photo.name} is larger than ${bytes(most)}.`);
 }
 
+/** Send the file of a LoRA, in sight of its user. Gives whether any can be sent here. */
+function sendLora(file) {
+  const isTaken = form.loras.send(file);
+  if (isTaken && $("#view-form").hidden) $("#tab-form").click();
+  return isTaken;
+}
+
 /** Say whether a photo is on its way; whichever was before comes too late now. Returns its number. */
 function awaitPhoto(isOnItsWay) {
   clearTimeout(state.fetching);
@@ -247,6 +254,13 @@ async function prepared() {
   }
   if (state.fetching) {
     refuse("The photo is still being fetched.", { isFault: false });
+    return;
+  }
+  const { sending } = form.loras;
+  if (sending) {
+    const words = `${sending.name} is still being sent.`;
+    refuse(words, { isFault: false });
+    sending.ended.then(() => $("#refusal").textContent === words && refuse(null));
     return;
   }
   const missing = [];
@@ -583,7 +597,7 @@ async function linkPhoto() {
 
 function installRest() {
   installTheme();
-  installSources(usePhoto);
+  installSources({ use: usePhoto, send: sendLora });
   $("#json").addEventListener("blur", () => json.isClean && requestChanged());
   installTabs($("#views"), (id) => {
     $("#view-form").hidden = id !== "form";
