@@ -3,7 +3,6 @@
 
 import { h, toast } from "../shared/dom.js";
 import { isRightAddress, loraOf, stemOf } from "./loras.js";
-import { Sender } from "./sender.js";
 
 const HELP =
   "The URL of a .safetensors file, or owner/name on the Hugging Face hub. It is fetched when the edit is sent.";
@@ -12,6 +11,9 @@ export class Adder {
   #add;
   #has;
   #toggled;
+  #bytesMax = null; // of a file
+  #sender = null; // is loaded once there may be a file to send
+  #loading = null;
 
   #field = h("input.input", {
     id: "lora-address",
@@ -25,7 +27,6 @@ export class Adder {
     onkeydown: (event) => this.#pressed(event),
   });
   #fault = h("p.fault", { id: "lora-address-fault", role: "alert" });
-  #sender = new Sender((lora, how) => this.#sent(lora, how));
   #row = h(
     "div.address",
     { id: "lora-address-row", hidden: true },
@@ -33,7 +34,6 @@ export class Adder {
     h("div.link-row", {}, this.#field, h("button.button", { type: "button", onclick: () => this.#take() }, "Add")),
     this.#fault,
     h("p.help", { id: "lora-address-help" }, HELP),
-    this.#sender.element,
   );
   #opener = h("button.link", {
     type: "button",
@@ -65,11 +65,13 @@ export class Adder {
   /** Whether it can be used: `label` says for what, null that it can't. Of a file, the server takes so many bytes. */
   offer(label, bytesMax) {
     this.element.hidden = label === null && !this.sending;
-    if (bytesMax) this.#sender.bound(bytesMax);
+    this.#bytesMax = bytesMax;
+    if (bytesMax) this.#sender?.bound(bytesMax);
     if (label !== null && this.#opener.textContent !== label) this.#opener.textContent = label;
   }
 
   #show(isOpen) {
+    if (isOpen) this.#load();
     this.#row.hidden = !isOpen;
     this.#opener.setAttribute("aria-expanded", String(isOpen));
     this.#toggled();
@@ -88,19 +90,34 @@ export class Adder {
 
   /** The file that is on its way to the server: its name, and a promise that it has ended; null where none is. */
   get sending() {
-    return this.#sender.sending;
+    return this.#sender?.sending ?? null;
   }
 
   /** Send a file, in sight of its user. */
-  send(file) {
+  async send(file) {
     if (!this.isOpen) this.#show(true);
-    this.#sender.send(file);
+    await this.#load();
+    if (this.#sender) this.#sender.send(file);
+    else toast("The server can't be reached. Is it running?");
     this.#row.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
   /** Send no more of it. */
   stop() {
-    this.#sender.stop();
+    this.#sender?.stop();
+  }
+
+  async #load() {
+    this.#loading ??= import("./sender.js");
+    try {
+      const { Sender } = await this.#loading;
+      if (this.#sender) return;
+      this.#sender = new Sender((lora, how) => this.#sent(lora, how));
+      this.#sender.bound(this.#bytesMax);
+      this.#row.append(this.#sender.element);
+    } catch {
+      this.#loading = null; // away the server may come back
+    }
   }
 
   #sent({ name }, { isFocused: isWaitedFor }) {
