@@ -15,6 +15,21 @@ def choose(page: Page, photo: Path, prompt: str = "make it night") -> None:
     page.fill("#prompt", prompt)
 
 
+def drop(page: Page, where: str, name: str, data: bytes = b"", kind: str = "") -> None:
+    """A file of this name and type, onto a part of the page."""
+    page.evaluate(
+        """([where, name, data, type]) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], name, {type}));
+            const how = {bubbles: true, cancelable: true, dataTransfer};
+            for (const what of ["dragenter", "dragover", "drop"])
+                document.querySelector(where).dispatchEvent(new DragEvent(what, how));
+        }""",
+        [where, name, base64.b64encode(data).decode(), kind],
+    )
+
+
 def run(page: Page) -> None:
     """By the keyboard, wherever the focus is."""
     page.keyboard.press("Control+Enter")

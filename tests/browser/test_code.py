@@ -108,7 +108,7 @@ def _is_run_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path
     for name, strength in LORAS:
         page.get_by_role("checkbox", name=name, exact=True).check()
         page.get_by_label(f"Strength of {name}", exact=True).fill(f"{strength:g}")
-    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_role("button", name="Add one of your own").click()
     page.get_by_label("Address of a LoRA").fill(f"{address}:0.5")
     page.keyboard.press("Enter")
     page.fill("#p-seed", str(SEED))

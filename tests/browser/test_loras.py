@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Dialog, Locator, Page, Route, expect
 
 from tests.api.brought import lora_file
 from tests.browser.conftest import OpenPage
-from tests.browser.hands import await_draft, choose, linked, run
-from tests.browser.loras import forget_all, lora_site, own
-from tests.browser.site import Site
+from tests.browser.hands import await_draft, choose, drop, linked, run
+from tests.browser.loras import LARGE, forget_all, held_back, large_lora, lora_site, own
+from tests.browser.site import Site, photo_bytes
 
 MANY = tuple(f"{kind}-{at}" for kind in ("anime", "clay", "ink", "neon", "watercolour") for at in range(10))
 
@@ -136,7 +136,7 @@ def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, s
     page.get_by_role("button", name="Remove wash, which isn't among those that your account brought").press("Enter")
     expect(page.get_by_role("button", name="Remove b")).to_be_focused()
     page.route("**/console/api/loras?*", lambda route: route.fulfill(json={"loras": []}))
-    page.route("**/console/api/me", takes_none)
+    page.route("**/console/api/me", lambda route: with_bytes_max(route, 0))
     page.reload()
     page.get_by_role("button", name="Remove b, which this server takes by name only").click()
     expect(field(page)).to_be_hidden()
@@ -145,10 +145,10 @@ def test_loras_that_cannot_be_given_are_shown_and_removed(open_page: OpenPage, s
     expect(page.locator("#json")).not_to_have_value(re.compile("loras"))
 
 
-def takes_none(route: Route) -> None:
-    """An answer of a server that takes no LoRAs by their addresses."""
+def with_bytes_max(route: Route, most: int) -> None:
+    """An answer of a server that takes LoRAs of so many bytes; of 0 none."""
     me = (response := route.fetch()).json()
-    route.fulfill(response=response, json=me | {"lora_bytes_max": 0})
+    route.fulfill(response=response, json=me | {"lora_bytes_max": most})
 
 
 def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo: Path, refusals: list[int]) -> None:
@@ -213,6 +213,150 @@ def test_a_lora_is_brought_by_its_address(open_page: OpenPage, site: Site, photo
     expect(page.locator("#code")).to_contain_text(f'"name": "{name}"')
 
 
+def test_a_lora_is_sent_as_a_file(
+    open_page: OpenPage,
+    site: Site,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: list[int],
+) -> None:
+    """By keyboard, in sight of how far it is; one that is cancelled is nobody's, a whole one is chosen and stays."""
+    refusals.append(400)
+    file = large_lora(tmp_path / "Aquarellé wash (2).safetensors")
+    page = open_page()
+    page.on("filechooser", lambda _: None)  # a listener that is added as it opens may come too late
+    choose(page, photo)
+    page.get_by_role("button", name="Add one of your own").press("Enter")
+    button = page.get_by_role("button", name="Choose a file")
+    expect(page.locator("#lora-file-help")).to_have_text("or drop it here, up to 1.1\u00a0GB")
+    page.get_by_label("Address of a LoRA").press("Tab")
+    page.keyboard.press("Tab")
+    expect(button).to_be_focused()
+    with held_back(site, monkeypatch):
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Enter")
+        chooser.value.set_files(file)
+        cancel = page.get_by_role("button", name="Cancel")
+        expect(cancel).to_be_focused()
+        expect(field(page)).to_contain_text(re.compile(rf"{re.escape(file.name)}[1-9][\d.]*\s[kM]B of 40.0\sMB sent"))
+        sent = page.get_by_role("progressbar", name="Sent").evaluate("bar => bar.value")
+        assert 0 < sent < LARGE, "the service doesn't read"
+        run(page)
+        expect(page.locator("#refusal")).to_have_text(f"{file.name} is still being sent.")
+        drop(page, "body", "other.safetensors")
+        expect(page.locator(".toast")).to_contain_text(f"One LoRA at a time: {file.name} is still being sent.")
+        cancel.press("Enter")
+        expect(button).to_be_focused()
+        expect(page.locator("#lora-file-fault")).to_be_empty()
+    page.set_input_files("#lora-file", file)
+    expect(strength(page, "Aquarelle-wash-2")).to_be_focused()
+    expect(page.locator(".toast").last).to_have_text("Aquarelle-wash-2 is sent and chosen.")
+    expect(page.get_by_label("Address of a LoRA")).to_be_hidden()
+    expect(page.locator("#refusal")).to_be_empty()
+    run(page)
+    expect(page.locator(".facts")).to_contain_text("mini + Aquarelle-wash-2@")
+    [(name, _)] = site.fleet.requests[-1].loras
+    await_draft(page, "my photo.jpg", "make it night", "7")
+    page.reload()
+    expect(strength(page, "Aquarelle-wash-2")).to_have_value("1")
+    chip = page.get_by_role("checkbox", name="Aquarelle-wash-2")
+    expect(chip).to_be_checked()
+    page.get_by_role("button", name="Remove Aquarelle-wash-2").click()
+    expect(chip).to_be_focused()
+    drop(page, "[data-parameter=loras]", "again.safetensors", file.read_bytes()[: 2**17])
+    expect(page.locator("#lora-file-fault")).to_contain_text("is cut short")
+    renamed = file.rename(tmp_path / "again.safetensors")  # the same bytes are the same LoRA
+    page.set_input_files("#lora-file", renamed)
+    expect(chip).to_be_checked()
+    page.get_by_role("button", name="Add one of your own").click()
+    page.set_input_files("#lora-file", renamed)
+    expect(page.locator(".toast").last).to_have_text("Aquarelle-wash-2 is chosen already.")
+    page.get_by_role("tab", name="JSON").click()
+    assert json.loads(page.locator("#json").input_value())["loras"] == [{"name": name, "strength": 1}]
+
+
+def test_a_lora_that_cannot_be_sent_is_told_of(
+    open_page: OpenPage, site: Site, refusals: list[int], tmp_path: Path
+) -> None:
+    """Where it was chosen: before anything is sent, as far as a page can know, and else in the service's own words."""
+    refusals.append(400)
+    page = open_page(viewport={"width": 320, "height": 700})
+    page.route("**/console/api/me", lambda route: with_bytes_max(route, 10_000))
+    page.reload()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "PUT" else None)
+    fault = page.locator("#lora-file-fault")
+    page.get_by_role("button", name="Add one of your own").click()
+    large = tmp_path / "large.safetensors"
+    large.write_bytes(bytes(10_001))
+    page.set_input_files("#lora-file", large)
+    expect(fault).to_have_text("large.safetensors is larger than 10\u00a0kB, the most that this server takes.")
+    drop(page, ".address", "ink.ckpt")
+    expect(fault).to_have_text("ink.ckpt is no .safetensors file.")
+    assert not sent
+    large.write_bytes(bytes(10_000))
+    page.set_input_files("#lora-file", large)
+    expect(fault).to_have_text(re.compile(r"Wrong parameter: file is no safetensors file: its header can't be read"))
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, f"the page is {wide} pixels too wide"
+    page.context.set_offline(True)
+    page.set_input_files("#lora-file", large)
+    expect(fault).to_have_text("The server can't be reached. Is it running?")
+    page.context.set_offline(False)
+    large.write_bytes(lora_file())
+    page.set_input_files("#lora-file", large)
+    expect(strength(page, "large")).to_have_value("1")
+    expect(fault).to_be_empty()
+
+
+def test_a_file_is_dropped_where_it_is_meant(open_page: OpenPage, site: Site) -> None:
+    """A LoRA's is one wherever it falls, and a photo is a photo; where none is taken there is no place for it."""
+    page = open_page()
+    page.get_by_role("tab", name="JSON").click()
+    drop(page, "body", "100 % İnk!.SAFETENSORS", lora_file(seed=5))
+    expect(strength(page, "100-Ink")).to_have_value("1")
+    drop(page, "[data-parameter=loras]", "photo.jpg", photo_bytes(), "image/jpeg")
+    expect(page.locator("#drop-full")).to_contain_text("photo.jpg")
+    for name in ("ink", "sepia", "watercolour"):
+        page.get_by_role("checkbox", name=name, exact=True).check()
+    drop(page, "body", "more.safetensors", lora_file(seed=6))
+    expect(page.locator(".toast").last).to_have_text("4 are chosen, as many as an edit may have.")
+    page.route("**/console/api/me", lambda route: with_bytes_max(route, 0))
+    page.reload()
+    expect(page.get_by_role("checkbox", name="ink", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Add one of your own")).to_be_hidden()
+    expect(page.locator("#lora-file")).to_be_hidden()
+    drop(page, "body", "more.safetensors", lora_file(seed=6))
+    expect(page.locator("#input_image-fault")).to_contain_text("more.safetensors isn't a picture that can be edited")
+
+
+def test_a_file_is_sent_for_one_account(
+    open_page: OpenPage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once another tab has signed out it is sent no further; before, a page that would be left asks first."""
+    page = open_page()
+    page.fill("#prompt", "make it night")
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.get_by_role("button", name="Add one of your own").click()
+    with held_back(site, monkeypatch):
+        page.set_input_files("#lora-file", large_lora(tmp_path / "wash.safetensors"))
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        page.close(run_before_unload=True)
+        other = page.context.new_page()
+        other.goto(f"{site.url}/console")
+        assert asked == ["beforeunload"]
+        other.evaluate("localStorage.removeItem('rekontext.key')")
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_hidden()
+    expect(page.get_by_role("button", name="Add one of your own")).to_be_hidden()
+
+
 def test_loras_of_one_name_are_told_apart(open_page: OpenPage, site: Site) -> None:
     """The account's own come first, those that it used last before others; they are found by where they are from."""
     first = own(site, "watercolour", "https://example.com/watercolour.safetensors")
@@ -224,12 +368,12 @@ def test_loras_of_one_name_are_told_apart(open_page: OpenPage, site: Site) -> No
     expect(field(page).locator("label", has_text=shown[1])).to_have_attribute("title", title)
     page.get_by_role("checkbox", name=shown[1]).check()
     expect(strength(page, shown[1])).to_have_value("1")
-    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_role("button", name="Add one of your own").click()
     page.get_by_label("Address of a LoRA").fill(first.source)
     page.get_by_role("button", name="Add", exact=True).click()
     expect(field(page)).to_contain_text("watercolour is chosen already.")
     page.keyboard.press("Escape")
-    expect(page.get_by_role("button", name="Add one by its address")).to_be_focused()
+    expect(page.get_by_role("button", name="Add one of your own")).to_be_focused()
 
 
 def test_many_loras_are_searched(open_page: OpenPage, site: Site) -> None:

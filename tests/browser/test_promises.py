@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import OpenPage
+from tests.browser.hands import drop
 from tests.browser.loras import forget_all, own
 from tests.browser.site import Site, photo_bytes
 
@@ -154,10 +155,10 @@ def test_what_is_long_and_what_is_open_fits_too(
     page.fill("#p-seed", "1")
     choose_loras(page)
     page.get_by_role("button", name="Show all 50").click()
-    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_role("button", name="Add one of your own").click()
     page.get_by_label("Address of a LoRA").fill(f"{'x' * 200}/{'y' * 200}:0.5")
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_role("button", name="Add one of your own").click()
     page.get_by_label("Address of a LoRA").fill("z" * 200)
     page.keyboard.press("Enter")
     long = tmp_path / f"{'screenshot_' * 22}.jpg"
@@ -451,7 +452,7 @@ def test_the_playground_has_no_serious_accessibility_fault(
     page.fill("#p-guidance", "99")
     choose_loras(page)
     page.get_by_label("Strength of style-3", exact=True).fill("9")
-    page.get_by_role("button", name="Add one by its address").click()
+    page.get_by_role("button", name="Add one of your own").click()
     page.keyboard.press("Enter")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#refusal")).to_be_visible()
@@ -461,6 +462,9 @@ def test_the_playground_has_no_serious_accessibility_fault(
     site.fleet.pause_at = 4
     page.keyboard.press("Control+Enter")
     expect(page.locator(".status")).to_contain_text("Step 4")
+    page.route("**/v1/loras/*", lambda _: None)
+    drop(page, "body", "ink.safetensors", bytes(100))
+    expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
     check(page, "running")
     site.go_on()
     expect(page.locator(".facts")).to_be_visible()

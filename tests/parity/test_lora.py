@@ -41,7 +41,8 @@ HEADERS: Final[tuple[dict[str, object], ...]] = (
 
 
 def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: Path) -> None:
-    """One with settings in its header, the other with none, both at once, one of them negative."""
+    """One with settings in its header, the other with none, both at once, one of them negative; and one with settings
+    beside it, which diffusers doesn't read: we don't where a file comes alone, as accounts bring it."""
     if not PEFT.is_dir():
         assert os.environ.get("CI") != "true", "PEFT is not installed, and in CI its test may not be skipped"
         pytest.skip("PEFT is not installed")
@@ -52,10 +53,16 @@ def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: 
         first, header = trained(folder, **settings)
         save_file(first, tmp_path / f"first{i}.safetensors", metadata=header)
         sets.append([f"{tmp_path / f'first{i}.safetensors'}:0.7", f"{tmp_path / 'second.safetensors'}:-0.5"])
+    alone, _ = trained(folder)
+    saved_by_peft = tmp_path / "peft" / "adapter_model.safetensors"
+    saved_by_peft.parent.mkdir()
+    saved_by_peft.with_name("adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 5 * RANK}))
+    for file in (saved_by_peft, tmp_path / "brought.safetensors"):
+        save_file(alone, file)
 
     command = [sys.executable, "-m", "tests.parity.with_peft", str(folder), str(tmp_path / "theirs.safetensors")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PEFT), *sys.path])}
-    subprocess.run([*command, *map(",".join, sets)], env=environment, check=True, timeout=120)
+    subprocess.run([*command, *map(",".join, sets), str(saved_by_peft)], env=environment, check=True, timeout=120)
     theirs = load_file(tmp_path / "theirs.safetensors")
     with Engine.open(str(folder), device="cpu", dtype="float32") as engine:
         without = pixels(engine, EDIT)
@@ -65,6 +72,10 @@ def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: 
             assert engine.card.title == f"{folder.name} + first{i}:0.7 + second:-0.5"
         assert (ours - theirs[str(i)]).abs().max() <= TOLERANCE, HEADERS[i]
         assert (ours - without).abs().max() > 100 * TOLERANCE, "LoRAs that change nothing would agree, too"
+    for file, is_theirs in ((tmp_path / "brought.safetensors", True), (saved_by_peft, False)):
+        with Engine.open(str(folder), device="cpu", dtype="float32", loras=[str(file)]) as engine:
+            off = (pixels(engine, EDIT) - theirs[str(len(sets))]).abs().max()
+            assert off <= TOLERANCE if is_theirs else off > 100 * TOLERANCE, file
 
 
 def kohya(state: State) -> State:

@@ -32,7 +32,7 @@ def _whole(scope: Scope) -> Scope:
 
 class _File(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(_whole(scope), receive, send)
+        await _compressed(super().__call__)(_whole(scope), receive, send)
 
 
 class _Files(StaticFiles):
@@ -54,7 +54,11 @@ def mount(app: Starlette) -> None:
 
 def static(*, directory: Path | None = None, packages: list[str | tuple[str, str]] | None = None) -> ASGIApp:
     """Files for pages, under `HEADERS` and compressed."""
-    return GZipMiddleware(_Files(directory=directory, packages=packages), minimum_size=1000)
+    return _compressed(_Files(directory=directory, packages=packages))
+
+
+def _compressed(app: ASGIApp) -> ASGIApp:
+    return GZipMiddleware(app, minimum_size=1000)
 
 
 def _page(path: str, file: Path) -> Route:

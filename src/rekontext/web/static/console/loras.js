@@ -13,7 +13,7 @@ export function loras(place, me) {
   const mayDelete = me.key.scopes.includes("edit");
   const empty =
     me.lora_bytes_max > 0
-      ? "No LoRAs. An edit that asks for one by its address brings it here, and PUT /v1/loras/NAME a file."
+      ? "No LoRAs. An edit that asks for one by its address brings it here, and the playground or PUT /v1/loras/NAME a file."
       : "No LoRAs. This server takes them by name only.";
   const load = within(list, async () => {
     const { loras: found, bytes_kept: kept, bytes_max: most } = await getJson(`console/api/loras?limit=${LISTED_MAX}`);

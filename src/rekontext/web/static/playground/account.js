@@ -38,11 +38,11 @@ export function drawKnown(model, { choose }) {
   );
 }
 
-/** Names of the LoRAs that the model can be given, and whether addresses of others are taken; null while not known. */
+/** Names of the LoRAs that the model can be given, and the most bytes of others, 0 for none; null while not known. */
 export function offered(me) {
-  if (!me) return { names: null, takesAddresses: null };
+  if (!me) return { names: null, bytesMax: null };
   const { ready, loras } = me.model;
-  return { names: ready || loras.length ? loras : null, takesAddresses: me.lora_bytes_max > 0 };
+  return { names: ready || loras.length ? loras : null, bytesMax: me.lora_bytes_max };
 }
 
 /** Price and time of the edit in the form, of so many `pictures`, as far as they are known. */

@@ -1,14 +1,19 @@
-// Where a LoRA is named by its address that is neither on offer nor the account's yet: a field behind a link.
+// Where a LoRA is brought that is neither on offer nor the account's yet, behind a link: a field for its address, and a
+// place for its file.
 
-import { h } from "../shared/dom.js";
-import { isRightAddress, loraOf } from "./loras.js";
+import { h, toast } from "../shared/dom.js";
+import { isRightAddress, loraOf, stemOf } from "./loras.js";
 
 const HELP =
   "The URL of a .safetensors file, or owner/name on the Hugging Face hub. It is fetched when the edit is sent.";
 
 export class Adder {
   #add;
+  #has;
   #toggled;
+  #bytesMax = null; // of a file
+  #sender = null; // is loaded once there may be a file to send
+  #loading = null;
 
   #field = h("input.input", {
     id: "lora-address",
@@ -41,24 +46,32 @@ export class Adder {
 
   /**
    * `add(lora, {isFocused})` takes {name, strength} over and gives what is wrong with it, as a sentence, or nothing;
-   * `isFocused` tells that whoever added it goes on there. `toggled` hears that the field was shown or hidden.
+   * `isFocused` tells that whoever added it goes on there. `has(lora)` hears first of one that was sent. `toggled` hears
+   * that the field was shown or hidden.
    */
-  constructor({ add, toggled }) {
+  constructor({ add, has, toggled }) {
     this.#add = add;
+    this.#has = has;
     this.#toggled = toggled;
+    for (const name of ["dragenter", "dragover"]) this.#row.addEventListener(name, () => this.#drag(true));
+    this.#row.addEventListener("dragleave", (event) => this.#drag(this.#row.contains(event.relatedTarget)));
+    this.#row.addEventListener("drop", () => this.#drag(false));
   }
 
   get isOpen() {
     return !this.#row.hidden;
   }
 
-  /** Whether it can be used: `label` says for what, null that it can't. */
-  offer(label) {
-    this.element.hidden = label === null;
+  /** Whether it can be used: `label` says for what, null that it can't. Of a file, the server takes so many bytes. */
+  offer(label, bytesMax) {
+    this.element.hidden = label === null && !this.sending;
+    this.#bytesMax = bytesMax;
+    if (bytesMax) this.#sender?.bound(bytesMax);
     if (label !== null && this.#opener.textContent !== label) this.#opener.textContent = label;
   }
 
   #show(isOpen) {
+    if (isOpen) this.#load();
     this.#row.hidden = !isOpen;
     this.#opener.setAttribute("aria-expanded", String(isOpen));
     this.#toggled();
@@ -73,6 +86,52 @@ export class Adder {
   settle() {
     if (!this.#field.checkVisibility() || !this.#field.value.trim()) return true;
     return this.#take({ isFocused: false });
+  }
+
+  /** The file that is on its way to the server: its name, and a promise that it has ended; null where none is. */
+  get sending() {
+    return this.#sender?.sending ?? null;
+  }
+
+  /** Send a file, in sight of its user. */
+  async send(file) {
+    if (!this.isOpen) this.#show(true);
+    await this.#load();
+    if (this.#sender) this.#sender.send(file);
+    else toast("The server can't be reached. Is it running?");
+    this.#row.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  }
+
+  /** Send no more of it. */
+  stop() {
+    this.#sender?.stop();
+  }
+
+  async #load() {
+    this.#loading ??= import("./sender.js");
+    try {
+      const { Sender } = await this.#loading;
+      if (this.#sender) return;
+      this.#sender = new Sender((lora, how) => this.#sent(lora, how));
+      this.#sender.bound(this.#bytesMax);
+      this.#row.append(this.#sender.element);
+    } catch {
+      this.#loading = null; // away the server may come back
+    }
+  }
+
+  #sent({ name }, { isFocused: isWaitedFor }) {
+    const isDone = !this.#field.value.trim(); // else an address is being written
+    const isFocused = isWaitedFor || (isDone && this.#row.contains(document.activeElement));
+    this.#has({ name });
+    const wrong = this.#add({ name, strength: 1 }, { isFocused });
+    toast(wrong || `${stemOf(name)} is sent and chosen.`); // the account has it all the same
+    if (isDone) this.#show(false);
+    if (isFocused && wrong) this.#opener.focus();
+  }
+
+  #drag(isOver) {
+    this.#row.classList.toggle("over", isOver);
   }
 
   #pressed(event) {
@@ -99,7 +158,7 @@ export class Adder {
     const isLeft = document.activeElement === this.#field; // else whoever added it is at its strength by now
     this.#field.value = "";
     this.#say("");
-    this.#show(false);
+    if (!this.sending) this.#show(false);
     if (isLeft) this.#opener.focus();
     return true;
   }

@@ -6,6 +6,8 @@ const ADDRESS = /^(.*\/.*?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?$/; // which has colo
 const OWN = /@[0-9a-f]{16}$/; // the id of one that the account brought
 const REST_CHARACTERS = 5;
 const ADDRESS_CHARACTERS_MAX = 2000;
+const FILE = /\.safetensors$/i;
+const NAME_CHARACTERS_MAX = 64;
 
 /** The list that a value stands for, its strengths said; empty for none, null where the value can't be read. */
 export function lorasOf(value) {
@@ -90,4 +92,16 @@ export function areRight(loras, limits) {
     loras.length <= limits.most &&
     loras.every(({ strength }) => isStrength(strength, limits))
   );
+}
+
+/** Whether a file is called as LoRAs' are. */
+export function isLoraFile(name) {
+  return FILE.test(name);
+}
+
+/** What a LoRA is to be called by the name of its file, in letters that the server takes. */
+export function nameOfFile(name) {
+  const plain = name.replace(FILE, "").normalize("NFKD").replace(/\p{M}/gu, ""); // é is an e with a mark
+  const allowed = plain.replace(/[^A-Za-z0-9_.-]+/g, "-").replace(/^[-._]+/, "");
+  return allowed.slice(0, NAME_CHARACTERS_MAX).replace(/[-._]+$/, "") || "lora";
 }

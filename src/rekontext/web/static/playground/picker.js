@@ -1,7 +1,7 @@
 // Which LoRAs an edit is given, and how strongly: a chip for each that is on offer, that the account brought or that was
-// added here by its address; a row for each that is chosen.
+// added here by its address or as a file; a row for each that is chosen.
 
-import { $, fill, glyph, h } from "../shared/dom.js";
+import { $, fill, glyph, h, toast } from "../shared/dom.js";
 import { plural } from "../shared/format.js";
 import { toJson } from "../shared/json.js";
 import { Adder, addressFault } from "./adder.js";
@@ -21,10 +21,10 @@ export class LoraPicker {
   #parameter;
   #change;
   #offers = null;
-  #takesAddresses = null; // null while that isn't known, as of those that are on offer or brought
+  #bytesMax = null; // of one that is brought, 0 where none is taken; null while that isn't known, as of #offers
   #brought = null; // names, and where each is from
   #known = new Map(); // by which name the server knows an address
-  #added = new Set(); // addresses that can be chosen again
+  #added = new Set(); // addresses, and names of those that were sent, that can be chosen again
   #apart = new Map(); // what is shown of a name: {stem, rest}
   #value = [];
   #isWhole = false; // the list, however long
@@ -41,7 +41,11 @@ export class LoraPicker {
     },
   });
   #said = h("p.help", { role: "status" });
-  #adder = new Adder({ add: (lora, how) => this.#add(lora, how), toggled: () => this.#drawPlace() });
+  #adder = new Adder({
+    add: (lora, how) => this.#add(lora, how),
+    has: (lora) => this.#have(lora),
+    toggled: () => this.#drawPlace(),
+  });
   #chosen = h("ul.chosen", { "aria-label": "Chosen LoRAs" });
 
   /** `change` takes a list that was chosen here, and whether it `isTyped`. */
@@ -61,15 +65,16 @@ export class LoraPicker {
     );
   }
 
-  /** Names of those on offer, and whether addresses are taken; both null while that isn't known. */
-  offer({ names, takesAddresses }) {
+  /** Names of those on offer, and the most bytes of one that is brought, 0 for none; null while that isn't known. */
+  offer({ names, bytesMax }) {
     this.#offers = names;
-    this.#takesAddresses = takesAddresses;
+    this.#bytesMax = bytesMax;
     this.#draw();
   }
 
   /** What the account brought: a list of {name, source}, null while that isn't known. */
   bring(loras) {
+    if (!loras) this.#forgetSent();
     this.#brought = loras && new Map(loras.map(({ name, source }) => [name, source]));
     this.#draw();
   }
@@ -83,6 +88,19 @@ export class LoraPicker {
   /** Take over what stands in the field for an address. Gives whether nothing is wrong with it. */
   settle() {
     return this.#adder.settle();
+  }
+
+  /** The file that is on its way to the server: its name, and a promise that it has ended; null where none is. */
+  get sending() {
+    return this.#adder.sending;
+  }
+
+  /** Send a file that was dropped or pasted, and choose it. Gives whether any can be sent here. */
+  send(file) {
+    if (!this.#bytesMax) return false;
+    if (this.#isFull) toast(this.#fullFault());
+    else this.#adder.send(file);
+    return true;
   }
 
   /** Show a value; of one that is typed only what the typing doesn't stand in. */
@@ -101,8 +119,8 @@ export class LoraPicker {
   get #choices() {
     const own = [...(this.#brought?.keys() ?? [])];
     const chosen = (this.#loras ?? []).map(({ name }) => name).filter(isAddress);
-    const addresses = this.#takesAddresses ? [...new Set([...chosen, ...this.#added])] : [];
-    return [...addresses.filter((each) => !own.includes(this.#nameOf(each))), ...own, ...(this.#offers ?? [])];
+    const added = this.#bytesMax ? [...new Set([...chosen, ...this.#added])] : [];
+    return [...added.filter((each) => !own.includes(this.#nameOf(each))), ...own, ...(this.#offers ?? [])];
   }
 
   /** The name that the server knows it by, as far as that was told: by a result, or by where the account's are from. */
@@ -129,11 +147,11 @@ export class LoraPicker {
   /** Where nothing is on offer or chosen there is only a link; where none can be brought either, nothing. */
   #drawPlace() {
     const isEmpty = !this.#choices.length && this.#loras?.length === 0;
-    const isFull = this.#loras?.length >= this.#parameter.most;
-    this.#adder.offer(!this.#takesAddresses || isFull ? null : isEmpty ? "Add a LoRA" : "Add one by its address");
+    const label = isEmpty ? "Add a LoRA" : "Add one of your own";
+    this.#adder.offer(!this.#bytesMax || this.#isFull ? null : label, this.#bytesMax);
     const field = this.element.closest("[data-parameter]");
     if (!field) return;
-    field.hidden = isEmpty && !this.#takesAddresses;
+    field.hidden = isEmpty && !this.#bytesMax;
     field.classList.toggle("quiet", isEmpty && !this.#adder.isOpen);
   }
 
@@ -143,12 +161,32 @@ export class LoraPicker {
     if (!this.#choices.includes(name) && addressFault(name)) return addressFault(name);
     if (!isStrength(strength, this.#parameter)) return this.#strengthFault(name, strength);
     if (loras.some((each) => this.#nameOf(each.name) === this.#nameOf(name))) return `${stemOf(name)} is chosen already.`;
-    if (loras.length >= this.#parameter.most) return `${loras.length} are chosen, as many as an edit may have.`;
+    if (this.#isFull) return this.#fullFault();
     const all = sorted([...loras, lora]);
     if (isAddress(name)) this.#added.add(name);
     this.#change(all);
     if (isFocused) control(this.#rows[all.indexOf(lora)]).focus();
     return "";
+  }
+
+  get #isFull() {
+    return this.#loras?.length >= this.#parameter.most;
+  }
+
+  #fullFault() {
+    return `${this.#parameter.most} are chosen, as many as an edit may have.`;
+  }
+
+  /** The account has one now that was sent from here, whether it is chosen or not. */
+  #have({ name }) {
+    this.#added.add(name);
+    this.#draw();
+  }
+
+  /** Somebody else is signed in now, or nobody. */
+  #forgetSent() {
+    this.#adder.stop();
+    for (const name of this.#added) if (isOwn(name)) this.#added.delete(name);
   }
 
   #drawChips() {
@@ -182,7 +220,7 @@ export class LoraPicker {
     this.#all.textContent = isCut ? `Show all ${found.length}` : "Show fewer";
     const said = [
       words && `${found.length || "None"} of ${names.length} found.`,
-      isFull && `${this.#parameter.most} are chosen, as many as an edit may have.`,
+      isFull && this.#fullFault(),
     ];
     const text = said.filter(Boolean).join(" ");
     if (this.#said.textContent !== text) this.#said.textContent = text;
@@ -220,7 +258,7 @@ export class LoraPicker {
   /** Why a LoRA can't be had; null for one that can, as far as that is known. */
   #why(name) {
     if (this.#choices.includes(name)) return null;
-    if (isAddress(name)) return this.#takesAddresses === false ? BY_NAME_ONLY : null;
+    if (isAddress(name)) return this.#bytesMax === 0 ? BY_NAME_ONLY : null;
     if (isOwn(name)) return this.#brought ? STRANGE : null;
     return this.#offers ? GONE : null;
   }
@@ -305,7 +343,7 @@ export class LoraPicker {
 
   #removal(name, at, props = { "aria-label": `Remove ${this.#label(name)}` }) {
     const remove = () => {
-      this.#added.delete(name);
+      if (name && isAddress(name)) this.#added.delete(name);
       this.#change((this.#loras ?? []).filter((_, other) => other !== at));
       const chip = name && (this.#chips.get(this.#nameOf(name)) ?? this.#chips.get(name));
       const next = [

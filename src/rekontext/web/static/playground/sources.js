@@ -1,11 +1,15 @@
-// The ways a photo comes onto the page: chosen, linked, dropped, pasted.
+// The ways a photo comes onto the page: chosen, linked, dropped, pasted. The last two are a LoRA's ways, too.
 
 import { $, fill, glyph, h, toast } from "../shared/dom.js";
 import { bytes } from "../shared/format.js";
+import { isLoraFile } from "./loras.js";
 import { fromBlob, fromLink } from "./photo.js";
 
-/** Listen everywhere a photo may come from. `use` gets a promise of a photo and resolves with whether it took it. */
-export function installSources(use) {
+/**
+ * Listen everywhere a photo may come from. `use` gets a promise of a photo and resolves with whether it took it. `send` gets
+ * the file of a LoRA and gives whether one can be taken at all.
+ */
+export function installSources({ use, send }) {
   const file = $("#file");
   $("#pick").addEventListener("click", () => file.click());
   file.addEventListener("change", () => {
@@ -43,7 +47,7 @@ export function installSources(use) {
     event.preventDefault();
     depth = 0;
     document.body.classList.remove("dragging");
-    take(event.dataTransfer, use);
+    take(event, event.dataTransfer, { use, send });
   });
   document.addEventListener("paste", (event) => {
     const { files, types } = event.clipboardData;
@@ -51,7 +55,7 @@ export function installSources(use) {
     const isField = event.target.closest("input, textarea");
     // A spreadsheet's cells come as text and as a picture of them; in a field the text is meant.
     if (!isField || (hasPicture && !types.includes("text/plain"))) {
-      if (take(event.clipboardData, use)) event.preventDefault();
+      if (take(event, event.clipboardData, { use, send })) event.preventDefault();
     }
   });
 }
@@ -61,9 +65,14 @@ function openLink() {
   $("#link").focus();
 }
 
-/** A picture or a link out of a drop or a paste. */
-function take(transfer, use) {
+/** A LoRA, a picture or a link out of a drop or a paste. */
+function take({ target }, transfer, { use, send }) {
   const files = [...transfer.files];
+  const lora = files.find((file) => isLora(file, target));
+  if (lora && send(lora)) {
+    if (files.length > 1) toast(`One LoRA at a time: of ${files.length} files this is ${lora.name}.`);
+    return true;
+  }
   if (files.length) {
     const file = files.find(({ type }) => type.startsWith("image/")) ?? files[0];
     const name = file.name === "image.png" ? "pasted.png" : file.name;
@@ -76,6 +85,11 @@ function take(transfer, use) {
   if (!/^(https?:|data:image)/.test(link.trim())) return false;
   use(fromLink(link));
   return true;
+}
+
+/** Whether a file is meant for a LoRA: by its name, or as it came to where they are chosen and is no picture. */
+function isLora({ name, type }, target) {
+  return isLoraFile(name) || (!type.startsWith("image/") && Boolean(target.closest?.('[data-parameter="loras"]')));
 }
 
 /** Show the chosen photo where it can be replaced or removed; null shows the invitation to choose one. */

@@ -36,13 +36,7 @@ export function isHere(url) {
 
 /** Call a path of this origin. `key` null sends none. */
 export async function call(path, { method = "GET", json, body, headers = {}, signal, key = readKey() } = {}) {
-  const all = { ...headers };
-  if (/[^\x21-\x7e]/.test(key ?? "")) {
-    // No header can hold it: the browser would fail as it does where there is no server.
-    const error = "This isn't an API key: it has a character that no key has. Keys are letters and digits after rk_.";
-    throw new ApiError({ status: 401, code: "invalid_api_key", error });
-  }
-  if (key) all["x-api-key"] = key;
+  const all = { ...headers, ...keyHeader(key) };
   if (json !== undefined) {
     all["content-type"] = "application/json";
     body = typeof json === "string" ? json : toJson(json);
@@ -52,10 +46,50 @@ export async function call(path, { method = "GET", json, body, headers = {}, sig
     response = await fetch(new URL(path.replace(/^\//, ""), ROOT), { method, headers: all, body, signal });
   } catch (fault) {
     if (fault.name === "AbortError") throw fault;
-    throw new ApiError({ status: 0, code: "unreachable", error: "The server can't be reached. Is it running?" });
+    throw unreachable();
   }
   if (!response.ok) throw await failure(response);
   return response;
+}
+
+/**
+ * PUT a file as it is, and give the JSON of the answer. `told` hears how many of its bytes have gone, which fetch doesn't
+ * tell. Throws as `call` does.
+ */
+export async function putFile(path, file, { told, signal }) {
+  signal.throwIfAborted();
+  const headers = { "content-type": "application/octet-stream", ...keyHeader(readKey()) };
+  const request = new XMLHttpRequest();
+  request.open("PUT", new URL(path, ROOT));
+  for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+  request.upload.addEventListener("progress", ({ loaded }) => told(loaded));
+  await new Promise((resolve, reject) => {
+    request.addEventListener("load", resolve);
+    request.addEventListener("error", () => reject(unreachable()));
+    request.addEventListener("abort", () => reject(signal.reason));
+    signal.addEventListener("abort", () => request.abort());
+    request.send(file);
+  });
+  const { status, responseText: text } = request;
+  if (status < 200 || status > 299) throw refusal(request, text, request.getResponseHeader("retry-after"));
+  try {
+    return fromJson(text);
+  } catch {
+    throw new ApiError({ status: 0, code: "unreachable", error: "The server's answer broke off." });
+  }
+}
+
+function keyHeader(key) {
+  if (/[^\x21-\x7e]/.test(key ?? "")) {
+    // No header can hold it: the browser would fail as it does where there is no server.
+    const error = "This isn't an API key: it has a character that no key has. Keys are letters and digits after rk_.";
+    throw new ApiError({ status: 401, code: "invalid_api_key", error });
+  }
+  return key ? { "x-api-key": key } : {};
+}
+
+function unreachable() {
+  return new ApiError({ status: 0, code: "unreachable", error: "The server can't be reached. Is it running?" });
 }
 
 export async function getJson(path, options) {
@@ -63,18 +97,23 @@ export async function getJson(path, options) {
 }
 
 async function failure(response) {
+  const text = await response.text().catch(() => ""); // it may break off
+  return refusal(response, text, response.headers.get("retry-after"));
+}
+
+function refusal({ status, statusText }, text, retryAfter) {
   let document = {};
   try {
-    document = await response.json();
+    document = JSON.parse(text);
   } catch {
     // A proxy in between may answer in words of its own.
   }
   return new ApiError({
-    status: response.status,
-    error: document.error ?? `The server answered ${response.status} ${response.statusText}.`,
-    code: document.code ?? `http_${response.status}`,
+    status,
+    error: document.error ?? `The server answered ${status} ${statusText}.`,
+    code: document.code ?? `http_${status}`,
     errors: document.errors,
-    retryAfter: response.headers.get("retry-after"),
+    retryAfter,
     requestId: document.request_id,
   });
 }
