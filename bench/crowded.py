@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from statistics import median
 
 from bench.engine import apart, our_edit
-from rekontext.cli.main import share_cores
+from rekontext.cli.cores import share_cores
 
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -13,7 +13,14 @@ from tests.documents import OPERATING, PAGES, ROOT, anchors, fault_of, links, qu
 
 VARIABLES_OF_OTHERS: Final = {
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT", "AWS_ALLOW_HTTP"),
-    *("HF_TOKEN", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "POSTGRES_PASSWORD", "REKONTEXT_SERVICE_HOST"),
+    *(
+        "HF_TOKEN",
+        "GOMP_SPINCOUNT",
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+        "POSTGRES_PASSWORD",
+        "REKONTEXT_SERVICE_HOST",
+    ),
 }
 """The last is Kubernetes', and the page says that it is none of ours."""
 PLACES: Final = {"ACCOUNT_ID", "KEY_ID"}

@@ -5,7 +5,6 @@ A command's work is in its own module, imported when the command runs.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,12 @@ from typer.exceptions import TyperException
 
 from rekontext import __version__
 from rekontext.cli import operate
+from rekontext.cli.cores import share_cores
 from rekontext.cli.failure import CommandFailed
 from rekontext.contract import GUIDANCE_DEFAULT, STEPS_DEFAULT, STEPS_MAX, STEPS_MIN
 
 EXIT_BAD_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130
-SPINS: Final = "1000"
-"""What GNU's OpenMP takes itself where it has more threads than cores: some 0.05 ms, about as long as waking a thread
-takes, so that an edit which has the cores for itself takes no longer."""
 
 app = typer.Typer(
     name="rekontext",
@@ -56,17 +53,6 @@ LoraFolder = Annotated[
         help="A folder whose .safetensors files edits may ask for by name, to have them merged.", show_default="none"
     ),
 ]
-
-
-def share_cores() -> None:
-    """Have threads that compute on the CPU wait for each other without keeping others from the cores.
-
-    GNU's OpenMP asks for milliseconds whether the others are done before a thread sleeps. Where other programs want the
-    cores too, that time is taken from the very threads it waits for: an edit took ten times as long as its share of
-    the cores explains. It is read once, when PyTorch is imported; who set it, or `OMP_WAIT_POLICY`, knows better.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rekontext.cli.cores import usable
 from rekontext.cli.doctor.finding import Finding, told
 from rekontext.contract import EditRefused
 from rekontext.models import MINI, is_hub_id, is_lora_on_hub, local_path, lora_and_strength, offered_loras
@@ -66,7 +66,7 @@ def look_at_devices(settings: Settings) -> Iterator[Finding]:
             yield _gpu_memory(settings, device)
         else:
             gpu_there = "" if torch.cuda.is_available() else "no GPU; "
-            says = f"{gpu_there}{os.cpu_count()} CPU cores, enough for mini only"
+            says = f"{gpu_there}{usable()} CPU cores, enough for mini only"
             yield Finding(subject="device", verdict="ok" if settings.model == MINI else "note", says=says)
     if not torch.cuda.is_available():
         yield _gpu_memory(settings, None)
