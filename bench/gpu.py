@@ -45,26 +45,29 @@ STUCK_S: Final = 20.0
 ENTRIES_MAX: Final = 12
 
 PARTS: Final[dict[str, tuple[Callable[[Bench], None], float]]] = {
-    "ceilings": (gpu_parts.ceilings, 90),
-    "bf16": (gpu_parts.bf16, 240),
+    "ceilings": (gpu_parts.ceilings, 60),
+    "bf16": (gpu_parts.bf16, 120),
     "denoise": (gpu_parts.denoise, 50),
-    "diffusers": (gpu_parts.diffusers, 150),
     "edits": (gpu_parts.edits, 60),
-    "diffusers-edit": (gpu_parts.diffusers_edit, 75),
     "ceilings-fp8": (gpu_parts.ceilings_fp8, 30),
-    "fp8": (gpu_parts.fp8, 180),
+    "fp8": (gpu_parts.fp8, 90),
     "denoise-fp8": (gpu_parts.denoise_fp8, 40),
+    "diffusers": (gpu_parts.diffusers, 150),
+    "diffusers-edit": (gpu_parts.diffusers_edit, 75),
     "edits-fp8": (gpu_parts.edits_fp8, 50),
+    "loras": (gpu_parts.loras, 45),
     "errors": (gpu_parts.errors, 40),
-    "loras": (gpu_parts.loras, 30),
     "profile": (gpu_parts.profile, 40),
+    "autoencoder": (gpu_parts.autoencoder, 30),
     "load": (gpu_parts.load, 60),
     "compiled": (gpu_parts.compiled, 90),
     "compiled-again": (gpu_parts.compiled_again, 60),
+    "narrow-attention": (gpu_parts.narrow_attention, 20),
 }
 """In the order in which they run, each with the seconds after which it is given up.
 
-Edits come before fp8, so that the most memory they take is that of bfloat16 alone. The last part undoes compilation.
+First what is looked up elsewhere, with what it needs; edits in bfloat16 come before fp8, so that the most memory they
+take is that of bfloat16 alone. Of the last two one undoes compilation, and one may break the device.
 """
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity
 
-from bench.ceilings import Ceilings, attention_rate, attention_rates, copy_rate, linear_rate
+from bench.ceilings import Ceilings, attention_e4m3, attention_rate, attention_rates, copy_rate, linear_rate
 from bench.gpu_bench import Bench, Step
 from bench.random_model import diffusers_pipeline, diffusers_twin, random_lora, random_transformer
 from rekontext.contract import EditRequest
@@ -249,7 +249,7 @@ def loras(bench: Bench) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         for name in ("one", "other"):
-            save_file(random_lora(bench.size.transformer), Path(folder) / f"{name}.safetensors")
+            save_file(random_lora(bench.size.transformer, bench.device), Path(folder) / f"{name}.safetensors")
         for precision, transformer in (("bf16", bench.transformer), ("fp8", bench.narrow)):
             swap = Hotswap(replace(bench.parts, transformer=transformer), Path(folder))
             for figure, wanted in (("first", "one"), ("change", "other"), ("back", None)):
@@ -271,7 +271,8 @@ def profile(bench: Bench) -> None:
     for name, run in passes.items():
         run()
         bench.finish()
-        with torch.profiler.profile(activities=[kind]) as profiler:
+        # Without `acc_events` PyTorch 2.11 warns that events of other cycles are left out; there is one.
+        with torch.profiler.profile(activities=[kind], acc_events=True) as profiler:
             run()
             bench.finish()
         spent = {
@@ -299,6 +300,34 @@ def compiled_again(bench: Bench) -> None:
     bench.run_by(transformer, "compiled blocks")
     step = Step(bench, bench.cases["1mp_1mp"], transformer)
     bench.figures["compile_cached_s"] = _first_pass_s(bench, step, transformer)
+
+
+def autoencoder(bench: Bench) -> None:
+    """Decoding with channels innermost and outermost, by cuDNN's own choice of convolutions and by the fastest of those
+    that it tries."""
+    size, device, model = bench.size, bench.device, bench.parts.autoencoder
+    side = bench.cases["1mp_1mp"].side // 8
+    latents = torch.randn(1, size.transformer.channels // 4, side, side, device=device).to(model.dtype)
+    before = torch.backends.cudnn.benchmark
+    try:
+        for layout, where in ((torch.contiguous_format, "outermost"), (torch.channels_last, "innermost")):
+            model.to(memory_format=layout)
+            for torch.backends.cudnn.benchmark, how in ((False, "chosen"), (True, "tried")):
+                took_s = seconds(lambda: model.decode(latents, return_dict=False), device, repeats=3)
+                bench.figures[f"decode_channels_{where}_{how}_s"] = took_s
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def narrow_attention(bench: Bench) -> None:
+    """What attention in e4m3 would gain, and cost. The engine has none: a kernel that fails would end all that comes
+    after it, so it is tried when all else is known."""
+    found = attention_e4m3(bench.size.transformer, bench.device, tokens=bench.tokens)
+    if found is None:
+        bench.facts["attention_e4m3"] = "not tried: FlashAttention 3 isn't installed"
+        return
+    rate, bench.figures["attention_e4m3_error"] = found
+    bench.figures["attention_e4m3_sustained_tflops"] = rate / TERA
 
 
 def _products(bench: Bench, name: str) -> float:
@@ -367,13 +396,14 @@ def _edits(bench: Bench, transformer: KontextTransformer, name: str) -> None:
         engine.submit(_request(bench, 1)).result()  # kernels are chosen for each size anew, at its first pass
         for steps in (28, 35):
             engine.forget()
+            request = _request(bench, steps)
             began = time.perf_counter()
-            result = engine.submit(_request(bench, steps)).result()
+            result = engine.submit(request).result()
             bench.figures[f"edit_{steps}_{name}_s"] = time.perf_counter() - began
             for stage, took_s in result.timings.items():
                 bench.figures[f"edit_{steps}_{name}_{stage}_s"] = took_s
         began = time.perf_counter()
-        engine.submit(_request(bench, 35)).result()
+        engine.submit(request).result()
         bench.figures[f"edit_35_{name}_remembered_s"] = time.perf_counter() - began
 
 

@@ -30,8 +30,9 @@ def measure(*, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Engine.open("mini", device="cpu", lora_folder=folder) as engine:
+            transformer = engine.model.transformer
             for each in _NAMES:
-                save_file(random_lora(engine.model.transformer.config), folder / f"{each}.safetensors")
+                save_file(random_lora(transformer.config, transformer.device), folder / f"{each}.safetensors")
             took: dict[bool, list[float]] = {True: [], False: []}
             swaps: list[float] = []
             for i in range(2 * (repeats + 1)):

@@ -113,8 +113,11 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
                 parameter.add_(1)
 
 
-def random_lora(config: TransformerConfig, *, rank: int = 16) -> dict[str, torch.Tensor]:
-    """A LoRA, in bfloat16 on the host, of every matrix in the blocks; it changes each by about a tenth."""
+def random_lora(config: TransformerConfig, device: torch.device, *, rank: int = 16) -> dict[str, torch.Tensor]:
+    """A LoRA, in bfloat16 on the host, of every matrix in the blocks; it changes each by about a tenth.
+
+    Drawn on `device`: at full size a host takes as long for it as a GPU for an edit.
+    """
     with torch.device("meta"):
         transformer = KontextTransformer(config)
     state: dict[str, torch.Tensor] = {}
@@ -122,8 +125,9 @@ def random_lora(config: TransformerConfig, *, rank: int = 16) -> dict[str, torch
         if parameter.ndim == 2 and "_blocks." in name:
             module = f"transformer.{name.removesuffix('.weight')}"
             o, d = parameter.shape
-            state[f"{module}.lora_A.weight"] = torch.randn(rank, d, dtype=torch.bfloat16) / d**0.5
-            state[f"{module}.lora_B.weight"] = torch.randn(o, rank, dtype=torch.bfloat16) * (0.1 / rank**0.5)
+            down = torch.randn(rank, d, dtype=torch.bfloat16, device=device) / d**0.5
+            up = torch.randn(o, rank, dtype=torch.bfloat16, device=device) * (0.1 / rank**0.5)
+            state |= {f"{module}.lora_A.weight": down.cpu(), f"{module}.lora_B.weight": up.cpu()}
     return state
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from bench import gpu, gpu_parts
-from bench.ceilings import Ceilings, Work, linear_shapes, step_work
+from bench.ceilings import Ceilings, Work, attention_e4m3, linear_shapes, step_work
 from bench.gpu_bench import Bench, Step
 from bench.random_model import FULL, SMALL, diffusers_twin, random_transformer
+from rekontext.engine.attention import sdpa
 from rekontext.engine.fp8 import relative_error
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
@@ -75,6 +80,34 @@ def test_the_twin_computes_the_same_from_the_same_memory() -> None:
     assert own == {"norm_out.linear.weight", "norm_out.linear.bias"}
 
 
+def test_what_is_looked_up_is_measured_first() -> None:
+    """Of a run that ends early, which may be any, those figures are what is missed."""
+    needed = {"ceilings", "bf16", "ceilings-fp8", "fp8"}
+    order = [name for name in gpu.PARTS if name not in needed]
+    assert order[:4] == ["denoise", "edits", "denoise-fp8", "diffusers"]
+
+
+def test_attention_in_e4m3_is_judged_by_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one that multiplies what it is given by its scales, as FlashAttention 3 does."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **scales: Tensor) -> tuple[Tensor, None]:
+        assert {x.dtype for x in (q, k, v)} == {torch.float8_e4m3fn}
+        named = zip((q, k, v), "qkv", strict=True)
+        wide = (x.float() * scales[f"{letter}_descale"][:, None, :, None] for x, letter in named)
+        return sdpa(*wide).view(q.shape).bfloat16(), None
+
+    config = SMALL.transformer
+    assert attention_e4m3(config, CPU, tokens=40) is None
+    library = ModuleType("fa3_fwd_interface")
+    library.flash_attn_func = attend  # type: ignore[attr-defined]
+    library.__spec__ = ModuleSpec("fa3_fwd_interface", None)
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", library)
+    found = attention_e4m3(config, CPU, tokens=40)
+    assert found is not None
+    assert found[0] > 0
+    assert 5e-3 < found[1] < 0.1
+
+
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a part may take is for GPUs: a CPU may be busy with something else."""
@@ -94,6 +127,8 @@ def test_every_part_runs_and_the_figures_have_their_names(tmp_path: Path, capsys
     assert 0 < results["bf16_error_few_blocks_end"] < 0.05
     assert 0 < results["fp8_error_few_blocks_end"] < 0.1
     assert results["edit_35_fp8_s"] > results["edit_35_fp8_denoise_s"] > 0
+    assert results["decode_channels_innermost_tried_s"] > 0
+    assert "FlashAttention 3" in results["attention_e4m3"]
     assert results["lora_change_bf16_s"] > 0 < results["lora_back_fp8_s"]
     assert results["difference_to_diffusers"] < 0.05
     assert sum(results["kernels_bf16_ms"].values()) > 0

@@ -65,10 +65,13 @@ class Autoencoder:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
+        # Bytes go to the device, and what each of the 256 levels stands for is looked up there.
+        levels_byxc = torch.from_numpy(np.array(photo)[None]).to(self._model.device)
+        values = torch.from_numpy(np.arange(256, dtype=np.float32) / 255.0) * 2.0 - 1.0
+        pixels = values.to(self._model.device, self._model.dtype).index_select(0, levels_byxc.flatten().int())
         # A batch before its axes are exchanged: by its strides the convolutions know that channels are innermost. Else
         # they take others, and a flat photo, whose norms divide by next to nothing, is off by 1e-3 from diffusers'.
-        pixels_byxc = torch.from_numpy(np.array(photo, dtype=np.float32)[None] / 255.0)
-        pixels_bcyx = rearrange(pixels_byxc * 2.0 - 1.0, "b y x c -> b c y x").to(self._model.device, self._model.dtype)
+        pixels_bcyx = rearrange(pixels.view(levels_byxc.shape), "b y x c -> b c y x")
         # The distribution's mode, not a sample: a reference must not depend on a seed.
         latents = self._model.encode(pixels_bcyx).latent_dist.mode()
         tokens = pack((latents - self._shift) * self._scaling).float()

@@ -95,19 +95,25 @@ def plan(model: Model, request: EditRequest) -> Plan:
 
 @torch.inference_mode()
 def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
-    """Everything that comes before the first step: encode, draw noise, compute what all steps share."""
+    """Everything that comes before the first step: encode, draw noise, compute what all steps share.
+
+    The order is a GPU's: copies to it, which wait until it has nothing to do, come before all that it computes. While
+    it encodes the photo, which takes it longest, the host queues the prompt's encoding, which takes the host longest.
+    """
     transformer = model.transformer
-    prompt = model.prompts.encode(request.prompt)
-    positions = [text_positions(prompt.states_1tw.shape[1]), picture_positions(plan.size, stream=0)]
+    seeds = (seed_at(request.seed, i) for i in range(plan.pictures))
+    latents = torch.cat([pack(noise(seed, plan.size, model.autoencoder.channels)) for seed in seeds])
+    latents = latents.to(transformer.device)
+    positions = [text_positions(model.prompts.tokens), picture_positions(plan.size, stream=0)]
+    if plan.reference_size is not None:
+        positions.append(picture_positions(plan.reference_size, stream=1))
+    rotation = rotation_of(torch.cat(positions), transformer.config.axes, transformer.device)
     reference = None
     if request.photo is not None:
         assert plan.reference_size is not None, "planned without the photo"
         reference = model.autoencoder.encode(request.photo, plan.reference_size)
-        positions.append(picture_positions(plan.reference_size, stream=1))
+    prompt = model.prompts.encode(request.prompt)
 
-    seeds = (seed_at(request.seed, i) for i in range(plan.pictures))
-    latents = torch.cat([pack(noise(seed, plan.size, model.autoencoder.channels)) for seed in seeds])
-    latents = latents.to(transformer.device)
     kept = None
     if request.mask is not None:
         assert request.photo is not None, "a mask without a photo"
@@ -115,7 +121,6 @@ def prepare(model: Model, request: EditRequest, plan: Plan) -> Edit:
         assert plan.size == plan.reference_size, f"{plan.size} of a photo of {plan.reference_size}, with a mask"
         kept = Kept.of(request.photo, request.mask, size=plan.size, photo_1ne=reference, noise_pne=latents)
     sigmas = model.schedule.sigmas(request.steps, plan.output_tokens)
-    rotation = rotation_of(torch.cat(positions), transformer.config.axes, transformer.device)
     return Edit(
         request=request,
         plan=plan,

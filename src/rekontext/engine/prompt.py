@@ -64,8 +64,8 @@ class PromptEncoder:
         # Not the encoders' own device: one that waits on the host computes where the transformer does.
         device = parts.transformer.device
         embedding = PromptEmbedding(
-            states_1tw=parts.t5(t5_ids.to(device))[0],
-            pooled_1p=parts.clip(clip_ids.to(device)).pooler_output,
+            states_1tw=parts.t5(_sent(t5_ids, device))[0],
+            pooled_1p=parts.clip(_sent(clip_ids, device)).pooler_output,
             is_cut=len(uncut) > parts.text_tokens,
         )
         self._cache[prompt] = embedding
@@ -76,3 +76,8 @@ class PromptEncoder:
     def forget(self) -> None:
         """Empty the cache."""
         self._cache.clear()
+
+
+def _sent(ids: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for what was queued on it before."""
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)

@@ -64,16 +64,21 @@ def rotation_of(positions_na: Tensor, axes: tuple[int, int, int], device: torch.
         positions_na: float32 positions.
         axes: rotary width of each axis; their sum is the head width.
     """
-    angles = []
+    cosines, sines = [], []
     for axis, width in enumerate(axes):
         # float64: at position 97 float32 frequencies are already off in the 6th digit.
         frequencies = THETA ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles.append(positions_na[:, axis, None].double() * frequencies)
-    angle_np = torch.cat(angles, dim=-1)
-    cos, sin = angle_np.cos().float(), angle_np.sin().float()
+        # Thousands of tokens stand at a hundred places of an axis: each place's angles are taken once, on the host,
+        # and are laid out on the device.
+        places, place_n = positions_na[:, axis].unique(return_inverse=True)
+        angles = places[:, None].double() * frequencies
+        place_n = place_n.to(device)
+        cosines.append(angles.cos().float().to(device)[place_n])
+        sines.append(angles.sin().float().to(device)[place_n])
+    cos, sin = torch.cat(cosines, dim=-1), torch.cat(sines, dim=-1)
     return Rotation(
-        torch.stack([cos, cos], dim=-1).flatten(-2).to(device),
-        torch.stack([-sin, sin], dim=-1).flatten(-2).to(device),
+        torch.stack([cos, cos], dim=-1).flatten(-2),
+        torch.stack([-sin, sin], dim=-1).flatten(-2),
         torch.complex(cos, sin) if device.type == "cpu" else None,
     )
 
