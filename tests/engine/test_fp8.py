@@ -30,7 +30,7 @@ from rekontext.engine.fp8 import (
 from rekontext.engine.loading import StoredWeights, load_transformer
 from rekontext.engine.memory import Placement
 from rekontext.engine.precision import choose_dtype
-from rekontext.engine.rope import picture_positions, rotation_of, text_positions
+from rekontext.engine.rope import Rotation, picture_positions, rotation_of, text_positions
 from rekontext.engine.tensors import TensorSource
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 from tests.small_model import SHAPES, build
@@ -111,15 +111,17 @@ def test_the_matrix_units_take_what_a_full_step_gives_them(
     config = TransformerConfig(double_blocks=1, single_blocks=2)
     size = (16 * columns, 16 * (4096 // columns))
     n = columns * (4096 // columns)
+    positions = [text_positions(512), *(picture_positions(size, stream=stream) for stream in (0, 1))]
+    cos, sin, _ = rotation_of(torch.cat(positions), config.axes, torch.device("cpu"))
+    rotation = Rotation(cos.to("meta"), sin.to("meta"), None)
     with torch.device("meta"):
         model = KontextTransformer(config).bfloat16()
         model.use_attention(lambda q, k, v: torch.empty_like(q).flatten(2))
         quantise(model)
         latents = torch.empty(batch, n, config.channels)
         text = torch.empty(batch, 512, config.text_width)
-        positions = [text_positions(512), *(picture_positions(size, stream=stream) for stream in (0, 1))]
         modulation = model.modulation(torch.empty(batch), 2.5, torch.empty(1, config.pooled_width))
-        conditioning = model.condition(text, latents, rotation_of(torch.cat(positions), config.axes, model.device))
+        conditioning = model.condition(text, latents, rotation)
         velocity = model(latents, conditioning, modulation)
     assert velocity.shape == latents.shape
     assert velocity.dtype == torch.bfloat16
