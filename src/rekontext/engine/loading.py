@@ -13,7 +13,7 @@ from rekontext.engine.layers import on_host
 from rekontext.engine.layouts import Recipe, diffusers_recipe, is_diffusers
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
-from rekontext.engine.tensors import CheckpointError, TensorSource, first_of
+from rekontext.engine.tensors import HOST, CheckpointError, TensorSource, first_of
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
 
 _MODULATION: Final = re.compile(r"(_mod|\.modulation)\.lin$")
@@ -60,7 +60,7 @@ class StoredWeights:
     def wide(self, name: str, *, device: torch.device) -> Tensor:
         """A parameter with what is merged into it, in float32 and on `device`, the caller's own. Raises as `read`."""
         # What is read may be the file's own memory.
-        return self._changes.merged(name, self._whole(name, torch.float32).to(device, copy=True))
+        return self._changes.merged(name, self._whole(name, torch.float32, device).clone())
 
     def read(self, name: str, *, device: torch.device) -> Tensor:
         """A parameter in its dtype: on the host, or on `device` if something is merged into it.
@@ -70,7 +70,7 @@ class StoredWeights:
         """
         if name in self._changes:
             return self.wide(name, device=device).to(self._dtype)
-        return self._whole(name, self._dtype)
+        return self._whole(name, self._dtype, HOST)
 
     def read_e4m3(self, name: str, *, device: torch.device) -> tuple[Tensor, Tensor]:
         """A matrix in e4m3, and its scales: as they are stored, or as `quantise_rows` makes them. Raises as `read`."""
@@ -80,9 +80,9 @@ class StoredWeights:
                 return stored[0].to(device), stored[1].to(device)
         return quantise_rows(self.read(name, device=device).to(device))
 
-    def _whole(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _whole(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         recipe, source = self._recipes[name], self._source
-        parts = [source.read(part, dtype) for part in recipe.sources]
+        parts = [source.read(part, dtype, device) for part in recipe.sources]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         if recipe.swap:
             tensor = torch.cat(tensor.chunk(2)[::-1])

@@ -145,7 +145,7 @@ class _Layer:
         return change
 
     def _read(self, kind: str, device: torch.device) -> Tensor:
-        return self.source.read(self.names[kind], torch.float32).to(device)
+        return self.source.read(self.names[kind], torch.float32, device)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from rekontext.models.headers import HeaderError, read_header
 PICKLE_SUFFIXES: Final = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 GGUF_SUFFIX: Final = ".gguf"
 _E4M3_MARK: Final = "F8_E4M3"
+HOST: Final = torch.device("cpu")
 _WIDE: Final = ("BF16", "F16", "F32", "F64")
 _INDICES: Final = "I64"
 _INTEGERS: Final = ("I8", "U8", "I16", "I32", "I64")
@@ -166,8 +167,9 @@ class TensorSource:
             )
         return shape
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor on the host, dequantised if it is fp8.
+    def read(self, name: str, dtype: torch.dtype, device: torch.device = HOST) -> Tensor:
+        """The tensor on `device`, dequantised if it is fp8. What has no scales goes there as it is stored: to widen it
+        on the host takes longer than to send it.
 
         Raises:
             CheckpointError: there is no such tensor, or its format or its scale's can't be opened.
@@ -175,11 +177,11 @@ class TensorSource:
         tensor = self._tensor(name, _OPENED)
         scales = self._scales(name)
         if not scales:
-            return tensor.to(dtype)
+            return tensor.to(device).to(dtype)
         wide = tensor.to(torch.float32, copy=True)  # it may be the file's own memory
         for scale in scales:
             wide *= scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, *[1] * (wide.ndim - 1))
-        return wide.to(dtype)
+        return wide.to(device, dtype)
 
     def number(self, name: str) -> float:
         """A tensor of one number, in whatever format.
