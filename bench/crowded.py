@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from statistics import median
 
 from bench.engine import apart, our_edit
-from rekontext.cli.cores import share_cores
+from rekontext.cli.cores import share_cores, usable
 
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -36,21 +36,22 @@ def measure(*, repeats: int) -> dict[str, float]:
 @contextmanager
 def waiting(*, is_shared: bool) -> Iterator[None]:
     """Processes begun within have OpenMP wait as the command has it, or as it does unasked."""
-    kept = {name: os.environ.pop(name) for name in SETTINGS if name in os.environ}
+    before = dict(os.environ)
+    for name in SETTINGS:
+        os.environ.pop(name, None)
     if is_shared:
         share_cores()
     try:
         yield
     finally:
-        for name in SETTINGS:
-            os.environ.pop(name, None)
-        os.environ.update(kept)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A program on each core that has nothing to wait for."""
-    programs = [multiprocessing.Process(target=_compute, daemon=True) for _ in range(os.cpu_count() or 1)]
+    """As many programs as this process may use cores, which have nothing to wait for."""
+    programs = [multiprocessing.Process(target=_compute, daemon=True) for _ in range(usable())]
     for program in programs:
         program.start()
     try:

@@ -284,6 +284,46 @@ async def test_the_page_calls_no_other_host_and_is_guarded_as_the_others(client:
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/console", "/web/playground/main.js", "/web/shared/dom.js"])
+@pytest.mark.parametrize(
+    ("accepted", "is_taken"),
+    [
+        ("gzip, deflate, br", True),
+        ("GZIP;q=0.1", True),
+        ("identity;q=0, x-gzip", True),
+        ("identity", False),
+        ("", False),
+        ("gzip;q=0", False),
+        ("br, gzip ; Q=0.000", False),
+        ("notgzip", False),
+    ],
+)
+async def test_files_come_compressed_to_whoever_takes_that(
+    path: str, accepted: str, is_taken: bool, client: httpx2.AsyncClient
+) -> None:
+    """Nobody else gets gzip; HEAD is told what GET is; and a part of one isn't given."""
+    asked = {"accept-encoding": accepted, "range": "bytes=0-9"}
+    got, told = [await client.request(method, path, headers=asked) for method in ("GET", "HEAD")]
+    assert (got.status_code, got.headers.get("content-encoding")) == (200, "gzip" if is_taken else None)
+    assert got.headers["vary"] == "Accept-Encoding"
+    plain = await client.get(path, headers={"accept-encoding": "identity"})
+    assert got.text == plain.text
+    assert (int(got.headers["content-length"]) < len(plain.content)) is is_taken
+    ours = {"date", "x-request-id"}
+    heads = [{name: value for name, value in each.headers.items() if name not in ours} for each in (told, got)]
+    assert heads[0] == heads[1]
+    assert told.content == b""
+
+
+async def test_a_file_that_is_there_already_is_not_sent_again(client: httpx2.AsyncClient) -> None:
+    """Compressed or not."""
+    for accepted in ("gzip", "identity"):
+        asked = {"accept-encoding": accepted}
+        tag = (await client.get("/web/playground/main.js", headers=asked)).headers["etag"]
+        again = await client.get("/web/playground/main.js", headers=asked | {"if-none-match": tag})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+
+
 def test_the_wire_does_not_import_torch() -> None:
     """The service runs where no engine is installed."""
     check = "import sys, rekontext.api, rekontext.assembly; sys.exit('torch' in sys.modules)"

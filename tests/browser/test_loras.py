@@ -357,6 +357,80 @@ def test_a_file_is_sent_for_one_account(
     expect(page.get_by_role("button", name="Add one of your own")).to_be_hidden()
 
 
+def test_a_file_is_sent_in_the_background(
+    open_page: OpenPage, site: Site, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: list[int]
+) -> None:
+    """What is wrong with it is told wherever its user is by then, and what is written there meanwhile stays."""
+    refusals.append(400)
+    page = open_page()
+    choose(page, photo)
+    bad = large_lora(tmp_path / "bad.safetensors")
+    with bad.open("r+b") as file:
+        file.write(b"\xff" * 8)
+    page.get_by_role("button", name="Add one of your own").click()
+    with held_back(site, monkeypatch):
+        page.set_input_files("#lora-file", bad)
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        page.get_by_label("Address of a LoRA").press("Escape")
+    expect(page.locator(".toast").last).to_contain_text("bad.safetensors isn't sent. Wrong parameter: file is no")
+    page.get_by_role("button", name="Add one of your own").click()
+    expect(page.locator("#lora-file-fault")).to_contain_text("file is no safetensors file")
+    with held_back(site, monkeypatch):
+        page.set_input_files("#lora-file", large_lora(tmp_path / "wash.safetensors"))
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        page.get_by_role("tab", name="JSON").click()
+        page.fill("#json", '{"prompt": "make it')
+    expect(page.locator(".toast").last).to_have_text("wash is sent.")
+    expect(page.locator("#json")).to_have_value('{"prompt": "make it')
+    page.get_by_role("tab", name="Form").click()
+    expect(page.get_by_role("checkbox", name="wash")).not_to_be_checked()
+
+
+def test_where_no_more_can_be_chosen_the_place_goes_once_nothing_is_sent(
+    open_page: OpenPage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a file is on its way there it stays, so that it can be cancelled."""
+    own(site, "wash", "https://example.com/wash.safetensors")
+    page = open_page()
+    page.get_by_role("button", name="Add one of your own").click()
+    with held_back(site, monkeypatch):
+        page.set_input_files("#lora-file", large_lora(tmp_path / "more.safetensors"))
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        for name in ("ink", "sepia", "watercolour", "wash"):
+            page.get_by_role("checkbox", name=name, exact=True).check()
+        page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_label("Address of a LoRA")).to_be_hidden()
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["in this tab", "in another"])
+def test_who_signs_out_sends_nothing_any_further(
+    open_page: OpenPage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    """With nothing written yet, too, and with a key that may send but not look: nothing asks whether to stay."""
+    page = open_page(key=site.key if is_here else site.studio.new_key(scopes=frozenset({"edit"})).secret)
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.get_by_role("button", name="Add one of your own").click()
+    with held_back(site, monkeypatch):
+        page.set_input_files("#lora-file", large_lora(tmp_path / "wash.safetensors"))
+        expect(page.get_by_role("progressbar", name="Sent")).to_be_visible()
+        with page.expect_event("requestfailed", lambda request: request.method == "PUT"):
+            if is_here:
+                page.locator("#key-button").click()
+                page.get_by_role("button", name="Forget the key").click()
+            else:
+                other = page.context.new_page()
+                other.goto(f"{site.url}/console")
+                other.evaluate("localStorage.removeItem('rekontext.key')")
+    expect(page.get_by_role("progressbar", name="Sent")).to_be_hidden()
+    assert not asked
+
+
 def test_loras_of_one_name_are_told_apart(open_page: OpenPage, site: Site) -> None:
     """The account's own come first, those that it used last before others; they are found by where they are from."""
     first = own(site, "watercolour", "https://example.com/watercolour.safetensors")

@@ -53,6 +53,26 @@ def test_the_narrowest_limit_counts(tmp_path: Path, own: str, files: dict[str, s
     assert usable(groups(tmp_path / "cgroup", files), tmp_path / "own") == found
 
 
+@pytest.mark.parametrize(
+    ("own", "limit", "found"),
+    [
+        (b"", "200000 100000", HERE),
+        (b"nothing\n\n1:half\n0::/\n", "200000 100000", 2),
+        (b"0::/\n", "", HERE),
+        (b"0::/\n", "200000", HERE),
+        (b"0::/\n", "two 100000", HERE),
+        (b"0::/\n", "200000 0", HERE),
+        (b"0::/\n", "1e999 100000", HERE),
+        ("0::/gr\u00fcn/\u732b:1\n".encode(), "200000 100000", 2),
+        (b"0::/\xff\n", "200000 100000", 2),
+    ],
+)
+def test_what_cannot_be_read_limits_nothing(tmp_path: Path, own: bytes, limit: str, found: int) -> None:
+    """And stops no command: what can be read beside it still counts, also for a group with a name in other letters."""
+    (tmp_path / "own").write_bytes(own)
+    assert usable(groups(tmp_path / "cgroup", {"cpu.max": limit}), tmp_path / "own") == found
+
+
 def test_where_there_are_no_control_groups_every_core_counts(tmp_path: Path) -> None:
     """As on another system."""
     assert usable(tmp_path, tmp_path / "own") == HERE

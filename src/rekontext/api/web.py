@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rekontext import web
 
+_GZIP: Final = re.compile(r"\s*(x-)?gzip\s*(;.*)?")
+_NOT_AT_ALL: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)")
 HEADERS: Final = {
     "content-security-policy": web.CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
@@ -58,7 +62,27 @@ def static(*, directory: Path | None = None, packages: list[str | tuple[str, str
 
 
 def _compressed(app: ASGIApp) -> ASGIApp:
-    return GZipMiddleware(app, minimum_size=1000)
+    """For whoever takes gzip. To HEAD it says what it would to GET: Starlette's takes "gzip;q=0" for a wish, and tells
+    HEAD the length that the file has uncompressed."""
+    gzip = GZipMiddleware(app, minimum_size=1000)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope.get("method") == "HEAD"
+
+        async def send_head(message: Message) -> None:
+            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+
+        others = [each for each in scope["headers"] if each[0] != b"accept-encoding"]
+        coding = b"gzip" if _takes_gzip(Headers(scope=scope)) else b"identity"
+        asked = {**scope, "headers": [*others, (b"accept-encoding", coding)]} | ({"method": "GET"} if is_head else {})
+        await gzip(asked, receive, send_head if is_head else send)
+
+    return answer
+
+
+def _takes_gzip(headers: Headers) -> bool:
+    codings = [each for line in headers.getlist("accept-encoding") for each in line.lower().split(",")]
+    return any(_GZIP.fullmatch(each) and not _NOT_AT_ALL.search(each) for each in codings)
 
 
 def _page(path: str, file: Path) -> Route:

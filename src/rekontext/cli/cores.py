@@ -40,14 +40,15 @@ def _there() -> int:
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
-    """Of this process's control group and of all above it, those that have a limit, in cores."""
+    """Of this process's control group and of all above it, those that have a limit, in cores. What can't be read is
+    passed over: a command runs all the same."""
     try:
-        lines = own.read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
+        lines = os.fsdecode(own.read_bytes()).splitlines()  # a group may be named as a folder may
+    except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        controllers, colon, path = line.partition(":")[2].partition(":")
+        if not colon or (controllers and "cpu" not in controllers.split(",")):
             continue
         # In a container the path may be the host's, of which only the top is to be seen: it is the container's own.
         root = cgroups / "cpu" if controllers else cgroups
@@ -62,7 +63,7 @@ def _quota_of(group: Path, *, is_v1: bool) -> Iterator[float]:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period"))
         else:
             quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):  # the topmost group has no such file
+        if quota.strip() not in {"max", "-1"}:
+            yield int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # the topmost group has no such file
         return
-    if quota.strip() not in {"max", "-1"}:
-        yield int(quota) / int(period)

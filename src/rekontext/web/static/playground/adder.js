@@ -10,7 +10,7 @@ const HELP =
 export class Adder {
   #add;
   #has;
-  #toggled;
+  #changed;
   #bytesMax = null; // of a file
   #sender = null; // is loaded once there may be a file to send
   #loading = null;
@@ -46,13 +46,13 @@ export class Adder {
 
   /**
    * `add(lora, {isFocused})` takes {name, strength} over and gives what is wrong with it, as a sentence, or nothing;
-   * `isFocused` tells that whoever added it goes on there. `has(lora)` hears first of one that was sent. `toggled` hears
-   * that the field was shown or hidden.
+   * `isFocused` tells that whoever added it goes on there. `has(lora)` hears first of one that was sent, and gives whether
+   * it is added, too. `changed` hears that the field was shown or hidden, and that no file is on its way any more.
    */
-  constructor({ add, has, toggled }) {
+  constructor({ add, has, changed }) {
     this.#add = add;
     this.#has = has;
-    this.#toggled = toggled;
+    this.#changed = changed;
     for (const name of ["dragenter", "dragover"]) this.#row.addEventListener(name, () => this.#drag(true));
     this.#row.addEventListener("dragleave", (event) => this.#drag(this.#row.contains(event.relatedTarget)));
     this.#row.addEventListener("drop", () => this.#drag(false));
@@ -74,7 +74,7 @@ export class Adder {
     if (isOpen) this.#load();
     this.#row.hidden = !isOpen;
     this.#opener.setAttribute("aria-expanded", String(isOpen));
-    this.#toggled();
+    this.#changed();
   }
 
   #open(isOpen) {
@@ -112,7 +112,7 @@ export class Adder {
     try {
       const { Sender } = await this.#loading;
       if (this.#sender) return;
-      this.#sender = new Sender((lora, how) => this.#sent(lora, how));
+      this.#sender = new Sender({ sent: (lora, how) => this.#sent(lora, how), ended: this.#changed });
       this.#sender.bound(this.#bytesMax);
       this.#row.append(this.#sender.element);
     } catch {
@@ -123,9 +123,9 @@ export class Adder {
   #sent({ name }, { isFocused: isWaitedFor }) {
     const isDone = !this.#field.value.trim(); // else an address is being written
     const isFocused = isWaitedFor || (isDone && this.#row.contains(document.activeElement));
-    this.#has({ name });
-    const wrong = this.#add({ name, strength: 1 }, { isFocused });
-    toast(wrong || `${stemOf(name)} is sent and chosen.`); // the account has it all the same
+    const isAdded = this.#has({ name });
+    const wrong = isAdded && this.#add({ name, strength: 1 }, { isFocused });
+    toast(wrong || `${stemOf(name)} is sent${isAdded ? " and chosen" : ""}.`); // the account has it all the same
     if (isDone) this.#show(false);
     if (isFocused && wrong) this.#opener.focus();
   }

@@ -19,10 +19,10 @@ export class Brought {
 
   async ask(me) {
     const mine = (this.#latest += 1);
-    const account = me?.key.scopes.includes("read") ? me.account.id : null;
+    const account = me?.account.id ?? null;
     if (account !== this.#account) this.#told(null);
     this.#account = account;
-    if (!account) return;
+    if (!me?.key.scopes.includes("read")) return;
     try {
       const { loras } = await getJson(`console/api/loras?limit=${LISTED_MAX}`);
       if (mine === this.#latest) this.#told(loras);

@@ -56,6 +56,7 @@ export class Draft {
       saveMask: () => this.#marking.save(),
     });
     form.addEventListener("input", () => this.changed());
+    form.loras.chooseIf(() => !this.#json.isBeingWritten);
     this.#prompt.addEventListener("input", () => {
       clearFault("prompt");
       this.changed();

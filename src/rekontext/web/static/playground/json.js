@@ -115,6 +115,11 @@ export class Json {
     return this.#isRight && this.#fault.textContent === "";
   }
 
+  /** Whether somebody would lose words, or the place in them, if it was written anew. */
+  get isBeingWritten() {
+    return this.#field.checkVisibility() && (!this.isClean || document.activeElement === this.#field);
+  }
+
   write(request) {
     this.#latest += 1;
     this.#isRight = true;

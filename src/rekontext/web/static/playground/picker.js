@@ -27,6 +27,7 @@ export class LoraPicker {
   #added = new Set(); // addresses, and names of those that were sent, that can be chosen again
   #apart = new Map(); // what is shown of a name: {stem, rest}
   #value = [];
+  #mayChoose = () => true;
   #isWhole = false; // the list, however long
   #chips = new Map();
   #rows = []; // {element, key, write}
@@ -44,7 +45,7 @@ export class LoraPicker {
   #adder = new Adder({
     add: (lora, how) => this.#add(lora, how),
     has: (lora) => this.#have(lora),
-    toggled: () => this.#drawPlace(),
+    changed: () => this.#drawPlace(),
   });
   #chosen = h("ul.chosen", { "aria-label": "Chosen LoRAs" });
 
@@ -83,6 +84,11 @@ export class LoraPicker {
   learn(names) {
     this.#known = names;
     this.#draw();
+  }
+
+  /** Choose what was sent only where `may` says so by then: somebody may be writing the request elsewhere. */
+  chooseIf(may) {
+    this.#mayChoose = may;
   }
 
   /** Take over what stands in the field for an address. Gives whether nothing is wrong with it. */
@@ -177,10 +183,11 @@ export class LoraPicker {
     return `${this.#parameter.most} are chosen, as many as an edit may have.`;
   }
 
-  /** The account has one now that was sent from here, whether it is chosen or not. */
+  /** The account has one now that was sent from here. Gives whether it is to be chosen. */
   #have({ name }) {
     this.#added.add(name);
     this.#draw();
+    return this.#mayChoose();
   }
 
   /** Somebody else is signed in now, or nobody. */

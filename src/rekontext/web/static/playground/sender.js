@@ -6,7 +6,8 @@ import { bytes } from "../shared/format.js";
 import { isLoraFile, nameOfFile } from "./loras.js";
 
 export class Sender {
-  #told;
+  #sent;
+  #ended;
   #bytesMax = null;
   #sending = null; // what is on its way: {name, stop, ended}
 
@@ -47,12 +48,13 @@ export class Sender {
   element = h("div.sending", {}, this.#idle, this.#busy, this.#said, this.#fault);
 
   /**
-   * `told(lora, {isFocused})` hears of a LoRA that the account has now, as the server tells it; `isFocused` says that
-   * whoever sent it waits here.
+   * `sent(lora, {isFocused})` hears of a LoRA that the account has now, as the server tells it; `isFocused` says that
+   * whoever sent it waits here. `ended` hears that none is on its way any more, however it ended.
    */
-  constructor(told) {
-    this.#told = told;
-    addEventListener("beforeunload", (event) => this.#sending && event.preventDefault());
+  constructor({ sent, ended }) {
+    this.#sent = sent;
+    this.#ended = ended;
+    addEventListener("beforeunload", (event) => this.#isGoingOn && event.preventDefault());
   }
 
   /** The file that is on its way: its name, and a promise that it has ended, however it did; null where none is. */
@@ -83,6 +85,10 @@ export class Sender {
     this.#sending?.stop.abort(new DOMException("The file isn't sent any further.", "AbortError"));
   }
 
+  get #isGoingOn() {
+    return this.#sending !== null && !this.#sending.stop.signal.aborted;
+  }
+
   get #hasFocus() {
     return this.element.contains(document.activeElement);
   }
@@ -97,12 +103,13 @@ export class Sender {
       const told = (sent) => this.#tell(sent, file);
       lora = await putFile(`v1/loras/${nameOfFile(file.name)}`, file, { signal, told });
     } catch (fault) {
-      if (!signal.aborted) this.#say(await reason(fault, file));
+      if (!signal.aborted) this.#refused(await reason(fault, file), file);
     }
     const isWaitedFor = this.#hasFocus;
     this.#end();
-    if (lora) this.#told(lora, { isFocused: isWaitedFor });
+    if (lora) this.#sent(lora, { isFocused: isWaitedFor });
     else if (isWaitedFor) this.#choose.focus();
+    this.#ended();
   }
 
   #chosen() {
@@ -142,6 +149,12 @@ export class Sender {
     this.#said.textContent = "";
     this.#busy.hidden = true;
     this.#idle.hidden = false;
+  }
+
+  /** Whoever looks at something else by now is told there. */
+  #refused(fault, file) {
+    if (!this.element.checkVisibility()) toast(`${file.name} isn't sent. ${fault}`);
+    this.#say(fault);
   }
 
   #say(fault) {

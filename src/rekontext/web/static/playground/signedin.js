@@ -100,7 +100,7 @@ export class SignedIn {
 
   /** Another tab signed in or out: who is shown is who pays, and what was not sent yet stays. */
   async #keyChanged() {
-    if (this.#draft.isEmpty) {
+    if (this.#draft.isEmpty && !this.#form.loras.sending) {
       location.reload();
       return;
     }
@@ -124,8 +124,10 @@ export class SignedIn {
         text: `This page uses the key ${this.#me.key.hint}… . Your edits stay in this browser.`,
         action: "Forget the key",
       })
-    )
+    ) {
+      this.#form.loras.bring(null); // nothing is sent for it any further, and nothing holds the page
       signOut();
+    }
   }
 
   #draw() {
