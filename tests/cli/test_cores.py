@@ -48,7 +48,7 @@ def groups(folder: Path, files: dict[str, str]) -> Path:
     ids=lambda value: str(value).replace("\n", " "),
 )
 def test_the_narrowest_limit_counts(tmp_path: Path, own: str, files: dict[str, str], found: int) -> None:
-    """Of both versions of control groups, seen from within a container and from outside; a part of a core is a whole."""
+    """Of both versions of control groups, seen from within a container and from outside; part of a core is a core."""
     (tmp_path / "own").write_text(own + "\n")
     assert usable(groups(tmp_path / "cgroup", files), tmp_path / "own") == found
 
