@@ -70,7 +70,7 @@ def _compressed(app: ASGIApp) -> ASGIApp:
         is_head = scope.get("method") == "HEAD"
 
         async def send_head(message: Message) -> None:
-            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         others = [each for each in scope["headers"] if each[0] != b"accept-encoding"]
         coding = b"gzip" if _takes_gzip(Headers(scope=scope)) else b"identity"
