@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from rekontext import assembly
 from rekontext.accounts import Acts
@@ -47,6 +49,29 @@ def test_the_disks_that_are_watched_have_loras_on_their_way(tmp_path: Path) -> N
     assert watched(lora_bytes_max=0) == []
     assert watched(database_url=None, lora_bytes_max=0) == [tmp_path]
     assert watched(database_url=None, store_url=None) == [tmp_path, tmp_path / "store"]
+
+
+def test_a_process_that_keeps_all_elsewhere_has_room(tmp_path: Path) -> None:
+    """Its data folder is for LoRAs on their way, and nobody has brought one yet: a front never got ready."""
+    data = tmp_path / "data"
+    (tmp_path / "shared").mkdir()
+    service = assemble(
+        Settings(
+            _env_file=None,  # type: ignore[call-arg]
+            data_dir=data,
+            database_url=f"sqlite:///{tmp_path}/shared/rekontext.db",
+            store_url=f"file://{tmp_path}/shared/store",
+            secret=SecretStr("a secret of thirty-two characters"),
+        ),
+        fleet=PillowFleet(),
+        on_ready=lambda _: None,
+        on_broken=lambda _: None,
+    )
+    try:
+        assert asyncio.run(service.parts.disk.has_room())
+        assert data.stat().st_mode & 0o777 == 0o700
+    finally:
+        service.parts.database.close()
 
 
 def _database_threads() -> set[threading.Thread]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -234,7 +234,7 @@ def assemble(
             dispatcher=dispatcher,
             deliverer=deliverer,
             objects=store,
-            disk=DiskCheck(_folders(settings)),
+            disk=DiskCheck(_made(_folders(settings))),
             fleet=fleet,
             forecast=forecast,
             edits=edits,
@@ -363,6 +363,17 @@ def _folders(settings: Settings) -> list[Path]:
     scheme, _, place = settings.store.partition("://")
     folders = [*([] if file is None else [file.parent]), *([Path(place)] if scheme == "file" else [])]
     return [*folders, *([settings.data_dir] if settings.data_dir not in folders and settings.lora_bytes_max else [])]
+
+
+def _made(folders: list[Path]) -> list[Path]:
+    """All of them. What keeps all else elsewhere has no data folder yet, which readiness would take for a full disk.
+
+    One that can't be made has no room, as readiness then says.
+    """
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folders
 
 
 def _tariff(settings: Settings) -> Tariff:
