@@ -57,7 +57,17 @@ async def test_an_admin_opens_an_account_pays_limits_it_and_is_written_down(
     paid = await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": 5, "kind": "payment"})
     assert paid.json()["balance"] == {"credits": 5, "free_credits": 0.04, "held": 0, "available": 5.04}
     none = await client.post(f"/console/api/admin/accounts/{account}/credits", json={"amount": -1})
-    assert none.status_code == 400
+    assert (none.status_code, none.json()["errors"]) == (
+        400,
+        [
+            {
+                "parameter": "amount",
+                "value": -1,
+                "allowed": "above 0, or not 0 for a correction",
+                "reason": "is -1: must be above 0, or not 0 for a correction",
+            }
+        ],
+    )
     set_right = {"amount": -5.03, "kind": "correction"}
     taken = await client.post(f"/console/api/admin/accounts/{account}/credits", json=set_right)
     assert taken.json()["balance"] == {"credits": 0, "free_credits": 0.01, "held": 0, "available": 0.01}

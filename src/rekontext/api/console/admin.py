@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from decimal import Decimal
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from sqlalchemy import Connection
 
 from rekontext.accounts import audit, parse_usd, registry
@@ -99,15 +108,17 @@ class CreditsWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    amount: UsdEitherWay
     kind: Source = "grant"
+    amount: UsdEitherWay
     note: Annotated[str, Field(max_length=1000), Storable] = ""
 
-    @model_validator(mode="after")
-    def _right_way(self) -> Self:
-        if self.amount == 0 or (self.amount < 0 and self.kind != "correction"):
-            raise ValueError("amount must be above 0, or not 0 for a correction")
-        return self
+    @field_validator("amount")
+    @classmethod
+    def _right_way(cls, amount: Decimal, known: ValidationInfo) -> Decimal:
+        """By the kind, which comes first; a wrong one is told by itself."""
+        if "kind" in known.data and (amount == 0 or (amount < 0 and known.data["kind"] != "correction")):
+            raise ValueError("must be above 0, or not 0 for a correction")
+        return amount
 
 
 def add(routes: APIRouter, parts: Parts) -> None:
