@@ -16,6 +16,7 @@ import structlog
 from rekontext.database import Database
 from tests.database import postgres
 from tests.fakes import FakeClock, FakeIds, FakeRandomness
+from tests.needed import missing
 
 _numbers = count(1)
 
@@ -85,11 +86,7 @@ def postgres_server() -> Iterator[str]:
     """The URL of a running PostgreSQL server, without a database's name."""
     programs = postgres.binaries()
     if programs is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(
-                "PostgreSQL is not installed, and in CI its tests may not be skipped: apt-get install postgresql"
-            )
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+        missing("PostgreSQL", "apt-get install postgresql")
     with postgres.server(programs) as url:
         yield url
 

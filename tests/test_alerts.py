@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import yaml
 from rekontext.jobs import ATTEMPT_FAULTS
 from tests.api.studio import Studio
 from tests.documents import ROOT, fault_of, quoted
+from tests.needed import program
 
 ALERTS: Final = ROOT / "deploy" / "alerts.yaml"
 CASES: Final = ROOT / "tests" / "alert_cases.yaml"
@@ -149,10 +148,6 @@ def test_every_alert_has_a_case_in_which_it_fires() -> None:
 @pytest.mark.parametrize("arguments", [("check", "rules", ALERTS), ("test", "rules", CASES)])
 def test_prometheus_takes_the_rules(arguments: tuple[str, str, Path]) -> None:
     """They are read without a fault, and fire in the cases in which they should, and in no others."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("promtool is not installed, and in CI its tests may not be skipped: apt-get install prometheus")
-        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    promtool = program("promtool", "prometheus")
     ran = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,11 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _PORTS_TRIED_MAX = 5
-
-
-def program() -> str | None:
-    """The installed server, None without one."""
-    return shutil.which("redis-server")
 
 
 @dataclass(kw_only=True)

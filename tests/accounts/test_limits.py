@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -19,6 +18,7 @@ from rekontext.database import KeyId
 from tests.accounts import redis_server
 from tests.accounts.redis_server import RedisServer
 from tests.fakes import FakeClock
+from tests.needed import program
 
 KEY = KeyId("key_1")
 
@@ -26,12 +26,7 @@ KEY = KeyId("key_1")
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
     """A Redis server of the test's own."""
-    program = redis_server.program()
-    if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("Redis is not installed, and in CI its tests may not be skipped: apt-get install redis-server")
-        pytest.skip("Redis is not installed (apt-get install redis-server)")
-    with redis_server.running(program) as server:
+    with redis_server.running(program("redis-server", "redis-server")) as server:
         yield server
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from rekontext.accounts import NewKey
 from rekontext.api import brought
+from rekontext.api.parts import Parts
 from rekontext.database import DatabaseUnavailable
 from rekontext.database.tables import loras as table
 from rekontext.jobs import Retention, Sweeper, loras
@@ -34,6 +35,21 @@ def studio(make_studio: MakeStudio, monkeypatch: pytest.MonkeyPatch, site: LoraS
 
 def fails(*_asked: object, **_how: object) -> NoReturn:
     raise DatabaseUnavailable("gone for a moment")
+
+
+async def until_bringing(studio: Studio, count: int) -> None:
+    """Until so many requests wait for LoRAs that are on their way."""
+    async with asyncio.timeout(10):
+        while sum(studio.service.parts.brought._bringing.values()) < count:  # noqa: ASYNC110 - requests are elsewhere
+            await asyncio.sleep(0.01)
+
+
+async def unused_for_a_week(studio: Studio) -> Parts:
+    """Have all LoRAs used last so long ago that they go."""
+    parts = studio.service.parts
+    week_ago = parts.clock.now() - timedelta(days=8)
+    await parts.database.transact(lambda tx: tx.execute(update(table).values(used_at=week_ago)))
+    return parts
 
 
 async def test_an_order_that_is_wrong_fetches_none(studio: Studio, site: LoraSite) -> None:
@@ -148,8 +164,7 @@ async def test_few_are_on_their_way_at_a_time(make_studio: MakeStudio, site: Lor
     async with studio.open() as client:
         asked = [asyncio.create_task(order(client, f"{site.url}/l{i}.safetensors")) for i in range(count)]
         await site.until_waiting(2)
-        while sum(studio.service.parts.brought._bringing.values()) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until_bringing(studio, count)
         for refused in (await order(client, f"{site.url}/l{count}.safetensors"), await sent(client, "x", lora_file())):
             told = refused.json()["code"], "retry-after" in refused.headers
             assert (refused.status_code, *told) == (429, "too_many_loras", True)
@@ -186,8 +201,7 @@ async def test_hanging_up_ends_the_fetch(studio: Studio, site: LoraSite) -> None
         callers = [Caller(body | {"seed": i}, studio.headers) for i in range(2)]
         calls = [asyncio.create_task(studio.app(each.scope, each.receive, each.send)) for each in callers]
         await site.until_waiting(1)
-        while sum(studio.service.parts.brought._bringing.values()) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until_bringing(studio, 2)
         callers[0].hang_up.set()
         await calls[0]
         assert site.waiting == 1
@@ -240,9 +254,7 @@ async def test_one_that_is_brought_while_it_is_swept_stays(studio: Studio, site:
     async with studio.open() as client:
         await order(client, f"{site.url}/ink.safetensors")
         [kept] = await brought_by(client)
-        parts = studio.service.parts
-        week_ago = parts.clock.now() - timedelta(days=8)
-        await parts.database.transact(lambda tx: tx.execute(update(table).values(used_at=week_ago)))
+        parts = await unused_for_a_week(studio)
         objects = cast(Any, Objects())
         await Sweeper(database=parts.database, objects=objects, clock=parts.clock, retention=Retention()).sweep()
         assert (await order(client, kept["name"])).status_code == 200
@@ -253,9 +265,7 @@ async def test_the_sweeper_takes_those_that_nobody_uses(studio: Studio, site: Lo
     async with studio.open() as client:
         await order(client, f"{site.url}/ink.safetensors")
         [kept] = await brought_by(client)
-        parts = studio.service.parts
-        week_ago = parts.clock.now() - timedelta(days=8)
-        await parts.database.transact(lambda tx: tx.execute(update(table).values(used_at=week_ago)))
+        parts = await unused_for_a_week(studio)
         copies = LocalCopies(parts.objects, studio.options.data_dir / "loras", bytes_max=10**6)
         sweeper = Sweeper(
             database=parts.database, objects=parts.objects, clock=parts.clock, retention=Retention(), copies=copies

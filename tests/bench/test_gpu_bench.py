@@ -99,7 +99,7 @@ def test_attention_in_e4m3_is_judged_by_the_default(monkeypatch: pytest.MonkeyPa
     config = SMALL.transformer
     assert attention_e4m3(config, CPU, tokens=40) is None
     library = ModuleType("fa3_fwd_interface")
-    library.flash_attn_func = attend  # type: ignore[attr-defined]
+    monkeypatch.setattr(library, "flash_attn_func", attend, raising=False)
     library.__spec__ = ModuleSpec("fa3_fwd_interface", None)
     monkeypatch.setitem(sys.modules, "fa3_fwd_interface", library)
     found = attention_e4m3(config, CPU, tokens=40)

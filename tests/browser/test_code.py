@@ -21,6 +21,7 @@ from tests.browser.conftest import OpenPage
 from tests.browser.hands import linked
 from tests.browser.loras import forget_all, lora_site
 from tests.browser.site import Site
+from tests.needed import program
 
 NODE = Path(playwright.__file__).parent / "driver" / "node"
 RUN = {
@@ -62,6 +63,8 @@ def executed(code: str, language: str, folder: Path, key: str) -> Image.Image:
 
 def carry_out(code: str, language: str, folder: Path, key: str) -> None:
     """Run what was copied in a folder of its own."""
+    if language == "curl":
+        program("curl", "curl")
     name, command = RUN[language]
     (folder / name).write_text(code)
     done = subprocess.run(
@@ -94,8 +97,6 @@ def test_copied_code_tells_why_it_was_refused(language: str, open_page: OpenPage
 @pytest.mark.parametrize("language", RUN)
 def test_copied_code_runs_as_it_is(language: str, open_page: OpenPage, site: Site, photo: Path, tmp_path: Path) -> None:
     """Waiting and collecting, with a file, an uploaded link and an example; every value arrives unchanged."""
-    if language == "curl" and shutil.which("curl") is None:
-        pytest.skip("curl is missing")
     with lora_site(site) as web:
         web.files["/it's, ink:2"] = lora_file()
         _is_run_as_it_is(language, open_page, site, photo, tmp_path, f"{web.url}/it's,%20ink:2")

@@ -331,12 +331,8 @@ def test_a_file_is_dropped_where_it_is_meant(open_page: OpenPage, site: Site) ->
     expect(page.locator("#input_image-fault")).to_contain_text("more.safetensors isn't a picture that can be edited")
 
 
-def test_a_file_is_sent_for_one_account(
-    open_page: OpenPage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once another tab has signed out it is sent no further; before, a page that would be left asks first."""
-    page = open_page()
-    page.fill("#prompt", "make it night")
+def staying(page: Page) -> list[str]:
+    """Whoever is asked whether to leave the page stays. Returns what is asked, as it comes."""
     asked: list[str] = []
 
     def stay(dialog: Dialog) -> None:
@@ -344,6 +340,16 @@ def test_a_file_is_sent_for_one_account(
         dialog.dismiss()
 
     page.on("dialog", stay)
+    return asked
+
+
+def test_a_file_is_sent_for_one_account(
+    open_page: OpenPage, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once another tab has signed out it is sent no further; before, a page that would be left asks first."""
+    page = open_page()
+    page.fill("#prompt", "make it night")
+    asked = staying(page)
     page.get_by_role("button", name="Add one of your own").click()
     with held_back(site, monkeypatch):
         page.set_input_files("#lora-file", large_lora(tmp_path / "wash.safetensors"))
@@ -408,13 +414,7 @@ def test_who_signs_out_sends_nothing_any_further(
 ) -> None:
     """With nothing written yet, too, and with a key that may send but not look: nothing asks whether to stay."""
     page = open_page(key=site.key if is_here else site.studio.new_key(scopes=frozenset({"edit"})).secret)
-    asked: list[str] = []
-
-    def stay(dialog: Dialog) -> None:
-        asked.append(dialog.type)
-        dialog.dismiss()
-
-    page.on("dialog", stay)
+    asked = staying(page)
     page.get_by_role("button", name="Add one of your own").click()
     with held_back(site, monkeypatch):
         page.set_input_files("#lora-file", large_lora(tmp_path / "wash.safetensors"))

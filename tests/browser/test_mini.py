@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import rekontext.models
 from rekontext.fleet import LocalFleet, Opening
 from tests.browser.conftest import OpenPage
 from tests.browser.site import Site, served
+from tests.needed import missing
 
 MODEL = Path(rekontext.models.__file__).parent / "mini"
 EDIT_MS = 60_000
@@ -29,9 +29,7 @@ BRIGHTNESS = """image => {
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     if not (MODEL / "model_index.json").exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the embedded model is missing in {MODEL}")
-        pytest.skip("the embedded model is missing")
+        missing("the embedded model", f"it belongs in {MODEL}")
     with served(tmp_path, fleet=LocalFleet(Opening(device="cpu"))) as site:
         yield site
 

@@ -215,8 +215,6 @@ def test_copied_code_takes_all_pictures(open_page: OpenPage, site: Site, photo: 
     page.get_by_role("radio", name="webp").check()
     done: dict[str, str] = {}
     for language in RUN:
-        if language == "curl" and shutil.which("curl") is None:
-            continue
         for mode in ("Wait for it", "Submit, then collect"):
             code = copied(page, language, mode)
             if code == done.get(language):

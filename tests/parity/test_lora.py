@@ -24,6 +24,7 @@ from rekontext.engine.layouts import diffusers_recipe
 from rekontext.engine.lora import LoRAs
 from rekontext.engine.memory import Placement
 from rekontext.engine.transformer import KontextTransformer, TransformerConfig
+from tests.needed import missing
 from tests.parity.loras import RANK, State, factors, trained, weights
 from tests.parity.test_diffusers_pixels import TOLERANCE, pixels
 from tests.parity.with_peft import EDIT
@@ -44,8 +45,7 @@ def test_pixels_agree_with_two_loras_at_their_strengths(folder: Path, tmp_path: 
     """One with settings in its header, the other with none, both at once, one of them negative; and one with settings
     beside it, which diffusers doesn't read: we don't where a file comes alone, as accounts bring it."""
     if not PEFT.is_dir():
-        assert os.environ.get("CI") != "true", "PEFT is not installed, and in CI its test may not be skipped"
-        pytest.skip("PEFT is not installed")
+        missing("PEFT", "make install")
     second = factors(weights(folder, "transformer"), "transformer_blocks.0.attn.to_q", seed=7)
     save_file({f"transformer.{k}": v for k, v in second.items()}, tmp_path / "second.safetensors")
     sets = []

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from rekontext.settings import Settings
-from tests.api.studio import Studio
-from tests.surfaces.served import Served, serve
+from tests.surfaces.reader import blocks, readers_server, run
+from tests.surfaces.served import Served
 
 ROOT = Path(__file__).parents[2]
-ORIGIN = "http://127.0.0.1:8000"
 
 
 def sample(language: str, holding: str) -> str:
     """The README's one code block in this language that has these words in it."""
-    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    (found,) = [block for block in blocks if holding in block]
+    (found,) = [block for block in blocks(ROOT / "README.md", language) if holding in block]
     return found
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """With the limits that a newcomer's server has, not those of the other tests."""
-    usual = Settings.model_fields
-    settings = {name: usual[name].default for name in ("body_bytes_max", "picture_bytes_max", "picture_pixels_max")}
-    with serve(Studio(folder=tmp_path_factory.mktemp("readme"), settings=settings)) as served:
+    with readers_server(tmp_path_factory.mktemp("readme")) as served:
         yield served
 
 
@@ -41,21 +31,8 @@ def run_sample(
     language: str, holding: str, served: Served, folder: Path, *, key: str
 ) -> subprocess.CompletedProcess[str]:
     """From the folder of a clone, with this key in the environment."""
-    if language == "sh" and shutil.which("curl") is None:
-        pytest.skip("curl is missing")
-    code = sample(language, holding)
-    assert ORIGIN in code
     (folder / "src").symlink_to(ROOT / "src")
-    interpreter = ["sh", "-e", "-c"] if language == "sh" else [sys.executable, "-c"]
-    return subprocess.run(
-        [*interpreter, code.replace(ORIGIN, served.url)],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "REKONTEXT_KEY": key},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run(sample(language, holding), folder, served, language=language, REKONTEXT_KEY=key)
 
 
 FIRST = [("sh", "curl"), ("python", "requests.post")]
