@@ -315,13 +315,15 @@ async def test_files_come_compressed_to_whoever_takes_that(
     assert told.content == b""
 
 
-async def test_a_file_that_is_there_already_is_not_sent_again(client: httpx2.AsyncClient) -> None:
-    """Compressed or not."""
+@pytest.mark.parametrize("path", ["/", "/console", "/web/playground/main.js"])
+async def test_a_file_that_is_there_already_is_not_sent_again(path: str, client: httpx2.AsyncClient) -> None:
+    """A page neither; compressed or not."""
     for accepted in ("gzip", "identity"):
         asked = {"accept-encoding": accepted}
-        tag = (await client.get("/web/playground/main.js", headers=asked)).headers["etag"]
-        again = await client.get("/web/playground/main.js", headers=asked | {"if-none-match": tag})
+        tag = (await client.get(path, headers=asked)).headers["etag"]
+        again = await client.get(path, headers=asked | {"if-none-match": tag})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert web.HEADERS.items() <= dict(again.headers).items()
 
 
 def test_the_wire_does_not_import_torch() -> None:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,11 +34,6 @@ def _whole(scope: Scope) -> Scope:
     return {**scope, "headers": [each for each in scope["headers"] if each[0] != b"range"]}
 
 
-class _File(FileResponse):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _compressed(super().__call__)(_whole(scope), receive, send)
-
-
 class _Files(StaticFiles):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(_whole(scope), receive, send)
@@ -58,15 +53,17 @@ def mount(app: Starlette) -> None:
 
 def static(*, directory: Path | None = None, packages: list[str | tuple[str, str]] | None = None) -> ASGIApp:
     """Files for pages, under `HEADERS` and compressed."""
-    return _compressed(_Files(directory=directory, packages=packages))
+    return _Compressed(_Files(directory=directory, packages=packages))
 
 
-def _compressed(app: ASGIApp) -> ASGIApp:
-    """For whoever takes gzip. To HEAD it says what it would to GET: Starlette's takes "gzip;q=0" for a wish, and tells
-    HEAD the length that the file has uncompressed."""
-    gzip = GZipMiddleware(app, minimum_size=1000)
+class _Compressed:
+    """Files for whoever takes gzip. To HEAD it says what it would to GET: Starlette's middleware takes "gzip;q=0" for a
+    wish, and tells HEAD the length that the file has uncompressed."""
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp) -> None:
+        self._gzip = GZipMiddleware(app, minimum_size=1000)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_head = scope.get("method") == "HEAD"
 
         async def send_head(message: Message) -> None:
@@ -75,9 +72,7 @@ def _compressed(app: ASGIApp) -> ASGIApp:
         others = [each for each in scope["headers"] if each[0] != b"accept-encoding"]
         coding = b"gzip" if _takes_gzip(Headers(scope=scope)) else b"identity"
         asked = {**scope, "headers": [*others, (b"accept-encoding", coding)]} | ({"method": "GET"} if is_head else {})
-        await gzip(asked, receive, send_head if is_head else send)
-
-    return answer
+        await self._gzip(asked, receive, send_head if is_head else send)
 
 
 def _takes_gzip(headers: Headers) -> bool:
@@ -85,11 +80,19 @@ def _takes_gzip(headers: Headers) -> bool:
     return any(_GZIP.fullmatch(each) and not _NOT_AT_ALL.search(each) for each in codings)
 
 
-def _page(path: str, file: Path) -> Route:
-    async def page(_: Request) -> Response:
-        return _File(file, headers=HEADERS, media_type="text/html")
+class _Page:
+    """One file, at a path of its own."""
 
-    return Route(path, page)
+    def __init__(self, file: Path) -> None:
+        self._files, self._name = _Files(directory=file.parent), file.name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._files.get_response(self._name, scope)
+        await response(_whole(scope), receive, send)
+
+
+def _page(path: str, file: Path) -> Route:
+    return Route(path, _Compressed(_Page(file)), methods=["GET"], name="page")
 
 
 def _slashed(name: str) -> Route:
