@@ -3,15 +3,15 @@
 import { $, fill, glyph } from "../shared/dom.js";
 import { confirmed, installTheme } from "../shared/shell.js";
 import { installTabs } from "../shared/tabs.js";
+import { Actions } from "./actions.js";
 import { Draft } from "./draft.js";
-import { Edits } from "./edits.js";
 import { drawExamples, exampleNamed } from "./examples.js";
 import { Form } from "./form.js";
 import { OnStage } from "./onstage.js";
+import { Ordering } from "./ordering.js";
 import { startValues } from "./parameters.js";
 import { Estimates } from "./price.js";
 import { restoreDraft, restoreLink } from "./restore.js";
-import { Running } from "./running.js";
 import { Runs } from "./runs.js";
 import { SignedIn } from "./signedin.js";
 import { installSources } from "./sources.js";
@@ -26,7 +26,7 @@ const draft = new Draft({
     changed: () => onStage.leave(),
     begun: () => onStage.beginMarking(),
     ended: () => onStage.draw(),
-    uploaded: () => edits.upload(),
+    uploaded: () => actions.upload(),
     photoBytesMax: () => signedIn.me?.picture_bytes_max,
     shown: () => ({ selected: onStage.selected, chosen: runs.get(onStage.selected)?.chosen }),
   },
@@ -36,19 +36,19 @@ const onStage = new OnStage({
   form,
   runs,
   doing: {
-    cancel: (run) => edits.cancel(run),
-    sendAgain: (run) => running.sendAgain(run),
-    again: (run) => edits.again(run),
-    reuse: (run) => edits.reuse(run),
-    remove: (run) => edits.remove(run),
-    share: (run) => edits.share(run),
-    keepSeed: (seed) => edits.keepSeed(seed),
+    cancel: (run) => actions.cancel(run),
+    sendAgain: (run) => ordering.sendAgain(run),
+    again: (run) => actions.again(run),
+    reuse: (run) => actions.reuse(run),
+    remove: (run) => actions.remove(run),
+    share: (run) => actions.share(run),
+    keepSeed: (seed) => actions.keepSeed(seed),
   },
   completed: () => signedIn.refresh(),
 });
 const signedIn = new SignedIn({ draft, form, runs });
-const running = new Running({ draft, form, runs, onStage, signedIn });
-const edits = new Edits({ draft, form, runs, onStage, signedIn });
+const ordering = new Ordering({ draft, form, runs, onStage, signedIn });
+const actions = new Actions({ draft, form, runs, onStage, signedIn });
 
 /** Send the file of a LoRA, in sight of its user. Gives whether any can be sent here. */
 function sendLora(file) {
@@ -70,14 +70,14 @@ function installRest() {
     $($("#view-json").hidden ? "#prompt" : "#json").focus();
   });
   fill($("#share"), glyph("share"));
-  $("#share").addEventListener("click", () => edits.share(draft));
+  $("#share").addEventListener("click", () => actions.share(draft));
   $("#clear").addEventListener("click", async () => {
     const isMeant = await confirmed({
       title: "Clear this session?",
       text: "The pictures are removed from this browser. Running edits go on.",
       action: "Clear",
     });
-    if (isMeant) await edits.removeAll();
+    if (isMeant) await actions.removeAll();
   });
   drawExamples($("#examples"), async (example) => {
     await draft.usePhoto(exampleNamed(example.photo));
@@ -95,7 +95,7 @@ function installRest() {
 }
 
 function installRun() {
-  $("#controls").addEventListener("submit", (event) => running.run(event));
+  $("#controls").addEventListener("submit", (event) => ordering.run(event));
   // An edit costs money: one press is one edit, and Enter in a field isn't a press.
   $("#run").addEventListener("click", (event) => {
     if (event.detail > 1) event.preventDefault();
@@ -104,7 +104,7 @@ function installRun() {
     if (event.key !== "Enter" || $("dialog[open]")) return;
     const { target, repeat: isHeld } = event;
     const isAsked = event.ctrlKey || event.metaKey;
-    if (isAsked && !isHeld) running.run(event);
+    if (isAsked && !isHeld) ordering.run(event);
     else if (isAsked || target.matches("#controls input") || (isHeld && target.id === "run")) event.preventDefault();
   });
 }

@@ -1,4 +1,4 @@
-// What is done with edits once they are there: cancelled, gone on from, written once more, shared, removed.
+// What can be done with an edit that is there: cancel it, go on from it, write it once more, share it, remove it.
 
 import { $, copy, toast } from "../shared/dom.js";
 import { readKey } from "../shared/key.js";
@@ -8,7 +8,7 @@ import { fetchedFor } from "./run.js";
 import { checkLink, shareLink, uploaded } from "./share.js";
 import { MATCHED_OFF_MAX } from "./stage.js";
 
-export class Edits {
+export class Actions {
   #draft;
   #form;
   #runs;

@@ -1,4 +1,4 @@
-// Running what is written: what is missing is said first, and what the server refuses after.
+// Ordering what is written: what is missing is said first, and what the server refuses after.
 
 import { ApiError } from "../shared/api.js";
 import { $, toast } from "../shared/dom.js";
@@ -10,7 +10,7 @@ import { blame, refuse, refuseUntil } from "./refusal.js";
 import { fetchedFor } from "./run.js";
 import { AT_ONCE_MAX } from "./runs.js";
 
-export class Running {
+export class Ordering {
   #draft;
   #form;
   #runs;
@@ -29,19 +29,19 @@ export class Running {
   async run(event) {
     event.preventDefault();
     // The same press, once more. One whose answer was lost is sent again for minutes: it holds up no other.
-    const sending = this.#runs.running.find((run) => run.state === "SENDING" && !run.isInDoubt);
-    if (sending && fetchedFor(sending)) toast("The edit before this one still waits for its LoRA.");
-    if (this.#isSubmitting || sending) return;
+    const before = this.#runs.running.find((run) => run.state === "SENDING" && !run.isInDoubt);
+    if (before && fetchedFor(before)) toast("The edit before this one still waits for its LoRA.");
+    if (this.#isSubmitting || before) return;
     this.#isSubmitting = true;
     this.#draft.marking.settle();
-    const before = this.#onStage.selected;
+    const shown = this.#onStage.selected;
     let edit;
     try {
       edit = await this.#prepared();
     } finally {
       this.#isSubmitting = false;
     }
-    if (edit) await this.#send(edit, { before });
+    if (edit) await this.#send(edit, { shown });
   }
 
   /** Send an edit whose answer was lost. */
@@ -116,13 +116,13 @@ export class Running {
     return !lacking;
   }
 
-  /** Send an edit. Where it is refused and gone, what was on stage `before` comes back. */
-  async #send(edit, { before = null } = {}) {
+  /** Send an edit. Where it is refused and gone, what was `shown` before comes back. */
+  async #send(edit, { shown = null } = {}) {
     try {
       await this.#runs.send(edit);
       this.#draft.estimate();
     } catch (fault) {
-      if (this.#onStage.selected === edit.id && !this.#runs.get(edit.id)) this.#onStage.select(before);
+      if (this.#onStage.selected === edit.id && !this.#runs.get(edit.id)) this.#onStage.select(shown);
       await this.#refused(fault);
     }
   }
